@@ -1,0 +1,175 @@
+"""Confidence denoising: turn a response full of MASK, or a draft, into text in as few forward passes as it needs.
+
+Source: dLLM-ASR (arXiv 2601.17902), section on inference: prior, token exit, length-adaptive pruning; the threshold
+rule is Fast-dLLM's (arXiv 2505.22618, section 3.3). Each round one forward pass scores every open slot; slots at least
+as sure as the threshold are committed, and always the surest one, so a response of L slots takes at most L rounds.
+
+Differs from the released loop, which decodes one utterance and cannot run as published:
+- batched: rows are independent, leave the batch in the round that finishes them, and may differ in length;
+- a committed EOS shortens the canvas after every round; released, only after the first (`prune="first"` restores that);
+- MASK is never a candidate; released, a slot that predicts MASK would loop for ever;
+- `max_rounds` ends a row by committing whatever is still open;
+- a draft can be verified: in the first pass, draft tokens that the model finds unlikely are opened again;
+- a deletion token may be written into a slot, so that a slot too many costs no words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenthrift.budget import DecodeBudget
+
+__all__ = ["Denoised", "Predict", "Prune", "commit", "denoise", "first_index", "score"]
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(ids (R, W), mask (R, W), rows (R,)) -> logits (R, W, vocab); `rows` are indices into the batch given to `denoise`."""
+
+Prune = Literal["every", "first", "never"]
+"""After which rounds a committed EOS cuts the canvas; "first" is the released behaviour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """The outcome of `denoise` for a batch.
+
+    Attributes:
+        ids: (B, L) int64; `eos_id` beyond a row's length.
+        confidence: (B, L) float64, the model's probability of the token at the moment it was committed (of a draft
+            token: in the first round); NaN where no forward pass saw the slot and beyond a row's length.
+        lengths: (B,) int64, slots left after pruning.
+        rounds: (B,) int64, forward passes in which the row took part.
+        forwards: calls of `predict`.
+        eos_id: id that ends the text.
+        delete_id: id that leaves no text, if any.
+    """
+
+    ids: Tensor
+    confidence: Tensor
+    lengths: Tensor
+    rounds: Tensor
+    forwards: int
+    eos_id: int
+    delete_id: int | None = None
+
+    def text_ids(self) -> list[tuple[list[int], list[float]]]:
+        """Per row, the token ids up to the first EOS without deletions, and their confidences."""
+        texts = []
+        for ids, confidence, length in zip(
+            self.ids.tolist(), self.confidence.tolist(), self.lengths.tolist(), strict=True
+        ):
+            end = ids.index(self.eos_id) if self.eos_id in ids[:length] else length
+            kept = [i for i in range(end) if ids[i] != self.delete_id]
+            texts.append(([ids[i] for i in kept], [confidence[i] for i in kept]))
+        return texts
+
+
+def score(logits: Tensor, ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores slots in float64, because half of a well-trained model's confidences round to 1 in half precision.
+
+    Args:
+        logits: (S, vocab).
+        ids: (S,) int64, the tokens now in those slots.
+        mask_id: id that is never a candidate; the other probabilities are renormalised without it.
+
+    Returns:
+        (S,) most probable token (the lower id among equals), (S,) its probability, (S,) the probability of `ids`.
+    """
+    wide = logits.to(torch.float64, copy=True)
+    wide[:, mask_id] = float("-inf")
+    log_p = wide.log_softmax(-1)
+    best, token = log_p.max(-1)
+    own = log_p.gather(1, ids.unsqueeze(1)).squeeze(1)
+    return token, best.exp(), own.exp()
+
+
+def commit(confidence: Tensor, open_slots: Tensor, threshold: float) -> Tensor:
+    """Chooses the slots to fix: every open one that reaches the threshold, and the surest open one of each row.
+
+    Args:
+        confidence: (B, L) float, probability of the candidate.
+        open_slots: (B, L) bool, slots still undecided.
+        threshold: probability in (0, 1]; above 1 exactly one slot per round is committed.
+
+    Returns:
+        (B, L) bool, a subset of `open_slots`, with at least one slot in every row that has an open one; the leftmost
+        of equally sure slots counts as the surest.
+    """
+    surest = confidence.masked_fill(~open_slots, -1.0).argmax(1, keepdim=True)
+    return open_slots & (confidence >= threshold).scatter(1, surest, True)
+
+
+def first_index(where: Tensor) -> Tensor:
+    """First True of each row of (B, L) bool as (B,) int64; L where there is none."""
+    return torch.where(where.any(1), where.int().argmax(1), where.shape[1])
+
+
+@torch.no_grad()
+def denoise(
+    predict: Predict,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    mask_id: int,
+    eos_id: int,
+    budget: DecodeBudget,
+    prune: Prune = "every",
+    verify: float | None = None,
+    delete_id: int | None = None,
+) -> Denoised:
+    """Decides every MASK of a batch of responses.
+
+    A row's result does not depend on its neighbours, as far as `predict` keeps rows apart.
+
+    Args:
+        predict: the forward pass; called with the rows still running, cut to the longest of them.
+        ids: (B, L) int64, MASK in the slots to decide, draft tokens elsewhere. Not changed.
+        mask: (B, L) bool, True where a slot exists; rows are right-padded.
+        mask_id: id of MASK.
+        eos_id: id that ends the text.
+        budget: `confidence_threshold` and `max_rounds`; `max_new_tokens` is the width of the canvas, which the caller
+            chooses.
+        prune: when a decided EOS removes itself and all slots right of it.
+        verify: probability in (0, 1]; a draft token that the model gives less in the first round becomes open in that
+            round. Rows with nothing but draft then run one round too. None trusts the draft.
+        delete_id: id that `text_ids` drops; it is an ordinary token to the loop.
+    """
+    ids = ids.masked_fill(~mask, eos_id)
+    confidence = torch.full(ids.shape, float("nan"), dtype=torch.float64, device=ids.device)
+    lengths, rounds = mask.sum(1), torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    running = mask.any(1) if verify is not None else (mask & (ids == mask_id)).any(1)
+    last = budget.max_rounds if budget.max_rounds is not None else ids.shape[1]
+    forwards = 0
+    while forwards < last and bool(running.any()):
+        rows = running.nonzero().squeeze(1)
+        width = int(lengths[rows].max())
+        now, sure = ids[rows, :width], confidence[rows, :width]
+        alive = torch.arange(width, device=ids.device) < lengths[rows, None]
+        undecided = alive & (now == mask_id)
+        seen = alive if forwards == 0 else undecided
+        logits = predict(now, alive, rows)
+        forwards += 1
+
+        token, likely = now.clone(), torch.zeros_like(sure)
+        token[seen], likely[seen], own = score(logits[seen], now[seen], mask_id)
+        if forwards == 1:
+            sure[seen] = own
+            if verify is not None:
+                undecided |= alive & (sure < verify)
+        fixed = commit(likely, undecided, budget.confidence_threshold) if forwards < last else undecided
+        now = torch.where(fixed, token, now.masked_fill(undecided, mask_id))
+        sure = torch.where(fixed, likely, sure)
+
+        left = lengths[rows]
+        if prune == "every" or (prune == "first" and forwards == 1):
+            left = torch.minimum(left, first_index(alive & (now == eos_id)))
+        kept = torch.arange(width, device=ids.device) < left[:, None]
+        ids[rows, :width] = now.masked_fill(~kept, eos_id)
+        confidence[rows, :width] = sure.masked_fill(~kept, float("nan"))
+        lengths[rows], rounds[rows] = left, forwards
+        running[rows] = (kept & (now == mask_id)).any(1)
+    return Denoised(ids, confidence, lengths, rounds, forwards, eos_id, delete_id)
