@@ -27,7 +27,7 @@ from tokenthrift.budget import DecodeBudget
 __all__ = ["Denoised", "Predict", "Prune", "commit", "denoise", "first_index", "score"]
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(ids (R, W), mask (R, W), rows (R,)) -> logits (R, W, vocab); `rows` are indices into the batch given to `denoise`."""
+"""(ids (R, W), mask (R, W), rows (R,)) -> logits (R, W, vocab); `rows` index the batch given to `denoise`."""
 
 Prune = Literal["every", "first", "never"]
 """After which rounds a committed EOS cuts the canvas; "first" is the released behaviour."""

@@ -1,0 +1,128 @@
+"""The forward process of masked diffusion and its loss: hide a random share of a response and ask for it back.
+
+Source: LLaDA (arXiv 2502.09992, section 2.2 and its guidelines) for the process, the 1/t weight and EOS padding as
+target; dLLM-ASR (arXiv 2601.17902) for the fully masked share. A row draws a rate p = (1 - eps) t + eps with
+t ~ U(0, 1), hides each slot with probability p, and pays the cross-entropy of hidden slots divided by p and by the
+length of its response; the batch mean of that bounds the negative log-likelihood per token.
+
+Differs from the published training: t is stratified over the batch (one draw per equal slice of (0, 1), rows shuffled),
+which leaves every row's t uniform and the loss unbiased but removes most of its variance across batches; and visible
+tokens may be substituted, with their own cross-entropy, because a decoder that starts from a draft must learn to doubt
+what it sees (only masked slots are ever wrong in the published process, while a draft is wrong where it looks certain).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Corrupted", "corrupt", "diffusion_loss", "mask_rates"]
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupted:
+    """A batch of responses after the forward process.
+
+    Attributes:
+        ids: (B, L) int64, what the model sees.
+        masked: (B, L) bool, slots that hold MASK.
+        substituted: (B, L) bool, visible slots whose token is not the true one.
+        rates: (B,) float32, the probability with which a slot of the row was hidden.
+    """
+
+    ids: Tensor
+    masked: Tensor
+    substituted: Tensor
+    rates: Tensor
+
+
+def mask_rates(
+    rows: int, *, fully_masked: float = 0.2, eps: float = 1e-3, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws one masking rate per row, stratified over the batch.
+
+    Args:
+        rows: size of the batch.
+        fully_masked: share of rows, in [0, 1], whose rate is 1, so that decoding from nothing but MASK is practised.
+        eps: lowest rate; it bounds the weight 1 / rate.
+        generator: source of randomness; the rates come on its device.
+
+    Returns:
+        (rows,) float32 in [eps, 1].
+    """
+    device = generator.device if generator is not None else None
+    jitter = torch.rand(rows, generator=generator, device=device)
+    slices = torch.randperm(rows, generator=generator, device=device)
+    u = (slices + jitter) / rows
+    t = ((u - fully_masked) / max(1.0 - fully_masked, eps)).clamp(0.0, 1.0)
+    return torch.where(u < fully_masked, 1.0, (1.0 - eps) * t + eps)
+
+
+def corrupt(
+    ids: Tensor,
+    mask: Tensor,
+    rates: Tensor,
+    *,
+    mask_id: int,
+    substitution: float = 0.0,
+    substitutes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Corrupted:
+    """Hides each slot with its row's rate, and swaps visible tokens for likely mistakes.
+
+    Args:
+        ids: (B, L) int64 true tokens, EOS padding that the model has to predict included.
+        mask: (B, L) bool, slots that take part; others keep their id.
+        rates: (B,) float, from `mask_rates`.
+        mask_id: id of MASK.
+        substitution: probability with which a visible slot is drawn again.
+        substitutes: distribution of the draw: (V,) weights of tokens, or (V, V) weights of mistakes, row = true token;
+            needed where `substitution` is above 0. Rows must not be all zero.
+        generator: source of randomness, on the device of `ids`.
+
+    Raises:
+        ValueError: `substitution` without `substitutes`.
+    """
+    if substitution > 0 and substitutes is None:
+        raise ValueError("substitution needs substitutes: a (V,) or (V, V) table of token weights")
+    rates = rates.to(ids.device)
+
+    def chance(probability: Tensor | float) -> Tensor:
+        return torch.rand(ids.shape, generator=generator, device=ids.device) < probability
+
+    masked = mask & chance(rates.unsqueeze(1))
+    seen = ids.masked_fill(masked, mask_id)
+    if substitutes is not None and substitution > 0:
+        drawn = mask & ~masked & chance(substitution)
+        truth = ids[drawn]
+        weights = substitutes[truth] if substitutes.dim() == 2 else substitutes.expand(len(truth), -1)
+        if len(truth):
+            seen[drawn] = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    return Corrupted(seen, masked, mask & ~masked & (seen != ids), rates)
+
+
+def diffusion_loss(
+    logits: Tensor, targets: Tensor, mask: Tensor, corrupted: Corrupted, *, visible_weight: float = 0.0
+) -> Tensor:
+    """The weighted cross-entropy of a batch.
+
+    Args:
+        logits: (B, L, V), row i speaks about slot i.
+        targets: (B, L) int64 true tokens; never MASK where `mask` is True.
+        mask: (B, L) bool, slots that take part. What stands elsewhere, NaN included, never contributes.
+        corrupted: what the model saw.
+        visible_weight: weight of the plain cross-entropy of visible slots, which teaches to keep right tokens and to
+            doubt wrong ones; 0 is the published loss.
+
+    Returns:
+        Scalar: per row the sum over hidden slots of CE / rate (plus `visible_weight` times CE over visible ones)
+        divided by the slots of the row, averaged over the batch. Nats per token.
+    """
+    length = mask.sum(1, keepdim=True).clamp(min=1)
+    weights = torch.where(corrupted.masked, 1.0 / corrupted.rates.unsqueeze(1), visible_weight) / length
+    used = mask & (weights > 0)
+    losses = functional.cross_entropy(logits[used].float(), targets[used], reduction="none")
+    return (losses * weights[used]).sum() / len(mask)
