@@ -1,0 +1,312 @@
+"""Token budgets: what an item may cost, what it did cost, and what a system can honour.
+
+Plain Python on purpose: a planner, a command line or a scheduler can price an input without importing torch.
+
+Words: *native* is what the encoder makes of an item, *cap* the most it may keep, *used* what it kept, *retention* the
+share used / native, a *round* one forward pass of an iterative decoder.
+
+Published projects each have a word of their own (pixels, pruning rate, dominant + contextual, downsample ratio), some
+with opposite senses, some silently ignored or overruled by a floor (vLLM issue 48733; frame floor of qwen-vl-utils).
+Here every ceiling that is set applies, the lowest wins, rounding is always down, and what cannot be honoured raises.
+
+A budget is written in one of three ways, everywhere the same: as a short form (`64`, `25%`, `12.5/s`, `e0.05`, or
+several joined by commas: `64,e0.05`), as a mapping (`{"max_tokens": 64}`), or as the dataclass. Annotate a parameter
+as `BudgetLike` and jsonargparse accepts all three from flags, YAML and JSON; `TokenBudget.parse` reads whichever came.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Any, Self, TypeAlias
+
+__all__ = ["BudgetError", "BudgetLike", "BudgetSupport", "DecodeBudget", "TokenBudget", "TokenUsage"]
+
+_CEILINGS = ("max_tokens", "retention", "tokens_per_second", "target_error")
+_SHORT_FORMS = "64, 25%, 12.5/s or e0.05, joined by commas"
+
+
+class BudgetError(ValueError):
+    """A budget that cannot be honoured: what was asked, what is allowed, and the nearest legal value."""
+
+    def __init__(self, asked: str, allowed: str, nearest: object) -> None:
+        super().__init__(asked, allowed, nearest)
+        self.asked, self.allowed, self.nearest = asked, allowed, nearest
+
+    def __str__(self) -> str:
+        return f"{self.asked}; allowed: {self.allowed}; nearest legal value: {self.nearest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBudget:
+    """Ceilings for ONE item; all that are set apply and the lowest wins."""
+
+    max_tokens: int | None = None
+    """Most tokens an item may keep."""
+    retention: float | None = None
+    """Largest share of the native tokens an item may keep, above 0 and at most 1."""
+    tokens_per_second: float | None = None
+    """Most tokens an item may keep per second of its duration."""
+    target_error: float | None = None
+    """Reconstruction error at which an adaptive system may stop earlier; never raises the cap."""
+    min_tokens: int = 1
+    """Fewest tokens an item is worth keeping; a floor above the cap is an error, never a silent raise."""
+
+    def __post_init__(self) -> None:
+        _check_int(self, "max_tokens", 1)
+        _check_int(self, "min_tokens", 0)
+        _check_float(self, "retention", at_most=1.0)
+        _check_float(self, "tokens_per_second")
+        _check_float(self, "target_error", zero=True)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise BudgetError(
+                f"min_tokens={self.min_tokens} with max_tokens={self.max_tokens}",
+                "a floor at or below the cap",
+                f"min_tokens={self.max_tokens}",
+            )
+
+    def cap(self, native: int, seconds: float | None = None) -> int:
+        """Most tokens an item of `native` tokens may keep.
+
+        An item that has fewer than `min_tokens` native tokens has all of them as its floor: nothing can be added to it.
+
+        Args:
+            native: Tokens the encoder makes of the item.
+            seconds: The item's duration, which `tokens_per_second` needs.
+
+        Raises:
+            BudgetError: The ceilings leave fewer than `min_tokens`, or the duration is needed and not given.
+        """
+        if native < 0:
+            raise ValueError(f"native is a count of tokens, not {native}")
+        cap = native
+        if self.max_tokens is not None:
+            cap = min(cap, self.max_tokens)
+        if self.retention is not None:
+            cap = min(cap, math.floor(_exact(self.retention) * native))
+        if self.tokens_per_second is not None:
+            if seconds is None:
+                raise BudgetError(
+                    f"tokens_per_second={self.tokens_per_second} for an item of unknown duration",
+                    "tokens_per_second where the duration is known",
+                    "max_tokens or retention",
+                )
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ValueError(f"a duration is a finite number of seconds, not {seconds}")
+            cap = min(cap, math.floor(_exact(self.tokens_per_second) * _exact(float(seconds))))
+        return _above_floor(cap, native, self)
+
+    @classmethod
+    def parse(cls, value: BudgetLike | Mapping[str, Any]) -> Self:
+        """Read a budget from a short form, a mapping, a JSON object, or a budget.
+
+        `100%` is the budget that takes nothing away.
+
+        Raises:
+            BudgetError: The text is not a short form, or names one ceiling twice.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        text = str(value).strip()
+        if text.startswith("{"):
+            try:
+                return cls.from_dict(json.loads(text))
+            except json.JSONDecodeError as error:
+                raise BudgetError(f"budget {text!r}", f"a JSON object ({error})", '{"max_tokens": 64}') from None
+        found: dict[str, int | float] = {}
+        for part in text.split(","):
+            name, number = _short_form(part.strip(), text)
+            if name in found:
+                raise BudgetError(f"budget {text!r} sets {name} twice", "each ceiling once", part.strip())
+            found[name] = number
+        return cls.from_dict(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON and YAML keep, with only the fields that differ from their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The reverse of `to_dict`. Raises BudgetError on a key that is not a field."""
+        return cls(**_known(cls, data))
+
+
+BudgetLike: TypeAlias = TokenBudget | str | int
+"""What a parameter that takes a budget is annotated with. The order matters to jsonargparse: fields before text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeBudget:
+    """Ceilings for one decoded text of an iterative (masked diffusion) decoder."""
+
+    max_new_tokens: int | None = None
+    """Most tokens to write; None leaves it to the draft or to the model's canvas."""
+    max_rounds: int | None = None
+    """Most forward passes of the denoiser; None runs until every token is committed."""
+    confidence_threshold: float = 0.9
+    """Probability from which a token is committed in a round, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        _check_int(self, "max_new_tokens", 1)
+        _check_int(self, "max_rounds", 1)
+        _check_float(self, "confidence_threshold", at_most=1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON and YAML keep."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The reverse of `to_dict`. Raises BudgetError on a key that is not a field."""
+        return cls(**_known(cls, data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """What one item had, might have used and used: `used <= cap <= native`."""
+
+    native: int
+    cap: int
+    used: int
+    rounds: int = 1
+    error: float | None = None
+    """Reconstruction error reached, where the system measures one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.used <= self.cap <= self.native:
+            raise ValueError(f"usage must keep 0 <= used <= cap <= native, not {self.used}, {self.cap}, {self.native}")
+
+    @property
+    def retention(self) -> float:
+        """Share of the native tokens that was used; 1 for an item that had none."""
+        return self.used / self.native if self.native else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSupport:
+    """What a system can honour. Constant per model, so that a plan needs neither weights nor a device."""
+
+    fields: frozenset[str]
+    """Ceilings of TokenBudget that are honoured; any other that is set raises. The floor is always honoured."""
+    max_tokens: int | None = None
+    """Most tokens the system can keep for one item; None where nothing but the input limits it."""
+    choices: tuple[int, ...] | None = None
+    """Counts below native that the system can keep, ascending; None for any. Caps are snapped down to them."""
+    nested: bool = False
+    """n tokens are the first n of m tokens."""
+    adaptive: bool = False
+    """Content decides how many are used, so that a plan is a bound and not the count."""
+    training_free: bool = False
+    """Needs no trained weights."""
+
+    def __post_init__(self) -> None:
+        if unknown := self.fields.difference(_CEILINGS):
+            raise ValueError(f"not ceilings of TokenBudget: {', '.join(sorted(unknown))}")
+        if self.choices is not None and (not self.choices or list(self.choices) != sorted(set(self.choices))):
+            raise ValueError(f"choices must be ascending and distinct, not {self.choices}")
+
+    def check(self, budget: TokenBudget) -> None:
+        """Raise BudgetError where the budget sets a ceiling that the system does not honour."""
+        ignored = [name for name in _CEILINGS if getattr(budget, name) is not None and name not in self.fields]
+        if ignored:
+            name = ignored[0]
+            honoured = ", ".join(field for field in _CEILINGS if field in self.fields) or "none"
+            raise BudgetError(f"{name}={getattr(budget, name)}", f"the fields {honoured}", f"no {name}")
+
+    def caps(
+        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """The cap of every item under a budget: the plan of a system that has no rule of its own.
+
+        Keeping all of native is always possible, whatever `choices` says.
+
+        Args:
+            native: Native tokens of every item.
+            budget: Ceilings for each of them.
+            seconds: Their durations, which `tokens_per_second` needs.
+
+        Raises:
+            BudgetError: A ceiling is not honoured, or no choice lies between the floor and the ceilings.
+        """
+        self.check(budget)
+        if seconds is not None and len(seconds) != len(native):
+            raise ValueError(f"{len(native)} items but {len(seconds)} durations")
+        durations = [None] * len(native) if seconds is None else seconds
+        return tuple(self._snap(budget.cap(n, s), n, budget) for n, s in zip(native, durations, strict=True))
+
+    def _snap(self, cap: int, native: int, budget: TokenBudget) -> int:
+        cap = cap if self.max_tokens is None else min(cap, self.max_tokens)
+        if self.choices is not None and cap < native:
+            legal = [choice for choice in self.choices if choice <= cap]
+            if not legal:
+                raise BudgetError(
+                    f"at most {cap} of {native} tokens", f"one of {list(self.choices)}", min(self.choices[0], native)
+                )
+            cap = legal[-1]
+        return _above_floor(cap, native, budget)
+
+
+def _above_floor(cap: int, native: int, budget: TokenBudget) -> int:
+    floor = min(budget.min_tokens, native)
+    if cap < floor:
+        raise BudgetError(
+            f"{budget.to_dict()} leaves {cap} of {native} tokens",
+            f"at least min_tokens={budget.min_tokens}",
+            f"min_tokens={cap}",
+        )
+    return cap
+
+
+def _exact(number: float) -> Fraction:
+    """The decimal number a person wrote: 0.29 of 100 is 29, which binary floating point makes 28.999..."""
+    return Fraction(repr(number))
+
+
+def _short_form(part: str, text: str) -> tuple[str, int | float]:
+    try:
+        if part.endswith("%"):
+            return "retention", float(Decimal(part[:-1]) / 100)
+        if part.endswith("/s"):
+            return "tokens_per_second", float(Decimal(part[:-2]))
+        if part.startswith("e"):
+            return "target_error", float(Decimal(part[1:]))
+        return "max_tokens", int(part)
+    except (InvalidOperation, ValueError):
+        raise BudgetError(f"budget {text!r}", _SHORT_FORMS, "100%") from None
+
+
+def _known(cls: type[TokenBudget] | type[DecodeBudget], data: Mapping[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in fields(cls)]
+    for key in data:
+        if key not in names:
+            nearest = next(iter(get_close_matches(str(key), names, 1)), names[0])
+            raise BudgetError(f"{cls.__name__} with {key!r}", f"the keys {', '.join(names)}", nearest)
+    return dict(data)
+
+
+def _check_int(budget: TokenBudget | DecodeBudget, name: str, least: int) -> None:
+    value = getattr(budget, name)
+    if value is None and name != "min_tokens":
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BudgetError(f"{name}={value!r}", f"an integer from {least}", f"{name}={least}")
+
+
+def _check_float(
+    budget: TokenBudget | DecodeBudget, name: str, *, at_most: float = math.inf, zero: bool = False
+) -> None:
+    value = getattr(budget, name)
+    if value is None and name != "confidence_threshold":
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value > at_most or not (value > 0 or (zero and value == 0)):
+        low, high = "from 0" if zero else "above 0", "" if at_most == math.inf else f" up to {at_most:g}"
+        raise BudgetError(f"{name}={value!r}", f"a finite number {low}{high}", f"{name}={0 if zero else 1}")
+    object.__setattr__(budget, name, float(value))
