@@ -1,0 +1,42 @@
+"""Optional dependencies, imported at first use: ``torchaudio = extras.require("torchaudio")`` inside a function.
+
+An installed package can still fail to load (torchvision and torchaudio raise ``RuntimeError`` or ``OSError`` when they
+were built for another torch), so every such failure gets the same answer: the extra to install, and the cause.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Final
+
+# Import name of every optional dependency and the extra in pyproject.toml that brings it.
+EXTRAS: Final = {
+    "av": "audio",
+    "decord": "video",
+    "jiwer": "evaluation",
+    "matplotlib": "evaluation",
+    "peft": "lora",
+    "PIL": "video",
+    "timm": "vision",
+    "torchaudio": "audio",
+    "torchvision": "vision",
+    "whisper": "evaluation",
+}
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is absent or does not load; the message names the extra that brings it."""
+
+
+def require(module: str) -> ModuleType:
+    """Imports an optional dependency, or one of its submodules (``"whisper.normalizers"``).
+
+    Raises:
+        MissingExtraError: it is not installed, or it is and does not load.
+    """
+    extra = EXTRAS[module.partition(".")[0]]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"{module} could not be imported ({error}); install it with: pip install 'tokenthrift[{extra}]'"
+        ) from error

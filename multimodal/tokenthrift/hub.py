@@ -1,0 +1,236 @@
+"""One model, one folder: ``config.json`` and ``model.safetensors``, on this machine or on the Hugging Face Hub.
+
+``HubModel`` gives every system ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``. It calls the Hub's client
+itself instead of inheriting its ``PyTorchModelHubMixin``, whose defaults would all have to be turned off: it loads
+with ``strict=False``, falls back to ``pytorch_model.bin`` and drops configuration fields it does not know.
+
+Loading goes from cheap to expensive and stops at the first thing that is wrong: configuration (types, then ranges),
+then the header of the weights against the model built on the meta device (shapes without memory), then the memory.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from tokenthrift.config import ConfigError, from_plain, read_json, to_plain
+from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, is_folder
+from tokenthrift.weights import check_header, read_header, read_weights, unique_tensors, write_weights
+
+__all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folder", "read_config"]
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+FORMAT_VERSION: Final = 1
+
+
+class HubModel(nn.Module):
+    """Base of the models that are saved as a folder and shared as a Hub repository.
+
+    A subclass names its ``system`` and its ``config_class``, and takes the configuration first and everything else that
+    it needs from files (a tokenizer, say) as keyword arguments: ``cls(config, **cls.read_assets(folder))``. It must be
+    possible to build it under ``torch.device("meta")``, so constructors do not read values out of tensors.
+
+    Attributes:
+        system: the word in ``config.json`` that says whose model it is.
+        config_class: a frozen dataclass of plain data; its ``__post_init__`` checks every range.
+        asset_files: further files that belong to the model, relative to its folder.
+    """
+
+    system: ClassVar[str]
+    config_class: ClassVar[type]
+    asset_files: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def read_assets(cls, folder: Path) -> dict[str, Any]:
+        """Reads ``asset_files`` and returns them as keyword arguments of the constructor."""
+        return {}
+
+    def write_assets(self, folder: Path) -> None:
+        """Writes ``asset_files``."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Loads a model, in evaluation mode. Neither reads nor changes the global random state.
+
+        Args:
+            source: a folder, or ``owner/name`` on the Hub.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: the Hub client's cache; its own default if not given.
+            token: access token for private repositories.
+            local_files_only: never use the network.
+            device: where the model goes.
+            dtype: precision of its floating-point tensors, whatever the file holds.
+
+        Raises:
+            SourceError: the source leads nowhere.
+            ConfigError: the configuration is not of this system, or not valid.
+            WeightsError: a pickle, a damaged file, or tensors other than the model's.
+        """
+        get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+        folder = get((CONFIG,), revision=revision)
+        config = read_config(folder, cls)
+        get((WEIGHTS, *cls.asset_files), revision=None if is_folder(source) else folder.name)
+        assets = cls.read_assets(folder)
+        with torch.random.fork_rng(devices=[]):
+            with torch.device("meta"):
+                expected = unique_tensors(cls(config, **assets))
+            check_header(read_header(folder / WEIGHTS), expected, folder / WEIGHTS)
+            model = cls(config, **assets)
+        read_weights(model, folder / WEIGHTS)
+        return model.to(device=device, dtype=dtype).eval()
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Writes the model's files; other files in the folder stay. Each file appears complete or not at all.
+
+        Args:
+            folder: created if it does not exist.
+            dtype: precision of the floating-point tensors in the file (``torch.float16`` halves it); as in memory if
+                not given.
+
+        Raises:
+            WeightsError: a number is too large for that precision. Nothing is written then.
+        """
+        folder = Path(folder).resolve()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fields = {"system": self.system, "format_version": FORMAT_VERSION, **to_plain(self.config)}
+
+        def write(draft: Path) -> None:
+            write_weights(self, draft / WEIGHTS, dtype)
+            self.write_assets(draft)
+            (draft / CONFIG).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+        _replace_files(folder, write)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload model",
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Saves the model and uploads it, creating the repository if needed.
+
+        Args:
+            repo_id: ``owner/name``.
+            private: whether a new repository is private.
+            token: access token that may write; the one the user logged in with if not given.
+            revision: branch to commit to, created if needed; the main branch if not given.
+            commit_message: what the commit says.
+            dtype: precision of the file, as in ``save_pretrained``.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            return push_folder(
+                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+            )
+
+
+def read_config(folder: Path, model_class: type[HubModel]) -> Any:
+    """Reads a folder's configuration as ``model_class.config_class``.
+
+    Raises:
+        ConfigError: it belongs to another system, a newer format, or is not valid.
+    """
+    path = folder / CONFIG
+    fields = read_json(path)
+    system, version = fields.pop("system", None), fields.pop("format_version", None)
+    if system != model_class.system:
+        raise ConfigError(f"{path}: system is {system!r}, but {model_class.__name__} reads {model_class.system!r}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ConfigError(f"{path}: format_version is {version!r}, but this release reads {FORMAT_VERSION}")
+    return from_plain(model_class.config_class, fields, str(path))
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+) -> str:
+    """Uploads a model's folder as it is, model card included; hidden files stay here.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        SourceError: the folder is not a model's, or the Hub refuses.
+        WeightsError: a pickled checkpoint lies in the folder; the Hub would offer it to everybody.
+    """
+    if not is_folder(folder):
+        raise SourceError(f"there is no folder {str(folder)!r} to upload")
+    folder = fetch(folder, (CONFIG, WEIGHTS))
+    pickles = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise WeightsError(f"{folder} holds pickled checkpoints, which are never uploaded: {', '.join(pickles)}")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            ignore_patterns=[".*", "*/.*"],
+        )
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise SourceError(f"cannot upload to {repo_id}: {error}") from error
+    return str(commit.commit_url)
+
+
+def _replace_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a hidden folder next to the wanted one, then moves the files into place.
+
+    A new folder appears at once; in an existing one file after file is replaced, the configuration last.
+    """
+    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    draft.mkdir()
+    try:
+        write(draft)
+        if not folder.exists():
+            draft.rename(folder)
+            return
+        for path in sorted(draft.rglob("*"), key=lambda path: path == draft / CONFIG):
+            target = folder / path.relative_to(draft)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
