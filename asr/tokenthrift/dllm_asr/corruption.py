@@ -57,8 +57,8 @@ def mask_rates(
     jitter = torch.rand(rows, generator=generator, device=device)
     slices = torch.randperm(rows, generator=generator, device=device)
     u = (slices + jitter) / rows
-    t = ((u - fully_masked) / max(1.0 - fully_masked, eps)).clamp(0.0, 1.0)
-    return torch.where(u < fully_masked, 1.0, (1.0 - eps) * t + eps)
+    t = (u / max(1.0 - fully_masked, eps)).clamp(max=1.0)
+    return (1.0 - eps) * t + eps
 
 
 def corrupt(

@@ -26,6 +26,7 @@ __all__ = ["PrefixBackbone", "language_model", "pack", "trim_vocabulary"]
 
 BIDIRECTIONAL = ("bert", "modernbert")
 DECODERS = ("llama", "qwen2", "qwen3")
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 class PrefixBackbone(MaskedDiffusionBackbone):
@@ -117,7 +118,7 @@ def language_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
     """
     if isinstance(source, Mapping):
         _check_family(str(source.get("model_type")))
-        config = AutoConfig.for_model(**{**source, "pad_token_id": None})
+        config = AutoConfig.for_model(**{**source, **dict.fromkeys(_SPECIAL_IDS)})
     else:
         config = AutoConfig.from_pretrained(source)
         config.pad_token_id = None
@@ -158,9 +159,7 @@ def trim_vocabulary(lm: PreTrainedModel, keep: Sequence[int], extra: int = 0) ->
     """
     config: PretrainedConfig = copy.deepcopy(lm.config)
     config.vocab_size = len(keep) + extra
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(config, name):
-            setattr(config, name, None)
+    config.update(dict.fromkeys(_SPECIAL_IDS))
     family: Any = type(lm)
     trimmed = cast(PreTrainedModel, family(config).train(lm.training).to(lm.device, lm.dtype))
     state, shapes = lm.state_dict(), {name: tensor.shape for name, tensor in trimmed.state_dict().items()}

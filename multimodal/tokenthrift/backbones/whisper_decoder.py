@@ -1,0 +1,151 @@
+"""Whisper's decoder as a language model over encoder states: without its causal mask to denoise, with it to write left to right.
+
+Source: Radford et al. 2022 (arXiv 2212.04356) for the decoder; MDM-ASR (arXiv 2602.18952) for taking the causal mask off an encoder-decoder
+recogniser; Dream (Qwen-initialised diffusion) for keeping the shift of an autoregressive start: position i still predicts token i + 1, so
+the pretrained weights mean what they meant and slot i is read from the position before it.
+
+What differs: the vocabulary is trimmed and has a MASK token, padding of memory and text is masked (transformers' Whisper has no
+mask for either), and the keys and values of the cross-attention are computed once per recording and reused in every round.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, zero_padding
+from tokenthrift.whisper import Attention
+
+__all__ = ["DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights"]
+
+Cache = list[tuple[Tensor, Tensor]]
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm self-attention, cross-attention and feed-forward, with the key names of transformers' Whisper."""
+
+    def __init__(self, width: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn, self.encoder_attn = Attention(width, heads), Attention(width, heads)
+        self.self_attn_layer_norm, self.encoder_attn_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: tuple[Tensor, Tensor],
+        memory_mask: Tensor,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One layer over `x` `(B, L, width)`; also the keys and values of all positions so far."""
+        h = self.self_attn_layer_norm(x)
+        keys, values = self.self_attn.keys_values(h)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        x = x + self.self_attn(h, (keys, values), mask)
+        x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), memory, memory_mask)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))), (keys, values)
+
+
+class WhisperDecoder(nn.Module):
+    """Text and memory to hidden states; the caller decides who sees whom.
+
+    Args:
+        vocab_size: tokens, special ones included.
+        width: model width, also that of the memory.
+        layers: decoder layers.
+        heads: attention heads.
+        ffn: width of the feed-forward.
+        positions: longest text, start tokens included.
+    """
+
+    def __init__(self, vocab_size: int, width: int, layers: int, heads: int, ffn: int, positions: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, width)
+        self.embed_positions = nn.Embedding(positions, width)
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn) for _ in range(layers))
+        self.layer_norm = nn.LayerNorm(width)
+
+    def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
+        """Cross-attention keys and values of all layers, each `(B, heads, N, width / heads)`."""
+        memory = zero_padding(memory, memory_mask)
+        states = [part for layer in self.layers for part in layer.encoder_attn.keys_values(memory)]
+        return Context(memory_mask, tuple(states))
+
+    def forward(self, ids: Tensor, mask: Tensor | None, context: Context, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Hidden states of a piece of text.
+
+        Args:
+            ids: `(B, L)` tokens that follow those in `past`.
+            mask: broadcastable to `(B, heads, L, past + L)`, true where a position may look; None for everywhere.
+            context: of the same rows.
+            past: keys and values of the positions before, by layer.
+
+        Returns:
+            `(B, L, width)` normalised hidden states, and the keys and values of all positions.
+        """
+        start = past[0][0].shape[2] if past else 0
+        end = start + ids.shape[1]
+        if end > self.embed_positions.num_embeddings:
+            raise ValueError(f"text takes {end} positions, the model has {self.embed_positions.num_embeddings}: shorten the response")
+        x = self.embed_tokens(ids) + self.embed_positions.weight[start:end]
+        seen = context.mask[:, None, None]
+        caches: Cache = []
+        for i, layer in enumerate(self.layers):
+            memory = (context.states[2 * i], context.states[2 * i + 1])
+            x, cache = layer(x, mask, memory, seen, past[i] if past else None)
+            caches.append(cache)
+        return self.layer_norm(x), caches
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary scores of hidden states, with the embedding as projection."""
+        return F.linear(hidden, self.embed_tokens.weight)
+
+
+class WhisperDecoderBackbone(MaskedDiffusionBackbone):
+    """A Whisper decoder that sees both ways and predicts every slot at once.
+
+    Args:
+        decoder: the decoder; `memory_size` is its width.
+        mask_id: id of MASK in its vocabulary.
+        start: ids before the response (Whisper's start tokens); the last one predicts slot 0.
+    """
+
+    start: Tensor
+
+    def __init__(self, decoder: WhisperDecoder, mask_id: int, start: tuple[int, ...]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.vocab_size, self.memory_size = decoder.embed_tokens.weight.shape
+        self.mask_id = mask_id
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+
+    def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
+        """See `MaskedDiffusionBackbone.context`."""
+        return self.decoder.context(memory, memory_mask)
+
+    def forward(self, ids: Tensor, mask: Tensor, context: Context) -> Tensor:
+        """See `MaskedDiffusionBackbone.forward`."""
+        start = self.start.expand(len(ids), -1)
+        seen = torch.cat([torch.ones_like(start, dtype=torch.bool), mask], 1)
+        hidden, _ = self.decoder(torch.cat([start, ids], 1), seen[:, None, None], context)
+        return forbid(self.decoder.logits(hidden[:, start.shape[1] - 1 : -1]), self.mask_id)
+
+
+def decoder_weights(state: dict[str, Tensor], keep: list[int], extra: int, positions: int) -> dict[str, Tensor]:
+    """Tensors of a `WhisperDecoder` from a transformers Whisper state dict.
+
+    Args:
+        state: keys `model.decoder.*`.
+        keep: ids of the tokens to keep, in their new order.
+        extra: rows to append for new tokens, each the mean of the kept ones.
+        positions: positions to keep.
+    """
+    kept = {k.removeprefix("model.decoder."): v for k, v in state.items() if k.startswith("model.decoder.")}
+    rows = kept["embed_tokens.weight"][torch.tensor(keep)]
+    kept["embed_tokens.weight"] = torch.cat([rows, rows.mean(0, keepdim=True).expand(extra, -1)])
+    kept["embed_positions.weight"] = kept["embed_positions.weight"][:positions]
+    return kept
