@@ -1,0 +1,1 @@
+"""Files to tensors, written once for all systems: `audio` (any common container and codec to mono samples)."""
