@@ -1,0 +1,145 @@
+"""What a reducer is, and the part that all training-free ones share.
+
+A reducer turns the native tokens of a batch into at most as many as a budget allows, and says beforehand how many that
+will be. `ItemReducer` handles batching, padding, checks and usage around a rule for one item.
+
+Differs from published reducers, which work on whole padded batches: items are taken out of the padding and reduced one
+by one. A batched matrix product may differ in its last bit with the padding, and a near-tie then keeps another token;
+one item at a time, a row cannot depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenthrift.budget import BudgetSupport, TokenBudget, TokenUsage
+from tokenthrift.tokens import TokenBatch
+
+__all__ = ["Item", "ItemReducer", "TokenReducer"]
+
+
+class TokenReducer(Protocol):
+    """Reduces native tokens under a budget; trained and training-free ones alike."""
+
+    @property
+    def support(self) -> BudgetSupport:
+        """What the reducer can honour."""
+
+    def plan(
+        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """The price before the purchase: how many tokens each item will keep, or at most keep where content decides.
+
+        Args:
+            native: Native tokens of every item.
+            budget: Ceilings for each of them.
+            seconds: Their durations, which `tokens_per_second` needs.
+
+        Raises:
+            BudgetError: The budget cannot be honoured.
+        """
+
+    def reduce(self, tokens: TokenBatch, budget: TokenBudget) -> TokenBatch:
+        """Keeps to the plan. A budget at or above native returns the input bit for bit.
+
+        Args:
+            tokens: Native tokens, padded on either side.
+            budget: Ceilings for each item.
+
+        Raises:
+            BudgetError: The budget cannot be honoured.
+            ValueError: A real token is not finite.
+        """
+
+
+class Item(NamedTuple):
+    """The real tokens of one item: embeddings (N, D), positions (N,), and where known codes (N,) and sizes (N,)."""
+
+    embeddings: Tensor
+    positions: Tensor
+    codes: Tensor | None
+    sizes: Tensor | None
+
+    def select(self, indices: Tensor) -> Item:
+        """Keeps the tokens at `indices` (n,) int64."""
+        codes, sizes = (None if values is None else values[indices] for values in (self.codes, self.sizes))
+        return Item(self.embeddings[indices], self.positions[indices], codes, sizes)
+
+    def weights(self) -> Tensor:
+        """(N,) float32: how many native tokens each stands for; 1 where nothing was merged yet."""
+        return torch.ones(len(self.positions), device=self.positions.device) if self.sizes is None else self.sizes
+
+
+class ItemReducer(ABC):
+    """A reducer made of a rule for one item. Keeps exactly what it plans; real tokens come out left-aligned.
+
+    `usage` of the result describes this reduction: reducing twice, native is what the first left.
+    """
+
+    support = BudgetSupport(
+        fields=frozenset({"max_tokens", "retention", "tokens_per_second"}), nested=False, training_free=True
+    )
+
+    @abstractmethod
+    def shrink(self, item: Item, cap: int) -> Item:
+        """Reduces one item to exactly `cap` tokens, with positions strictly increasing; `0 <= cap < N`."""
+
+    def plan(
+        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """See `TokenReducer.plan`; here the plan is the exact count."""
+        return self.support.caps(native, budget, seconds)
+
+    def reduce(self, tokens: TokenBatch, budget: TokenBudget) -> TokenBatch:
+        """See `TokenReducer.reduce`."""
+        native = tokens.mask.sum(1).tolist()
+        caps = self.plan(native, budget, tokens.seconds)
+        _check_finite(tokens)
+        usage = tuple(TokenUsage(native=n, cap=cap, used=cap) for n, cap in zip(native, caps, strict=True))
+        if list(caps) == native:
+            return replace(tokens, usage=usage)
+        items = [
+            self.shrink(item, cap) if cap < n else self.keep(item)
+            for item, n, cap in zip(_unpad(tokens), native, caps, strict=True)
+        ]
+        return _pad(items, tokens.seconds, usage)
+
+    def keep(self, item: Item) -> Item:
+        """An item that its budget leaves whole, in a batch where others shrink."""
+        return item
+
+
+def _check_finite(tokens: TokenBatch) -> None:
+    broken = (~tokens.embeddings.isfinite().all(-1) & tokens.mask).any(1).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or mend the encoder")
+
+
+def _unpad(tokens: TokenBatch) -> list[Item]:
+    columns = (tokens.embeddings, tokens.positions, tokens.codes, tokens.sizes)
+    rows = ((None if values is None else values[i][real] for values in columns) for i, real in enumerate(tokens.mask))
+    return [Item(*row) for row in rows]  # type: ignore[arg-type]
+
+
+def _pad(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: tuple[TokenUsage, ...]) -> TokenBatch:
+    lengths = torch.tensor([len(item.positions) for item in items], device=items[0].positions.device)
+    coded, sized = (
+        any(values is not None for values in column) for column in zip(*(i[2:] for i in items), strict=True)
+    )
+    codes = [torch.full_like(i.positions, -1) if i.codes is None else i.codes for i in items]
+    return TokenBatch(
+        embeddings=pad_sequence([item.embeddings for item in items], batch_first=True),
+        mask=torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None],
+        positions=pad_sequence([item.positions for item in items], batch_first=True, padding_value=-1),
+        codes=pad_sequence(codes, batch_first=True, padding_value=-1) if coded else None,
+        sizes=pad_sequence([item.weights() for item in items], batch_first=True) if sized else None,
+        seconds=seconds,
+        usage=usage,
+    )
