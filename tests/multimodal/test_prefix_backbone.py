@@ -38,6 +38,12 @@ def small_model(family: str) -> PreTrainedModel:
     return lm
 
 
+def tables(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The weights of the input embedding and of the output projection."""
+    model: Any = lm
+    return model.get_input_embeddings().weight, model.get_output_embeddings().weight
+
+
 def rows(lengths: list[int], slots: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory with NaN in its padding, its mask, response ids and their mask."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +152,7 @@ def test_gradients_reach_every_parameter_and_the_memory_but_not_the_padding(fami
     memory, memory_mask, ids, mask = rows([4, 7], [5, 3])
     memory = memory.requires_grad_()
     logits = backbone(ids, mask, backbone.context(memory, memory_mask))
-    logits[mask][:, :MASK].square().mean().backward()
+    torch.autograd.backward(logits[mask][:, :MASK].square().mean())
     assert memory.grad is not None
     assert (memory.grad[memory_mask].abs().amax(-1) > 0).all()
     assert (memory.grad[~memory_mask] == 0).all()
@@ -161,7 +167,8 @@ def test_a_row_with_nothing_in_it_spoils_no_gradient() -> None:
         lm = small_model(family)
         backbone = PrefixBackbone(lm, MASK)
         memory, memory_mask, ids, mask = rows([4, 0], [5, 0])
-        backbone(ids, mask, backbone.context(memory, memory_mask))[mask][:, :MASK].sum().backward()
+        logits = backbone(ids, mask, backbone.context(memory, memory_mask))
+        torch.autograd.backward(logits[mask][:, :MASK].sum())
         for parameter in lm.parameters():
             assert parameter.grad is None or parameter.grad.isfinite().all()
 
@@ -198,17 +205,13 @@ def test_a_trimmed_vocabulary_keeps_its_tokens_and_appends_their_mean(family: st
     lm = small_model(family)
     keep = [7, 2, 30, 11]
     small = trim_vocabulary(lm, keep, extra=2)
-    old: Any = lm.get_input_embeddings()
-    new: Any = small.get_input_embeddings()
-    torch.testing.assert_close(new.weight[:4], old.weight[keep])
-    torch.testing.assert_close(new.weight[4:], old.weight[keep].mean(0).expand(2, -1))
+    (old, old_output), (new, new_output) = tables(lm), tables(small)
+    torch.testing.assert_close(new[:4], old[keep])
+    torch.testing.assert_close(new[4:], old[keep].mean(0).expand(2, -1))
+    assert (new_output is new) == (old_output is old)
     assert small.config.vocab_size == 6
     assert lm.config.vocab_size == VOCAB
     assert not small.training
-
-    output: Any = small.get_output_embeddings()
-    before: Any = lm.get_output_embeddings()
-    assert (output.weight is new.weight) == (before.weight is old.weight)
     memory, memory_mask, ids, mask = rows([4], [5])
     ids = ids % 4
     trimmed = predict(PrefixBackbone(small, 5), memory, memory_mask, ids, mask)
@@ -237,9 +240,9 @@ def test_pretrained_weights_come_from_a_folder(tmp_path: Path) -> None:
     assert isinstance(bare.bert, BertModel)
     bare.bert.save_pretrained(tmp_path / "encoder")
     headless = language_model(str(tmp_path / "encoder"))
-    source, target = lm.get_input_embeddings(), headless.get_input_embeddings()
-    assert torch.equal(source.weight, target.weight)
-    assert torch.equal(headless.get_output_embeddings().weight, target.weight)
+    embedding, output = tables(headless)
+    assert torch.equal(embedding, tables(lm)[0])
+    assert output is embedding
 
 
 def test_llada_weights_through_the_llama_backbone(reference: Path) -> None:

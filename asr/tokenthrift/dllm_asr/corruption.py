@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Corrupted", "corrupt", "diffusion_loss", "mask_rates"]
+__all__ = ["Corrupted", "corrupt", "diffusion_loss", "mask_rates", "substitute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +89,34 @@ def corrupt(
     if substitution > 0 and substitutes is None:
         raise ValueError("substitution needs substitutes: a (V,) or (V, V) table of token weights")
     rates = rates.to(ids.device)
-
-    def chance(probability: Tensor | float) -> Tensor:
-        return torch.rand(ids.shape, generator=generator, device=ids.device) < probability
-
-    masked = mask & chance(rates.unsqueeze(1))
+    masked = mask & (torch.rand(ids.shape, generator=generator, device=ids.device) < rates.unsqueeze(1))
     seen = ids.masked_fill(masked, mask_id)
     if substitutes is not None and substitution > 0:
-        drawn = mask & ~masked & chance(substitution)
-        truth = ids[drawn]
-        weights = substitutes[truth] if substitutes.dim() == 2 else substitutes.expand(len(truth), -1)
-        if len(truth):
-            seen[drawn] = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+        seen = substitute(seen, mask & ~masked, substitution, substitutes, generator=generator)
     return Corrupted(seen, masked, mask & ~masked & (seen != ids), rates)
+
+
+def substitute(
+    ids: Tensor, where: Tensor, probability: float, substitutes: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws each of the given slots anew with some probability; see `corrupt` for the arguments.
+
+    Args:
+        ids: (B, L) int64. Not changed.
+        where: (B, L) bool, slots that may be drawn.
+        probability: chance of a draw; the draw may give the token that was there.
+        substitutes: (V,) or (V, V) weights.
+        generator: source of randomness, on the device of `ids`.
+
+    Returns:
+        (B, L) int64.
+    """
+    drawn = where & (torch.rand(ids.shape, generator=generator, device=ids.device) < probability)
+    truth = ids[drawn]
+    if not len(truth):
+        return ids.clone()
+    weights = substitutes[truth] if substitutes.dim() == 2 else substitutes.expand(len(truth), -1)
+    return ids.masked_scatter(drawn, torch.multinomial(weights, 1, generator=generator).squeeze(1))
 
 
 def diffusion_loss(

@@ -56,16 +56,18 @@ class Denoised:
     eos_id: int
     delete_id: int | None = None
 
-    def text_ids(self) -> list[tuple[list[int], list[float]]]:
-        """Per row, the token ids up to the first EOS without deletions, and their confidences."""
+    def text_slots(self) -> list[list[int]]:
+        """Per row, the slots that make its text: those before the first EOS that hold no deletion."""
         texts = []
-        for ids, confidence, length in zip(
-            self.ids.tolist(), self.confidence.tolist(), self.lengths.tolist(), strict=True
-        ):
+        for ids, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True):
             end = ids.index(self.eos_id) if self.eos_id in ids[:length] else length
-            kept = [i for i in range(end) if ids[i] != self.delete_id]
-            texts.append(([ids[i] for i in kept], [confidence[i] for i in kept]))
+            texts.append([slot for slot in range(end) if ids[slot] != self.delete_id])
         return texts
+
+    def text_ids(self) -> list[tuple[list[int], list[float]]]:
+        """Per row, the token ids of its text and their confidences."""
+        rows = zip(self.ids.tolist(), self.confidence.tolist(), self.text_slots(), strict=True)
+        return [([ids[i] for i in slots], [confidence[i] for i in slots]) for ids, confidence, slots in rows]
 
 
 def score(logits: Tensor, ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:

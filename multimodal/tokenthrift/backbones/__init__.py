@@ -1,5 +1,7 @@
-"""Language models that read a prefix of multimodal tokens.
+"""Language models that read multimodal tokens.
 
-masked  the protocol of masked-diffusion backbones, `MaskedDiffusionBackbone`, and what they cache, `Context`
-prefix  a bidirectional language model (BERT, ModernBERT, or a Llama without causal mask) behind that protocol
+masked           the protocol of masked-diffusion backbones, `MaskedDiffusionBackbone`, and what they cache, `Context`
+prefix           BERT, ModernBERT or a Llama without causal mask, with the memory as a prefix
+llada            LLaDA's published weights as such a Llama
+whisper_decoder  Whisper's decoder, with the memory in its cross-attention
 """
