@@ -75,7 +75,9 @@ class WhisperDecoder(nn.Module):
         states = [part for layer in self.layers for part in layer.encoder_attn.keys_values(memory)]
         return Context(memory_mask, tuple(states))
 
-    def forward(self, ids: Tensor, mask: Tensor | None, context: Context, past: Cache | None = None) -> tuple[Tensor, Cache]:
+    def forward(
+        self, ids: Tensor, mask: Tensor | None, context: Context, past: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
         """Hidden states of a piece of text.
 
         Args:
@@ -90,7 +92,9 @@ class WhisperDecoder(nn.Module):
         start = past[0][0].shape[2] if past else 0
         end = start + ids.shape[1]
         if end > self.embed_positions.num_embeddings:
-            raise ValueError(f"text takes {end} positions, the model has {self.embed_positions.num_embeddings}: shorten the response")
+            raise ValueError(
+                f"text takes {end} positions, the model has {self.embed_positions.num_embeddings}: shorten the response"
+            )
         x = self.embed_tokens(ids) + self.embed_positions.weight[start:end]
         seen = context.mask[:, None, None]
         caches: Cache = []

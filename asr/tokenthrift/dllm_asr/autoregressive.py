@@ -1,0 +1,126 @@
+"""The rival: the same decoder over the same encoder and adapter, of the same size, writing left to right with a cache.
+
+Source: the comparison that dLLM-ASR (arXiv 2601.17902) draws with Whisper-LLaMA3. The published rival runs an unoptimised loop at batch 1; this
+one caches keys and values, batches, and stops each recording at its end of text, so that the comparison is fair.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
+from tokenthrift.dllm_asr.config import DllmAsrConfig
+from tokenthrift.dllm_asr.data import Batch
+from tokenthrift.dllm_asr.module import DllmAsrModule
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.hub import HubModel
+
+__all__ = ["AutoregressiveDecoder", "AutoregressiveModule", "greedy", "left_to_right_loss"]
+
+
+class AutoregressiveDecoder(HubModel):
+    """A causal Whisper decoder with the vocabulary of a `DllmAsr`, whose encoder and adapter it reads.
+
+    Args:
+        config: of the `DllmAsr`.
+        vocabulary: words to tokens.
+    """
+
+    system: ClassVar[str] = "dllm_asr_autoregressive"
+    config_class: ClassVar[type] = DllmAsrConfig
+    asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+    config: DllmAsrConfig
+
+    def __init__(self, config: DllmAsrConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config)
+        self.vocabulary = vocabulary
+        sizes = config.backbone
+        self.decoder = WhisperDecoder(config.vocab_size, sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.positions)
+
+    @classmethod
+    def read_assets(cls, folder: Path) -> dict[str, Any]:
+        """The vocabulary."""
+        return {"vocabulary": Vocabulary.load(folder / "tokenizer.json")}
+
+    def write_assets(self, folder: Path) -> None:
+        """The vocabulary."""
+        self.vocabulary.save(folder / "tokenizer.json")
+
+    def decode(self, memory: Tensor, memory_mask: Tensor) -> list[tuple[str, int]]:
+        """Texts of a batch and the forward passes each took (its tokens and the end)."""
+        rows = greedy(self.decoder, memory, memory_mask, self.vocabulary)
+        return [(self.vocabulary.text(tokens), len(tokens) + 1) for tokens in rows]
+
+
+@torch.inference_mode()
+def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabulary: Vocabulary) -> list[list[int]]:
+    """Greedy decoding with cached keys and values.
+
+    Args:
+        decoder: the language model.
+        memory: `(B, N, width)`.
+        memory_mask: `(B, N)`.
+        vocabulary: gives START and EOS; the other special tokens are never written.
+
+    Returns:
+        Tokens of each row without the end; a row that never ends is cut at the decoder's positions.
+    """
+    context = decoder.context(memory, memory_mask)
+    now = torch.full((len(memory), 1), vocabulary.start_id, device=memory.device)
+    rows: list[list[int]] = [[] for _ in range(len(memory))]
+    open_rows = torch.ones(len(memory), dtype=torch.bool, device=memory.device)
+    past = None
+    for _ in range(decoder.embed_positions.num_embeddings):
+        hidden, past = decoder(now, None, context, past)
+        logits = decoder.logits(hidden[:, -1])
+        logits[:, [vocabulary.mask_id, vocabulary.start_id, vocabulary.delete_id]] = float("-inf")
+        now = logits.argmax(-1, keepdim=True)
+        open_rows &= now[:, 0] != vocabulary.eos_id
+        if not bool(open_rows.any()):
+            break
+        for i in open_rows.nonzero().flatten().tolist():
+            rows[i].append(int(now[i]))
+    return rows
+
+
+def left_to_right_loss(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, texts: list[list[int]], vocabulary: Vocabulary) -> Tensor:
+    """Mean cross-entropy of the next token, end of text included."""
+    device = memory.device
+    inputs = pad_sequence([torch.tensor([vocabulary.start_id, *t]) for t in texts], batch_first=True, padding_value=vocabulary.eos_id).to(device)
+    targets = pad_sequence([torch.tensor([*t, vocabulary.eos_id]) for t in texts], batch_first=True, padding_value=-100).to(device)
+    # Padding is on the right, so a causal mask already hides it from every real position.
+    causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool, device=device).tril()
+    hidden, _ = decoder(inputs, causal, decoder.context(memory, memory_mask))
+    used = targets != -100
+    return F.cross_entropy(decoder.logits(hidden[used]).float(), targets[used])
+
+
+class AutoregressiveModule(DllmAsrModule):
+    """Trains Whisper's decoder left to right, with the data, optimiser and schedule of `DllmAsrModule`."""
+
+    @property
+    def decoder(self) -> WhisperDecoder:
+        """The decoder that the denoiser would use."""
+        backbone = self.model.backbone
+        if not isinstance(backbone, WhisperDecoderBackbone):
+            raise TypeError("the autoregressive rival is made of Whisper's decoder; leave language_model out")
+        return backbone.decoder
+
+    def denoising_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the next token."""
+        vocabulary = self.model.vocabulary
+        texts = [[t for w in text.split() for t in vocabulary.word(w)][:240] for text in batch.texts]
+        return left_to_right_loss(self.decoder, *self.model.adapter(batch.states, batch.lengths), texts, vocabulary)
+
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """Greedy transcripts of one batch."""
+        vocabulary = self.model.vocabulary
+        rows = greedy(self.decoder, *self.model.adapter(batch.states, batch.lengths), vocabulary)
+        heard = self.heard.setdefault(dataloader_idx, [])
+        heard.extend((text, "", vocabulary.text(row), len(row) + 1) for text, row in zip(batch.texts, rows, strict=True))

@@ -1,0 +1,161 @@
+"""The draft: a CTC head over characters on the frozen encoder gives words, their confidences, their times and the length.
+
+Source: dLLM-ASR (arXiv 2601.17902, section III-F) places a CTC transcript in the response; neither the size of its head nor the way the
+draft meets the mask is published. Ours reads the states at 50 Hz, decodes greedily, and calls a word as sure as its least sure
+character (Mask-CTC, arXiv 2005.08700, masks tokens by the same posterior). Unsure words become spans of open slots with a few to spare:
+what the language model does not need it fills with DELETE, so a wrong length of the draft is repaired too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenthrift.dllm_asr.config import DraftConfig
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer, length_mask
+
+__all__ = ["CHARACTERS", "Canvas", "DraftHead", "DraftWord", "canvas_of", "character_ids", "ctc_loss", "draft_words"]
+
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"  # id 0 is the CTC blank, character i has id i + 1
+SECONDS = STATE_SAMPLES / 16_000
+
+
+class DraftHead(nn.Module):
+    """Encoder states to character log-probabilities, 50 a second.
+
+    Its layers run at 25 Hz, which is half the work, and each of their positions speaks for two frames: at 25 frames a
+    second fast speech would have more characters than frames.
+
+    Args:
+        config: sizes.
+        width: width of the encoder.
+    """
+
+    def __init__(self, config: DraftConfig, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, config.width, 6, stride=2, padding=2)
+        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads, config.ffn) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, 2 * (len(CHARACTERS) + 1))
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """States `(B, N, width)`, zero after each recording, to log-probabilities `(B, N, 29)`."""
+        frames = states.shape[1]
+        x = F.pad(states, (0, 0, 0, frames % 2)).transpose(1, 2)
+        x = F.gelu(self.conv(x)).transpose(1, 2)
+        valid = length_mask(torch.ceil(lengths / 2), x.shape[1])
+        mask = None if bool(valid.all()) else valid[:, None, None]
+        for layer in self.layers:
+            x = layer(x, mask)
+        logits = self.output(self.norm(x)).unflatten(2, (2, -1)).flatten(1, 2)[:, :frames]
+        return logits.float().log_softmax(-1)  # type: ignore[no-any-return]
+
+
+def character_ids(text: str) -> list[int]:
+    """CTC targets of a text of lower-case words."""
+    return [CHARACTERS.index(c) + 1 for c in text]
+
+
+def ctc_loss(log_p: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
+    """CTC loss per target character, averaged over the recordings that are long enough for their text."""
+    sizes = torch.tensor([len(t) for t in targets])
+    flat = torch.tensor([i for t in targets for i in t], dtype=torch.long)
+    losses = F.ctc_loss(log_p.transpose(0, 1), flat.to(log_p.device), lengths, sizes, reduction="none", zero_infinity=True)
+    return (losses / sizes.to(losses.device).clamp(min=1)).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWord:
+    """A word of the draft: its posterior (of its least sure character) and its time in seconds."""
+
+    text: str
+    confidence: float
+    start: float
+    end: float
+
+
+def draft_words(log_p: Tensor) -> list[DraftWord]:
+    """Greedy CTC of one recording: `(N, 29)` log-probabilities to words.
+
+    A run of frames of one character is as sure as its surest frame; a word as its least sure character.
+    """
+    best, ids = log_p.max(-1)
+    words: list[DraftWord] = []
+    letters: list[tuple[str, float, int, int]] = []
+
+    def flush() -> None:
+        if letters:
+            text = "".join(c for c, *_ in letters)
+            words.append(DraftWord(text, min(p for _, p, *_ in letters), letters[0][2] * SECONDS, (letters[-1][3] + 1) * SECONDS))
+            letters.clear()
+
+    previous = 0
+    for frame, (token, p) in enumerate(zip(ids.tolist(), best.exp().tolist(), strict=True)):
+        if token and token == previous:
+            if letters and token != 1:
+                c, q, first, _ = letters[-1]
+                letters[-1] = (c, max(p, q), first, frame)
+        elif token == 1:
+            flush()
+        elif token:
+            letters.append((CHARACTERS[token - 1], p, frame, frame))
+        previous = token
+    flush()
+    return words
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The response a denoiser starts from: a token id, a posterior and a time for each slot.
+
+    Open slots hold MASK and posterior 0. Times never decrease; slots of an open span share the time of the span.
+    """
+
+    ids: list[int]
+    confidence: list[float]
+    times: list[tuple[float, float]]
+
+
+def canvas_of(words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: float, slack: float, margin: int) -> Canvas:
+    """Lays a draft out in slots.
+
+    Args:
+        words: the draft.
+        vocabulary: gives the tokens of a word.
+        threshold: words less sure than this become open slots; above 1, all of them.
+        slack: spare slots of an open span, as a share of its draft tokens, on top of one.
+        margin: open slots at the end.
+    """
+    canvas = Canvas([], [], [])
+    span: list[DraftWord] = []
+
+    def close() -> None:
+        if span:
+            tokens = sum(len(vocabulary.word(w.text)) for w in span)
+            slots = tokens + 1 + math.floor(slack * tokens)
+            _extend(canvas, [vocabulary.mask_id] * slots, 0.0, span[0].start, span[-1].end)
+            span.clear()
+
+    for word in words:
+        if word.confidence < threshold:
+            span.append(word)
+            continue
+        close()
+        _extend(canvas, list(vocabulary.word(word.text)), word.confidence, word.start, word.end)
+    close()
+    end = words[-1].end if words else 0.0
+    _extend(canvas, [vocabulary.mask_id] * margin, 0.0, end, end)
+    return canvas
+
+
+def _extend(canvas: Canvas, ids: list[int], confidence: float, start: float, end: float) -> None:
+    canvas.ids.extend(ids)
+    canvas.confidence.extend([confidence] * len(ids))
+    step = (end - start) / max(1, len(ids))
+    canvas.times.extend((start + i * step, start + (i + 1) * step) for i in range(len(ids)))

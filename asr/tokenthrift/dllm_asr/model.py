@@ -1,0 +1,222 @@
+"""dLLM-ASR: a frozen Whisper encoder, a CTC draft, and a masked-diffusion language model that denoises only what it must.
+
+Source: dLLM-ASR (arXiv 2601.17902). A recording is encoded once; the CTC head on the same states writes a draft; its unsure words become
+open slots, and the language model commits what it is sure of, round after round, until nothing is open.
+
+What differs from the released code, which decodes one recording on a fixed canvas of 256 slots without a draft: batches of unequal
+recordings with the result of each alone, the encoder runs over the audio that is there, the canvas comes from the draft and shrinks after every
+round, drafts are verified, and every transcript says what it cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from tokenthrift.backbones.masked import MaskedDiffusionBackbone
+from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
+from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig
+from tokenthrift.dllm_asr.denoise import denoise
+from tokenthrift.dllm_asr.draft import Canvas, DraftHead, DraftWord, canvas_of, draft_words
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.hub import HubModel
+from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
+
+__all__ = ["DllmAsr", "make_backbone"]
+
+BATCH_STATES = 12_000  # encoder states, padding included, that go through the encoder at once: 4 minutes
+
+
+def make_backbone(config: BackboneConfig, vocab_size: int, vocabulary: Vocabulary) -> MaskedDiffusionBackbone:
+    """The language model of a configuration, with random weights.
+
+    Args:
+        config: family and sizes.
+        vocab_size: rows of the embedding.
+        vocabulary: gives the ids of MASK and START.
+    """
+    if config.family == "whisper":
+        from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
+
+        decoder = WhisperDecoder(vocab_size, config.width, config.layers, config.heads, config.ffn, config.positions)
+        return WhisperDecoderBackbone(decoder, vocabulary.mask_id, (vocabulary.start_id,))
+    from tokenthrift.backbones.prefix import PrefixBackbone, language_model
+
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.positions,
+    }
+    return PrefixBackbone(language_model({"model_type": config.family, **sizes}), vocabulary.mask_id, prompt=(vocabulary.start_id,))
+
+
+class DllmAsr(HubModel):
+    """Speech to text by a masked-diffusion language model; a `Recogniser`.
+
+    Args:
+        config: sizes and decoding defaults.
+        vocabulary: words to tokens; `config.vocab_size` of them.
+    """
+
+    system: ClassVar[str] = "dllm_asr"
+    config_class: ClassVar[type] = DllmAsrConfig
+    asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+    config: DllmAsrConfig
+    sample_rate = SAMPLE_RATE
+    max_seconds = 30.0
+
+    def __init__(self, config: DllmAsrConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config)
+        if vocabulary.size != config.vocab_size:
+            raise ValueError(f"the tokenizer has {vocabulary.size} tokens, the configuration says {config.vocab_size}")
+        self.vocabulary = vocabulary
+        sizes = config.encoder
+        self.encoder = WhisperEncoder(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.bins).requires_grad_(False)
+        self.draft = DraftHead(config.draft, sizes.width)
+        self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
+        self.adapter = Adapter(config.adapter, sizes.width, self.backbone.memory_size)
+
+    @classmethod
+    def read_assets(cls, folder: Path) -> dict[str, Any]:
+        """The vocabulary."""
+        return {"vocabulary": Vocabulary.load(folder / "tokenizer.json")}
+
+    def write_assets(self, folder: Path) -> None:
+        """The vocabulary."""
+        self.vocabulary.save(folder / "tokenizer.json")
+
+    def plan(self, samples: Sequence[int]) -> list[int]:
+        """Memory positions that recordings of so many samples at 16 kHz will cost the language model."""
+        return [adapted_length(states_of(n), self.config.adapter) for n in samples]
+
+    @torch.inference_mode()
+    def encode(self, audio: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Encoder states of recordings.
+
+        Args:
+            audio: `(samples,)` each, mono at 16 kHz, at most 30 s.
+
+        Returns:
+            `(B, N, width)` states, zero after each recording, and their lengths `(B,)`.
+        """
+        for i, samples in enumerate(audio):
+            if not bool(torch.isfinite(samples).all()):
+                raise ValueError(f"audio {i} holds NaN or infinite samples")
+        weight = self.encoder.conv1.weight
+        mels, lengths = pad_mels([log_mel(samples.to(weight.device), self.config.encoder.bins) for samples in audio])
+        return self.encoder(mels.to(weight.dtype), lengths), lengths
+
+    def transcribe(self, audio: Sequence[Tensor], budget: DecodeBudget | None = None) -> list[Transcript]:
+        """Transcribes recordings; the result of each is that of the recording alone.
+
+        Args:
+            audio: `(samples,)` float each, mono at 16 kHz in [-1, 1], at most 30 s.
+            budget: ceilings for each recording; the model's own defaults if not given.
+        """
+        results: dict[int, Transcript] = {}
+        order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
+        while order:
+            rows = order[: max(1, BATCH_STATES // min(MAX_STATES, states_of(len(audio[order[0]]))))]
+            order = order[len(rows) :]
+            results.update(zip(rows, self.decode(*self.encode([audio[i] for i in rows]), budget), strict=True))
+        return [results[i] for i in range(len(audio))]
+
+    @torch.inference_mode()
+    def decode(
+        self, states: Tensor, lengths: Tensor, budget: DecodeBudget | None = None, settings: DecodeConfig | None = None
+    ) -> list[Transcript]:
+        """Transcribes encoded recordings.
+
+        Args:
+            states: `(B, N, width)`, zero after the end of each recording.
+            lengths: `(B,)` states of each recording.
+            budget: ceilings for each recording.
+            settings: how to decode, in place of the model's own.
+        """
+        settings = settings or self.config.decode
+        budget = budget or DecodeBudget(confidence_threshold=settings.confidence_threshold)
+        canvases = self.canvases(self.drafts(states, lengths), lengths, settings)
+        canvases = [clip_canvas(c, budget.max_new_tokens) for c in canvases]
+        width = max(1, *(len(c.ids) for c in canvases))
+        ids = torch.tensor([c.ids + [self.vocabulary.eos_id] * (width - len(c.ids)) for c in canvases], device=states.device)
+        mask = torch.arange(width) < torch.tensor([len(c.ids) for c in canvases])[:, None]
+        memory, memory_mask = self.adapter(states, lengths)
+        context = self.backbone.context(memory, memory_mask)
+
+        def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
+            return cast(Tensor, self.backbone(now, alive, context.select(rows)))
+
+        done = denoise(
+            predict,
+            ids,
+            mask.to(states.device),
+            mask_id=self.vocabulary.mask_id,
+            eos_id=self.vocabulary.eos_id,
+            delete_id=self.vocabulary.delete_id,
+            budget=budget,
+            prune=settings.prune,
+            verify=settings.verify or None,
+        )
+        used = memory_mask.sum(1).tolist()
+        transcripts = []
+        for row, (canvas, slots) in enumerate(zip(canvases, done.text_slots(), strict=True)):
+            found, sure = done.ids[row].tolist(), done.confidence[row].tolist()
+            tokens = tuple(
+                TranscriptToken(self.vocabulary.piece(found[i]), _known(sure[i], canvas.confidence[i]), *canvas.times[i])
+                for i in slots
+            )
+            usage = TokenUsage(native=int(lengths[row]), cap=used[row], used=used[row], rounds=int(done.rounds[row]))
+            transcripts.append(Transcript(self.vocabulary.text([found[i] for i in slots]), tokens, usage))
+        return transcripts
+
+    def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
+        """The CTC words of encoded recordings."""
+        log_p = self.draft(states, lengths).cpu()
+        return [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
+
+    def canvases(self, drafts: Sequence[Sequence[DraftWord]], lengths: Tensor, settings: DecodeConfig) -> list[Canvas]:
+        """The responses the denoiser starts from; a recording without a single draft word has an empty one."""
+        out = []
+        for words, n in zip(drafts, lengths.tolist(), strict=True):
+            if settings.draft == "none":
+                seconds = n / 50
+                slots = max(4, round(seconds * settings.tokens_per_second) + settings.margin)
+                slots = min(slots, self.config.backbone.positions - 8)
+                step = seconds / slots
+                times = [(i * step, (i + 1) * step) for i in range(slots)]
+                canvas = Canvas([self.vocabulary.mask_id] * slots, [0.0] * slots, times)
+            elif not words:
+                canvas = Canvas([], [], [])
+            else:
+                threshold = settings.draft_threshold if settings.draft == "confident" else 2.0
+                canvas = canvas_of(
+                    words, self.vocabulary, threshold=threshold, slack=settings.slack, margin=settings.margin
+                )
+            out.append(clip_canvas(canvas, self.config.backbone.positions - 8))
+        return out
+
+    def with_decoding(self, **changes: Any) -> DllmAsr:
+        """This model (the same weights) with other decoding defaults; see `DecodeConfig`."""
+        self.config = replace(self.config, decode=replace(self.config.decode, **changes))
+        return self
+
+
+def clip_canvas(canvas: Canvas, slots: int | None) -> Canvas:
+    """The first `slots` slots of a response; all of them where None."""
+    return canvas if slots is None else Canvas(canvas.ids[:slots], canvas.confidence[:slots], canvas.times[:slots])
+
+
+def _known(confidence: float, otherwise: float) -> float:
+    """The language model's probability of a token; the draft's where no forward pass saw the slot."""
+    return otherwise if math.isnan(confidence) else confidence

@@ -1,0 +1,144 @@
+"""Training of dLLM-ASR under Lightning: the CTC draft and the denoiser, over a frozen encoder.
+
+Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992) for the forward process and the 1/t loss; learning rates, batch and schedule are
+not published. What differs: draft-like rows beside random masking (see `examples`), and both heads may be trained apart, since they share
+nothing but the frozen encoder.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from tokenthrift.budget import DecodeBudget
+from tokenthrift.dllm_asr.config import AdapterConfig
+from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss
+from tokenthrift.dllm_asr.data import Batch
+from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
+from tokenthrift.dllm_asr.examples import responses
+from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.dllm_asr.pretrained import assemble
+from tokenthrift.evaluation.wer import word_errors
+
+__all__ = ["DllmAsrModule"]
+
+
+class DllmAsrModule(L.LightningModule):
+    """Trains the draft head, the adapter and the language model.
+
+    Args:
+        whisper: transformers checkpoint of an English Whisper, folder or Hub id.
+        language_model: transformers checkpoint to denoise with (BERT, ModernBERT, Llama family); Whisper's decoder if not given.
+        vocabulary_size: tokens to keep of its vocabulary.
+        positions: longest response of Whisper's decoder.
+        pool: average pooling of the 50 encoder states a second.
+        stride: stride of the adapter's convolution; 1 leaves it out.
+        train_draft: train the CTC head.
+        train_denoiser: train adapter and language model.
+        learning_rate: of adapter and language model.
+        draft_learning_rate: of the CTC head.
+        warmup_steps: steps of linear warm-up, before a cosine decay over the rest of the run.
+        weight_decay: of matrices.
+        draft_share: share of training rows that look like drafts.
+        substitution: share of visible tokens replaced by random ones.
+        visible_weight: weight of the cross-entropy of visible tokens.
+    """
+
+    def __init__(
+        self,
+        whisper: str = "openai/whisper-tiny.en",
+        language_model: str | None = None,
+        vocabulary_size: int = 5000,
+        positions: int = 256,
+        pool: int = 2,
+        stride: int = 1,
+        train_draft: bool = True,
+        train_denoiser: bool = True,
+        learning_rate: float = 3e-4,
+        draft_learning_rate: float = 1e-3,
+        warmup_steps: int = 200,
+        weight_decay: float = 0.01,
+        draft_share: float = 0.5,
+        substitution: float = 0.03,
+        visible_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = assemble(
+            whisper, language_model, vocabulary_size=vocabulary_size, positions=positions, adapter=AdapterConfig(pool=pool, stride=stride)
+        )
+        self.model.draft.requires_grad_(train_draft)
+        for part in (self.model.adapter, self.model.backbone):
+            part.requires_grad_(train_denoiser)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine decay."""
+        h = self.hparams
+        groups = []
+        for rate, parts in ((h.draft_learning_rate, [self.model.draft]), (h.learning_rate, [self.model.adapter, self.model.backbone])):
+            weights = [p for part in parts for p in part.parameters() if p.requires_grad]
+            groups.append({"params": [p for p in weights if p.ndim > 1], "lr": rate, "weight_decay": h.weight_decay})
+            groups.append({"params": [p for p in weights if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, h.warmup_steps)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - h.warmup_steps), 1e-6)
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The sum of the CTC loss and the diffusion loss, of those that are trained."""
+        loss = torch.zeros((), device=self.device)
+        if self.hparams.train_draft:
+            ctc = ctc_loss(self.model.draft(batch.states, batch.lengths), batch.lengths, [character_ids(t) for t in batch.texts])
+            self.log("train/ctc", ctc, prog_bar=True)
+            loss = loss + ctc
+        if self.hparams.train_denoiser:
+            diffusion = self.denoising_loss(batch)
+            self.log("train/diffusion", diffusion, prog_bar=True)
+            loss = loss + diffusion
+        return loss
+
+    def denoising_loss(self, batch: Batch) -> Tensor:
+        """Nats per token of a batch under the forward process; its randomness comes from the batch alone."""
+        rng = random.Random(batch.seed)
+        seconds = (batch.lengths / 50).tolist()
+        h = self.hparams
+        targets, mask, seen = responses(
+            batch.texts, seconds, self.model.vocabulary, rng, draft_share=h.draft_share, substitution=h.substitution
+        )
+        targets, mask = targets.to(self.device), mask.to(self.device)
+        seen = Corrupted(*(t.to(self.device) for t in (seen.ids, seen.masked, seen.substituted, seen.rates)))
+        context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
+        logits = self.model.backbone(seen.ids, mask, context)
+        return diffusion_loss(logits, targets, mask, seen, visible_weight=h.visible_weight)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the texts of the last validation."""
+        self.heard: dict[int, list[tuple[str, str, str, int]]] = {}
+
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """Drafts and transcripts of one batch, of those parts that are trained; without a draft the denoiser works alone."""
+        h, rows = self.hparams, self.heard.setdefault(dataloader_idx, [])
+        drafts = [" ".join(w.text for w in words) for words in self.model.drafts(batch.states, batch.lengths)]
+        settings = replace(self.model.config.decode, draft="confident" if h.train_draft else "none")
+        budget = DecodeBudget(max_rounds=32)
+        done = self.model.decode(batch.states, batch.lengths, budget, settings) if h.train_denoiser else []
+        for i, text in enumerate(batch.texts):
+            rows.append((text, drafts[i], done[i].text if done else drafts[i], done[i].usage.rounds if done else 0))
+
+    def on_validation_epoch_end(self) -> None:
+        """Word error rates of draft and transcript, and mean rounds, for each development set and over all."""
+        for i, rows in self.heard.items():
+            truth, draft, text, rounds = zip(*rows, strict=True)
+            self.log(f"val/draft_wer_{i}", word_errors(truth, draft).rate, prog_bar=True)
+            self.log(f"val/wer_{i}", word_errors(truth, text).rate, prog_bar=True)
+            self.log(f"val/rounds_{i}", sum(rounds) / len(rounds))
+        rows = [row for part in self.heard.values() for row in part]
+        self.log("val/wer", word_errors([r[0] for r in rows], [r[2] for r in rows]).rate)
+        self.log("val/draft_wer", word_errors([r[0] for r in rows], [r[1] for r in rows]).rate)

@@ -1,0 +1,76 @@
+"""A fresh dLLM-ASR model around pretrained parts: a Whisper encoder, and a language model cut to a small vocabulary.
+
+Source: dLLM-ASR (arXiv 2601.17902) freezes a published encoder and adapts a published language model. What differs: the language model may be
+Whisper's own decoder, whose weights already read the encoder, or a BERT-like model, and its vocabulary is cut (see `vocabulary`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone, decoder_weights
+from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, EncoderConfig
+from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.dllm_asr.vocabulary import SPECIAL, trim
+from tokenthrift.sources import fetch
+from tokenthrift.whisper import encoder_weights
+
+__all__ = ["assemble"]
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+NO_TIMESTAMPS = 50_362  # Whisper tiny.en's <|notimestamps|>: the position that predicts the first word
+
+
+def assemble(whisper: str, language_model: str | None, *, vocabulary_size: int, positions: int, adapter: AdapterConfig) -> DllmAsr:
+    """Puts a model together; draft head, adapter and new token rows are random or means.
+
+    Args:
+        whisper: transformers checkpoint of an English Whisper, folder or Hub id.
+        language_model: transformers checkpoint of a BERT-like or Llama-like model; None takes Whisper's decoder.
+        vocabulary_size: most tokens to keep of the language model's vocabulary.
+        positions: longest input of Whisper's decoder; others keep their own.
+        adapter: rates of the memory.
+    """
+    source = fetch(whisper, FILES)
+    sizes, state = _read(source), load_file(source / "model.safetensors")
+    encoder = EncoderConfig(
+        width=sizes["d_model"],
+        layers=sizes["encoder_layers"],
+        heads=sizes["encoder_attention_heads"],
+        ffn=sizes["encoder_ffn_dim"],
+        bins=sizes["num_mel_bins"],
+    )
+    text = source if language_model is None else fetch(language_model, FILES)
+    vocabulary, keep = trim(text / "tokenizer.json", vocabulary_size)
+    lm = sizes if language_model is None else _read(text)
+    backbone = BackboneConfig(
+        family="whisper" if language_model is None else lm["model_type"],
+        width=lm["d_model" if language_model is None else "hidden_size"],
+        layers=lm["decoder_layers" if language_model is None else "num_hidden_layers"],
+        heads=lm["decoder_attention_heads" if language_model is None else "num_attention_heads"],
+        ffn=lm["decoder_ffn_dim" if language_model is None else "intermediate_size"],
+        positions=positions if language_model is None else lm["max_position_embeddings"],
+    )
+    model = DllmAsr(DllmAsrConfig(vocab_size=vocabulary.size, encoder=encoder, adapter=adapter, backbone=backbone), vocabulary)
+    model.encoder.load_state_dict(encoder_weights(state))
+    if isinstance(model.backbone, WhisperDecoderBackbone):
+        weights = decoder_weights(state, keep, len(SPECIAL), positions)
+        embedding = state["model.decoder.embed_tokens.weight"]
+        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[NO_TIMESTAMPS]
+        weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
+        model.backbone.decoder.load_state_dict(weights)
+    else:
+        from tokenthrift.backbones.prefix import PrefixBackbone, language_model as load_language_model, trim_vocabulary
+
+        trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
+        model.backbone = PrefixBackbone(trimmed.train(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
+    return model
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return data

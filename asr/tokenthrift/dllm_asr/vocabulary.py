@@ -1,0 +1,105 @@
+"""A small vocabulary cut out of a pretrained one, so that its embeddings can be kept and the model stays small.
+
+Not in the paper, which uses all of LLaDA's 126,464 tokens: transcripts are lower-case words, so only tokens of letters and apostrophes
+are kept. A byte-pair vocabulary is cut by merge rank (every merge is made of earlier ones, so the cut is closed); a WordPiece vocabulary by
+the rank of its list. Four special tokens are appended: MASK, EOS, DELETE (a slot that leaves no text) and START.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+SPECIAL = ("<|mask|>", "<|end|>", "<|delete|>", "<|start|>")
+_BPE_PIECE = re.compile(r"\u0120?[a-z']+|\u0120")
+_WORD_PIECE = re.compile(r"(##)?[a-z']+")
+
+
+class Vocabulary:
+    """Words to token ids and back.
+
+    Args:
+        tokenizer: holds the four special tokens as its last ones.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.size = tokenizer.get_vocab_size()
+        found = [tokenizer.token_to_id(t) for t in SPECIAL]
+        if None in found:
+            raise ValueError(f"the tokenizer lacks one of {SPECIAL}")
+        self.mask_id, self.eos_id, self.delete_id, self.start_id = found
+        self._encode = lru_cache(maxsize=65_536)(self._encode_word)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Reads a `tokenizer.json`."""
+        return cls(Tokenizer.from_file(str(path)))
+
+    def save(self, path: Path) -> None:
+        """Writes a `tokenizer.json`."""
+        self.tokenizer.save(str(path))
+
+    def word(self, word: str) -> tuple[int, ...]:
+        """Token ids of one word of letters and apostrophes."""
+        return self._encode(word)
+
+    def piece(self, token: int) -> str:
+        """The text of one token, with a leading space where it starts a word; empty for special tokens."""
+        text: str = self.tokenizer.id_to_token(token)
+        if text in SPECIAL:
+            return ""
+        if self._is_bpe:
+            return text.replace("\u0120", " ")
+        return text.removeprefix("##") if text.startswith("##") else f" {text}"
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of tokens, without surrounding space."""
+        text = " ".join("".join(map(self.piece, tokens)).split())
+        return text if self._is_bpe else re.sub(" ?' ?", "'", text)  # BERT's pre-tokeniser parts words at apostrophes
+
+    @property
+    def _is_bpe(self) -> bool:
+        return type(self.tokenizer.model).__name__ == "BPE"
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(f" {word}" if self._is_bpe else word, add_special_tokens=False).ids)
+
+
+def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
+    """Cuts a pretrained tokenizer to lower-case words.
+
+    Args:
+        tokenizer_json: a byte-level BPE (Whisper, GPT-2) or WordPiece (BERT) tokenizer file.
+        size: most tokens to keep, the four special ones not counted.
+
+    Returns:
+        The vocabulary, and the old id of each kept token in its new order.
+    """
+    data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    old: dict[str, int] = data["model"]["vocab"]
+    if data["model"]["type"] == "BPE":
+        kept = [t for t in old if len(t) == 1 and _BPE_PIECE.fullmatch(t)]
+        merges = []
+        for merge in data["model"]["merges"]:
+            a, b = merge.split(" ") if isinstance(merge, str) else merge
+            if len(kept) < size and _BPE_PIECE.fullmatch(a + b) and a + b in old:
+                kept.append(a + b)
+                merges.append([a, b])
+        kept = list(dict.fromkeys(kept))
+        data["model"]["merges"] = merges
+    else:
+        letters = [t for t in old if len(t.removeprefix("##")) == 1 and _WORD_PIECE.fullmatch(t)]
+        words = [t for t in old if _WORD_PIECE.fullmatch(t)]
+        kept = list(dict.fromkeys([*letters, "[UNK]", *words]))[:size]
+    data["model"]["vocab"] = {t: i for i, t in enumerate([*kept, *SPECIAL])}
+    data["added_tokens"] = [
+        {"id": len(kept) + i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for i, t in enumerate(SPECIAL)
+    ]
+    data["post_processor"], data["truncation"], data["padding"] = None, None, None
+    return Vocabulary(Tokenizer.from_str(json.dumps(data))), [old[t] for t in kept]

@@ -1,0 +1,51 @@
+"""Training checkpoints to a model folder: `python export.py OUT LAST.ckpt [MORE.ckpt ...] [--autoregressive]`.
+
+A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart are put together here. The
+folder gets fp16 safetensors, `config.json` and `tokenizer.json`. Checkpoints are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, AutoregressiveModule
+from tokenthrift.dllm_asr.module import DllmAsrModule
+
+
+def merge(checkpoints: list[Path]) -> DllmAsrModule:
+    """A module with the trained parts of all checkpoints; the first names the sizes."""
+    loaded = [torch.load(path, map_location="cpu", weights_only=True) for path in checkpoints]
+    options = next((c["hyper_parameters"] for c in loaded if c["hyper_parameters"]["train_denoiser"]), loaded[0]["hyper_parameters"])
+    module = DllmAsrModule(**{k: v for k, v in options.items() if not k.startswith("_")})
+    for checkpoint in loaded:
+        trained = checkpoint["hyper_parameters"]
+        parts = ("model.draft.",) if trained["train_draft"] else ()
+        parts += ("model.adapter.", "model.backbone.") if trained["train_denoiser"] else ()
+        weights = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(parts)}
+        unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
+        if not weights or unexpected:
+            raise SystemExit(f"these checkpoints do not fit together: {unexpected[:5]}")
+    return module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--autoregressive", action="store_true", help="the checkpoint is of AutoregressiveModule")
+    arguments = parser.parse_args()
+    module = merge(arguments.checkpoints)
+    if arguments.autoregressive:
+        rival = AutoregressiveDecoder(module.model.config, module.model.vocabulary)
+        rival.decoder.load_state_dict(AutoregressiveModule.decoder.fget(module).state_dict())  # type: ignore[attr-defined]
+        rival.save_pretrained(arguments.out, dtype=torch.float16)
+    else:
+        module.model.save_pretrained(arguments.out, dtype=torch.float16)
+    print(f"{arguments.out}: {sum(f.stat().st_size for f in arguments.out.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
