@@ -1,0 +1,48 @@
+# make demo   transcribe samples/speech with the shipped model
+# make test   ruff, mypy --strict and the whole test suite
+#
+# Both first make an environment in .venv (about 6 GB, a minute or two), from Python 3.11 or newer and a package index.
+# VENV=/elsewhere puts it somewhere else, PYTHON=python3.12 makes it from another interpreter.
+
+VENV ?= .venv
+PYTHON ?= python3
+
+BIN := $(VENV)/bin
+MODEL := model_cards/dllm-asr-tiny-en
+# An environment holds one checkout at a time; the name says which one it is.
+INSTALLED := $(VENV)/.tokenthrift-$(shell pwd | cksum | cut -d ' ' -f 1)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/tokenthrift transcribe samples/speech --model $(MODEL) --out-dir demo-output --format txt json --references
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# uv installs in seconds what takes pip minutes, but it is a convenience: pip alone does the same.
+# With pip, constraints come by its environment variable, so that a machine's own constraints do not contradict ours.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer with venv is needed (Debian: apt-get install python3 python3-venv)' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.tokenthrift-*
+	{ $(BIN)/python -m pip install --quiet 'uv>=0.5' && \
+		VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --constraint constraints.txt --editable '.[all,test]'; } || \
+		PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --editable '.[all,test]'
+	touch '$@'

@@ -1,0 +1,5 @@
+"""What training needs and all systems share.
+
+`cli`: ``tokenthrift fit|validate|test|predict``, one Lightning command line over all models and data.
+`random_state`: a callback that makes a resumed run draw the numbers that the interrupted one would have drawn.
+"""

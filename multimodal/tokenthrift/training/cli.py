@@ -1,0 +1,101 @@
+"""`tokenthrift fit|validate|test|predict`: Lightning's command line over every model and every data set.
+
+A recipe names a LightningModule and a LightningDataModule (`class_path`) and their arguments (`init_args`); flags on
+the command line win over it. What differs from a plain LightningCLI: only the parser of the command at hand is built,
+arguments saved in a checkpoint neither override the recipe nor choose which class is built, runs are seeded, and the
+random state is part of every checkpoint.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+# Read when jsonargparse is imported: Lightning calls functions that jsonargparse will drop in its next major release.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from tokenthrift.training.random_state import RandomState
+
+DESCRIPTIONS: Final = {
+    "fit": "Train a model. An interrupted run goes on with the same recipe and --ckpt_path FOLDER/last.ckpt.",
+    "validate": "Measure a model on the validation data.",
+    "test": "Measure a model on the test data.",
+    "predict": "Run a model over the prediction data.",
+}
+HINTS: Final = (
+    "Every value of the recipe can be given as a flag (--trainer.max_epochs 3), and the flag wins. "
+    "--print_config shows the whole recipe that would run; --model.help CLASS and --data.help CLASS list what a class "
+    "takes."
+)
+SEED: Final = 0
+
+
+class TrainingCLI(LightningCLI):
+    """One command of the Trainer.
+
+    Args:
+        command: fit, validate, test or predict.
+        argv: its options.
+    """
+
+    def __init__(self, command: str, argv: Sequence[str]) -> None:
+        self._command = command
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=SEED,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [RandomState()]},
+            parser_kwargs={
+                "prog": "tokenthrift",
+                command: {
+                    "usage": f"tokenthrift {command} --config RECIPE.yaml [--NAME VALUE ...]",
+                    "description": f"{DESCRIPTIONS[command]} {HINTS}",
+                },
+            },
+            args=[command, *argv],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command at hand; every further one would cost seconds of building a parser."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses without Lightning's warning about arguments that do not come from `sys.argv`."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the checkpoint's saved arguments alone: a resumed run does what its recipe and flags say."""
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Runs one command to its end.
+
+    Returns:
+        The exit code; wrong usage raises SystemExit(2) as argparse does.
+    """
+    _silence_known_noise()
+    TrainingCLI(command, argv)
+    return 0
+
+
+fit = partial(run, "fit")
+validate = partial(run, "validate")
+test = partial(run, "test")
+predict = partial(run, "predict")
+
+
+def _silence_known_noise() -> None:
+    """Advertisements and warnings about code that is not ours, each by its own words; everything else is shown."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*`tensorboardX` has been removed as a dependency")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith("💡 Tip:")
+    )

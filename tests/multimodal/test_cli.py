@@ -1,0 +1,204 @@
+"""The command's table, help and exit codes; `info` and `push`."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from torch import nn
+
+from tests.hub_server import HubServer
+from tokenthrift import cli
+from tokenthrift.budget import BudgetSupport
+from tokenthrift.hub import ConfigError, HubModel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    width: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.width <= 4096:
+            raise ConfigError(f"width must be within 1 and 4096, not {self.width}")
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    sizes: Sizes = Sizes()
+    name: str = "small"
+
+
+class Small(HubModel):
+    system = "small"
+    config_class = SmallConfig
+    config: SmallConfig
+    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset({"max_tokens", "retention"}), nested=True)
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__(config)
+        self.net = nn.Linear(config.sizes.width, 100)
+
+    def transcribe(self) -> None:
+        pass
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A saved model of a system that this release knows."""
+    monkeypatch.setitem(cli.SYSTEMS, "small", f"{__name__}:Small")
+    Small(SmallConfig()).save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: tokenthrift COMMAND [OPTIONS]\n")
+    for group in cli.COMMANDS.values():
+        for name, (_, text) in group.items():
+            assert f"  {name:<12}{text}\n" in shown
+    assert max(map(len, shown.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("target", [t for group in cli.COMMANDS.values() for t, _ in group.values()])
+def test_every_command_in_the_table_exists(target: str) -> None:
+    assert callable(cli.load(target))
+
+
+@pytest.mark.parametrize("target", cli.SYSTEMS.values())
+def test_every_system_in_the_table_is_a_model(target: str) -> None:
+    system = cli.load(target)
+    assert issubclass(system, HubModel)
+    assert cli.SYSTEMS[system.system] == target
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "usage: tokenthrift COMMAND"),
+        (["transcribee"], "unknown command 'transcribee'; did you mean 'transcribe'?"),
+        (["xyzzy"], "unknown command 'xyzzy'; see `tokenthrift --help`"),
+        (["--verbose"], "unknown option '--verbose'"),
+    ],
+)
+def test_wrong_usage(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_arguments_and_exit_code_are_passed_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = {"count": (f"{__name__}:count", "count"), "stop": (f"{__name__}:stop", "stop")}
+    monkeypatch.setitem(cli.COMMANDS, "Test", group)
+    assert cli.main(["count", "a", "--b", "c"]) == 3
+    assert cli.main(["stop"]) == 130
+    monkeypatch.setattr(sys, "argv", ["tokenthrift", "count", "a"])
+    assert cli.main() == 1
+
+
+def count(argv: list[str]) -> int:
+    return len(argv)
+
+
+def stop(argv: list[str]) -> int:
+    raise KeyboardInterrupt
+
+
+def test_help_needs_no_heavy_import() -> None:
+    """Neither torch nor the Hub's client: help is there at once."""
+    code = (
+        "import sys; from tokenthrift.cli import main; import tokenthrift.budget; main(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "multimodal")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# info
+
+
+def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(small)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"system      small ({__name__}.Small)",
+        f"from        {small}",
+        "parameters  900 in 2 tensors",
+        "size        0.0 MB",
+        "tokens      max_tokens, retention (nested)",
+        "decoding    max_new_tokens, max_rounds, confidence_threshold",
+        "config",
+        "  sizes",
+        "    width: 8",
+        "  name: small",
+    ]
+
+
+def test_info_of_a_repository(hub: HubServer, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = hub.add("org/small", {path.name: path.read_bytes() for path in small.iterdir()})
+    assert cli.main(["info", "org/small"]) == 0
+    assert f"from        org/small at {commit}\n" in capsys.readouterr().out
+    assert cli.main(["info", "org/small", "--revision", "v2"]) == 1
+    assert "tokenthrift info: org/small has no revision 'v2'" in capsys.readouterr().err
+    hub.requests.clear()
+    assert cli.main(["info", "org/small", "--local-files-only"]) == 0
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"system": "unheard"}, "system is 'unheard'; this release knows dllm_asr"),
+        ({"system": None}, "system is None"),
+        ({"system": ["small"]}, "system is ['small']"),
+        ({"sizes": {"width": 10**9}}, "within 1 and 4096"),
+        ({"sizes": {"width": 9}}, "net.weight is [100, 8] in the file and [100, 9] in the model"),
+    ],
+)
+def test_info_says_what_is_wrong(
+    small: Path, change: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**fields, **change}))
+    assert cli.main(["info", str(small)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("tokenthrift info: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+# push
+
+
+def test_push_uploads_what_loads(hub: HubServer, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (small / "README.md").write_text("# Small\n")
+    assert cli.main(["push", str(small), "tester/small", "--private", "--message", "First"]) == 0
+    repository = hub.repositories["tester/small"]
+    address = capsys.readouterr().out.strip()
+    assert address == f"{hub.endpoint}/tester/small/commit/{repository.branches['main']}"
+    assert set(repository.commits[repository.branches["main"]]) == {"README.md", "config.json", "model.safetensors"}
+    assert repository.private
+    assert cli.main(["info", "tester/small"]) == 0
+
+
+def test_push_uploads_nothing_that_does_not_load(
+    hub: HubServer, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (small / "model.safetensors").read_bytes()
+    (small / "model.safetensors").write_bytes(weights[:-1])
+    assert cli.main(["push", str(small), "tester/small"]) == 1
+    assert "tokenthrift push: " in capsys.readouterr().err
+    assert cli.main(["push", "org/small", "tester/small"]) == 1
+    assert "there is no folder 'org/small' to upload" in capsys.readouterr().err
+    assert hub.requests == []
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["push", str(small)])
+    assert caught.value.code == 2

@@ -1,0 +1,40 @@
+"""Optional dependencies: imported at first use, and a missing one names its extra."""
+
+import importlib
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tokenthrift import extras
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTRIBUTIONS = {"PIL": "pillow", "whisper": "openai-whisper"}
+
+
+def test_an_installed_one_is_imported() -> None:
+    assert extras.require("jiwer").wer("a b", "a c") == 0.5
+
+
+@pytest.mark.parametrize("cause", [ImportError("absent"), OSError("libcuda"), RuntimeError("built for another torch")])
+def test_one_that_does_not_load_names_its_extra(monkeypatch: pytest.MonkeyPatch, cause: Exception) -> None:
+    def fail(name: str) -> None:
+        raise cause
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(extras.MissingExtraError, match=rf"{cause}.*pip install 'tokenthrift\[vision\]'"):
+        extras.require("torchvision.ops")
+
+
+def test_a_missing_one_really_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"tokenthrift\[vision\]"):
+        extras.require("timm")
+
+
+@pytest.mark.parametrize(("module", "extra"), extras.EXTRAS.items())
+def test_the_extra_named_brings_the_module(module: str, extra: str) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert DISTRIBUTIONS.get(module, module) in {Requirement(line).name for line in declared[extra]}
