@@ -1,0 +1,246 @@
+"""dLLM-ASR against its parts and its rivals, in one run: `python benchmarks/dllm_asr.py --json out.json`.
+
+Every system hears the same recordings, one at a time, with the same number of threads: the CTC draft alone; the diffusion model without
+draft, with the draft's length only, with the whole draft, with and without pruning; the autoregressive decoder of the same size
+over the same encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error rates
+follow Whisper's English normaliser over the whole set; the real-time factor is seconds of work, encoder included, over seconds of audio.
+
+Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py` and
+`whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
+from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
+from tokenthrift.media.audio import read_audio
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "dllm_asr"
+SETS = ("asterisk", "lj", "librivox", "asterisk-short", "fsdd")
+
+Answer = tuple[str, int, int]  # text, denoising rounds, forward passes of the language model
+System = Callable[[Tensor], Answer]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one set."""
+
+    system: str
+    data: str
+    words: ErrorCount
+    characters: ErrorCount
+    clips: int
+    rounds: float
+    forwards: float
+    seconds: float
+    work: float
+
+    def row(self) -> dict[str, Any]:
+        """Plain figures."""
+        return {
+            "system": self.system,
+            "set": self.data,
+            "clips": self.clips,
+            "wer": self.words.rate,
+            "cer": self.characters.rate,
+            "rounds": self.rounds,
+            "forwards": self.forwards,
+            "real_time_factor": self.work / self.seconds,
+        }
+
+
+def diffusion(model: DllmAsr, settings: DecodeConfig) -> System:
+    """The whole model under one way of decoding."""
+
+    def hear(audio: Tensor) -> Answer:
+        (done,) = model.decode(*model.encode([audio]), settings=settings)
+        return done.text, done.usage.rounds, done.usage.rounds
+
+    return hear
+
+
+def draft_alone(model: DllmAsr) -> System:
+    """The CTC head without a language model."""
+
+    @torch.inference_mode()
+    def hear(audio: Tensor) -> Answer:
+        (words,) = model.drafts(*model.encode([audio]))
+        return " ".join(w.text for w in words), 0, 0
+
+    return hear
+
+
+def autoregressive(model: DllmAsr, rival: AutoregressiveDecoder) -> System:
+    """The rival over the model's encoder and adapter."""
+
+    @torch.inference_mode()
+    def hear(audio: Tensor) -> Answer:
+        ((text, forwards),) = rival.decode(*model.adapter(*model.encode([audio])))
+        return text, 0, forwards
+
+    return hear
+
+
+def whisper(folder: str) -> System:
+    """Whisper through transformers, greedy, with its cache, on 30 s of padded audio."""
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+    lm = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    features = WhisperFeatureExtractor(feature_size=lm.config.num_mel_bins)
+    tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+    start = torch.tensor([[50_257, 50_362]])  # <|startoftranscript|> <|notimestamps|> of the English models
+    end = lm.config.eos_token_id
+
+    @torch.inference_mode()
+    def hear(audio: Tensor) -> Answer:
+        mel = features(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
+        ids = lm.generate(
+            mel,
+            decoder_input_ids=start,
+            max_new_tokens=200,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+            forced_decoder_ids=None,
+        )[0]
+        text = [int(i) for i in ids if i < end]
+        return tokenizer.decode(text), 0, len(text) + 1
+
+    return hear
+
+
+def measure(name: str, system: System, data: str, clips: list[tuple[Tensor, str]]) -> Result:
+    """Runs a system over a set, after one clip of warm-up."""
+    system(clips[0][0])
+    started = time.perf_counter()
+    answers = [system(audio) for audio, _ in clips]
+    work = time.perf_counter() - started
+    truth, texts = [text for _, text in clips], [a[0] for a in answers]
+    return Result(
+        name,
+        data,
+        word_errors(truth, texts),
+        character_errors(truth, texts),
+        len(clips),
+        sum(a[1] for a in answers) / len(clips),
+        sum(a[2] for a in answers) / len(clips),
+        sum(len(audio) for audio, _ in clips) / 16_000,
+        work,
+    )
+
+
+def read_set(folder: Path, limit: int | None) -> list[tuple[Tensor, str]]:
+    """Recordings and references of a manifest."""
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(read_audio(folder / row["audio_filepath"]), row["text"]) for row in rows[:limit]]
+
+
+def prepare(data: Path, public: Path, whisper_folder: str | None) -> str:
+    """Makes what is missing below `data`; the Whisper checkpoint to use."""
+    if not (data / "test").is_dir():
+        command = [sys.executable, str(RECIPE / "recordings.py"), str(data)]
+        for option, path in (("--lj", public / "lj"), ("--fsdd", public / "fsdd.tar")):
+            command += [option, str(path)] if path.exists() else []
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    if whisper_folder:
+        return whisper_folder
+    made = data / "whisper-tiny.en"
+    if not made.is_dir():
+        subprocess.run([sys.executable, str(RECIPE / "whisper_from_package.py"), str(made)], check=True, stdout=sys.stderr)
+    return str(made)
+
+
+def show(results: list[Result], sets: list[str]) -> None:
+    """One table a set."""
+    for name in sets:
+        rows = [r for r in results if r.data == name]
+        if not rows:
+            continue
+        table = Table(title=f"{name}: {rows[0].clips} recordings, {rows[0].seconds:.0f} s", title_justify="left")
+        for column in ("system", "WER %", "CER %", "rounds", "LM forward passes", "real-time factor", "x Whisper"):
+            table.add_column(column, justify="left" if column == "system" else "right")
+        slowest = next((r.work for r in rows if r.system.startswith("Whisper")), None)
+        for r in rows:
+            wer, cer = f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}"
+            faster = f"{slowest / r.work:.1f}" if slowest else "-"
+            table.add_row(r.system, wer, cer, f"{r.rounds:.2f}", f"{r.forwards:.1f}", f"{r.work / r.seconds:.3f}", faster)
+        Console(width=110).print(table)
+
+
+def pooled(results: list[Result], names: tuple[str, ...], title: str) -> list[Result]:
+    """Several sets as one, for each system."""
+    out = []
+    for system in dict.fromkeys(r.system for r in results):
+        rows = [r for r in results if r.system == system and r.data in names]
+        if len(rows) == len(names):
+            clips = sum(r.clips for r in rows)
+            rounds, forwards = (sum(getattr(r, k) * r.clips for r in rows) / clips for k in ("rounds", "forwards"))
+            words, letters = (sum((getattr(r, k) for r in rows), ErrorCount()) for k in ("words", "characters"))
+            seconds, work = sum(r.seconds for r in rows), sum(r.work for r in rows)
+            out.append(Result(system, title, words, letters, clips, rounds, forwards, seconds, work))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "model_cards" / "dllm-asr-tiny-en"), help="folder or Hub id")
+    parser.add_argument("--rival", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
+    parser.add_argument("--whisper", help="transformers checkpoint; by default the one of a package, made below --data")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
+    parser.add_argument("--public", type=Path, default=ROOT / ".." / "shared" / "data", help="folder of lj/ and fsdd.tar")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all there are)")
+    parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    whisper_folder = prepare(arguments.data, arguments.public, arguments.whisper)
+    model = DllmAsr.from_pretrained(arguments.model)
+    usual = model.config.decode
+    systems: dict[str, System] = {
+        "CTC draft alone": draft_alone(model),
+        "diffusion, no draft": diffusion(model, replace(usual, draft="none")),
+        "diffusion, draft length": diffusion(model, replace(usual, draft="length")),
+        "diffusion, draft": diffusion(model, usual),
+        "diffusion, draft, no pruning": diffusion(model, replace(usual, prune="never")),
+        "diffusion, no draft, no pruning": diffusion(model, replace(usual, draft="none", prune="never")),
+    }
+    if arguments.rival.is_dir():
+        systems["autoregressive, same size"] = autoregressive(model, AutoregressiveDecoder.from_pretrained(arguments.rival))
+    systems["Whisper tiny.en"] = whisper(whisper_folder)
+    results = []
+    sets = [s for s in arguments.sets if (arguments.data / "test" / s).is_dir()]
+    for name in sets:
+        clips = read_set(arguments.data / "test" / name, arguments.limit)
+        for label, system in systems.items():
+            results.append(measure(label, system, name, clips))
+            print(f"{name}: {label} done in {results[-1].work:.0f} s", file=sys.stderr)
+    results += pooled(results, ("lj", "librivox"), "lj + librivox")
+    show(results, [*sets, "lj + librivox"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps([r.row() for r in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
