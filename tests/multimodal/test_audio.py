@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.media_files import Samples, encode, voice, write
-from tokenthrift.media.audio import MEDIA_SUFFIXES, AudioError, read_audio, stream_audio
+from tokenthrift.media.audio import AudioError, read_audio, stream_audio
+from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 
 SOUND = voice(3.0)
 

@@ -1,1 +1,4 @@
-"""Files to tensors, written once for all systems: `audio` (any common container and codec to mono samples)."""
+"""Files to tensors, written once for all systems.
+
+`audio`: any common container and codec to mono samples, whole or as a stream. `suffixes`: what media files are called.
+"""

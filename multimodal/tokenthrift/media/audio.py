@@ -28,29 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenthrift import extras
+from tokenthrift.media.suffixes import RAW_FORMATS
 
-__all__ = ["MEDIA_SUFFIXES", "AudioError", "read_audio", "stream_audio"]
+__all__ = ["AudioError", "read_audio", "stream_audio"]
 
 Samples: TypeAlias = NDArray[np.float32]
-
-# How a headerless file is to be read: FFmpeg's name of the format and its sample rate.
-_RAW: Final = {
-    ".ul": ("mulaw", 8000),
-    ".ulaw": ("mulaw", 8000),
-    ".al": ("alaw", 8000),
-    ".alaw": ("alaw", 8000),
-    ".sln": ("s16le", 8000),
-    ".sln16": ("s16le", 16000),
-}
-
-_SOUND: Final = """
-aac ac3 aif aifc aiff amr ape au caf dts eac3 flac g722 gsm m4a m4b mka mp2 mp3 oga ogg opus rf64 snd spx tta w64 wav
-wave wma wv
-"""
-_VIDEO: Final = "3g2 3gp asf avi m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv"
-
-MEDIA_SUFFIXES: Final = frozenset(f".{name}" for name in (_SOUND + _VIDEO).split()) | frozenset(_RAW)
-"""Suffixes, in lower case, under which recordings are looked for in folders; others can still be read by name."""
 
 _SNDFILE_MAGIC: Final = (b"RIFF", b"RF64", b"RIFX", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 # A length that a writer puts in the header of a stream whose length it does not know.
@@ -179,7 +161,7 @@ def _check_length(path: Path, *, stated: float, decoded: float) -> None:
 
 def _decode_av(path: Path) -> Iterator[tuple[int, Samples]]:
     av = extras.require("av")
-    form, rate = _RAW.get(path.suffix.lower(), (None, 0))
+    form, rate = RAW_FORMATS.get(path.suffix.lower(), (None, 0))
     # "file:" and the whitelist keep a hostile playlist or file name from opening a network address.
     options = {"protocol_whitelist": "file"} | ({"sample_rate": str(rate)} if rate else {})
     try:

@@ -1,0 +1,256 @@
+"""`tokenthrift transcribe`: recordings to files of text, or to a table on the screen.
+
+Everything that can be wrong with the command itself is found before the model is loaded; from then on only single
+recordings fail. Results go to stdout, the progress bar and complaints to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.transcription.inputs import InputError, find_recordings
+from tokenthrift.transcription.references import References, read_references
+from tokenthrift.transcription.report import Bar, Tally, print_summary, results_table
+from tokenthrift.transcription.results import Transcription
+from tokenthrift.transcription.writers import WRITERS, write_atomically
+
+if TYPE_CHECKING:
+    from tokenthrift.transcription.job import Transcriber
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Writes down what is said in recordings: files, whole folders or quoted patterns,
+of any common sound or video format and any length. Silence gives empty text.
+
+With --out-dir every recording gets its files there, in the folders it came from;
+without it the transcripts are printed as a table. Files that exist are left as
+they are, and a recording that has all of its files is skipped, unless
+--overwrite is given."""
+
+_EPILOG = """\
+examples:
+  tokenthrift transcribe talk.mp3 --model model_cards/dllm-asr-tiny-en
+  tokenthrift transcribe calls/ --model owner/name --out-dir out --format txt srt
+  tokenthrift transcribe 'calls/**/*.wav' --model owner/name --out-dir out
+
+exit status:
+  0    every recording was transcribed or skipped
+  1    some could not be read, transcribed or written and are named on stderr;
+       the others were
+  2    wrong usage: an unknown option, a path that leads to nothing, a model that
+       cannot be used
+  130  interrupted; what was written until then is complete"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A recording, and the files to write for it by format."""
+
+    path: Path
+    files: dict[str, Path]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after `transcribe`; those of the process if None.
+
+    Returns:
+        The exit status.
+    """
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True, highlight=False)
+    try:
+        tasks, skipped = _tasks(arguments)
+        references = read_references(arguments.references) if arguments.references else None
+        transcriber = _transcriber(arguments, console) if tasks else None
+    except (ValueError, OSError, ImportError) as error:
+        return _wrong(console, error)
+    except KeyboardInterrupt:
+        return _interrupted(console)
+    tally = Tally(skipped=skipped)
+    table, add_row = results_table(references is not None)
+    status = 0
+    try:
+        if transcriber is not None:
+            for result, errors in _results(transcriber, tasks, references, tally, console):
+                if arguments.out_dir is None:
+                    add_row(result, errors)
+    except BudgetError as error:
+        return _wrong(console, error)
+    except KeyboardInterrupt:
+        status = _interrupted(console)
+    out = Console(highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = 120
+    if table.row_count:
+        out.print(table)
+    print_summary(out, tally, references, arguments.out_dir)
+    return status or (1 if tally.failed else 0)
+
+
+def _results(
+    transcriber: Transcriber, tasks: Sequence[_Task], references: References | None, tally: Tally, console: Console
+) -> Iterator[tuple[Transcription, ErrorCount | None]]:
+    """Transcribes, writes, counts and scores; yields every result with its word errors."""
+    with Bar(len(tasks), console) as bar:
+        results = transcriber.stream([task.path for task in tasks], bar.advance)
+        for task, result in zip(tasks, results, strict=True):
+            result = _write(result, task.files)
+            tally.add(result)
+            if result.error is not None:
+                _complain(console, "failed", f"{result.path}: {result.error}")
+            yield result, references.score(result) if references is not None else None
+
+
+def _write(result: Transcription, files: dict[str, Path]) -> Transcription:
+    """Writes a result's files, or none for a failed one; a result that cannot be written has failed."""
+    if result.error is not None:
+        return result
+    for form, path in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, WRITERS[form](result))
+        except OSError as error:
+            return replace(result, error=f"{path} cannot be written: {error.strerror}")
+    return result
+
+
+def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
+    """What there is to do, and how many recordings have all their files already."""
+    recordings = find_recordings(arguments.input)
+    if arguments.out_dir is None:
+        if arguments.format:
+            raise ValueError("--format says which files to write, so it needs --out-dir")
+        return [_Task(recording.path, {}) for recording in recordings], 0
+    arguments.out_dir.mkdir(parents=True, exist_ok=True)
+    inputs = {os.path.realpath(recording.path) for recording in recordings}
+    tasks = []
+    for recording in recordings:
+        base = arguments.out_dir / recording.output
+        files = {form: base.with_name(f"{base.name}.{form}") for form in arguments.format or ["txt"]}
+        for path in files.values():
+            if os.path.realpath(path) in inputs:
+                raise InputError(f"{path} is one of the recordings and would be overwritten; give another --out-dir")
+        if not arguments.overwrite:
+            files = {form: path for form, path in files.items() if not os.path.lexists(path)}
+        if files:
+            tasks.append(_Task(recording.path, files))
+    return tasks, len(recordings) - len(tasks)
+
+
+def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber:
+    budget = DecodeBudget(
+        max_new_tokens=arguments.max_new_tokens,
+        max_rounds=arguments.max_rounds,
+        confidence_threshold=arguments.confidence_threshold,
+    )
+    with console.status(f"loading {escape(arguments.model)}"):
+        import torch
+
+        from tokenthrift.transcription.job import Transcriber
+        from tokenthrift.transcription.models import load_recogniser
+
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: there is no usable GPU; leave the option out or say cpu")
+        return Transcriber(
+            load_recogniser(arguments.model, device), budget=budget, batch_seconds=arguments.batch_seconds
+        )
+
+
+def _wrong(console: Console, error: Exception) -> int:
+    _complain(console, "error", str(error))
+    return 2
+
+
+def _interrupted(console: Console) -> int:
+    console.print("interrupted", style="bold red")
+    return 130
+
+
+def _complain(console: Console, kind: str, message: str) -> None:
+    # A log wants a line per complaint, however long; a person wants words kept whole.
+    console.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=not console.is_terminal)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenthrift transcribe",
+        usage="%(prog)s INPUT... --model MODEL [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+    )
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="a recording, a folder, or a pattern in quotes")
+    parser.add_argument("--model", required=True, help="a model folder, or owner/name on the Hugging Face Hub")
+    parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where the files go; made if it does not exist")
+    parser.add_argument(
+        "--format", nargs="+", choices=list(WRITERS), metavar="FORMAT", help="any of txt json srt vtt (default: txt)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write files anew that exist")
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help='score against what was said: lines of {"audio_filepath": "a.wav", "text": "..."}, paths relative to FILE',
+    )
+    decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
+    decoding.add_argument("--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: no limit)")
+    decoding.add_argument("--max-new-tokens", type=_count, metavar="N", help="most tokens to write (default: no limit)")
+    decoding.add_argument(
+        "--confidence-threshold",
+        type=_number(0, 1),
+        default=0.9,
+        metavar="P",
+        help="probability from which a token is kept; lower is faster and less exact (default: %(default)s)",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--batch-seconds",
+        type=_number(0),
+        default=120.0,
+        metavar="S",
+        help="seconds of audio the model sees at once; less needs less memory (default: %(default)g)",
+    )
+    machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    machine.add_argument("--threads", type=_count, metavar="N", help="processor threads (default: PyTorch's choice)")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _number(above: float, at_most: float = math.inf) -> Callable[[str], float]:
+    limits = f"above {above:g}" + (f" and at most {at_most:g}" if math.isfinite(at_most) else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and above < value <= at_most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+        return value
+
+    return parse

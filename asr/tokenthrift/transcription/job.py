@@ -1,0 +1,211 @@
+"""The batch job: recordings in, transcripts out, in the order given and in bounded memory.
+
+A recording is decoded once to find its windows and, if it is longer than a minute, a second time to cut them; so a
+damaged file is found before any of it is transcribed. Windows of several recordings wait in a pool, which is sorted by
+length and cut into batches of a stated number of padded seconds, as FunASR does; a text never depends on its
+neighbours, which the recogniser guarantees. Where a batch fails (out of memory, say) it is halved, down to the window
+that fails alone and takes only its own recording with it. WhisperX and NeMo lose the whole run to one bad file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.media.audio import AudioError, stream_audio
+from tokenthrift.transcript import Recogniser, Transcript
+from tokenthrift.transcription.results import Transcription, place, total_usage
+from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
+
+__all__ = ["BATCH_SECONDS", "ProgressCallback", "Transcriber"]
+
+BATCH_SECONDS: Final = 120.0
+ProgressCallback: TypeAlias = Callable[[float, float], None]
+
+_MAX_WINDOW_SECONDS: Final = 30.0
+_MIN_SECONDS: Final = 0.1
+# Batches of like length need a choice of windows; memory is 64 kB for a second of it.
+_POOL_BATCHES: Final = 4
+_KEEP_SECONDS: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A recording on its way through the job."""
+
+    path: Path
+    seconds: float = 0.0
+    share_left: float = 1.0
+    windows: list[Window] | None = None
+    transcripts: dict[int, Transcript] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or (self.windows is not None and len(self.transcripts) == len(self.windows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A window waiting for its batch."""
+
+    draft: _Draft
+    index: int
+    share: float
+    audio: Tensor
+
+
+class Transcriber:
+    """Transcribes recordings of any length with a recogniser of short ones.
+
+    Example:
+        >>> transcriber = Transcriber(DllmAsr.from_pretrained("model_cards/dllm-asr-tiny-en"))
+        >>> for result in transcriber.transcribe("interview.mp3", "lecture.mp4"):
+        ...     print(result.text, result.usage.used, result.error)
+    """
+
+    def __init__(
+        self, model: Recogniser, *, budget: DecodeBudget | None = None, batch_seconds: float = BATCH_SECONDS
+    ) -> None:
+        """Sets up the job.
+
+        Args:
+            model: Any recogniser.
+            budget: Ceilings for every window; None means the recogniser's own defaults.
+            batch_seconds: Most seconds of audio in a batch, padding counted; a longer window goes alone.
+
+        Raises:
+            ValueError: `batch_seconds` is not above 0.
+        """
+        if not batch_seconds > 0:
+            raise ValueError(f"batch_seconds must be above 0, not {batch_seconds}")
+        self.model, self.budget, self.batch_seconds = model, budget, batch_seconds
+
+    def transcribe(self, *paths: str | Path) -> list[Transcription]:
+        """Transcribes files and returns all results, one per path in the order given. Never raises for a bad file."""
+        return list(self.stream(paths))
+
+    def stream(
+        self, paths: Iterable[str | Path], on_progress: ProgressCallback | None = None
+    ) -> Iterator[Transcription]:
+        """Transcribes files one after another; memory grows neither with their number nor with their length.
+
+        Args:
+            paths: Files, in the order in which results are wanted.
+            on_progress: Called with increments: the share of a file that was done, whose sum is the number of files
+                done, and its seconds of audio.
+
+        Yields:
+            A result per path, in order, each as soon as it and all before it are done.
+
+        Raises:
+            BudgetError: The recogniser does not honour the budget.
+        """
+        report = on_progress or (lambda share, seconds: None)
+        drafts: deque[_Draft] = deque()
+        pool: list[_Piece] = []
+        for path in paths:
+            draft = _Draft(Path(path))
+            drafts.append(draft)
+            for piece in self._pieces(draft):
+                pool.append(piece)
+                if sum(len(p.audio) for p in pool) >= _POOL_BATCHES * self.batch_seconds * self.model.sample_rate:
+                    self._run_pool(pool, report)
+                    yield from _take_finished(drafts, report, self.model.sample_rate)
+            if not pool:
+                yield from _take_finished(drafts, report, self.model.sample_rate)
+        self._run_pool(pool, report)
+        yield from _take_finished(drafts, report, self.model.sample_rate)
+
+    def _pieces(self, draft: _Draft) -> Iterator[_Piece]:
+        """Windows of a recording that hold sound. An error is kept in the draft."""
+        rate = self.model.sample_rate
+        kept: list[Tensor] = []
+        try:
+            levels, total = frame_levels(_keep_short(stream_audio(draft.path, rate), kept, rate), rate)
+            draft.seconds = total / rate
+            windows = plan_windows(levels, total, rate, min(_MAX_WINDOW_SECONDS, self.model.max_seconds))
+            if draft.seconds < _MIN_SECONDS:
+                windows = []
+            draft.windows = windows
+            for index, audio in enumerate(cut(kept or stream_audio(draft.path, rate), windows)):
+                yield _Piece(draft, index, 1 / len(windows), audio)
+        except AudioError as error:
+            draft.error = error.reason
+        except Exception as error:  # Whatever else a decoder may raise concerns this file alone.
+            draft.error = f"{type(error).__name__}: {error}"
+
+    def _run_pool(self, pool: list[_Piece], report: ProgressCallback) -> None:
+        """Transcribes all that waits, longest batches first so that memory runs out early if it does."""
+        pool.sort(key=lambda piece: len(piece.audio), reverse=True)
+        limit = self.batch_seconds * self.model.sample_rate
+        while pool:
+            size = max(1, min(len(pool), int(limit // len(pool[0].audio))))
+            self._run_batch(pool[:size], report)
+            del pool[:size]
+
+    def _run_batch(self, batch: list[_Piece], report: ProgressCallback) -> None:
+        batch = [piece for piece in batch if piece.draft.error is None]
+        if not batch:
+            return
+        try:
+            transcripts = self.model.transcribe([piece.audio for piece in batch], self.budget)
+            if len(transcripts) != len(batch):
+                raise RuntimeError(f"the model gave {len(transcripts)} transcripts for {len(batch)} windows")
+        except BudgetError:
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                # Cached blocks of the failed batch would make the halves fail as well.
+                torch.cuda.empty_cache()
+                self._run_batch(batch[: len(batch) // 2], report)
+                self._run_batch(batch[len(batch) // 2 :], report)
+            else:
+                batch[0].draft.error = f"transcription failed: {type(error).__name__}: {error}"
+            return
+        for piece, transcript in zip(batch, transcripts, strict=True):
+            draft = piece.draft
+            draft.transcripts[piece.index] = transcript
+            draft.share_left -= piece.share
+            report(piece.share, piece.share * draft.seconds)
+
+
+def _take_finished(drafts: deque[_Draft], report: ProgressCallback, rate: int) -> Iterator[Transcription]:
+    while drafts and drafts[0].finished:
+        yield _finish(drafts.popleft(), report, rate)
+
+
+def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> Transcription:
+    report(draft.share_left, draft.share_left * draft.seconds)
+    if draft.error is not None:
+        return Transcription(draft.path, draft.seconds, (), total_usage(()), 0, draft.error)
+    segments = [
+        place(draft.transcripts[index], window.start / rate, window.stop / rate)
+        for index, window in enumerate(draft.windows or ())
+    ]
+    return Transcription(
+        draft.path,
+        draft.seconds,
+        tuple(segment for segment in segments if segment.text),
+        total_usage(segment.usage for segment in segments),
+        len(segments),
+    )
+
+
+def _keep_short(blocks: Iterable[Tensor], kept: list[Tensor], rate: int) -> Iterator[Tensor]:
+    """Passes blocks on and fills `kept` with all of them, or with none if together they last too long."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        if samples <= _KEEP_SECONDS * rate:
+            kept.append(block)
+        else:
+            kept.clear()
+        yield block

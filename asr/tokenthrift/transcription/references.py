@@ -1,0 +1,74 @@
+"""Reference transcripts beside the recordings, and the error rates of a run against them.
+
+One convention: a manifest of JSON lines as NeMo's, `{"audio_filepath": "clip.flac", "text": "what was said"}`, paths
+relative to the manifest's own folder. Further keys are allowed and ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
+from tokenthrift.transcription.results import Transcription
+
+__all__ = ["ManifestError", "References", "read_references"]
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read; the message names the line."""
+
+
+@dataclass(slots=True)
+class References:
+    """What was said in each recording, and the errors counted so far.
+
+    Attributes:
+        texts: Absolute path of a recording to what was said in it.
+        words: Word errors of all recordings scored.
+        characters: Their character errors.
+        scored: How many recordings had a reference.
+    """
+
+    texts: dict[str, str]
+    words: ErrorCount = field(default_factory=ErrorCount)
+    characters: ErrorCount = field(default_factory=ErrorCount)
+    scored: int = 0
+
+    def score(self, result: Transcription) -> ErrorCount | None:
+        """Word errors of one transcript, added to the totals; None where there is no reference or no transcript."""
+        said = self.texts.get(os.path.abspath(result.path))
+        if said is None or result.error is not None:
+            return None
+        words = word_errors([said], [result.text])
+        self.words += words
+        self.characters += character_errors([said], [result.text])
+        self.scored += 1
+        return words
+
+
+def read_references(manifest: Path) -> References:
+    """Reads a manifest.
+
+    Raises:
+        ManifestError: It cannot be read, or a line is not an object with the strings `audio_filepath` and `text`.
+    """
+    texts = {}
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{manifest}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, text = entry["audio_filepath"], entry["text"]
+        except (ValueError, KeyError, TypeError):
+            name = text = None
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ManifestError(f'{manifest}, line {number}: expected {{"audio_filepath": "...", "text": "..."}}')
+        texts[os.path.abspath(manifest.parent / name)] = text
+    return References(texts)

@@ -1,0 +1,164 @@
+"""What a person sees of a run: the bar on stderr while it goes on, the table and the summary on stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.transcription.references import References
+from tokenthrift.transcription.results import Transcription
+
+__all__ = ["Bar", "Tally", "print_summary", "results_table"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a run. The real-time factor is the time it took over the audio it transcribed: below 1 is faster."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    audio_seconds: float = 0.0
+    native: int = 0
+    used: int = 0
+    rounds: int = 0
+    windows: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: Transcription) -> None:
+        """Counts a result; a failed one only as a failure."""
+        if result.error is not None:
+            self.failed += 1
+            return
+        self.done += 1
+        self.audio_seconds += result.seconds
+        self.native += result.usage.native
+        self.used += result.usage.used
+        self.rounds += result.usage.rounds
+        self.windows += result.windows
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+
+class Bar:
+    """A progress bar in files, with the audio done and the real-time factor; shown only where stderr is a terminal."""
+
+    def __init__(self, files: int, console: Console) -> None:
+        """Sets up a bar for a number of files."""
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not console.is_terminal,
+        )
+        self._files = files
+        self._task = self._progress.add_task("", total=files, state=f"0/{files} files")
+        self._audio_seconds = self._share = 0.0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, share: float, seconds: float) -> None:
+        """Adds the share of a file that was done and its seconds of audio."""
+        self._share += share
+        self._audio_seconds += seconds
+        state = f"{int(self._share + 1e-6)}/{self._files} files"
+        if self._audio_seconds:
+            factor = (time.perf_counter() - self._started) / self._audio_seconds
+            state += f", {clock(self._audio_seconds)} of audio, RTF {_number(factor)}"
+        self._progress.update(self._task, completed=self._share, state=state)
+
+
+def results_table(with_references: bool) -> tuple[Table, Callable[[Transcription, ErrorCount | None], None]]:
+    """A table of transcripts and the function that adds a row to it."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("recording", overflow="fold", max_width=30)
+    for name in ("seconds", "tokens", "rounds", *(["WER"] if with_references else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("transcript", overflow="fold", ratio=1)
+
+    def add(result: Transcription, errors: ErrorCount | None) -> None:
+        if result.error is not None:
+            numbers = ["-"] * 3
+            text = f"[red]failed: {escape(result.error)}"
+        else:
+            rounds = f"{result.usage.rounds / result.windows:.1f}" if result.windows else "0"
+            numbers = [f"{result.seconds:.1f}", str(result.usage.used), rounds]
+            text = escape(result.text) or "[dim](nothing said)"
+        if with_references:
+            numbers.append("-" if errors is None else _percent(errors))
+        table.add_row(escape(str(result.path)), *numbers, text)
+
+    return table, add
+
+
+def print_summary(console: Console, tally: Tally, references: References | None, out_dir: Path | None) -> None:
+    """Prints the counts of a run.
+
+    Args:
+        console: Where to.
+        tally: The counts.
+        references: Error rates, if there were references.
+        out_dir: Where the files are, if any were written.
+    """
+    skipped = f", {tally.skipped} skipped (their files exist)" if tally.skipped else ""
+    lines = {"files": f"{tally.done} done, {tally.failed} failed{skipped}"}
+    if tally.done:
+        seconds, audio = tally.seconds, tally.audio_seconds
+        factor = f", real-time factor {_number(seconds / audio)}" if audio else ""
+        lines["audio"] = f"{clock(audio)} ({audio:.1f} s)"
+        lines["tokens"] = f"{tally.used} used of {tally.native} native"
+        lines["mean rounds"] = f"{tally.rounds / max(1, tally.windows):.2f} over {tally.windows} windows"
+        lines["time"] = f"{seconds:.1f} s{factor}"
+    if references is not None:
+        words = references.words
+        rates = (
+            f"WER {_percent(words)} ({words.errors} of {words.total} words), CER {_percent(references.characters)}, "
+        )
+        lines["accuracy"] = f"{rates if references.scored else ''}{references.scored} files with a reference"
+    if out_dir is not None:
+        lines["output"] = str(out_dir)
+    for name, text in lines.items():
+        console.print(f"[bold]{name:11}[/]  {escape(text)}", soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds; hours only where there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _number(value: float) -> str:
+    """Two digits that say something, whatever the size."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def _percent(errors: ErrorCount) -> str:
+    return f"{100 * errors.rate:.1f} %"

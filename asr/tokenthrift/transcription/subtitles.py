@@ -1,0 +1,163 @@
+"""Segments to subtitles: cues of at most two lines of 42 characters and about 7 seconds, in order, never overlapping.
+
+The limits are those of broadcasters' style guides (42 characters, two lines, 1 to 7 seconds). Words are timed by the
+tokens they are made of; where tokens have no times, a segment's time is shared out by the number of characters. A cue
+ends where the next word would not fit, where the speaker pauses, and after a sentence. Whisper's and WhisperX's writers
+make one cue per window unless told otherwise, and write the text unescaped.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tokenthrift.transcription.results import Segment
+
+__all__ = ["Cue", "make_cues", "srt", "vtt"]
+
+LINE_CHARACTERS: Final = 42
+LINES: Final = 2
+MAX_SECONDS: Final = 7.0
+MIN_SECONDS: Final = 1.0
+PAUSE_SECONDS: Final = 1.0
+
+# SubRip has no escapes, and players take <...> and {...} for markup: these look alike and mean nothing to them.
+_SRT_ESCAPES: Final = str.maketrans("<>{}", "‹›()")
+_VTT_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """A subtitle: `start` before `end` in milliseconds from the start of the recording, and its lines."""
+
+    start: int
+    end: int
+    lines: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Word:
+    text: str
+    start: float
+    end: float
+
+
+def make_cues(segments: Iterable[Segment]) -> list[Cue]:
+    """Divides segments into cues.
+
+    Args:
+        segments: Segments in order, without overlap.
+
+    Returns:
+        Cues in order; each starts at or after the end of the one before and lasts at least a millisecond. Their lines
+        hold all words of the segments in order.
+    """
+    groups = [(group, segment.end) for segment in segments for group in _groups(_words(segment))]
+    cues: list[Cue] = []
+    for index, (group, limit) in enumerate(groups):
+        last = cues[-1].end if cues else 0
+        start = max(last, _milliseconds(group[0].start))
+        end = min(_milliseconds(group[-1].end), start + _milliseconds(MAX_SECONDS))
+        # A flash of text cannot be read: it stays while nothing else is said.
+        following = groups[index + 1][0][0].start if index + 1 < len(groups) else limit
+        end = max(end, min(start + _milliseconds(MIN_SECONDS), _milliseconds(following)), start + 1)
+        cues.append(Cue(start, end, tuple(_wrap(" ".join(word.text for word in group)))))
+    return cues
+
+
+def srt(cues: Iterable[Cue]) -> str:
+    """SubRip: numbered cues, a comma before the milliseconds."""
+    blocks = []
+    for number, cue in enumerate(cues, 1):
+        lines = "\n".join(cue.lines).translate(_SRT_ESCAPES)
+        blocks.append(f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{lines}\n")
+    return "\n".join(blocks)
+
+
+def vtt(cues: Iterable[Cue]) -> str:
+    """WebVTT: a header, a full stop before the milliseconds, escaped text."""
+    blocks = ["WEBVTT\n"]
+    for cue in cues:
+        lines = "\n".join(cue.lines).translate(_VTT_ESCAPES)
+        blocks.append(f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{lines}\n")
+    return "\n".join(blocks)
+
+
+def _words(segment: Segment) -> list[_Word]:
+    """Words of a segment with their times; a word longer than a line is divided."""
+    words: list[_Word] = []
+    if segment.tokens and all(token.start is not None for token in segment.tokens):
+        joined = True
+        for token in segment.tokens:
+            start, end = token.start or 0.0, token.end or 0.0
+            for index, part in enumerate(token.text.split()):
+                if words and joined and index == 0 and not token.text[0].isspace():
+                    words[-1].text += part
+                    words[-1].end = end
+                else:
+                    words.append(_Word(part, start, end))
+            joined = not token.text[-1:].isspace()
+    else:
+        texts = segment.text.split()
+        # One character more for the space after each word.
+        share = (segment.end - segment.start) / max(1, sum(len(text) + 1 for text in texts))
+        at = segment.start
+        for text in texts:
+            words.append(_Word(text, at, at + share * (len(text) + 1)))
+            at += share * (len(text) + 1)
+    return [part for word in words for part in _divided(word)]
+
+
+def _divided(word: _Word) -> Iterator[_Word]:
+    count = -(-len(word.text) // LINE_CHARACTERS)
+    step = (word.end - word.start) / count
+    for index in range(count):
+        text = word.text[index * LINE_CHARACTERS : (index + 1) * LINE_CHARACTERS]
+        yield _Word(text, word.start + index * step, word.start + (index + 1) * step)
+
+
+def _groups(words: Iterable[_Word]) -> Iterator[list[_Word]]:
+    """Words of one cue each."""
+    group: list[_Word] = []
+    for word in words:
+        if group and (
+            len(textwrap.wrap(" ".join(w.text for w in [*group, word]), LINE_CHARACTERS, break_on_hyphens=False))
+            > LINES
+            or word.end - group[0].start > MAX_SECONDS
+            or word.start - group[-1].end > PAUSE_SECONDS
+            or (_ends_sentence(group[-1].text) and word.start - group[0].start >= MIN_SECONDS)
+        ):
+            yield group
+            group = []
+        group.append(word)
+    if group:
+        yield group
+
+
+def _ends_sentence(word: str) -> bool:
+    return word.rstrip("\"')]»”’").endswith((".", "!", "?", "…"))
+
+
+def _wrap(text: str) -> list[str]:
+    """One line, or two of about the same length: the eye finds the second line sooner."""
+    lines = textwrap.wrap(text, LINE_CHARACTERS, break_on_hyphens=False)
+    if len(lines) < 2:
+        return lines
+    for width in range(-(-len(text) // LINES), LINE_CHARACTERS):
+        narrow = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+        if len(narrow) <= LINES and max(map(len, narrow)) <= LINE_CHARACTERS:
+            return narrow
+    return lines
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _clock(milliseconds: int, point: str) -> str:
+    seconds, thousandths = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}{point}{thousandths:03}"

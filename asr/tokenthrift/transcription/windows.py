@@ -1,0 +1,171 @@
+"""Where to cut a long recording: windows of at most 30 s that hold all its sound, divided where it is quiet.
+
+Energy only, no network: WhisperX and faster-whisper run a second model to find speech. The level of a frame of 20 ms is
+its power from 200 to 4,000 Hz in decibels of full scale, so that neither an offset nor mains hum hides a quiet voice.
+The noise floor of a recording is the 10th percentile of its levels. It holds sound where three frames in a row (a click
+is shorter) lie 6 dB above that floor, however quiet it is on the whole; what lies below -85 dB is silence in any
+recording. So steady noise or a steady tone is silence, and noise that rises on the way is sound. A recording under a
+second is too short to show its floor: all above -85 dB in it is sound.
+
+Stretches of sound closer than `PAUSE_SECONDS` form one window with 0.3 s around them. A longer one is cut at its
+quietest frame in the second half of the 30 s. Nothing but silence lies between windows, and no model runs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["FRAME_SECONDS", "PAUSE_SECONDS", "Levels", "Window", "cut", "frame_levels", "plan_windows"]
+
+Levels: TypeAlias = NDArray[np.float64]
+
+FRAME_SECONDS: Final = 0.02
+PAUSE_SECONDS: Final = 1.0
+MARGIN_SECONDS: Final = 0.3
+BAND_HERTZ: Final = (200, 4000)
+SILENCE_DB: Final = -85.0
+ABOVE_FLOOR_DB: Final = 6.0
+SHORT_SECONDS: Final = 1.0
+_SUSTAINED: Final = 3
+_FLOOR_PERCENTILE: Final = 10
+_SMOOTH: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples `start` up to `stop` of a recording."""
+
+    start: int
+    stop: int
+
+
+def frame_levels(blocks: Iterable[Tensor], sample_rate: int) -> tuple[Levels, int]:
+    """Level of every frame, from a stream.
+
+    Args:
+        blocks: (samples,) pieces of a recording, in order.
+        sample_rate: Samples per second.
+
+    Returns:
+        (frames,) levels in decibels of full scale (a last frame may be shorter), and the number of samples.
+    """
+    size = _frame_size(sample_rate)
+    levels: list[Levels] = []
+    rest = np.zeros(0, dtype=np.float32)
+    total = 0
+    for block in blocks:
+        total += len(block)
+        rest = np.concatenate([rest, block.numpy()])
+        whole = len(rest) // size * size
+        levels.append(_level(rest[:whole].reshape(-1, size), sample_rate))
+        rest = rest[whole:]
+    if len(rest):
+        levels.append(_level(np.pad(rest, (0, size - len(rest)))[None], sample_rate))
+    return np.concatenate([np.zeros(0), *levels]), total
+
+
+def plan_windows(levels: Levels, total: int, sample_rate: int, max_seconds: float = 30.0) -> list[Window]:
+    """Divides a recording.
+
+    Args:
+        levels: (frames,) from `frame_levels`.
+        total: Samples of the recording.
+        sample_rate: Samples per second.
+        max_seconds: Longest window; at least a few frames.
+
+    Returns:
+        Windows in order, without overlap, none empty or longer than `max_seconds`; every frame that holds sound lies
+        in one of them. No window for a silent recording.
+    """
+    size = _frame_size(sample_rate)
+    longest = int(max_seconds * sample_rate) // size
+    if longest < 2:
+        raise ValueError(f"windows of {max_seconds} s are too short; the least is {2 * FRAME_SECONDS} s")
+    smooth = np.convolve(np.pad(levels, _SMOOTH // 2, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), mode="valid")
+    windows = []
+    for start, stop in _stretches(_sounding(levels)):
+        while stop - start > longest:
+            # The last of equally quiet places, so that a stretch without any pause is not cut more often than it must.
+            half = start + longest // 2 + 1
+            quietest = int(np.argmin(smooth[half : start + longest + 1][::-1]))
+            windows.append((start, start + longest - quietest))
+            start += longest - quietest
+        windows.append((start, stop))
+    return [Window(start * size, min(stop * size, total)) for start, stop in windows]
+
+
+def cut(blocks: Iterable[Tensor], windows: Sequence[Window]) -> Iterator[Tensor]:
+    """Cuts windows out of a stream; keeps no more than one window and one block in memory.
+
+    Args:
+        blocks: (samples,) pieces of a recording, in order.
+        windows: Windows in order, without overlap.
+
+    Yields:
+        (samples,) of every window.
+    """
+    waiting = iter(windows)
+    window = next(waiting, None)
+    parts: list[Tensor] = []
+    position = 0
+    for block in blocks:
+        end = position + len(block)
+        while window is not None and window.start < end:
+            parts.append(block[max(0, window.start - position) : window.stop - position])
+            if window.stop > end:
+                break
+            yield torch.cat(parts)
+            parts, window = [], next(waiting, None)
+        if window is None:
+            return
+        position = end
+
+
+def _frame_size(sample_rate: int) -> int:
+    return max(1, round(FRAME_SECONDS * sample_rate))
+
+
+def _level(frames: NDArray[np.float32], sample_rate: int) -> Levels:
+    """(frames,) decibels from (frames, samples); a full-scale sine inside the band has -3."""
+    size = frames.shape[1]
+    # The window keeps hum, which is far louder than a quiet voice, from leaking into the band.
+    window = np.hanning(size + 2)[1:-1]
+    low, high = (round(hertz * size / sample_rate) for hertz in BAND_HERTZ)
+    spectrum = np.fft.rfft(frames * window, axis=1)[:, low : high + 1]
+    power = 2 * (np.abs(spectrum) ** 2).sum(axis=1) / (size * (window**2).sum())
+    return np.asarray(10 * np.log10(np.maximum(power, 1e-12)))
+
+
+def _sounding(levels: Levels) -> NDArray[np.bool_]:
+    """Which frames belong to a run of at least `_SUSTAINED` frames that stand out from the recording's own floor."""
+    if not len(levels):
+        return np.zeros(0, dtype=bool)
+    threshold, run = SILENCE_DB, _SUSTAINED
+    if len(levels) * FRAME_SECONDS < SHORT_SECONDS:
+        run = min(run, len(levels))
+    else:
+        threshold = max(threshold, float(np.percentile(levels, _FLOOR_PERCENTILE)) + ABOVE_FLOOR_DB)
+    loud = levels > threshold
+    runs = np.convolve(loud, np.ones(run), mode="valid") == run
+    return np.asarray(np.convolve(runs, np.ones(run)) > 0)
+
+
+def _stretches(sounding: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Runs of sound with their margin, joined over pauses; a margin never reaches half way into a pause."""
+    frames = np.flatnonzero(sounding)
+    if not len(frames):
+        return []
+    pause, margin = round(PAUSE_SECONDS / FRAME_SECONDS), round(MARGIN_SECONDS / FRAME_SECONDS)
+    breaks = np.flatnonzero(np.diff(frames) > pause)
+    firsts, lasts = frames[np.r_[0, breaks + 1]], frames[np.r_[breaks, len(frames) - 1]]
+    return [
+        (max(0, int(first) - margin), min(len(sounding), int(last) + 1 + margin))
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
