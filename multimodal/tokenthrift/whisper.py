@@ -1,8 +1,9 @@
 """Whisper's encoder over the audio that is there, instead of always 30 seconds.
 
 Source: Radford et al. 2022 (arXiv 2212.04356), section 2.2; weights and key names as in transformers' `WhisperEncoder`.
-What differs: mel frames and positions are cropped to the audio (12 to 19 times less work on short clips), several recordings of
-unequal length share a batch behind a key mask, and the sinusoidal positions are computed, not stored. A row of a batch equals the row alone.
+What differs: mel frames and positions are cropped to the audio (12 to 19 times less work on short clips), several
+recordings of unequal length share a batch behind a key mask, and the sinusoidal positions are computed, not stored. A
+row of a batch equals the row alone.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
 
 
 def pad_mels(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Recordings of unequal length as one batch: `(B, bins, frames)` filled with zeros, and the encoder states of each `(B,)`."""
+    """Recordings of unequal length as one batch `(B, bins, frames)`, zero at the ends, and their states `(B,)`."""
     frames = max(m.shape[1] for m in mels)
     batch = torch.stack([F.pad(m, (0, frames - m.shape[1])) for m in mels])
     return batch, torch.tensor([m.shape[1] // 2 for m in mels], device=batch.device)
@@ -141,9 +142,8 @@ class WhisperEncoder(nn.Module):
             `(B, N, width)` states, zero after the end of each recording.
         """
         if mels.shape[2] > 2 * MAX_STATES:
-            raise ValueError(
-                f"at most {MAX_STATES // 50} s of audio fit one pass, got {mels.shape[2] / 100:.1f} s; cut it into windows"
-            )
+            seconds = mels.shape[2] * HOP / SAMPLE_RATE
+            raise ValueError(f"one pass takes at most {MAX_STATES // 50} s of audio, got {seconds:.1f} s; cut it up")
         x = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).transpose(1, 2)
         x = x + self.positions[: x.shape[1]].to(x.dtype)
         valid = length_mask(lengths, x.shape[1])

@@ -1,7 +1,8 @@
 """Training checkpoints to a model folder: `python export.py OUT LAST.ckpt [MORE.ckpt ...] [--autoregressive]`.
 
-A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart are put together here. The
-folder gets fp16 safetensors, `config.json` and `tokenizer.json`. Checkpoints are read with `weights_only=True`.
+A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
+are put together here. The folder gets fp16 safetensors, `config.json` and `tokenizer.json`. Checkpoints are read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from tokenthrift.dllm_asr.module import DllmAsrModule
 def merge(checkpoints: list[Path]) -> DllmAsrModule:
     """A module with the trained parts of all checkpoints; the first names the sizes."""
     loaded = [torch.load(path, map_location="cpu", weights_only=True) for path in checkpoints]
-    options = next((c["hyper_parameters"] for c in loaded if c["hyper_parameters"]["train_denoiser"]), loaded[0]["hyper_parameters"])
+    options = next(
+        (c["hyper_parameters"] for c in loaded if c["hyper_parameters"]["train_denoiser"]),
+        loaded[0]["hyper_parameters"],
+    )
     module = DllmAsrModule(**{k: v for k, v in options.items() if not k.startswith("_")})
     for checkpoint in loaded:
         trained = checkpoint["hyper_parameters"]

@@ -1,10 +1,11 @@
-"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper openai/whisper-tiny.en [--noise DIR]`.
+"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper CHECKPOINT [--noise DIR]`.
 
-The encoder is frozen, so its states are computed once. Every clip of a shard is used once a pass: clips of one voice are joined, with silence
-between them, into utterances of up to 20 s (a third stay single), then augmented: speed 0.9 to 1.1, gain, white noise or recorded noise at 5 to
-30 dB, room impulse responses. The states (50 a second, fp16) of all utterances of a shard go end to end into `NNNN-VOICE-PASS.safetensors` with
-`offset`; the texts are in its metadata. Development sentences never meet training sentences: they go, without augmentation, to `dev-*`.
-Shards are skipped where present and written atomically; run the command again as more speech arrives.
+The encoder is frozen, so its states are computed once. Every clip of a shard is used once a pass: clips of one voice
+are joined, with silence between them, into utterances of up to 20 s (a third stay single), then augmented: speed 0.9 to
+1.1, gain, white noise or recorded noise at 5 to 30 dB, room impulse responses. The states (50 a second, fp16) of all
+utterances of a shard go end to end into `NNNN-VOICE-PASS.safetensors` with `offset`; the texts are in its metadata.
+Development sentences never meet training sentences: they go, without augmentation, to `dev-*`. Shards are skipped where
+present and written atomically; run the command again as more speech arrives.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torch.nn.functional as F
 import torchaudio.functional as AF
 from safetensors.torch import load_file, save_file
 
+from tokenthrift.sources import fetch
 from tokenthrift.whisper import STATE_SAMPLES, WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 RATE = 16_000
@@ -32,11 +33,10 @@ Utterance = tuple[torch.Tensor, str]
 
 def load_encoder(whisper: str) -> WhisperEncoder:
     """The encoder of a transformers Whisper checkpoint, from a folder or the Hub."""
-    from huggingface_hub import hf_hub_download
-
-    folder = Path(whisper) if Path(whisper).is_dir() else Path(hf_hub_download(whisper, "model.safetensors")).parent
-    config = json.loads((folder if Path(whisper).is_dir() else Path(hf_hub_download(whisper, "config.json")).parent).joinpath("config.json").read_text())
-    encoder = WhisperEncoder(config["d_model"], config["encoder_layers"], config["encoder_attention_heads"], config["encoder_ffn_dim"], config["num_mel_bins"])
+    folder = fetch(whisper, ("config.json", "model.safetensors"))
+    c = json.loads((folder / "config.json").read_text())
+    heads, ffn, bins = c["encoder_attention_heads"], c["encoder_ffn_dim"], c["num_mel_bins"]
+    encoder = WhisperEncoder(c["d_model"], c["encoder_layers"], heads, ffn, bins)
     encoder.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
     return encoder.eval()
 
@@ -60,7 +60,9 @@ def join(clips: list[Utterance], rng: random.Random, limit: float) -> list[Utter
     return out
 
 
-def augment(audio: torch.Tensor, rng: random.Random, noises: list[torch.Tensor], rooms: list[torch.Tensor]) -> torch.Tensor:
+def augment(
+    audio: torch.Tensor, rng: random.Random, noises: list[torch.Tensor], rooms: list[torch.Tensor]
+) -> torch.Tensor:
     """Speed, room, noise and gain, each with its own chance; the result stays below 25 s and within [-1, 1]."""
     speed = rng.choice([0.9, 0.95, 1.0, 1.05, 1.1])
     if speed != 1.0:
@@ -82,7 +84,9 @@ def augment(audio: torch.Tensor, rng: random.Random, noises: list[torch.Tensor],
 
 
 @torch.inference_mode()
-def encode(encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0) -> tuple[list[torch.Tensor], list[str]]:
+def encode(
+    encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0
+) -> tuple[list[torch.Tensor], list[str]]:
     """States `(n, width)` in fp16 of each utterance, in batches of at most `seconds` of padded audio."""
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i][0]))
     states: list[torch.Tensor] = [torch.empty(0)] * len(utterances)
@@ -121,9 +125,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--whisper", default="openai/whisper-tiny.en", help="transformers checkpoint: folder or Hub id")
     parser.add_argument("--noise", type=Path, help="folder of noise*.flac and rir*.flac")
-    parser.add_argument("--real-passes", type=int, default=5, help="passes over real recordings, each joined and augmented anew")
+    parser.add_argument(
+        "--real-passes", type=int, default=5, help="passes over real recordings, each joined and augmented anew"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--part", default="0/1", help="i/n: only every n-th shard, from the i-th; for several processes")
+    parser.add_argument(
+        "--part", default="0/1", help="i/n: only every n-th shard, from the i-th; for several processes"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -140,16 +148,22 @@ def main() -> None:
             started = time.perf_counter()
             with np.load(shard) as data:
                 audio, offset, rows = torch.from_numpy(data["audio"]), data["offset"], json.loads(str(data["rows"]))
-            clips = [(audio[a:b].float() / 32768, r["text"], r["split"]) for a, b, r in zip(offset, offset[1:], rows, strict=False)]
+            clips = [
+                (audio[a:b].float() / 32768, r["text"], r["split"])
+                for a, b, r in zip(offset, offset[1:], rows, strict=False)
+            ]
             rng = random.Random(zlib.crc32(target.name.encode()))
             dev = join([(a, t) for a, t, s in clips if s == "dev"], rng, 12.0)
             if dev and number == 0:
                 save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev))
-            train = [(augment(a, rng, noises, rooms), t) for a, t in join([(a, t) for a, t, s in clips if s == "train"], rng, 20.0)]
+            train = [
+                (augment(a, rng, noises, rooms), t)
+                for a, t in join([(a, t) for a, t, s in clips if s == "train"], rng, 20.0)
+            ]
             states, texts = encode(encoder, train)
             save(target, states, texts)
-            seconds = sum(map(len, states)) * STATE_SAMPLES / RATE
-            print(f"{target.name}: {len(states)} utterances, {seconds / 60:.1f} min in {time.perf_counter() - started:.0f} s", flush=True)
+            minutes, took = sum(map(len, states)) * STATE_SAMPLES / RATE / 60, time.perf_counter() - started
+            print(f"{target.name}: {len(states)} utterances, {minutes:.1f} min in {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Real recordings, split for training, development and test: `python recordings.py OUT [--fsdd DIR_OR_TAR] [--lj DIR]`.
+"""Real recordings, split for training, development and test: `python recordings.py OUT [--fsdd TAR] [--lj DIR]`.
 
-Debian packages give the Asterisk telephone prompts (`asterisk-core-sounds-en-g722`, CC-BY-SA-3.0, one speaker) and five LibriVox
-sentences (`pocketsphinx-testdata`, BSD); both are fetched with `apt-get download` and unpacked without being installed. The Free Spoken
-Digit Dataset (CC-BY-SA-4.0) and LJ Speech sentences (public domain) are in no package: name a copy of them.
+Debian packages give the Asterisk telephone prompts (`asterisk-core-sounds-en-g722`, CC-BY-SA-3.0, one speaker) and five
+LibriVox sentences (`pocketsphinx-testdata`, BSD); both are fetched with `apt-get download` and unpacked without being
+installed. The Free Spoken Digit Dataset (CC-BY-SA-4.0) and LJ Speech sentences (public domain) are in no package: name
+a copy of them.
 
-Split rules, by name only: an Asterisk clip is for test where sha1(name) % 5 == 0 and for development where sha1(name) % 25 is 1 or 6;
-the digit speakers theo and lucas, all LJ and all LibriVox sentences are for test. `OUT/speech` gets the shards that `features.py` reads, `OUT/test/<set>`
-and `OUT/dev/<set>` get FLAC files with a `manifest.jsonl` (`audio_filepath`, `text`, `duration`).
+Split rules, by name only: an Asterisk clip is for test where sha1(name) % 5 == 0 and for development where sha1(name) %
+25 is 1 or 6; the digit speakers theo and lucas, all LJ and all LibriVox sentences are for test. `OUT/speech` gets the
+shards that `features.py` reads, `OUT/test/<set>` and `OUT/dev/<set>` get FLAC files with a `manifest.jsonl`
+(`audio_filepath`, `text`, `duration`).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def decode(source: object, name: str | None = None) -> np.ndarray:
     """Mono float32 samples at 16 kHz of anything PyAV reads."""
     with av.open(source, format=name) as container:
         resampler = av.AudioResampler("flt", "mono", RATE)
-        frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)] + resampler.resample(None)
+        frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)]
+        frames += resampler.resample(None)
     return np.concatenate([f.to_ndarray().reshape(-1) for f in frames])
 
 
@@ -100,14 +103,18 @@ def write_set(folder: Path, clips: list[Clip]) -> None:
     with (folder / "manifest.jsonl").open("w") as manifest:
         for name, samples, text in clips:
             soundfile.write(folder / f"{name}.flac", samples, RATE)
-            manifest.write(json.dumps({"audio_filepath": f"{name}.flac", "duration": round(len(samples) / RATE, 3), "text": text}) + "\n")
+            row = {"audio_filepath": f"{name}.flac", "duration": round(len(samples) / RATE, 3), "text": text}
+            manifest.write(json.dumps(row) + "\n")
     print(f"{folder}: {len(clips)} clips, {sum(len(s) for _, s, _ in clips) / RATE:.0f} s")
 
 
 def write_shard(path: Path, clips: list[Clip]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     spoken = [(name, samples, target) for name, samples, text in clips if (target := normalise(text))]
-    audio = [(np.clip(samples / max(1e-4, float(np.abs(samples).max())) * 0.7, -1, 1) * 32767).astype(np.int16) for _, samples, _ in spoken]
+    audio = [
+        (np.clip(samples / max(1e-4, float(np.abs(samples).max())) * 0.7, -1, 1) * 32767).astype(np.int16)
+        for _, samples, _ in spoken
+    ]
     rows = json.dumps([{"id": name, "text": target, "split": "train"} for name, _, target in spoken])
     np.savez(path, audio=np.concatenate(audio), offset=np.cumsum([0, *map(len, audio)]), rows=np.array(rows))
     print(f"{path}: {len(audio)} clips, {sum(map(len, audio)) / RATE / 60:.1f} min")
@@ -125,7 +132,8 @@ def main() -> None:
     write_set(out / "test" / "asterisk", [c for c in test if len(c[2].split()) >= 3])
     write_set(out / "test" / "asterisk-short", [c for c in test if len(c[2].split()) < 3])
     write_set(out / "dev" / "asterisk", [c for c in prompts if hashed(c[0]) % 25 in (1, 6)])
-    write_shard(out / "speech" / "9000-asterisk.npz", [c for c in prompts if hashed(c[0]) % 5 and hashed(c[0]) % 25 not in (1, 6)])
+    train = [c for c in prompts if hashed(c[0]) % 5 and hashed(c[0]) % 25 not in (1, 6)]
+    write_shard(out / "speech" / "9000-asterisk.npz", train)
     write_set(out / "test" / "librivox", list(librivox(work)))
     if arguments.lj:
         write_set(out / "test" / "lj", list(ljspeech(arguments.lj)))

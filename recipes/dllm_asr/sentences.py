@@ -1,9 +1,10 @@
 """Sentences to be spoken by text-to-speech: `python sentences.py OUT.jsonl`.
 
-Text comes from Debian packages (`wordnet-base`, `fortunes`) and from seeded generators of numbers, dates, times, addresses,
-telephone numbers and spelled words. Each line of the output is `{"id", "spoken", "text", "source", "split"}`: `spoken` goes to the
-speech engine with its punctuation, `text` is the training target (lower case, letters and apostrophes only). Two per cent of the
-sentences are kept for development by a hash of their text, so that no development sentence is ever trained on.
+Text comes from Debian packages (`wordnet-base`, `fortunes`) and from seeded generators of numbers, dates, times,
+addresses, telephone numbers and spelled words. Each line of the output is `{"id", "spoken", "text", "source",
+"split"}`: `spoken` goes to the speech engine with its punctuation, `text` is the training target (lower case, letters
+and apostrophes only). Two per cent of the sentences are kept for development by a hash of their text, so that no
+development sentence is ever trained on.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth", "twelve": "twelfth"}
-MONTHS = "January February March April May June July August September October November December".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-STREETS = "Street Avenue Road Lane Drive Boulevard Square Court Terrace Way".split()
+UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+UNITS += [f"{stem}teen" for stem in ("thir", "four", "fif", "six", "seven", "eigh", "nine")]
+TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
+MONTHS = ["January", "February", "March", "April", "May", "June"]
+MONTHS += ["July", "August", "September", "October", "November", "December"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+STREETS = ["Street", "Avenue", "Road", "Lane", "Drive", "Boulevard", "Square", "Court", "Terrace", "Way"]
+THINGS = ["dollars", "pounds", "euros", "per cent", "miles", "minutes", "hours", "people", "days"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -104,33 +114,38 @@ def generated(count: int, rng: random.Random, names: list[str]) -> Iterator[tupl
 
     def date() -> str:
         day, month, when = ordinal(rng.randint(1, 31)), rng.choice(MONTHS), year(rng.randint(1500, 2039))
-        return rng.choice([f"{rng.choice(DAYS)}, {month} {day}", f"the {day} of {month}, {when}", f"{month} {day}, {when}", f"in {when}"])
+        forms = [f"{rng.choice(DAYS)}, {month} {day}", f"the {day} of {month}, {when}"]
+        return rng.choice([*forms, f"{month} {day}, {when}", f"in {when}"])
 
     def clock() -> str:
-        hour, minute = UNITS[rng.randint(1, 12)], rng.choice(["o'clock", *[cardinal(m) for m in range(10, 60)], *[f"oh {u}" for u in UNITS[1:10]]])
+        hour = UNITS[rng.randint(1, 12)]
+        minute = rng.choice(["o'clock", *[cardinal(m) for m in range(10, 60)], *[f"oh {u}" for u in UNITS[1:10]]])
         return f"at {hour} {minute}" + rng.choice(["", " a m", " p m", " in the morning", " in the evening"])
 
     def address() -> str:
-        return f"{number()} {rng.choice(names)} {rng.choice(STREETS)}" + rng.choice(["", f", apartment {cardinal(rng.randint(1, 99))}"])
+        street = f"{number()} {rng.choice(names)} {rng.choice(STREETS)}"
+        return street + rng.choice(["", f", apartment {cardinal(rng.randint(1, 99))}"])
 
     def phone() -> str:
         return rng.choice(["", "call ", "dial ", "extension ", "the number is "]) + digits(rng.randint(3, 10))
 
     def amount() -> str:
-        return f"{number()} {rng.choice(['dollars', 'pounds', 'euros', 'per cent', 'miles', 'minutes', 'hours', 'people', 'days'])}"
+        return f"{number()} {rng.choice(THINGS)}"
 
     def spelled() -> str:
-        word = rng.choice(names) if rng.random() < 0.5 else "".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 5)))
-        return " ".join(word.upper())
+        if rng.random() < 0.5:
+            return " ".join(rng.choice(names).upper())
+        return " ".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 5))).upper()
 
-    kinds = [("number", number), ("date", date), ("time", clock), ("address", address), ("phone", phone), ("amount", amount), ("spelled", spelled)]
+    kinds = {"number": number, "date": date, "time": clock, "address": address, "phone": phone, "amount": amount}
+    makers = list({**kinds, "spelled": spelled}.items())
     for i in range(count):
-        name, make = kinds[i % len(kinds)]
+        name, make = makers[i % len(makers)]
         yield name, make()
 
 
 def split_of(text: str) -> str:
-    """"dev" for two per cent of all texts by hash, else "train"."""
+    """Two per cent of all texts, by hash, are "dev", the others "train"."""
     return "dev" if int(hashlib.sha1(text.encode()).hexdigest(), 16) % 50 == 0 else "train"
 
 
@@ -144,8 +159,10 @@ def collect(wordnet_root: Path, fortune_root: Path, seed: int) -> Iterator[dict[
         if source != "spelled" and re.search(r"[A-Z]{2,}|\b[A-Za-z]\.|[a-z][A-Z]", spoken):
             continue  # acronyms and abbreviations: what is said differs from what is written
         text = normalise(spoken)
-        words = text.split() if text else []
-        if text and words and len(text) <= 240 and len(words) <= 40 and max(map(len, words)) <= 20 and (len(words) >= 2 or source == "wordnet"):
+        if text is None or len(text) > 240:
+            continue
+        words = text.split()
+        if len(words) <= 40 and max(map(len, words)) <= 20 and (len(words) >= 2 or source == "wordnet"):
             rows.setdefault(text, (source, spoken.strip()))
     order = sorted(rows)
     rng.shuffle(order)
@@ -157,8 +174,9 @@ def collect(wordnet_root: Path, fortune_root: Path, seed: int) -> Iterator[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun and its like (Debian: wordnet-base)")
-    parser.add_argument("--fortunes", type=Path, default=Path("/usr/share/games/fortunes"), help="folder of cookie files (Debian: fortunes)")
+    wordnet_help, fortunes_help = "folder of data.noun and its like (wordnet-base)", "folder of cookie files (fortunes)"
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help=wordnet_help)
+    parser.add_argument("--fortunes", type=Path, default=Path("/usr/share/games/fortunes"), help=fortunes_help)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts: dict[str, int] = {}

@@ -1,9 +1,10 @@
-"""Speak the sentences with several text-to-speech engines: `python synthesise.py SENTENCES.jsonl OUT --piper VOICE.onnx`.
+"""Speak the sentences with several engines: `python synthesise.py SENTENCES.jsonl OUT [--piper VOICE.onnx]`.
 
-Synthetic speech, made by Flite 2.2 (voices slt, rms, awb, kal16), eSpeak NG 1.51 (accents and voice variants) and, where its ONNX file
-is given, a Piper voice; rate and pitch vary from sentence to sentence. Debian packages: `flite`, `espeak-ng`. The output is a folder of
-shards `NNNN-VOICE.npz`, each of one voice: `audio` (int16, 16 kHz, all clips end to end), `offset` (clip boundaries), `rows` (JSON).
-Shards are written atomically and skipped where present, so a stopped run goes on where it was.
+Synthetic speech, made by Flite 2.2 (voices slt, rms, awb, kal16), eSpeak NG 1.51 (accents and voice variants) and,
+where its ONNX file is given, a Piper voice; rate and pitch vary from sentence to sentence. Debian packages: `flite`,
+`espeak-ng`. The output is a folder of shards `NNNN-VOICE.npz`, each of one voice: `audio` (int16, 16 kHz, all clips end
+to end), `offset` (clip boundaries), `rows` (JSON). Shards are written atomically and skipped where present, so a
+stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import torch
 import torchaudio.functional as AF
 
 RATE = 16_000
-# One cycle of shards. Voices repeat by how natural they sound against what they cost; eSpeak varies its accent and timbre per shard.
+# One cycle of shards. Voices repeat by how natural they sound against what they cost; eSpeak varies its accent and
+# timbre per shard.
 CYCLE = ("slt", "espeak", "rms", "piper", "awb", "espeak", "slt", "rms", "espeak", "piper", "awb", "kal16")
 ACCENTS = ("en-us", "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
-VARIANTS = ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m6", "+m7", "+linda", "+steph", "+paul", "+edward", "+klatt2", "+Andy")
+VARIANTS = ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m6", "+m7")
+VARIANTS += ("+linda", "+steph", "+paul", "+edward", "+klatt2", "+Andy")
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -37,7 +40,8 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
 def spoken_by(command: list[str], text: str) -> np.ndarray:
     """The samples a command writes to the file that replaces OUT, given the text on its standard input."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as out:
-        subprocess.run([out.name if c == "OUT" else c for c in command], input=text.encode(), check=True, capture_output=True, timeout=60)
+        filled = [out.name if c == "OUT" else c for c in command]
+        subprocess.run(filled, input=text.encode(), check=True, capture_output=True, timeout=60)
         samples, rate = soundfile.read(out.name, dtype="float32")
     return resample(samples, rate)
 
@@ -69,9 +73,9 @@ class Piper:
 
     def __call__(self, text: str, rng: random.Random) -> np.ndarray:
         command = ["espeak-ng", "-q", "--ipa", "-v", "en-us", "--stdin"]
-        lines = subprocess.run(command, input=text.encode(), check=True, capture_output=True, timeout=60).stdout.decode()
+        done = subprocess.run(command, input=text.encode(), check=True, capture_output=True, timeout=60)
         ids = [*self.ids["^"], *self.ids["_"]]
-        for phoneme in " ".join(lines.split()) + ".":
+        for phoneme in " ".join(done.stdout.decode().split()) + ".":
             if phoneme in self.ids:
                 ids += [*self.ids[phoneme], *self.ids["_"]]
         ids += self.ids["$"]
@@ -102,9 +106,9 @@ def make_shard(job: tuple[int, str, list[dict[str, Any]], Path, Path | None]) ->
         if 0.2 * RATE < len(clip) < 25 * RATE:
             clips.append((np.clip(clip / max(1e-4, np.abs(clip).max()) * 0.7, -1, 1) * 32767).astype(np.int16))
             kept.append({k: row[k] for k in ("id", "text", "split")})
-    partial = target.with_suffix(".partial")
+    partial, offset = target.with_suffix(".partial"), np.cumsum([0, *map(len, clips)])
     with partial.open("wb") as f:
-        np.savez(f, audio=np.concatenate(clips), offset=np.cumsum([0, *map(len, clips)]), rows=np.array(json.dumps(kept)))
+        np.savez(f, audio=np.concatenate(clips), offset=offset, rows=np.array(json.dumps(kept)))
     os.replace(partial, target)
     return f"{target.name}: {len(kept)} clips, {sum(map(len, clips)) / RATE / 60:.1f} min"
 
@@ -113,7 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sentences", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--piper", type=Path, help="a Piper voice, NAME.onnx with NAME.onnx.json beside it; without it Flite speaks in its place")
+    piper_help = "a Piper voice, NAME.onnx with NAME.onnx.json beside it; without it Flite speaks in its place"
+    parser.add_argument("--piper", type=Path, help=piper_help)
     parser.add_argument("--limit", type=int, default=48_000, help="sentences to speak")
     parser.add_argument("--shard", type=int, default=300, help="sentences in a shard")
     parser.add_argument("--workers", type=int, default=os.cpu_count())

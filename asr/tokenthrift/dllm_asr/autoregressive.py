@@ -1,7 +1,8 @@
 """The rival: the same decoder over the same encoder and adapter, of the same size, writing left to right with a cache.
 
-Source: the comparison that dLLM-ASR (arXiv 2601.17902) draws with Whisper-LLaMA3. The published rival runs an unoptimised loop at batch 1; this
-one caches keys and values, batches, and stops each recording at its end of text, so that the comparison is fair.
+Source: the comparison that dLLM-ASR (arXiv 2601.17902) draws with Whisper-LLaMA3. The published rival runs an
+unoptimised loop at batch 1; this one caches keys and values, batches, and stops each recording at its end of text, so
+that the comparison is fair.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class AutoregressiveDecoder(HubModel):
         super().__init__(config)
         self.vocabulary = vocabulary
         sizes = config.backbone
-        self.decoder = WhisperDecoder(config.vocab_size, sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.positions)
+        self.decoder = WhisperDecoder(
+            config.vocab_size, sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.positions
+        )
 
     @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
@@ -89,11 +92,13 @@ def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabul
     return rows
 
 
-def left_to_right_loss(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, texts: list[list[int]], vocabulary: Vocabulary) -> Tensor:
+def left_to_right_loss(
+    decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, texts: list[list[int]], vocabulary: Vocabulary
+) -> Tensor:
     """Mean cross-entropy of the next token, end of text included."""
-    device = memory.device
-    inputs = pad_sequence([torch.tensor([vocabulary.start_id, *t]) for t in texts], batch_first=True, padding_value=vocabulary.eos_id).to(device)
-    targets = pad_sequence([torch.tensor([*t, vocabulary.eos_id]) for t in texts], batch_first=True, padding_value=-100).to(device)
+    device, start, end = memory.device, vocabulary.start_id, vocabulary.eos_id
+    inputs = pad_sequence([torch.tensor([start, *t]) for t in texts], True, end).to(device)
+    targets = pad_sequence([torch.tensor([*t, end]) for t in texts], True, -100).to(device)
     # Padding is on the right, so a causal mask already hides it from every real position.
     causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool, device=device).tril()
     hidden, _ = decoder(inputs, causal, decoder.context(memory, memory_mask))
@@ -116,11 +121,13 @@ class AutoregressiveModule(DllmAsrModule):
         """Cross-entropy of the next token."""
         vocabulary = self.model.vocabulary
         texts = [[t for w in text.split() for t in vocabulary.word(w)][:240] for text in batch.texts]
-        return left_to_right_loss(self.decoder, *self.model.adapter(batch.states, batch.lengths), texts, vocabulary)
+        memory, mask = self.model.adapter(batch.states, batch.lengths)
+        return left_to_right_loss(self.decoder, memory, mask, texts, vocabulary)
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Greedy transcripts of one batch."""
         vocabulary = self.model.vocabulary
-        rows = greedy(self.decoder, *self.model.adapter(batch.states, batch.lengths), vocabulary)
+        memory, mask = self.model.adapter(batch.states, batch.lengths)
         heard = self.heard.setdefault(dataloader_idx, [])
-        heard.extend((text, "", vocabulary.text(row), len(row) + 1) for text, row in zip(batch.texts, rows, strict=True))
+        for text, row in zip(batch.texts, greedy(self.decoder, memory, mask, vocabulary), strict=True):
+            heard.append((text, "", vocabulary.text(row), len(row) + 1))

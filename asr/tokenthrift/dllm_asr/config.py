@@ -1,7 +1,8 @@
 """What a dLLM-ASR model is made of and how it decodes, as plain data.
 
-Source: dLLM-ASR (arXiv 2601.17902). The paper's sizes (Whisper-large-v3, LLaDA-8B) are reached with other numbers here; its threshold of
-0.9 is the default. Draft settings are ours: the paper does not say how large the CTC branch is nor how its draft meets the mask.
+Source: dLLM-ASR (arXiv 2601.17902). The paper's sizes (Whisper-large-v3, LLaDA-8B) are reached with other numbers here;
+its threshold of 0.9 is the default. Draft settings are ours: the paper does not say how large the CTC branch is nor how
+its draft meets the mask.
 """
 
 from __future__ import annotations
@@ -93,11 +94,11 @@ class DecodeConfig:
     confidence_threshold: float = 0.9
     """Probability from which a token is committed in a round."""
     draft: Literal["confident", "length", "none"] = "confident"
-    """What the CTC draft gives: its confident words and the length, only the length, or nothing (length from the duration)."""
+    """What the CTC draft gives: its sure words and the length, the length, or nothing (length from the duration)."""
     draft_threshold: float = 0.9
     """CTC posterior below which a word of the draft is left to the language model."""
     slack: float = 0.3
-    """Spare slots in an uncertain span, as a share of its draft tokens, on top of one; what is not needed is deleted."""
+    """Spare slots in an unsure span, as a share of its draft tokens, on top of one; what is not needed is deleted."""
     margin: int = 2
     """Spare slots at the end."""
     verify: float = 0.05

@@ -1,7 +1,8 @@
 """A fresh dLLM-ASR model around pretrained parts: a Whisper encoder, and a language model cut to a small vocabulary.
 
-Source: dLLM-ASR (arXiv 2601.17902) freezes a published encoder and adapts a published language model. What differs: the language model may be
-Whisper's own decoder, whose weights already read the encoder, or a BERT-like model, and its vocabulary is cut (see `vocabulary`).
+Source: dLLM-ASR (arXiv 2601.17902) freezes a published encoder and adapts a published language model. What differs: the
+language model may be Whisper's own decoder, whose weights already read the encoder, or a BERT-like model, and its
+vocabulary is cut (see `vocabulary`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 NO_TIMESTAMPS = 50_362  # Whisper tiny.en's <|notimestamps|>: the position that predicts the first word
 
 
-def assemble(whisper: str, language_model: str | None, *, vocabulary_size: int, positions: int, adapter: AdapterConfig) -> DllmAsr:
+def assemble(
+    whisper: str, language_model: str | None, *, vocabulary_size: int, positions: int, adapter: AdapterConfig
+) -> DllmAsr:
     """Puts a model together; draft head, adapter and new token rows are random or means.
 
     Args:
@@ -55,7 +58,9 @@ def assemble(whisper: str, language_model: str | None, *, vocabulary_size: int, 
         ffn=lm["decoder_ffn_dim" if language_model is None else "intermediate_size"],
         positions=positions if language_model is None else lm["max_position_embeddings"],
     )
-    model = DllmAsr(DllmAsrConfig(vocab_size=vocabulary.size, encoder=encoder, adapter=adapter, backbone=backbone), vocabulary)
+    model = DllmAsr(
+        DllmAsrConfig(vocab_size=vocabulary.size, encoder=encoder, adapter=adapter, backbone=backbone), vocabulary
+    )
     model.encoder.load_state_dict(encoder_weights(state))
     if isinstance(model.backbone, WhisperDecoderBackbone):
         weights = decoder_weights(state, keep, len(SPECIAL), positions)
@@ -64,7 +69,8 @@ def assemble(whisper: str, language_model: str | None, *, vocabulary_size: int, 
         weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
         model.backbone.decoder.load_state_dict(weights)
     else:
-        from tokenthrift.backbones.prefix import PrefixBackbone, language_model as load_language_model, trim_vocabulary
+        from tokenthrift.backbones.prefix import PrefixBackbone, trim_vocabulary
+        from tokenthrift.backbones.prefix import language_model as load_language_model
 
         trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
         model.backbone = PrefixBackbone(trimmed.train(), vocabulary.mask_id, prompt=(vocabulary.start_id,))

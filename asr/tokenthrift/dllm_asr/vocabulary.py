@@ -1,8 +1,9 @@
 """A small vocabulary cut out of a pretrained one, so that its embeddings can be kept and the model stays small.
 
-Not in the paper, which uses all of LLaDA's 126,464 tokens: transcripts are lower-case words, so only tokens of letters and apostrophes
-are kept. A byte-pair vocabulary is cut by merge rank (every merge is made of earlier ones, so the cut is closed); a WordPiece vocabulary by
-the rank of its list. Four special tokens are appended: MASK, EOS, DELETE (a slot that leaves no text) and START.
+Not in the paper, which uses all of LLaDA's 126,464 tokens: transcripts are lower-case words, so only tokens of letters
+and apostrophes are kept. A byte-pair vocabulary is cut by merge rank (every merge is made of earlier ones, so the cut
+is closed); a WordPiece vocabulary by the rank of its list. Four special tokens are appended: MASK, EOS, DELETE (a slot
+that leaves no text) and START.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size()
-        found = [tokenizer.token_to_id(t) for t in SPECIAL]
-        if None in found:
+        found = [i for t in SPECIAL if (i := tokenizer.token_to_id(t)) is not None]
+        if len(found) != len(SPECIAL):
             raise ValueError(f"the tokenizer lacks one of {SPECIAL}")
         self.mask_id, self.eos_id, self.delete_id, self.start_id = found
         self._encode = lru_cache(maxsize=65_536)(self._encode_word)
@@ -50,7 +51,7 @@ class Vocabulary:
 
     def piece(self, token: int) -> str:
         """The text of one token, with a leading space where it starts a word; empty for special tokens."""
-        text: str = self.tokenizer.id_to_token(token)
+        text = self.tokenizer.id_to_token(token) or ""
         if text in SPECIAL:
             return ""
         if self._is_bpe:
@@ -97,9 +98,7 @@ def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
         words = [t for t in old if _WORD_PIECE.fullmatch(t)]
         kept = list(dict.fromkeys([*letters, "[UNK]", *words]))[:size]
     data["model"]["vocab"] = {t: i for i, t in enumerate([*kept, *SPECIAL])}
-    data["added_tokens"] = [
-        {"id": len(kept) + i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for i, t in enumerate(SPECIAL)
-    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    data["added_tokens"] = [{"id": len(kept) + i, "content": t, **flags} for i, t in enumerate(SPECIAL)]
     data["post_processor"], data["truncation"], data["padding"] = None, None, None
     return Vocabulary(Tokenizer.from_str(json.dumps(data))), [old[t] for t in kept]
