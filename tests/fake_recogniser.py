@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.cli import SYSTEMS
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.transcription.models import RECOGNISERS
 
-RECOGNISERS["fake"] = "tests.fake_recogniser:FakeRecogniser"
+SYSTEMS["fake"] = "tests.fake_recogniser:FakeRecogniser"
 
 
 class FakeRecogniser:
     """Writes `pitch NNN` once for every started second, a token per half second, in `max_rounds` or two rounds."""
 
     sample_rate = 16_000
+    max_seconds = 30.0
 
     def __init__(self, max_seconds: float = 30.0, largest_batch: int = 10_000, delay: float = 0.0) -> None:
         """Sets how long windows may be, from which batch on it runs out of memory, and how long a batch takes."""
@@ -55,8 +56,8 @@ class FakeRecogniser:
 
     def _hear(self, samples: Tensor, budget: DecodeBudget | None) -> Transcript:
         seconds = len(samples) / self.sample_rate
-        spectrum = torch.fft.rfft(samples, n=2**19).abs()
-        pitch = round(float(spectrum.argmax()) * self.sample_rate / 2**19 / 10) * 10
+        spectrum = torch.fft.rfft(samples, n=2**17).abs()
+        pitch = round(float(spectrum.argmax()) * self.sample_rate / 2**17 / 10) * 10
         if pitch == 660:
             raise RuntimeError("cannot hear this pitch")
         words = ["pitch", str(pitch)] * -(-len(samples) // self.sample_rate)

@@ -22,7 +22,7 @@ from rich.text import Text
 from tokenthrift.budget import BudgetError, DecodeBudget
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.transcription.inputs import InputError, find_recordings
-from tokenthrift.transcription.references import References, read_references
+from tokenthrift.transcription.references import ManifestError, References, read_references
 from tokenthrift.transcription.report import Bar, Tally, print_summary, results_table
 from tokenthrift.transcription.results import Transcription
 from tokenthrift.transcription.writers import WRITERS, write_atomically
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from tokenthrift.transcription.job import Transcriber
 
 __all__ = ["main"]
+_MANIFEST = "manifest.jsonl"
 
 _DESCRIPTION = """\
 Writes down what is said in recordings: files, whole folders or quoted patterns,
 of any common sound or video format and any length. Silence gives empty text.
 
 With --out-dir every recording gets its files there, in the folders it came from;
-without it the transcripts are printed as a table. Files that exist are left as
-they are, and a recording that has all of its files is skipped, unless
---overwrite is given."""
+files that exist are left as they are, and a recording that has all of its files
+is skipped, unless --overwrite is given. Without --out-dir, or with --references,
+the transcripts are printed as a table."""
 
 _EPILOG = """\
 examples:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         tasks, skipped = _tasks(arguments)
-        references = read_references(arguments.references) if arguments.references else None
+        references = _references(arguments, tasks)
         transcriber = _transcriber(arguments, console) if tasks else None
     except (ValueError, OSError, ImportError) as error:
         return _wrong(console, error)
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if transcriber is not None:
             for result, errors in _results(transcriber, tasks, references, tally, console):
-                if arguments.out_dir is None:
+                if arguments.out_dir is None or references is not None:
                     add_row(result, errors)
     except BudgetError as error:
         return _wrong(console, error)
@@ -138,7 +139,10 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
         if arguments.format:
             raise ValueError("--format says which files to write, so it needs --out-dir")
         return [_Task(recording.path, {}) for recording in recordings], 0
-    arguments.out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out-dir {arguments.out_dir}: {error.strerror}") from error
     inputs = {os.path.realpath(recording.path) for recording in recordings}
     tasks = []
     for recording in recordings:
@@ -154,12 +158,24 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
     return tasks, len(recordings) - len(tasks)
 
 
+def _references(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> References | None:
+    if arguments.references is None:
+        return None
+    if arguments.references:
+        return read_references(Path(arguments.references))
+    beside = sorted({task.path.parent / _MANIFEST for task in tasks})
+    found = [manifest for manifest in beside if manifest.is_file()]
+    if tasks and not found:
+        raise ManifestError(f"--references: there is no {_MANIFEST} beside the recordings; name the file")
+    return read_references(*found)
+
+
 def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber:
-    budget = DecodeBudget(
-        max_new_tokens=arguments.max_new_tokens,
-        max_rounds=arguments.max_rounds,
-        confidence_threshold=arguments.confidence_threshold,
-    )
+    limits = (arguments.max_new_tokens, arguments.max_rounds, arguments.confidence_threshold)
+    budget = None
+    if any(limit is not None for limit in limits):
+        threshold = DecodeBudget().confidence_threshold if limits[2] is None else limits[2]
+        budget = DecodeBudget(max_new_tokens=limits[0], max_rounds=limits[1], confidence_threshold=threshold)
     with console.status(f"loading {escape(arguments.model)}"):
         import torch
 
@@ -168,12 +184,21 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
 
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {device}: there is no usable GPU; leave the option out or say cpu")
-        return Transcriber(
-            load_recogniser(arguments.model, device), budget=budget, batch_seconds=arguments.batch_seconds
-        )
+        model = load_recogniser(arguments.model, _device(arguments.device))
+        return Transcriber(model, budget=budget, batch_seconds=arguments.batch_seconds)
+
+
+def _device(wanted: str | None) -> str:
+    """The device asked for, once it is known to work, or the best there is."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {wanted}: {str(error).splitlines()[0]}") from error
+    return wanted
 
 
 def _wrong(console: Console, error: Exception) -> int:
@@ -208,9 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="write files anew that exist")
     parser.add_argument(
         "--references",
-        type=Path,
+        nargs="?",
+        const="",
         metavar="FILE",
-        help='score against what was said: lines of {"audio_filepath": "a.wav", "text": "..."}, paths relative to FILE',
+        help='score against what was said, lines of {"audio_filepath": "a.wav", "text": "..."} with paths relative '
+        f"to FILE (without FILE: {_MANIFEST} beside the recordings)",
     )
     decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
     decoding.add_argument("--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: no limit)")
@@ -218,9 +245,8 @@ def _parser() -> argparse.ArgumentParser:
     decoding.add_argument(
         "--confidence-threshold",
         type=_number(0, 1),
-        default=0.9,
         metavar="P",
-        help="probability from which a token is kept; lower is faster and less exact (default: %(default)s)",
+        help="probability from which a token is kept; lower is faster and less exact (default: the model's own)",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument(

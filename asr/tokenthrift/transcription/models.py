@@ -1,21 +1,16 @@
-"""Which recogniser a model folder holds: the word `system` in its config.json, looked up in one table."""
+"""The recogniser in a model folder or Hub repository, found by the word `system` in its config.json."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
-from tokenthrift.config import ConfigError, read_json
+from tokenthrift.config import ConfigError
+from tokenthrift.models import model_class
 from tokenthrift.sources import fetch
 from tokenthrift.transcript import Recogniser
 
-__all__ = ["RECOGNISERS", "load_recogniser"]
-
-RECOGNISERS: Final[dict[str, str]] = {
-    "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
-}
-"""System to `module:class`; a class joins with a line here, and is imported only when a model asks for it."""
+__all__ = ["load_recogniser"]
 
 
 def load_recogniser(source: str | Path, device: str = "cpu") -> Recogniser:
@@ -30,10 +25,7 @@ def load_recogniser(source: str | Path, device: str = "cpu") -> Recogniser:
         ConfigError: It holds no model that writes down speech, or its configuration is not valid.
         WeightsError: Its weights are not what the configuration says.
     """
-    path = fetch(source, ("config.json",)) / "config.json"
-    system = read_json(path).get("system")
-    if system not in RECOGNISERS:
-        raise ConfigError(f"{path}: system is {system!r}, but transcription needs one of {', '.join(RECOGNISERS)}")
-    module, name = RECOGNISERS[system].split(":")
-    model = getattr(importlib.import_module(module), name).from_pretrained(source, device=device)
-    return cast(Recogniser, model)
+    kind = model_class(fetch(source, ("config.json",)))
+    if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
+        raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")
+    return cast(Recogniser, kind.from_pretrained(source, device=device))

@@ -49,26 +49,32 @@ class References:
         return words
 
 
-def read_references(manifest: Path) -> References:
-    """Reads a manifest.
+def read_references(*manifests: Path) -> References:
+    """Reads manifests; where two speak of the same recording, the later one counts.
 
     Raises:
-        ManifestError: It cannot be read, or a line is not an object with the strings `audio_filepath` and `text`.
+        ManifestError: One cannot be read, or a line is not an object with the strings `audio_filepath` and `text`.
     """
     texts = {}
-    try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{manifest}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for manifest in manifests:
         try:
-            entry = json.loads(line)
-            name, text = entry["audio_filepath"], entry["text"]
-        except (ValueError, KeyError, TypeError):
-            name = text = None
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ManifestError(f'{manifest}, line {number}: expected {{"audio_filepath": "...", "text": "..."}}')
-        texts[os.path.abspath(manifest.parent / name)] = text
+            lines = manifest.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ManifestError(f"{manifest}: cannot be read: {reason}") from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                name, text = _entry(line, f"{manifest}, line {number}")
+                texts[os.path.abspath(manifest.parent / name)] = text
     return References(texts)
+
+
+def _entry(line: str, where: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+        name, text = entry["audio_filepath"], entry["text"]
+    except (ValueError, KeyError, TypeError):
+        name = text = None
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise ManifestError(f'{where}: expected {{"audio_filepath": "...", "text": "..."}}')
+    return name, text
