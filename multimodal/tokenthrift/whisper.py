@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenthrift import extras
+
 SAMPLE_RATE = 16_000
 HOP = 160  # samples per mel frame
 STATE_SAMPLES = 2 * HOP  # samples per encoder state: 50 states a second
@@ -29,9 +31,9 @@ def states_of(samples: int) -> int:
 
 @cache
 def _mel_filters(bins: int) -> Tensor:
-    import torchaudio.functional as audio
-
-    return audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, norm="slaney", mel_scale="slaney").T
+    audio = extras.require("torchaudio.functional")
+    filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
+    return filters.T
 
 
 def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
@@ -46,9 +48,7 @@ def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
     """
     if samples.ndim != 1:
         raise ValueError(f"audio must be one channel of shape (samples,), got {tuple(samples.shape)}")
-    samples = F.pad(
-        samples.float(), (0, max(2 * STATE_SAMPLES, STATE_SAMPLES * states_of(len(samples))) - len(samples))
-    )
+    samples = F.pad(samples.float(), (0, STATE_SAMPLES * states_of(len(samples)) - len(samples)))
     window = torch.hann_window(400, device=samples.device)
     power = torch.stft(samples, 400, HOP, window=window, return_complex=True)[:, :-1].abs().square()
     logs = (_mel_filters(bins).to(samples.device) @ power).clamp_min(1e-10).log10()
@@ -135,7 +135,7 @@ class WhisperEncoder(nn.Module):
         """Encode a padded batch.
 
         Args:
-            mels: `(B, bins, 2 * N)`, zeros after the end of each recording.
+            mels: `(B, bins, 2 * N)`; what stands after the end of a recording is not read.
             lengths: `(B,)` states of each recording, at most 1,500.
 
         Returns:
@@ -144,6 +144,7 @@ class WhisperEncoder(nn.Module):
         if mels.shape[2] > 2 * MAX_STATES:
             seconds = mels.shape[2] * HOP / SAMPLE_RATE
             raise ValueError(f"one pass takes at most {MAX_STATES // 50} s of audio, got {seconds:.1f} s; cut it up")
+        mels = mels.masked_fill(~length_mask(2 * lengths, mels.shape[2])[:, None], 0.0)
         x = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).transpose(1, 2)
         x = x + self.positions[: x.shape[1]].to(x.dtype)
         valid = length_mask(lengths, x.shape[1])

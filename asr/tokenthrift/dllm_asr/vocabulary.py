@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 SPECIAL = ("<|mask|>", "<|end|>", "<|delete|>", "<|start|>")
+UNKNOWN = "[UNK]"
 _BPE_PIECE = re.compile(r"\u0120?[a-z']+|\u0120")
 _WORD_PIECE = re.compile(r"(##)?[a-z']+")
 
@@ -50,18 +52,29 @@ class Vocabulary:
         return self._encode(word)
 
     def piece(self, token: int) -> str:
-        """The text of one token, with a leading space where it starts a word; empty for special tokens."""
-        text = self.tokenizer.id_to_token(token) or ""
-        if text in SPECIAL:
+        """The text of one token, with a leading space where it starts a word; empty for tokens that write nothing."""
+        text = self.tokenizer.id_to_token(token)
+        if text is None or text in SPECIAL or text == UNKNOWN:
             return ""
         if self._is_bpe:
             return text.replace("\u0120", " ")
         return text.removeprefix("##") if text.startswith("##") else f" {text}"
 
-    def text(self, tokens: list[int]) -> str:
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What each token writes after those before it; joined and stripped they are `text`."""
+        out: list[str] = []
+        last = ""
+        for token in tokens:
+            piece = self.piece(token)
+            # BERT's pre-tokeniser parts words at apostrophes.
+            glued = not self._is_bpe and (piece == " '" or last == "'")
+            out.append(piece[1:] if piece.startswith(" ") and (glued or last == " ") else piece)
+            last = out[-1][-1:] or last
+        return out
+
+    def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without surrounding space."""
-        text = " ".join("".join(map(self.piece, tokens)).split())
-        return text if self._is_bpe else re.sub(" ?' ?", "'", text)  # BERT's pre-tokeniser parts words at apostrophes
+        return "".join(self.pieces(tokens)).strip()
 
     @property
     def _is_bpe(self) -> bool:
@@ -80,10 +93,16 @@ def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
 
     Returns:
         The vocabulary, and the old id of each kept token in its new order.
+
+    Raises:
+        ValueError: the tokenizer is of another kind, or `size` leaves no room for the letters.
     """
     data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     old: dict[str, int] = data["model"]["vocab"]
-    if data["model"]["type"] == "BPE":
+    kind = data["model"]["type"]
+    if not (kind == "BPE" and "\u0120" in old) and not (kind == "WordPiece" and UNKNOWN in old):
+        raise ValueError(f"{tokenizer_json} is neither a byte-level BPE nor a WordPiece tokenizer: {kind}")
+    if kind == "BPE":
         kept = [t for t in old if len(t) == 1 and _BPE_PIECE.fullmatch(t)]
         merges = []
         for merge in data["model"]["merges"]:
@@ -96,7 +115,10 @@ def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
     else:
         letters = [t for t in old if len(t.removeprefix("##")) == 1 and _WORD_PIECE.fullmatch(t)]
         words = [t for t in old if _WORD_PIECE.fullmatch(t)]
-        kept = list(dict.fromkeys([*letters, "[UNK]", *words]))[:size]
+        kept = list(dict.fromkeys([*letters, UNKNOWN, *words]))[:size]
+    needed = {*"abcdefghijklmnopqrstuvwxyz'", "\u0120" if kind == "BPE" else UNKNOWN}
+    if len(kept) > size or not needed.issubset(kept):
+        raise ValueError(f"{size} tokens of {tokenizer_json} do not hold every letter and the apostrophe")
     data["model"]["vocab"] = {t: i for i, t in enumerate([*kept, *SPECIAL])}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     data["added_tokens"] = [{"id": len(kept) + i, "content": t, **flags} for i, t in enumerate(SPECIAL)]
