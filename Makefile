@@ -22,7 +22,7 @@ help:
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/tokenthrift transcribe samples/speech --model $(MODEL) --out-dir demo-output --format txt json --references
+	$(BIN)/tokenthrift transcribe samples/speech --model $(MODEL) --references
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in seconds what takes pip minutes, but it is a convenience: pip alone does the same.
 # With pip, constraints come by its environment variable, so that a machine's own constraints do not contradict ours.
