@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, AutoregressiveModule
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
 from tokenthrift.dllm_asr.module import DllmAsrModule
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     module = merge(arguments.checkpoints)
     if arguments.autoregressive:
         rival = AutoregressiveDecoder(module.model.config, module.model.vocabulary)
-        rival.decoder.load_state_dict(AutoregressiveModule.decoder.fget(module).state_dict())  # type: ignore[attr-defined]
+        rival.decoder.load_state_dict(decoder_of(module.model).state_dict())
         rival.save_pretrained(arguments.out, dtype=torch.float16)
     else:
         module.model.save_pretrained(arguments.out, dtype=torch.float16)

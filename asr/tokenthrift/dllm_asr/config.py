@@ -81,8 +81,9 @@ class BackboneConfig:
     """Longest input: start tokens and response, and for prefix models the memory too."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 8192), ("layers", 128), ("heads", 128), ("ffn", 65_536), ("positions", 16_384)):
+        for name, high in (("width", 8192), ("layers", 128), ("heads", 128), ("ffn", 65_536)):
             _within(f"backbone.{name}", getattr(self, name), 1, high)
+        _within("backbone.positions", self.positions, 16, 16_384)
         if self.width % self.heads:
             raise ConfigError(f"backbone.width {self.width} must be a multiple of heads {self.heads}")
 

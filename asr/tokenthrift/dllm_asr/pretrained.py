@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone, decoder_weights
 from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, EncoderConfig
@@ -23,7 +24,7 @@ from tokenthrift.whisper import encoder_weights
 __all__ = ["assemble"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-NO_TIMESTAMPS = 50_362  # Whisper tiny.en's <|notimestamps|>: the position that predicts the first word
+BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its position predicts the first word
 
 
 def assemble(
@@ -65,7 +66,7 @@ def assemble(
     if isinstance(model.backbone, WhisperDecoderBackbone):
         weights = decoder_weights(state, keep, len(SPECIAL), positions)
         embedding = state["model.decoder.embed_tokens.weight"]
-        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[NO_TIMESTAMPS]
+        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
         weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
         model.backbone.decoder.load_state_dict(weights)
     else:
@@ -75,6 +76,13 @@ def assemble(
         trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
         model.backbone = PrefixBackbone(trimmed.train(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
     return model
+
+
+def _token(folder: Path, content: str) -> int:
+    token: int | None = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(content)
+    if token is None:
+        raise ValueError(f"the tokenizer in {folder} has no {content}, so it is not Whisper's")
+    return token
 
 
 def _read(folder: Path) -> dict[str, Any]:
