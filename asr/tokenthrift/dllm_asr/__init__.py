@@ -3,6 +3,7 @@
 model     `DllmAsr`: encoder, draft, denoiser; `transcribe`
 module    `DllmAsrModule`: training under Lightning
 data      `DllmAsrDataModule`: cached encoder states
+autoregressive   the rival: the same decoder, left to right
 draft     the CTC head and the canvas it leaves
 denoise   confidence commits, pruning, verification
 corruption, examples   the forward process and what training shows the denoiser
@@ -11,13 +12,19 @@ corruption, examples   the forward process and what training shows the denoiser
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenthrift.dllm_asr.autoregressive import AutoregressiveModule
     from tokenthrift.dllm_asr.data import DllmAsrDataModule
     from tokenthrift.dllm_asr.model import DllmAsr
     from tokenthrift.dllm_asr.module import DllmAsrModule
 
-__all__ = ["DllmAsr", "DllmAsrDataModule", "DllmAsrModule"]
+__all__ = ["AutoregressiveModule", "DllmAsr", "DllmAsrDataModule", "DllmAsrModule"]
 
-_HOMES = {"DllmAsr": "model", "DllmAsrDataModule": "data", "DllmAsrModule": "module"}
+_HOMES = {
+    "AutoregressiveModule": "autoregressive",
+    "DllmAsr": "model",
+    "DllmAsrDataModule": "data",
+    "DllmAsrModule": "module",
+}
 
 
 def __getattr__(name: str) -> Any:

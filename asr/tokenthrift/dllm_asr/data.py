@@ -1,8 +1,9 @@
 """Cached encoder states as training data, and real recordings for development.
 
-The recipe's `features.py` writes the shards: safetensors files with `states` (fp16, 50 a second, all utterances end to end), `offset`, and the texts
-in their metadata. Batches hold utterances of about one length and at most so many states with padding. The order depends on seed and
-epoch alone, and a run that is resumed goes on with the batch after the last.
+The recipe's `features.py` writes the shards: safetensors files with `states` (fp16, 50 a second, all utterances end to
+end), `offset`, and the texts in their metadata. Batches hold utterances of about one length and at most so many states
+with padding. The order depends on seed and epoch alone, and a run that is resumed goes on with the batch after the
+last.
 """
 
 from __future__ import annotations
@@ -26,48 +27,61 @@ __all__ = ["Batch", "BatchOrder", "CachedStates", "DllmAsrDataModule", "Utteranc
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """Encoder states `(n, width)` and the words spoken."""
+    """Encoder states `(n, width)`, the words spoken, and where known when each is, in seconds."""
 
     states: Tensor
     text: str
+    times: list[tuple[float, float]] | None = None
 
 
 @dataclass(slots=True)
 class Batch:
-    """Utterances side by side: states `(B, N, width)` zero after each, lengths `(B,)`, and a seed for what is random about them."""
+    """Utterances side by side.
+
+    Attributes:
+        states: `(B, N, width)`, zero after each utterance.
+        lengths: `(B,)` states of each.
+        texts: the words spoken.
+        seed: of whatever is random about the batch.
+    """
 
     states: Tensor
     lengths: Tensor
     texts: list[str]
+    times: list[list[tuple[float, float]] | None]
     seed: int
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return Batch(self.states.to(device), self.lengths.to(device), self.texts, self.seed)
+        return Batch(self.states.to(device), self.lengths.to(device), self.texts, self.times, self.seed)
 
 
 def collate(items: list[Utterance]) -> Batch:
     """Pads utterances to the longest."""
     lengths = torch.tensor([len(i.states) for i in items])
     seed = hash(tuple(lengths.tolist())) & 0x7FFFFFFF
-    return Batch(pad_sequence([i.states.float() for i in items], batch_first=True), lengths, [i.text for i in items], seed)
+    states = pad_sequence([i.states.float() for i in items], batch_first=True)
+    return Batch(states, lengths, [i.text for i in items], [i.times for i in items], seed)
 
 
 class CachedStates(Dataset[Utterance]):
     """Utterances of shards, read from disk when asked for.
 
     Args:
-        shards: files written by `features.py`.
+        shards: files written by `features.py`; `.times.json` beside one, by `align.py`, gives the times of its words.
         limit: use only the first so many utterances.
     """
 
     def __init__(self, shards: list[Path], limit: int | None = None) -> None:
-        self.files = [safe_open(path, "pt") for path in shards]
+        self.files: list[Any] = [safe_open(path, "pt") for path in shards]
         self.rows: list[tuple[int, int, int, str]] = []
+        self.times: list[list[tuple[float, float]] | None] = []
         for i, file in enumerate(self.files):
             offset = file.get_tensor("offset").tolist()
             texts = json.loads(file.metadata()["texts"])
             self.rows += [(i, a, b, t) for a, b, t in zip(offset[:-1], offset[1:], texts, strict=True)]
+            aligned = shards[i].with_suffix(".times.json")
+            self.times += json.loads(aligned.read_text()) if aligned.exists() else [None] * len(texts)
         self.rows = self.rows[:limit]
 
     def __len__(self) -> int:
@@ -75,7 +89,7 @@ class CachedStates(Dataset[Utterance]):
 
     def __getitem__(self, index: int) -> Utterance:
         file, start, stop, text = self.rows[index]
-        return Utterance(self.files[file].get_slice("states")[start:stop], text)
+        return Utterance(self.files[file].get_slice("states")[start:stop], text, self.times[index])
 
     @property
     def lengths(self) -> list[int]:
@@ -133,7 +147,12 @@ class DllmAsrDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, features: str, dev_recordings: str | None = None, max_states: int = 8000, dev_utterances: int = 80, seed: int = 0
+        self,
+        features: str,
+        dev_recordings: str | None = None,
+        max_states: int = 8000,
+        dev_utterances: int = 80,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -141,16 +160,19 @@ class DllmAsrDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the shards."""
-        h = self.hparams
+        h: Any = self.hparams
         shards = sorted(Path(h.features).glob("*.safetensors"))
-        train, dev = [s for s in shards if not s.name.startswith("dev-")], [s for s in shards if s.name.startswith("dev-")]
+        dev = [s for s in shards if s.name.startswith("dev-")]
+        train = [s for s in shards if s not in dev]
         if not train:
-            raise FileNotFoundError(f"no training shards (*.safetensors) in {h.features}; make them with recipes/dllm_asr/features.py")
+            raise FileNotFoundError(
+                f"no training shards (*.safetensors) in {h.features}; make them with recipes/dllm_asr/features.py"
+            )
         self.train = CachedStates(train)
         self.order = BatchOrder(self.train.lengths, h.max_states, h.seed)
         # A spread over all voices, not the first shards only.
         random.Random(h.seed).shuffle(dev)
-        self.dev: list[Dataset[Utterance]] = [CachedStates(dev, h.dev_utterances)] if dev else []
+        self.dev: list[Any] = [CachedStates(dev, h.dev_utterances)] if dev else []
         if h.dev_recordings:
             self.dev.append(self._recordings(Path(h.dev_recordings)))
 
@@ -172,7 +194,7 @@ class DllmAsrDataModule(L.LightningDataModule):
         """Goes on after that many batches."""
         self.consumed = int(state["consumed"])
 
-    def _recordings(self, folder: Path) -> list[Utterance]:  # type: ignore[override]
+    def _recordings(self, folder: Path) -> list[Utterance]:
         from tokenthrift.dllm_asr.module import DllmAsrModule
         from tokenthrift.media.audio import read_audio
 

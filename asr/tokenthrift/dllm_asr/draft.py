@@ -1,9 +1,10 @@
-"""The draft: a CTC head over characters on the frozen encoder gives words, their confidences, their times and the length.
+"""The draft: a CTC head over characters on the frozen encoder gives words, their confidences and their times.
 
-Source: dLLM-ASR (arXiv 2601.17902, section III-F) places a CTC transcript in the response; neither the size of its head nor the way the
-draft meets the mask is published. Ours reads the states at 50 Hz, decodes greedily, and calls a word as sure as its least sure
-character (Mask-CTC, arXiv 2005.08700, masks tokens by the same posterior). Unsure words become spans of open slots with a few to spare:
-what the language model does not need it fills with DELETE, so a wrong length of the draft is repaired too.
+Source: dLLM-ASR (arXiv 2601.17902, section III-F) places a CTC transcript in the response; neither the size of its head
+nor the way the draft meets the mask is published. Ours reads the states at 50 Hz, decodes greedily, and calls a word as
+sure as its least sure character (Mask-CTC, arXiv 2005.08700, masks tokens by the same posterior). Unsure words become
+spans of open slots with a few to spare: what the language model does not need it fills with DELETE, so a wrong length
+of the draft is repaired too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from tokenthrift.dllm_asr.config import DraftConfig
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer, length_mask
 
-__all__ = ["CHARACTERS", "Canvas", "DraftHead", "DraftWord", "canvas_of", "character_ids", "ctc_loss", "draft_words"]
+__all__ = [
+    "CHARACTERS",
+    "Canvas",
+    "DraftHead",
+    "DraftWord",
+    "canvas_of",
+    "character_ids",
+    "ctc_loss",
+    "draft_words",
+    "span_windows",
+]
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"  # id 0 is the CTC blank, character i has id i + 1
 SECONDS = STATE_SAMPLES / 16_000
@@ -45,8 +56,9 @@ class DraftHead(nn.Module):
         self.output = nn.Linear(config.width, 2 * (len(CHARACTERS) + 1))
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """States `(B, N, width)`, zero after each recording, to log-probabilities `(B, N, 29)`."""
+        """States `(B, N, width)` to log-probabilities `(B, N, 29)`; what stands after a recording is not read."""
         frames = states.shape[1]
+        states = states.masked_fill(~length_mask(lengths, frames)[..., None], 0.0)
         x = F.pad(states, (0, 0, 0, frames % 2)).transpose(1, 2)
         x = F.gelu(self.conv(x)).transpose(1, 2)
         valid = length_mask(torch.ceil(lengths / 2), x.shape[1])
@@ -66,7 +78,9 @@ def ctc_loss(log_p: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -
     """CTC loss per target character, averaged over the recordings that are long enough for their text."""
     sizes = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([i for t in targets for i in t], dtype=torch.long)
-    losses = F.ctc_loss(log_p.transpose(0, 1), flat.to(log_p.device), lengths, sizes, reduction="none", zero_infinity=True)
+    losses = F.ctc_loss(
+        log_p.transpose(0, 1), flat.to(log_p.device), lengths, sizes, reduction="none", zero_infinity=True
+    )
     return (losses / sizes.to(losses.device).clamp(min=1)).mean()
 
 
@@ -92,7 +106,9 @@ def draft_words(log_p: Tensor) -> list[DraftWord]:
     def flush() -> None:
         if letters:
             text = "".join(c for c, *_ in letters)
-            words.append(DraftWord(text, min(p for _, p, *_ in letters), letters[0][2] * SECONDS, (letters[-1][3] + 1) * SECONDS))
+            words.append(
+                DraftWord(text, min(p for _, p, *_ in letters), letters[0][2] * SECONDS, (letters[-1][3] + 1) * SECONDS)
+            )
             letters.clear()
 
     previous = 0
@@ -112,17 +128,32 @@ def draft_words(log_p: Tensor) -> list[DraftWord]:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The response a denoiser starts from: a token id, a posterior and a time for each slot.
+    """The response a denoiser starts from: for each slot a token id, a posterior, a time and a window, in seconds.
 
-    Open slots hold MASK and posterior 0. Times never decrease; slots of an open span share the time of the span.
+    Open slots hold MASK and posterior 0. Times never decrease; slots of an open span share the time of the span. The
+    window is where the words of the slot may be spoken, see `span_windows`.
     """
 
     ids: list[int]
     confidence: list[float]
     times: list[tuple[float, float]]
+    windows: list[tuple[float, float]]
+
+    def clipped(self, slots: int | None) -> Canvas:
+        """The first `slots` slots; all of them where None."""
+        return Canvas(self.ids[:slots], self.confidence[:slots], self.times[:slots], self.windows[:slots])
 
 
-def canvas_of(words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: float, slack: float, margin: int) -> Canvas:
+def span_windows(start: float, end: float, slots: int) -> list[tuple[float, float]]:
+    """Where the slots of a span may be spoken: as some may be deleted, slot k lies between its even share of the time
+    and 1.6 times that, as far as the span goes."""
+    share = (end - start) / slots
+    return [(start + k * share, start + min(slots, 1.6 * (k + 1)) * share) for k in range(slots)]
+
+
+def canvas_of(
+    words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: float, slack: float, margin: int
+) -> Canvas:
     """Lays a draft out in slots.
 
     Args:
@@ -132,7 +163,7 @@ def canvas_of(words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: 
         slack: spare slots of an open span, as a share of its draft tokens, on top of one.
         margin: open slots at the end.
     """
-    canvas = Canvas([], [], [])
+    canvas = Canvas([], [], [], [])
     span: list[DraftWord] = []
 
     def close() -> None:
@@ -151,11 +182,13 @@ def canvas_of(words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: 
     close()
     end = words[-1].end if words else 0.0
     _extend(canvas, [vocabulary.mask_id] * margin, 0.0, end, end)
+    canvas.windows[len(canvas.ids) - margin :] = [(end, math.inf)] * margin
     return canvas
 
 
 def _extend(canvas: Canvas, ids: list[int], confidence: float, start: float, end: float) -> None:
     canvas.ids.extend(ids)
     canvas.confidence.extend([confidence] * len(ids))
+    canvas.windows.extend(span_windows(start, end, len(ids)) if ids else [])
     step = (end - start) / max(1, len(ids))
     canvas.times.extend((start + i * step, start + (i + 1) * step) for i in range(len(ids)))

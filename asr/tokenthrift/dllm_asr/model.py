@@ -1,11 +1,12 @@
-"""dLLM-ASR: a frozen Whisper encoder, a CTC draft, and a masked-diffusion language model that denoises only what it must.
+"""dLLM-ASR: frozen Whisper encoder, CTC draft, and a masked-diffusion language model that denoises what it must.
 
-Source: dLLM-ASR (arXiv 2601.17902). A recording is encoded once; the CTC head on the same states writes a draft; its unsure words become
-open slots, and the language model commits what it is sure of, round after round, until nothing is open.
+Source: dLLM-ASR (arXiv 2601.17902). A recording is encoded once; the CTC head on the same states writes a draft; its
+unsure words become open slots, and the language model commits what it is sure of, round after round, until nothing is
+open.
 
-What differs from the released code, which decodes one recording on a fixed canvas of 256 slots without a draft: batches of unequal
-recordings with the result of each alone, the encoder runs over the audio that is there, the canvas comes from the draft and shrinks after every
-round, drafts are verified, and every transcript says what it cost.
+What differs from the released code, which decodes one recording on a fixed canvas of 256 slots without a draft: batches
+of unequal recordings with the result of each alone, the encoder runs over the audio that is there, the canvas comes
+from the draft and shrinks after every round, drafts are verified, and every transcript says what it cost.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel
 
 __all__ = ["DllmAsr", "make_backbone"]
 
+STATE_RATE = 50.0  # encoder states a second
 BATCH_STATES = 12_000  # encoder states, padding included, that go through the encoder at once: 4 minutes
 
 
@@ -58,7 +60,8 @@ def make_backbone(config: BackboneConfig, vocab_size: int, vocabulary: Vocabular
         "intermediate_size": config.ffn,
         "max_position_embeddings": config.positions,
     }
-    return PrefixBackbone(language_model({"model_type": config.family, **sizes}), vocabulary.mask_id, prompt=(vocabulary.start_id,))
+    lm = language_model({"model_type": config.family, **sizes})
+    return PrefixBackbone(lm, vocabulary.mask_id, prompt=(vocabulary.start_id,))
 
 
 class DllmAsr(HubModel):
@@ -82,7 +85,8 @@ class DllmAsr(HubModel):
             raise ValueError(f"the tokenizer has {vocabulary.size} tokens, the configuration says {config.vocab_size}")
         self.vocabulary = vocabulary
         sizes = config.encoder
-        self.encoder = WhisperEncoder(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.bins).requires_grad_(False)
+        self.encoder = WhisperEncoder(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.bins)
+        self.encoder.requires_grad_(False)
         self.draft = DraftHead(config.draft, sizes.width)
         self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
         self.adapter = Adapter(config.adapter, sizes.width, self.backbone.memory_size)
@@ -100,6 +104,20 @@ class DllmAsr(HubModel):
         """Memory positions that recordings of so many samples at 16 kHz will cost the language model."""
         return [adapted_length(states_of(n), self.config.adapter) for n in samples]
 
+    def room(self, states: int) -> int:
+        """Slots that a recording of so many encoder states leaves for its response.
+
+        Raises:
+            ValueError: none, because the recording fills the positions of a model that reads it as a prefix.
+        """
+        positions = self.config.backbone.positions
+        memory = adapted_length(states, self.config.adapter)
+        slots = positions - 8 if self.config.backbone.family == "whisper" else positions - memory - 1
+        if slots < 1:
+            seconds = states / STATE_RATE
+            raise ValueError(f"{seconds:.1f} s of audio leave no room for text in a model of {positions} positions")
+        return slots
+
     @torch.inference_mode()
     def encode(self, audio: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Encoder states of recordings.
@@ -109,10 +127,11 @@ class DllmAsr(HubModel):
 
         Returns:
             `(B, N, width)` states, zero after each recording, and their lengths `(B,)`.
+
+        Raises:
+            ValueError: a recording is longer than 30 s, has several channels, or holds NaN; the message says which.
         """
-        for i, samples in enumerate(audio):
-            if not bool(torch.isfinite(samples).all()):
-                raise ValueError(f"audio {i} holds NaN or infinite samples")
+        check_audio(audio)
         weight = self.encoder.conv1.weight
         mels, lengths = pad_mels([log_mel(samples.to(weight.device), self.config.encoder.bins) for samples in audio])
         return self.encoder(mels.to(weight.dtype), lengths), lengths
@@ -123,7 +142,11 @@ class DllmAsr(HubModel):
         Args:
             audio: `(samples,)` float each, mono at 16 kHz in [-1, 1], at most 30 s.
             budget: ceilings for each recording; the model's own defaults if not given.
+
+        Raises:
+            ValueError: as `encode`, before anything is transcribed.
         """
+        check_audio(audio)
         results: dict[int, Transcript] = {}
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
         while order:
@@ -139,7 +162,7 @@ class DllmAsr(HubModel):
         """Transcribes encoded recordings.
 
         Args:
-            states: `(B, N, width)`, zero after the end of each recording.
+            states: `(B, N, width)`; what stands after the end of a recording is not read.
             lengths: `(B,)` states of each recording.
             budget: ceilings for each recording.
             settings: how to decode, in place of the model's own.
@@ -147,15 +170,20 @@ class DllmAsr(HubModel):
         settings = settings or self.config.decode
         budget = budget or DecodeBudget(confidence_threshold=settings.confidence_threshold)
         canvases = self.canvases(self.drafts(states, lengths), lengths, settings)
-        canvases = [clip_canvas(c, budget.max_new_tokens) for c in canvases]
+        canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
         width = max(1, *(len(c.ids) for c in canvases))
-        ids = torch.tensor([c.ids + [self.vocabulary.eos_id] * (width - len(c.ids)) for c in canvases], device=states.device)
+        end = self.vocabulary.eos_id
+        ids = torch.tensor([c.ids + [end] * (width - len(c.ids)) for c in canvases], device=states.device)
         mask = torch.arange(width) < torch.tensor([len(c.ids) for c in canvases])[:, None]
         memory, memory_mask = self.adapter(states, lengths)
+        anywhere = [(0.0, math.inf)]
+        windows = torch.tensor([c.windows + anywhere * (width - len(c.ids)) for c in canvases], device=states.device)
+        windows = windows * (STATE_RATE / self.adapter.rate)
         context = self.backbone.context(memory, memory_mask)
 
         def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-            return cast(Tensor, self.backbone(now, alive, context.select(rows)))
+            near = windows[rows, : now.shape[1]]
+            return cast(Tensor, self.backbone(now, alive, context.select(rows), near))
 
         done = denoise(
             predict,
@@ -172,12 +200,13 @@ class DllmAsr(HubModel):
         transcripts = []
         for row, (canvas, slots) in enumerate(zip(canvases, done.text_slots(), strict=True)):
             found, sure = done.ids[row].tolist(), done.confidence[row].tolist()
+            written = [found[i] for i in slots]
             tokens = tuple(
-                TranscriptToken(self.vocabulary.piece(found[i]), _known(sure[i], canvas.confidence[i]), *canvas.times[i])
-                for i in slots
+                TranscriptToken(piece, _known(sure[i], canvas.confidence[i]), *canvas.times[i])
+                for i, piece in zip(slots, self.vocabulary.pieces(written), strict=True)
             )
             usage = TokenUsage(native=int(lengths[row]), cap=used[row], used=used[row], rounds=int(done.rounds[row]))
-            transcripts.append(Transcript(self.vocabulary.text([found[i] for i in slots]), tokens, usage))
+            transcripts.append(Transcript(self.vocabulary.text(written), tokens, usage))
         return transcripts
 
     def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
@@ -192,18 +221,18 @@ class DllmAsr(HubModel):
             if settings.draft == "none":
                 seconds = n / 50
                 slots = max(4, round(seconds * settings.tokens_per_second) + settings.margin)
-                slots = min(slots, self.config.backbone.positions - 8)
+                slots = min(slots, self.room(n))
                 step = seconds / slots
                 times = [(i * step, (i + 1) * step) for i in range(slots)]
-                canvas = Canvas([self.vocabulary.mask_id] * slots, [0.0] * slots, times)
+                canvas = Canvas([self.vocabulary.mask_id] * slots, [0.0] * slots, times, [(0.0, math.inf)] * slots)
             elif not words:
-                canvas = Canvas([], [], [])
+                canvas = Canvas([], [], [], [])
             else:
                 threshold = settings.draft_threshold if settings.draft == "confident" else 2.0
                 canvas = canvas_of(
                     words, self.vocabulary, threshold=threshold, slack=settings.slack, margin=settings.margin
                 )
-            out.append(clip_canvas(canvas, self.config.backbone.positions - 8))
+            out.append(canvas.clipped(self.room(n)))
         return out
 
     def with_decoding(self, **changes: Any) -> DllmAsr:
@@ -212,9 +241,16 @@ class DllmAsr(HubModel):
         return self
 
 
-def clip_canvas(canvas: Canvas, slots: int | None) -> Canvas:
-    """The first `slots` slots of a response; all of them where None."""
-    return canvas if slots is None else Canvas(canvas.ids[:slots], canvas.confidence[:slots], canvas.times[:slots])
+def check_audio(audio: Sequence[Tensor]) -> None:
+    """Raises a ValueError that names the first recording that no Whisper encoder can read."""
+    for i, samples in enumerate(audio):
+        if samples.ndim != 1:
+            raise ValueError(f"audio {i} must be one channel of shape (samples,), got {tuple(samples.shape)}")
+        if states_of(len(samples)) > MAX_STATES:
+            seconds, most = len(samples) / SAMPLE_RATE, MAX_STATES / STATE_RATE
+            raise ValueError(f"audio {i} has {seconds:.2f} s, at most {most:.0f} s fit one pass; cut it into windows")
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError(f"audio {i} holds NaN or infinite samples")
 
 
 def _known(confidence: float, otherwise: float) -> float:

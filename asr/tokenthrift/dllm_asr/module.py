@@ -1,8 +1,8 @@
 """Training of dLLM-ASR under Lightning: the CTC draft and the denoiser, over a frozen encoder.
 
-Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992) for the forward process and the 1/t loss; learning rates, batch and schedule are
-not published. What differs: draft-like rows beside random masking (see `examples`), and both heads may be trained apart, since they share
-nothing but the frozen encoder.
+Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992) for the forward process and the 1/t loss; learning
+rates, batch and schedule are not published. What differs: draft-like rows beside random masking (see `examples`), and
+both heads may be trained apart, since they share nothing but the frozen encoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss
 from tokenthrift.dllm_asr.data import Batch
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
 from tokenthrift.dllm_asr.examples import responses
-from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.dllm_asr.model import STATE_RATE
 from tokenthrift.dllm_asr.pretrained import assemble
 from tokenthrift.evaluation.wer import word_errors
 
@@ -33,7 +33,8 @@ class DllmAsrModule(L.LightningModule):
 
     Args:
         whisper: transformers checkpoint of an English Whisper, folder or Hub id.
-        language_model: transformers checkpoint to denoise with (BERT, ModernBERT, Llama family); Whisper's decoder if not given.
+        language_model: transformers checkpoint to denoise with (BERT, ModernBERT, Llama family); Whisper's decoder if
+            not given.
         vocabulary_size: tokens to keep of its vocabulary.
         positions: longest response of Whisper's decoder.
         pool: average pooling of the 50 encoder states a second.
@@ -70,7 +71,11 @@ class DllmAsrModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model = assemble(
-            whisper, language_model, vocabulary_size=vocabulary_size, positions=positions, adapter=AdapterConfig(pool=pool, stride=stride)
+            whisper,
+            language_model,
+            vocabulary_size=vocabulary_size,
+            positions=positions,
+            adapter=AdapterConfig(pool=pool, stride=stride),
         )
         self.model.draft.requires_grad_(train_draft)
         for part in (self.model.adapter, self.model.backbone):
@@ -78,27 +83,31 @@ class DllmAsrModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay."""
-        h = self.hparams
+        h: Any = self.hparams
         groups = []
-        for rate, parts in ((h.draft_learning_rate, [self.model.draft]), (h.learning_rate, [self.model.adapter, self.model.backbone])):
+        denoiser = [self.model.adapter, self.model.backbone]
+        for rate, parts in ((h.draft_learning_rate, [self.model.draft]), (h.learning_rate, denoiser)):
             weights = [p for part in parts for p in part.parameters() if p.requires_grad]
             groups.append({"params": [p for p in weights if p.ndim > 1], "lr": rate, "weight_decay": h.weight_decay})
             groups.append({"params": [p for p in weights if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, h.warmup_steps)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - h.warmup_steps), 1e-6)
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
+        first = max(1, h.warmup_steps)  # with none, torch's schedule would stay at its first, tiny rate
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, first)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - first), 1e-6)
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [first])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The sum of the CTC loss and the diffusion loss, of those that are trained."""
+        h: Any = self.hparams
         loss = torch.zeros((), device=self.device)
-        if self.hparams.train_draft:
-            ctc = ctc_loss(self.model.draft(batch.states, batch.lengths), batch.lengths, [character_ids(t) for t in batch.texts])
+        if h.train_draft:
+            targets = [character_ids(t) for t in batch.texts]
+            ctc = ctc_loss(self.model.draft(batch.states, batch.lengths), batch.lengths, targets)
             self.log("train/ctc", ctc, prog_bar=True)
             loss = loss + ctc
-        if self.hparams.train_denoiser:
+        if h.train_denoiser:
             diffusion = self.denoising_loss(batch)
             self.log("train/diffusion", diffusion, prog_bar=True)
             loss = loss + diffusion
@@ -107,15 +116,23 @@ class DllmAsrModule(L.LightningModule):
     def denoising_loss(self, batch: Batch) -> Tensor:
         """Nats per token of a batch under the forward process; its randomness comes from the batch alone."""
         rng = random.Random(batch.seed)
-        seconds = (batch.lengths / 50).tolist()
-        h = self.hparams
-        targets, mask, seen = responses(
-            batch.texts, seconds, self.model.vocabulary, rng, draft_share=h.draft_share, substitution=h.substitution
+        seconds = (batch.lengths / STATE_RATE).tolist()
+        h: Any = self.hparams
+        targets, mask, seen, windows = responses(
+            batch.texts,
+            seconds,
+            batch.times,
+            self.model.vocabulary,
+            rng,
+            draft_share=h.draft_share,
+            substitution=h.substitution,
+            positions=min(248, self.model.room(int(batch.lengths.max()))),
         )
         targets, mask = targets.to(self.device), mask.to(self.device)
         seen = Corrupted(*(t.to(self.device) for t in (seen.ids, seen.masked, seen.substituted, seen.rates)))
         context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
-        logits = self.model.backbone(seen.ids, mask, context)
+        windows = windows.to(self.device) * (STATE_RATE / self.model.adapter.rate)
+        logits = self.model.backbone(seen.ids, mask, context, windows)
         return diffusion_loss(logits, targets, mask, seen, visible_weight=h.visible_weight)
 
     def on_validation_epoch_start(self) -> None:
@@ -123,8 +140,9 @@ class DllmAsrModule(L.LightningModule):
         self.heard: dict[int, list[tuple[str, str, str, int]]] = {}
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
-        """Drafts and transcripts of one batch, of those parts that are trained; without a draft the denoiser works alone."""
-        h, rows = self.hparams, self.heard.setdefault(dataloader_idx, [])
+        """Drafts and transcripts of one batch, by the parts that are trained; an untrained draft is not used."""
+        h: Any = self.hparams
+        rows = self.heard.setdefault(dataloader_idx, [])
         drafts = [" ".join(w.text for w in words) for words in self.model.drafts(batch.states, batch.lengths)]
         settings = replace(self.model.config.decode, draft="confident" if h.train_draft else "none")
         budget = DecodeBudget(max_rounds=32)

@@ -69,13 +69,15 @@ class MaskedDiffusionBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, ids: Tensor, mask: Tensor, context: Context) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
         """Predicts every slot of a response.
 
         Args:
             ids: (B, L) int64, undecided slots hold `mask_id`, padding any valid id.
             mask: (B, L) bool, True where a slot exists; rows are right-padded.
             context: of the same B rows.
+            windows: (B, L, 2) float, the first and last memory position (fractions allowed, infinity for an open end)
+                where what a slot says is expected: a hint for backbones that attend to the memory; others go without.
 
         Returns:
             (B, L, vocab_size) logits; row i speaks about the token at slot i.

@@ -66,8 +66,8 @@ class PrefixBackbone(MaskedDiffusionBackbone):
         states, mask = pack(states, torch.cat([memory_mask, memory_mask.new_ones(prompt.shape[:2])], 1))
         return Context(mask, (states,))
 
-    def forward(self, ids: Tensor, mask: Tensor, context: Context) -> Tensor:
-        """Predicts every slot of a response; see `MaskedDiffusionBackbone.forward`.
+    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
+        """Predicts every slot of a response; see `MaskedDiffusionBackbone.forward`. Windows are not used.
 
         Raises:
             ValueError: a row has more positions than the model was built for.

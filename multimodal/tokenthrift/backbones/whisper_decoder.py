@@ -1,11 +1,14 @@
-"""Whisper's decoder as a language model over encoder states: without its causal mask to denoise, with it to write left to right.
+"""Whisper's decoder over encoder states: without its causal mask to denoise, with it to write left to right.
 
-Source: Radford et al. 2022 (arXiv 2212.04356) for the decoder; MDM-ASR (arXiv 2602.18952) for taking the causal mask off an encoder-decoder
-recogniser; Dream (Qwen-initialised diffusion) for keeping the shift of an autoregressive start: position i still predicts token i + 1, so
-the pretrained weights mean what they meant and slot i is read from the position before it.
+Source: Radford et al. 2022 (arXiv 2212.04356) for the decoder; MDM-ASR (arXiv 2602.18952) for taking the causal mask
+off an encoder-decoder recogniser; Dream (Qwen-initialised diffusion) for keeping the shift of an autoregressive start:
+position i still predicts token i + 1, so the pretrained weights mean what they meant and slot i is read from the
+position before it.
 
-What differs: the vocabulary is trimmed and has a MASK token, padding of memory and text is masked (transformers' Whisper has no
-mask for either), and the keys and values of the cross-attention are computed once per recording and reused in every round.
+What differs: slots of a draft know when they are spoken, and their cross-attention is kept near that time (a Gaussian
+bias without weights of its own), which is what a decoder that writes all slots at once lacks most; the vocabulary is
+trimmed and has a MASK token, padding of memory and text is masked (transformers' Whisper has no mask for either), and
+the keys and values of the cross-attention are computed once per recording and reused in every round.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, zero_padding
 from tokenthrift.whisper import Attention
 
-__all__ = ["DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights"]
+__all__ = ["DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights", "window_bias"]
 
 Cache = list[tuple[Tensor, Tensor]]
 
@@ -76,7 +79,12 @@ class WhisperDecoder(nn.Module):
         return Context(memory_mask, tuple(states))
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None, context: Context, past: Cache | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        context: Context,
+        past: Cache | None = None,
+        windows: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Hidden states of a piece of text.
 
@@ -85,6 +93,7 @@ class WhisperDecoder(nn.Module):
             mask: broadcastable to `(B, heads, L, past + L)`, true where a position may look; None for everywhere.
             context: of the same rows.
             past: keys and values of the positions before, by layer.
+            windows: `(B, L, 2)` memory positions that each position of the text should look at, see `window_bias`.
 
         Returns:
             `(B, L, width)` normalised hidden states, and the keys and values of all positions.
@@ -97,6 +106,8 @@ class WhisperDecoder(nn.Module):
             )
         x = self.embed_tokens(ids) + self.embed_positions.weight[start:end]
         seen = context.mask[:, None, None]
+        if windows is not None:
+            seen = window_bias(windows, seen.shape[-1]).to(x.dtype).unsqueeze(1).masked_fill(~seen, float("-inf"))
         caches: Cache = []
         for i, layer in enumerate(self.layers):
             memory = (context.states[2 * i], context.states[2 * i + 1])
@@ -131,12 +142,32 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         """See `MaskedDiffusionBackbone.context`."""
         return self.decoder.context(memory, memory_mask)
 
-    def forward(self, ids: Tensor, mask: Tensor, context: Context) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
         """See `MaskedDiffusionBackbone.forward`."""
         start = self.start.expand(len(ids), -1)
         seen = torch.cat([torch.ones_like(start, dtype=torch.bool), mask], 1)
-        hidden, _ = self.decoder(torch.cat([start, ids], 1), seen[:, None, None], context)
+        if windows is not None:
+            # The position before a slot predicts it, so it looks where the slot's words are.
+            anywhere = torch.tensor([0.0, float("inf")], device=ids.device).expand(len(ids), start.shape[1], 2)
+            windows = torch.cat([anywhere[:, 1:], windows, windows[:, -1:]], 1)
+        hidden, _ = self.decoder(torch.cat([start, ids], 1), seen[:, None, None], context, windows=windows)
         return forbid(self.decoder.logits(hidden[:, start.shape[1] - 1 : -1]), self.mask_id)
+
+
+def window_bias(windows: Tensor, size: int, softness: float = 10.0) -> Tensor:
+    """Keeps the attention of each slot near the part of the memory where its words are expected.
+
+    Args:
+        windows: `(B, L, 2)` first and last memory position of each slot.
+        size: memory positions.
+        softness: standard deviation, in positions, of the Gaussian fall outside of the window.
+
+    Returns:
+        `(B, L, size)` to add to attention scores: 0 inside of the window, never below -30.
+    """
+    at = torch.arange(size, device=windows.device)
+    outside = (windows[..., :1] - at).clamp(min=0) + (at - windows[..., 1:]).clamp(min=0)
+    return (-0.5 * (outside / softness) ** 2).clamp(min=-30.0)
 
 
 def decoder_weights(state: dict[str, Tensor], keep: list[int], extra: int, positions: int) -> dict[str, Tensor]:
