@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -120,6 +121,22 @@ def tiny_model(family: Family = "whisper", seed: int = 0, **decode: Any) -> Dllm
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 * (6 if "draft" in name else 2))
     return model.eval()
+
+
+def spoken_states(text: str, seed: int = 0) -> Tensor:
+    """Encoder states that say a text: five for each letter, of which a learner can tell the letter."""
+    letters = torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(99))
+    states = letters[torch.tensor([*text.encode()])].repeat_interleave(5, 0)
+    return states + 0.1 * torch.randn(states.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def write_shard(path: Path, texts: list[str]) -> Path:
+    """A shard of encoder states in the format of the recipe."""
+    states = [spoken_states(text, seed).half() for seed, text in enumerate(texts)]
+    offset = torch.tensor([0, *map(len, states)]).cumsum(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"states": torch.cat(states), "offset": offset}, path, {"texts": json.dumps(texts)})
+    return path
 
 
 def speech(seconds: float, seed: int = 0) -> Tensor:
