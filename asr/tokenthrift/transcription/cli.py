@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(console)
     tally = Tally(skipped=skipped)
-    table, add_row = results_table(references is not None)
+    # All paths share their first folders; what tells them apart is worth the width of the table.
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(task.path)) for task in tasks]) if tasks else ""
+    table, add_row = results_table(folder, references is not None)
     status = 0
     try:
         if transcriber is not None:
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = 120
     if table.row_count:
-        out.print(table)
+        out.print(table, "")
     print_summary(out, tally, references, arguments.out_dir)
     return status or (1 if tally.failed else 0)
 

@@ -54,7 +54,10 @@ def read_references(*manifests: Path) -> References:
 
     Raises:
         ManifestError: One cannot be read, or a line is not an object with the strings `audio_filepath` and `text`.
+        MissingExtraError: The packages that count errors are not installed.
     """
+    # Importing them takes seconds, which would otherwise count as time spent on the first recording.
+    word_errors([""], [""])
     texts = {}
     for manifest in manifests:
         try:

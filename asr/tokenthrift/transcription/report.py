@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,10 +96,12 @@ class Bar:
         self._progress.update(self._task, completed=self._share, state=state)
 
 
-def results_table(with_references: bool) -> tuple[Table, Callable[[Transcription, ErrorCount | None], None]]:
-    """A table of transcripts and the function that adds a row to it."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("recording", overflow="fold", max_width=30)
+def results_table(
+    folder: str, with_references: bool
+) -> tuple[Table, Callable[[Transcription, ErrorCount | None], None]]:
+    """A table of transcripts and the function that adds a row to it; paths are shown relative to a folder."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("recording", overflow="fold", max_width=32)
     for name in ("seconds", "tokens", "rounds", *(["WER"] if with_references else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("transcript", overflow="fold", ratio=1)
@@ -113,7 +116,7 @@ def results_table(with_references: bool) -> tuple[Table, Callable[[Transcription
             text = escape(result.text) or "[dim](nothing said)"
         if with_references:
             numbers.append("-" if errors is None else _percent(errors))
-        table.add_row(escape(str(result.path)), *numbers, text)
+        table.add_row(escape(os.path.relpath(result.path, folder)), *numbers, text)
 
     return table, add
 
@@ -137,11 +140,11 @@ def print_summary(console: Console, tally: Tally, references: References | None,
         lines["mean rounds"] = f"{tally.rounds / max(1, tally.windows):.2f} over {tally.windows} windows"
         lines["time"] = f"{seconds:.1f} s{factor}"
     if references is not None:
-        words = references.words
-        rates = (
-            f"WER {_percent(words)} ({words.errors} of {words.total} words), CER {_percent(references.characters)}, "
-        )
-        lines["accuracy"] = f"{rates if references.scored else ''}{references.scored} files with a reference"
+        words, rates = references.words, ""
+        if references.scored:
+            rates = f"WER {_percent(words)} ({words.errors} errors in {words.total} words), "
+            rates += f"CER {_percent(references.characters)}, "
+        lines["accuracy"] = f"{rates}{references.scored} files with a reference"
     if out_dir is not None:
         lines["output"] = str(out_dir)
     for name, text in lines.items():

@@ -25,8 +25,8 @@ def to_text(result: Transcription) -> str:
 def to_json(result: Transcription) -> str:
     """One object: `file`, `seconds`, `text`, `usage`, `windows`, and `segments` with times and tokens.
 
-    Times are seconds to the millisecond. Nothing in it depends on the clock, so the same recording and model give the
-    same bytes.
+    Times are seconds to the millisecond. Nothing in it depends on the clock, so the same command gives the same bytes;
+    another batch size may change the last digit of a confidence.
     """
     data = {
         "file": str(result.path),
