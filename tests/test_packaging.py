@@ -9,6 +9,7 @@ import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,17 @@ def optional() -> set[str]:
     return {str(canonicalize_name(Requirement(line).name)) for line in lines} - core() - {"tokenthrift"}
 
 
+@cache
+def owners() -> dict[str, set[str]]:
+    """Every installed top-level import name, and the distributions that it comes from."""
+    return {
+        module: {str(canonicalize_name(name)) for name in names} for module, names in packages_distributions().items()
+    }
+
+
 def import_names(distributions: set[str]) -> set[str]:
     """Top-level import names of distributions."""
-    return {
-        module
-        for module, owners in packages_distributions().items()
-        if any(canonicalize_name(owner) in distributions for owner in owners)
-    }
+    return {module for module, names in owners().items() if names & distributions}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -176,13 +181,13 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     "path", [p for s in SOURCES for p in sorted(s.rglob("*.py"))], ids=lambda p: f"{p.parent.name}.{p.stem}"
 )
 def test_imports_are_declared_and_optional_ones_come_late(path: Path) -> None:
-    owners = packages_distributions()
     for name, later in imports(path):
         if name in sys.stdlib_module_names or name == "tokenthrift":
             continue
-        distributions = {str(canonicalize_name(owner)) for owner in owners.get(name, [name])}
         allowed = core() | (optional() if later else set())
-        assert distributions & allowed, f"{path}: {name} is not declared, or optional and imported too early"
+        assert owners().get(name, {name}) & allowed, (
+            f"{path}: {name} is not declared, or optional and imported too early"
+        )
 
 
 @pytest.mark.parametrize("name", ["tokenthrift.budget", "tokenthrift.config", "tokenthrift.extras", "tokenthrift.cli"])
