@@ -229,7 +229,7 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tmp_path: Path) -> N
         "    for result in Transcriber(FakeRecogniser(), batch_seconds=40).stream([sys.argv[1]] * files):\n"
         "        assert result.error is None\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(peak(15), peak(75))"
+        "print(peak(10), peak(50))"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -237,7 +237,7 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tmp_path: Path) -> N
         [sys.executable, "-c", program, path], env=environment, capture_output=True, text=True, check=True
     )
     few, many = map(int, out.stdout.split())
-    assert many - few < 20_000, "60 more recordings are 77 MB of samples"
+    assert many - few < 20_000, "40 more recordings are 51 MB of samples"
 
 
 @given(
