@@ -17,22 +17,11 @@ from tokenthrift.dllm_asr.module import DllmAsrModule
 
 
 def merge(checkpoints: list[Path]) -> DllmAsrModule:
-    """A module with the trained parts of all checkpoints; the first names the sizes."""
-    loaded = [torch.load(path, map_location="cpu", weights_only=True) for path in checkpoints]
-    options = next(
-        (c["hyper_parameters"] for c in loaded if c["hyper_parameters"]["train_denoiser"]),
-        loaded[0]["hyper_parameters"],
-    )
-    module = DllmAsrModule(**{k: v for k, v in options.items() if not k.startswith("_")})
-    for checkpoint in loaded:
-        trained = checkpoint["hyper_parameters"]
-        parts = ("model.draft.",) if trained["train_draft"] else ()
-        parts += ("model.adapter.", "model.backbone.") if trained["train_denoiser"] else ()
-        weights = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(parts)}
-        unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
-        if not weights or unexpected:
-            raise SystemExit(f"these checkpoints do not fit together: {unexpected[:5]}")
-    return module
+    """A module with the trained parts of all checkpoints; one that trained the denoiser names the sizes."""
+    found = [torch.load(p, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"] for p in checkpoints]
+    options = next((o for o in found if o["train_denoiser"]), found[0])
+    options = {name: value for name, value in options.items() if not name.startswith("_")}
+    return DllmAsrModule(**{**options, "start_from": [str(p) for p in checkpoints]})
 
 
 def main() -> None:

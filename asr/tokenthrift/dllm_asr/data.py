@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tokenthrift.dllm_asr.draft import DraftWord
+
 __all__ = ["Batch", "BatchOrder", "CachedStates", "DllmAsrDataModule", "Utterance"]
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """Encoder states `(n, width)`, the words spoken, and where known when each is, in seconds."""
+    """Encoder states `(n, width)`, the words spoken, and what the CTC head wrote, where that is known."""
 
     states: Tensor
     text: str
-    times: list[tuple[float, float]] | None = None
+    draft: Sequence[DraftWord] = ()
 
 
 @dataclass(slots=True)
@@ -48,12 +50,12 @@ class Batch:
     states: Tensor
     lengths: Tensor
     texts: list[str]
-    times: list[list[tuple[float, float]] | None]
+    drafts: list[Sequence[DraftWord]]
     seed: int
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return Batch(self.states.to(device), self.lengths.to(device), self.texts, self.times, self.seed)
+        return Batch(self.states.to(device), self.lengths.to(device), self.texts, self.drafts, self.seed)
 
 
 def collate(items: list[Utterance]) -> Batch:
@@ -61,27 +63,27 @@ def collate(items: list[Utterance]) -> Batch:
     lengths = torch.tensor([len(i.states) for i in items])
     seed = hash(tuple(lengths.tolist())) & 0x7FFFFFFF
     states = pad_sequence([i.states.float() for i in items], batch_first=True)
-    return Batch(states, lengths, [i.text for i in items], [i.times for i in items], seed)
+    return Batch(states, lengths, [i.text for i in items], [i.draft for i in items], seed)
 
 
 class CachedStates(Dataset[Utterance]):
     """Utterances of shards, read from disk when asked for.
 
     Args:
-        shards: files written by `features.py`; `.times.json` beside one, by `align.py`, gives the times of its words.
+        shards: files written by `features.py`; `.drafts.json` beside one, by `drafts.py`, holds what the CTC head writes.
         limit: use only the first so many utterances.
     """
 
     def __init__(self, shards: list[Path], limit: int | None = None) -> None:
         self.files: list[Any] = [safe_open(path, "pt") for path in shards]
         self.rows: list[tuple[int, int, int, str]] = []
-        self.times: list[list[tuple[float, float]] | None] = []
+        self.drafts: list[list[tuple[str, float, float, float]]] = []
         for i, file in enumerate(self.files):
             offset = file.get_tensor("offset").tolist()
             texts = json.loads(file.metadata()["texts"])
             self.rows += [(i, a, b, t) for a, b, t in zip(offset[:-1], offset[1:], texts, strict=True)]
-            aligned = shards[i].with_suffix(".times.json")
-            self.times += json.loads(aligned.read_text()) if aligned.exists() else [None] * len(texts)
+            drafts = shards[i].with_suffix(".drafts.json")
+            self.drafts += json.loads(drafts.read_text()) if drafts.exists() else [[] for _ in texts]
         self.rows = self.rows[:limit]
 
     def __len__(self) -> int:
@@ -89,7 +91,8 @@ class CachedStates(Dataset[Utterance]):
 
     def __getitem__(self, index: int) -> Utterance:
         file, start, stop, text = self.rows[index]
-        return Utterance(self.files[file].get_slice("states")[start:stop], text, self.times[index])
+        draft = [DraftWord(*word) for word in self.drafts[index]]
+        return Utterance(self.files[file].get_slice("states")[start:stop], text, draft)
 
     @property
     def lengths(self) -> list[int]:

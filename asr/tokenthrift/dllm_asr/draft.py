@@ -3,15 +3,15 @@
 Source: dLLM-ASR (arXiv 2601.17902, section III-F) places a CTC transcript in the response; neither the size of its head
 nor the way the draft meets the mask is published. Ours reads the states at 50 Hz, decodes greedily, and calls a word as
 sure as its least sure character (Mask-CTC, arXiv 2005.08700, masks tokens by the same posterior). Unsure words become
-spans of open slots with a few to spare: what the language model does not need it fills with DELETE, so a wrong length
-of the draft is repaired too.
+open slots with a few to spare: what the language model does not need it fills with DELETE, so a wrong length
+of the draft is repaired too. What the draft had there stays as a hint, and every slot knows when it is spoken.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ __all__ = [
     "character_ids",
     "ctc_loss",
     "draft_words",
+    "open_slots",
     "span_windows",
 ]
 
@@ -126,29 +127,53 @@ def draft_words(log_p: Tensor) -> list[DraftWord]:
     return words
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Canvas:
-    """The response a denoiser starts from: for each slot a token id, a posterior, a time and a window, in seconds.
+    """The response a denoiser starts from, slot by slot.
 
-    Open slots hold MASK and posterior 0. Times never decrease; slots of an open span share the time of the span. The
-    window is where the words of the slot may be spoken, see `span_windows`.
+    Attributes:
+        ids: token, or MASK where the slot is open.
+        confidence: posterior of the token, 0 where open.
+        times: seconds of start and end; they never decrease.
+        windows: where the words of the slot may be spoken, in seconds, see `span_windows`.
+        hints: the unsure token that the draft had in an open slot, MASK where there is none.
     """
 
-    ids: list[int]
-    confidence: list[float]
-    times: list[tuple[float, float]]
-    windows: list[tuple[float, float]]
+    ids: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
+    windows: list[tuple[float, float]] = field(default_factory=list)
+    hints: list[int] = field(default_factory=list)
+
+    def extend(
+        self, ids: Sequence[int], hints: Sequence[int], confidence: float, start: float, end: float, tail: bool = False
+    ) -> None:
+        """Appends the slots of a word or span; those of a tail may be spoken any time from its start."""
+        slots = len(ids)
+        step = (end - start) / max(1, slots)
+        self.ids += ids
+        self.hints += hints
+        self.confidence += [confidence] * slots
+        self.times += [(start + i * step, start + (i + 1) * step) for i in range(slots)]
+        self.windows += [(start, math.inf)] * slots if tail else span_windows(start, end, slots)
 
     def clipped(self, slots: int | None) -> Canvas:
         """The first `slots` slots; all of them where None."""
-        return Canvas(self.ids[:slots], self.confidence[:slots], self.times[:slots], self.windows[:slots])
+        return Canvas(
+            self.ids[:slots], self.confidence[:slots], self.times[:slots], self.windows[:slots], self.hints[:slots]
+        )
 
 
 def span_windows(start: float, end: float, slots: int) -> list[tuple[float, float]]:
     """Where the slots of a span may be spoken: as some may be deleted, slot k lies between its even share of the time
     and 1.6 times that, as far as the span goes."""
-    share = (end - start) / slots
+    share = (end - start) / max(1, slots)
     return [(start + k * share, start + min(slots, 1.6 * (k + 1)) * share) for k in range(slots)]
+
+
+def open_slots(draft_tokens: int, slack: float) -> int:
+    """Slots of an unsure word whose draft had so many tokens: those, one more, and a share of them."""
+    return draft_tokens + 1 + math.floor(slack * draft_tokens)
 
 
 def canvas_of(
@@ -160,35 +185,17 @@ def canvas_of(
         words: the draft.
         vocabulary: gives the tokens of a word.
         threshold: words less sure than this become open slots; above 1, all of them.
-        slack: spare slots of an open span, as a share of its draft tokens, on top of one.
+        slack: spare slots of an unsure word, as a share of its draft tokens, on top of one.
         margin: open slots at the end.
     """
-    canvas = Canvas([], [], [], [])
-    span: list[DraftWord] = []
-
-    def close() -> None:
-        if span:
-            tokens = sum(len(vocabulary.word(w.text)) for w in span)
-            slots = tokens + 1 + math.floor(slack * tokens)
-            _extend(canvas, [vocabulary.mask_id] * slots, 0.0, span[0].start, span[-1].end)
-            span.clear()
-
+    canvas, mask = Canvas(), vocabulary.mask_id
     for word in words:
+        tokens = vocabulary.word(word.text)
         if word.confidence < threshold:
-            span.append(word)
-            continue
-        close()
-        _extend(canvas, list(vocabulary.word(word.text)), word.confidence, word.start, word.end)
-    close()
+            slots = open_slots(len(tokens), slack)
+            canvas.extend([mask] * slots, [*tokens, *[mask] * (slots - len(tokens))], 0.0, word.start, word.end)
+        else:
+            canvas.extend(tokens, [mask] * len(tokens), word.confidence, word.start, word.end)
     end = words[-1].end if words else 0.0
-    _extend(canvas, [vocabulary.mask_id] * margin, 0.0, end, end)
-    canvas.windows[len(canvas.ids) - margin :] = [(end, math.inf)] * margin
+    canvas.extend([mask] * margin, [mask] * margin, 0.0, end, end, tail=True)
     return canvas
-
-
-def _extend(canvas: Canvas, ids: list[int], confidence: float, start: float, end: float) -> None:
-    canvas.ids.extend(ids)
-    canvas.confidence.extend([confidence] * len(ids))
-    canvas.windows.extend(span_windows(start, end, len(ids)) if ids else [])
-    step = (end - start) / max(1, len(ids))
-    canvas.times.extend((start + i * step, start + (i + 1) * step) for i in range(len(ids)))

@@ -1,9 +1,8 @@
 """Training responses: what the denoiser is shown and what it has to write.
 
 Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992): text followed by EOS padding, slots hidden at a random
-rate. What differs: a share of the rows looks like a draft after the CTC head, the train/test gap that the paper leaves
-open. Spans of words are hidden as a whole, their slots are as many as a wrong draft would have made, and slots too many
-are to be filled with DELETE.
+rate. What differs: a share of the rows starts from what the CTC head really wrote, the train/test gap that the paper leaves
+open. Its unsure words are hidden in the slots they get in decoding, slots too many are to be filled with DELETE, and sure words that are wrong are to be doubted.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, mask_rates, substitute
-from tokenthrift.dllm_asr.draft import span_windows
+from tokenthrift.dllm_asr.draft import Canvas, DraftWord, open_slots
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 
-__all__ = ["drafted", "padded", "responses"]
+__all__ = ["Responses", "drafted", "padded", "responses", "spoken_by"]
 
-Times = Sequence[tuple[float, float]]  # when each word is spoken, in seconds
 ANYWHERE = (0.0, math.inf)
 
 
@@ -35,103 +33,134 @@ def padded(words: Sequence[str], vocabulary: Vocabulary, rng: random.Random, sec
 
 @dataclass(slots=True)
 class Row:
-    """What to write, which slots are hidden, and where each is spoken."""
+    """A draft's response: what the model sees, what it has to write, where it may be spoken, what the draft had."""
 
+    seen: Canvas = field(default_factory=Canvas)
     ids: list[int] = field(default_factory=list)
-    hidden: list[bool] = field(default_factory=list)
-    windows: list[tuple[float, float]] = field(default_factory=list)
 
-    def extend(self, ids: list[int], hidden: bool, start: float, end: float) -> None:
-        """Appends the slots of one word or span."""
-        self.ids += ids
-        self.hidden += [hidden] * len(ids)
-        self.windows += [ANYWHERE] * len(ids) if math.isinf(end) else span_windows(start, end, len(ids))
+
+def spoken_by(draft: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Which true words each draft word stands for: draft word k stands for words[r[k] : r[k + 1]].
+
+    Boundaries of draft words are carried over to the true text along the character alignment of both, and from there
+    to the nearest start of a true word.
+
+    Args:
+        draft: the words of the draft.
+        words: the words spoken.
+
+    Returns:
+        `len(draft) + 1` ascending indices, the first 0 and the last `len(words)`.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    starts = [0]
+    for word in words:
+        starts.append(starts[-1] + len(word) + 1)
+    moves = list(Levenshtein.opcodes(" ".join(draft), " ".join(words)))
+    bounds, position, at = [0], 0, 0
+    for word in draft[:-1]:
+        position += len(word) + 1
+        while moves[at].src_end < position or moves[at].src_start == moves[at].src_end:
+            at += 1
+        move = moves[at]
+        share = (position - move.src_start) / (move.src_end - move.src_start)
+        there = move.dest_start + share * (move.dest_end - move.dest_start)
+        nearest = min(range(len(starts)), key=lambda i: abs(starts[i] - there))
+        bounds.append(min(max(nearest, bounds[-1]), len(words)))
+    return [*bounds, len(words)]
 
 
 def drafted(
-    words: Sequence[str], times: Times | None, vocabulary: Vocabulary, rng: random.Random, slack: float = 0.3
+    words: Sequence[str], draft: Sequence[DraftWord], vocabulary: Vocabulary, rng: random.Random, slack: float = 0.3
 ) -> Row:
-    """A text as a draft leaves it: unsure words hidden in spans of about their length, with a few EOS at the end."""
-    unsure = rng.betavariate(1.0, 2.0)
-    row = Row()
-    span: list[int] = []
-    edges = [0.0, 0.0]
+    """A text as its draft leaves it.
 
-    def close() -> None:
-        if span:
-            drafted_tokens = max(1, len(span) + rng.choice((-1, 0, 0, 0, 1, 1, 2)))
-            slots = max(len(span), drafted_tokens + 1 + int(slack * drafted_tokens))
-            row.extend([*span, *[vocabulary.delete_id] * (slots - len(span))], True, edges[0], edges[1])
-            span.clear()
-
-    for i, word in enumerate(words):
-        start, end = times[i] if times else ANYWHERE
-        start, end = start + rng.uniform(-0.06, 0.06), end + rng.uniform(-0.06, 0.06)
-        if rng.random() < unsure:
-            edges = [edges[0] if span else start, end]
-            span.extend(vocabulary.word(word))
+    Laid out as in decoding, under a random threshold; sure words that are wrong stay visible, or are opened where the truth
+    needs more slots than they have.
+    """
+    bounds = spoken_by([w.text for w in draft], words)
+    threshold = 2.0 if rng.random() < 0.1 else rng.uniform(0.6, 1.0)
+    doubted = rng.betavariate(1.0, 6.0)
+    draft = [w if rng.random() > doubted else replace(w, confidence=0.0) for w in draft]
+    row, mask, delete = Row(), vocabulary.mask_id, vocabulary.delete_id
+    for word, first, last in zip(draft, bounds, bounds[1:], strict=False):
+        had = vocabulary.word(word.text)
+        true = tuple(t for w in words[first:last] for t in vocabulary.word(w))
+        if word.confidence < threshold or len(true) > len(had) or (true != had and rng.random() < 0.3):
+            slots = max(len(true), open_slots(len(had), slack))
+            hints = [*had, *[mask] * (slots - len(had))]
+            row.seen.extend([mask] * slots, hints, 0.0, word.start, word.end)
         else:
-            close()
-            row.extend(list(vocabulary.word(word)), False, start, end)
-    close()
-    last = times[-1][1] if times else 0.0
-    for _ in range(rng.randint(1, 4)):
-        row.ids.append(vocabulary.eos_id)
-        row.hidden.append(True)
-        row.windows.append((last, math.inf))
+            slots = len(had)
+            row.seen.extend(had, [mask] * slots, 1.0, word.start, word.end)
+        row.ids += [*true, *[delete] * (slots - len(true))]
+    margin, end = rng.randint(1, 4), draft[-1].end
+    row.seen.extend([mask] * margin, [mask] * margin, 0.0, end, end, tail=True)
+    row.ids += [vocabulary.eos_id] * margin
     return row
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """A batch of training responses: targets `(B, L)`, the mask of their slots, what the model sees of them, windows
+    `(B, L, 2)` in seconds and hints `(B, L)`."""
+
+    targets: Tensor
+    mask: Tensor
+    seen: Corrupted
+    windows: Tensor
+    hints: Tensor
 
 
 def responses(
     texts: Sequence[str],
     seconds: Sequence[float],
-    times: Sequence[Times | None],
+    drafts: Sequence[Sequence[DraftWord]],
     vocabulary: Vocabulary,
     rng: random.Random,
     *,
     draft_share: float = 0.5,
     substitution: float = 0.03,
     positions: int = 248,
-) -> tuple[Tensor, Tensor, Corrupted, Tensor]:
+) -> Responses:
     """A batch of training responses.
 
     Args:
         texts: lower-case words.
         seconds: duration of each recording.
-        times: when each word is spoken; None where that is not known.
+        drafts: what the CTC head wrote of each; empty where there is none.
         vocabulary: words to tokens.
         rng: source of randomness.
-        draft_share: share of rows made by `drafted`; the others follow the published forward process.
+        draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published forward
+            process.
         substitution: share of visible tokens replaced by random ones, so that visible tokens are doubted.
         positions: longest response.
-
-    Returns:
-        Targets `(B, L)`, the mask of their slots `(B, L)`, what the model sees, and the windows `(B, L, 2)` in seconds.
     """
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     rates = mask_rates(len(texts), fully_masked=0.3, generator=generator)
-    rows: list[list[int]] = []
-    spans: list[Row | None] = []
-    for text, length, spoken in zip(texts, seconds, times, strict=True):
-        words = text.split()
-        spans.append(drafted(words, spoken, vocabulary, rng) if rng.random() < draft_share else None)
-        row = spans[-1]
-        rows.append((row.ids if row else padded(words, vocabulary, rng, length))[:positions])
-    width = max(map(len, rows))
-    targets = torch.tensor([r + [vocabulary.eos_id] * (width - len(r)) for r in rows])
-    mask = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
+    rows: list[Row | None] = []
+    ids: list[list[int]] = []
+    for text, length, draft in zip(texts, seconds, drafts, strict=True):
+        row = drafted(text.split(), draft, vocabulary, rng) if draft and rng.random() < draft_share else None
+        rows.append(row)
+        ids.append((row.ids if row else padded(text.split(), vocabulary, rng, length))[:positions])
+    width = max(map(len, ids))
+    targets = torch.tensor([r + [vocabulary.eos_id] * (width - len(r)) for r in ids])
+    mask = torch.arange(width) < torch.tensor([len(r) for r in ids])[:, None]
     usual = torch.ones(vocabulary.size)
     usual[[vocabulary.mask_id, vocabulary.eos_id, vocabulary.start_id, vocabulary.delete_id]] = 0.0
-    seen = corrupt(targets, mask, rates, mask_id=vocabulary.mask_id, generator=generator)
-    # A row drawn as a draft hides its spans and nothing else; its visible tokens may be substituted like any others.
-    masked = seen.masked.clone()
-    windows = torch.tensor(ANYWHERE).repeat(len(rows), width, 1)
-    for i, row in enumerate(spans):
+    masked = corrupt(targets, mask, rates, mask_id=vocabulary.mask_id, generator=generator).masked
+    shown, hints = targets.clone(), torch.full_like(targets, vocabulary.mask_id)
+    windows = torch.tensor(ANYWHERE).repeat(len(ids), width, 1)
+    for i, row in enumerate(rows):
         if row is not None:
-            n = len(rows[i])
-            masked[i] = torch.tensor(row.hidden[:n] + [False] * (width - n))
-            windows[i, :n] = torch.tensor(row.windows[:n])
-            rates[i] = masked[i].sum().clamp(min=1) / mask[i].sum()
+            n, canvas = len(ids[i]), row.seen.clipped(len(ids[i]))
+            shown[i, :n], hints[i, :n] = torch.tensor(canvas.ids), torch.tensor(canvas.hints)
+            windows[i, :n] = torch.tensor(canvas.windows)
+            masked[i] = shown[i] == vocabulary.mask_id
+            rates[i] = masked[i].sum().clamp(min=1) / n
     visible = mask & ~masked
-    ids = substitute(targets, visible, substitution, usual, generator=generator).masked_fill(masked, vocabulary.mask_id)
-    return targets, mask, Corrupted(ids, masked, visible & (ids != targets), rates), windows
+    shown = substitute(shown, visible, substitution, usual, generator=generator)
+    shown = shown.masked_fill(masked, vocabulary.mask_id)
+    return Responses(targets, mask, Corrupted(shown, masked, visible & (shown != targets), rates), windows, hints)

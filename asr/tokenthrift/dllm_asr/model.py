@@ -179,11 +179,13 @@ class DllmAsr(HubModel):
         anywhere = [(0.0, math.inf)]
         windows = torch.tensor([c.windows + anywhere * (width - len(c.ids)) for c in canvases], device=states.device)
         windows = windows * (STATE_RATE / self.adapter.rate)
+        none = self.vocabulary.mask_id
+        hints = torch.tensor([c.hints + [none] * (width - len(c.ids)) for c in canvases], device=states.device)
         context = self.backbone.context(memory, memory_mask)
 
         def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-            near = windows[rows, : now.shape[1]]
-            return cast(Tensor, self.backbone(now, alive, context.select(rows), near))
+            near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
+            return cast(Tensor, self.backbone(now, alive, context.select(rows), near, hint))
 
         done = denoise(
             predict,
@@ -204,6 +206,7 @@ class DllmAsr(HubModel):
             tokens = tuple(
                 TranscriptToken(piece, _known(sure[i], canvas.confidence[i]), *canvas.times[i])
                 for i, piece in zip(slots, self.vocabulary.pieces(written), strict=True)
+                if piece
             )
             usage = TokenUsage(native=int(lengths[row]), cap=used[row], used=used[row], rounds=int(done.rounds[row]))
             transcripts.append(Transcript(self.vocabulary.text(written), tokens, usage))
@@ -219,14 +222,14 @@ class DllmAsr(HubModel):
         out = []
         for words, n in zip(drafts, lengths.tolist(), strict=True):
             if settings.draft == "none":
-                seconds = n / 50
+                seconds = n / STATE_RATE
                 slots = max(4, round(seconds * settings.tokens_per_second) + settings.margin)
                 slots = min(slots, self.room(n))
-                step = seconds / slots
-                times = [(i * step, (i + 1) * step) for i in range(slots)]
-                canvas = Canvas([self.vocabulary.mask_id] * slots, [0.0] * slots, times, [(0.0, math.inf)] * slots)
+                masks = [self.vocabulary.mask_id] * slots
+                canvas = Canvas()
+                canvas.extend(masks, masks, 0.0, 0.0, seconds, tail=True)
             elif not words:
-                canvas = Canvas([], [], [], [])
+                canvas = Canvas()
             else:
                 threshold = settings.draft_threshold if settings.draft == "confident" else 2.0
                 canvas = canvas_of(

@@ -25,7 +25,16 @@ from tokenthrift.dllm_asr.model import STATE_RATE
 from tokenthrift.dllm_asr.pretrained import assemble
 from tokenthrift.evaluation.wer import word_errors
 
-__all__ = ["DllmAsrModule"]
+__all__ = ["DllmAsrModule", "trained_weights"]
+
+
+def trained_weights(checkpoint: str) -> dict[str, Tensor]:
+    """The weights of the parts that a training checkpoint trained, by their names in a `DllmAsrModule`."""
+    data = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    options = data["hyper_parameters"]
+    parts = ("model.draft.",) if options["train_draft"] else ()
+    parts += ("model.adapter.", "model.backbone.") if options["train_denoiser"] else ()
+    return {name: weight for name, weight in data["state_dict"].items() if name.startswith(parts)}
 
 
 class DllmAsrModule(L.LightningModule):
@@ -48,6 +57,8 @@ class DllmAsrModule(L.LightningModule):
         draft_share: share of training rows that look like drafts.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
+        start_from: training checkpoints to begin with; each gives the parts that it trained, later ones win. The
+            schedule starts anew. A denoiser that starts from a trained draft is validated with it.
     """
 
     def __init__(
@@ -67,6 +78,7 @@ class DllmAsrModule(L.LightningModule):
         draft_share: float = 0.5,
         substitution: float = 0.03,
         visible_weight: float = 0.1,
+        start_from: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -77,6 +89,12 @@ class DllmAsrModule(L.LightningModule):
             positions=positions,
             adapter=AdapterConfig(pool=pool, stride=stride),
         )
+        self.has_draft = train_draft
+        for path in start_from or []:
+            weights = trained_weights(path)
+            self.has_draft |= any(name.startswith("model.draft.") for name in weights)
+            if self.load_state_dict(weights, strict=False).unexpected_keys:
+                raise ValueError(f"{path} is of another model")
         self.model.draft.requires_grad_(train_draft)
         for part in (self.model.adapter, self.model.backbone):
             part.requires_grad_(train_denoiser)
@@ -118,21 +136,23 @@ class DllmAsrModule(L.LightningModule):
         rng = random.Random(batch.seed)
         seconds = (batch.lengths / STATE_RATE).tolist()
         h: Any = self.hparams
-        targets, mask, seen, windows = responses(
+        made = responses(
             batch.texts,
             seconds,
-            batch.times,
+            batch.drafts,
             self.model.vocabulary,
             rng,
             draft_share=h.draft_share,
             substitution=h.substitution,
             positions=min(248, self.model.room(int(batch.lengths.max()))),
         )
-        targets, mask = targets.to(self.device), mask.to(self.device)
-        seen = Corrupted(*(t.to(self.device) for t in (seen.ids, seen.masked, seen.substituted, seen.rates)))
+        targets, mask, hints = (t.to(self.device) for t in (made.targets, made.mask, made.hints))
+        seen = Corrupted(
+            *(t.to(self.device) for t in (made.seen.ids, made.seen.masked, made.seen.substituted, made.seen.rates))
+        )
+        windows = made.windows.to(self.device) * (STATE_RATE / self.model.adapter.rate)
         context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
-        windows = windows.to(self.device) * (STATE_RATE / self.model.adapter.rate)
-        logits = self.model.backbone(seen.ids, mask, context, windows)
+        logits = self.model.backbone(seen.ids, mask, context, windows, hints)
         return diffusion_loss(logits, targets, mask, seen, visible_weight=h.visible_weight)
 
     def on_validation_epoch_start(self) -> None:
@@ -144,7 +164,7 @@ class DllmAsrModule(L.LightningModule):
         h: Any = self.hparams
         rows = self.heard.setdefault(dataloader_idx, [])
         drafts = [" ".join(w.text for w in words) for words in self.model.drafts(batch.states, batch.lengths)]
-        settings = replace(self.model.config.decode, draft="confident" if h.train_draft else "none")
+        settings = replace(self.model.config.decode, draft="confident" if self.has_draft else "none")
         budget = DecodeBudget(max_rounds=32)
         done = self.model.decode(batch.states, batch.lengths, budget, settings) if h.train_denoiser else []
         for i, text in enumerate(batch.texts):

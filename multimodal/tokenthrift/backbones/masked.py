@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Context", "MaskedDiffusionBackbone", "forbid", "zero_padding"]
+__all__ = ["Context", "MaskedDiffusionBackbone", "forbid", "hinted", "zero_padding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,14 @@ class MaskedDiffusionBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        context: Context,
+        windows: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
         """Predicts every slot of a response.
 
         Args:
@@ -77,11 +84,27 @@ class MaskedDiffusionBackbone(nn.Module, ABC):
             mask: (B, L) bool, True where a slot exists; rows are right-padded.
             context: of the same B rows.
             windows: (B, L, 2) float, the first and last memory position (fractions allowed, infinity for an open end)
-                where what a slot says is expected: a hint for backbones that attend to the memory; others go without.
+                where what a slot says is expected: only backbones that attend to the memory can use it.
+            hints: (B, L) int64, tokens that a draft had in undecided slots, `mask_id` where there is none; their embedding
+                is added to that of MASK.
 
         Returns:
             (B, L, vocab_size) logits; row i speaks about the token at slot i.
         """
+
+
+def hinted(embeddings: Tensor, hint_embeddings: Tensor, ids: Tensor, hints: Tensor, mask_id: int) -> Tensor:
+    """Adds the embeddings of hints to undecided slots.
+
+    Args:
+        embeddings: (B, L, D) of `ids`.
+        hint_embeddings: (B, L, D) of `hints`.
+        ids: (B, L).
+        hints: (B, L), `mask_id` where there is none.
+        mask_id: id of MASK.
+    """
+    used = (ids == mask_id) & (hints != mask_id)
+    return embeddings + hint_embeddings.masked_fill(~used.unsqueeze(-1), 0.0)
 
 
 def zero_padding(states: Tensor, mask: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, zero_padding
+from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, hinted, zero_padding
 
 __all__ = ["PrefixBackbone", "language_model", "pack", "trim_vocabulary"]
 
@@ -66,14 +66,24 @@ class PrefixBackbone(MaskedDiffusionBackbone):
         states, mask = pack(states, torch.cat([memory_mask, memory_mask.new_ones(prompt.shape[:2])], 1))
         return Context(mask, (states,))
 
-    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        context: Context,
+        windows: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
         """Predicts every slot of a response; see `MaskedDiffusionBackbone.forward`. Windows are not used.
 
         Raises:
             ValueError: a row has more positions than the model was built for.
         """
         (prefix,) = context.states
-        embeddings, seen = pack(torch.cat([prefix, self._embed(ids)], 1), torch.cat([context.mask, mask], 1))
+        response = self._embed(ids)
+        if hints is not None:
+            response = hinted(response, self._embed(hints), ids, hints, self.mask_id)
+        embeddings, seen = pack(torch.cat([prefix, response], 1), torch.cat([context.mask, mask], 1))
         width, most = embeddings.shape[1], self.lm.config.max_position_embeddings
         if width > most:
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, zero_padding
+from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, hinted, zero_padding
 from tokenthrift.whisper import Attention
 
 __all__ = ["DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights", "window_bias"]
@@ -85,6 +85,7 @@ class WhisperDecoder(nn.Module):
         context: Context,
         past: Cache | None = None,
         windows: Tensor | None = None,
+        embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Hidden states of a piece of text.
 
@@ -94,6 +95,7 @@ class WhisperDecoder(nn.Module):
             context: of the same rows.
             past: keys and values of the positions before, by layer.
             windows: `(B, L, 2)` memory positions that each position of the text should look at, see `window_bias`.
+            embeddings: `(B, L, width)` in place of those of `ids`.
 
         Returns:
             `(B, L, width)` normalised hidden states, and the keys and values of all positions.
@@ -104,7 +106,7 @@ class WhisperDecoder(nn.Module):
             raise ValueError(
                 f"text takes {end} positions, the model has {self.embed_positions.num_embeddings}: shorten the response"
             )
-        x = self.embed_tokens(ids) + self.embed_positions.weight[start:end]
+        x = (self.embed_tokens(ids) if embeddings is None else embeddings) + self.embed_positions.weight[start:end]
         seen = context.mask[:, None, None]
         if windows is not None:
             seen = window_bias(windows, seen.shape[-1]).to(x.dtype).unsqueeze(1).masked_fill(~seen, float("-inf"))
@@ -142,7 +144,14 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         """See `MaskedDiffusionBackbone.context`."""
         return self.decoder.context(memory, memory_mask)
 
-    def forward(self, ids: Tensor, mask: Tensor, context: Context, windows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        context: Context,
+        windows: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
         """See `MaskedDiffusionBackbone.forward`."""
         start = self.start.expand(len(ids), -1)
         seen = torch.cat([torch.ones_like(start, dtype=torch.bool), mask], 1)
@@ -150,7 +159,12 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
             # The position before a slot predicts it, so it looks where the slot's words are.
             anywhere = torch.tensor([0.0, float("inf")], device=ids.device).expand(len(ids), start.shape[1], 2)
             windows = torch.cat([anywhere[:, 1:], windows, windows[:, -1:]], 1)
-        hidden, _ = self.decoder(torch.cat([start, ids], 1), seen[:, None, None], context, windows=windows)
+        ids = torch.cat([start, ids], 1)
+        embeddings = self.decoder.embed_tokens(ids)
+        if hints is not None:
+            hints = torch.cat([torch.full_like(start, self.mask_id), hints], 1)
+            embeddings = hinted(embeddings, self.decoder.embed_tokens(hints), ids, hints, self.mask_id)
+        hidden, _ = self.decoder(ids, seen[:, None, None], context, windows=windows, embeddings=embeddings)
         return forbid(self.decoder.logits(hidden[:, start.shape[1] - 1 : -1]), self.mask_id)
 
 
