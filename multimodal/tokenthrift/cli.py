@@ -25,10 +25,16 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Models (a folder, or owner/name on the Hugging Face Hub)": {
         "info": ("tokenthrift.models:info", "show what a model is and which budgets it honours"),
         "push": ("tokenthrift.models:push", "upload a model's folder to the Hub"),
+        "convert": ("tokenthrift.models:convert", "make a model's folder of checkpoints"),
     },
 }
 # The word in a model's config.json, and its class.
 SYSTEMS: Final = {"dllm_asr": "tokenthrift.dllm_asr:DllmAsr"}
+# What `tokenthrift convert` reads, and the function that makes a model of checkpoint files.
+CONVERTERS: Final = {
+    "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
+    "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,19 +1,20 @@
-"""`tokenthrift info` and `tokenthrift push`: look at a model, and share it.
+"""`tokenthrift info`, `push` and `convert`: look at a model, share it, and make one of checkpoints.
 
 Both load by the same strict rules as everything else. `info` builds the model without memory (on the meta device) and
 reads only the header of its weights; `push` loads the folder in full first, so that nothing broken is ever uploaded.
 """
 
 import argparse
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from tokenthrift.budget import BudgetSupport, DecodeBudget
-from tokenthrift.cli import SYSTEMS, load
+from tokenthrift.cli import CONVERTERS, SYSTEMS, load
 from tokenthrift.config import ConfigError, read_json, to_plain
 from tokenthrift.extras import MissingExtraError
 from tokenthrift.hub import CONFIG, WEIGHTS, HubModel, push_folder, read_config
@@ -64,6 +65,24 @@ def push(argv: Sequence[str]) -> int:
     except (MissingExtraError, OSError, ValueError) as error:
         return _fail("push", error)
     print(address)
+    return 0
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Makes a model's folder of checkpoint files."""
+    parser = argparse.ArgumentParser(
+        prog="tokenthrift convert",
+        description="Make a model's folder (fp16 safetensors) of checkpoints, which are read without running code.",
+    )
+    parser.add_argument("system", choices=sorted(CONVERTERS), metavar="SYSTEM", help=", ".join(sorted(CONVERTERS)))
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="FILE", help="checkpoint; several give their
+    parts") parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write") arguments =
+    parser.parse_args(argv) try:
+        make: Callable[[Sequence[Path]], HubModel] = load(CONVERTERS[arguments.system])
+        make(arguments.checkpoints).save_pretrained(arguments.out, dtype=torch.float16)
+    except (MissingExtraError, OSError, ValueError, pickle.UnpicklingError) as error:
+        return _fail("convert", error)
+    print(f"{arguments.out}: {sum(f.stat().st_size for f in arguments.out.iterdir()) / 1e6:.1f} MB")
     return 0
 
 

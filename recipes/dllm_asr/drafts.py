@@ -1,7 +1,8 @@
 """What the CTC head writes of the training data: `python drafts.py FEATURES --draft LAST.ckpt`.
 
-The denoiser learns to mend real drafts, so they are made once the draft head is trained: each shard gets a `.drafts.json`
-beside it, for every utterance a list of [word, confidence, start, end]. `--again` replaces those of an earlier checkpoint.
+The denoiser learns to mend real drafts, so they are made once the draft head is trained: each shard gets a
+`.drafts.json` beside it, for every utterance a list of [word, confidence, start, end]. `--again` replaces those of an
+earlier checkpoint.
 """
 
 from __future__ import annotations

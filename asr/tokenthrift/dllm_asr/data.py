@@ -70,7 +70,8 @@ class CachedStates(Dataset[Utterance]):
     """Utterances of shards, read from disk when asked for.
 
     Args:
-        shards: files written by `features.py`; `.drafts.json` beside one, by `drafts.py`, holds what the CTC head writes.
+        shards: files written by `features.py`; `.drafts.json` beside one, by `drafts.py`, holds what the CTC head
+            writes.
         limit: use only the first so many utterances.
     """
 

@@ -1,8 +1,9 @@
 """Training responses: what the denoiser is shown and what it has to write.
 
 Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992): text followed by EOS padding, slots hidden at a random
-rate. What differs: a share of the rows starts from what the CTC head really wrote, the train/test gap that the paper leaves
-open. Its unsure words are hidden in the slots they get in decoding, slots too many are to be filled with DELETE, and sure words that are wrong are to be doubted.
+rate. What differs: a share of the rows starts from what the CTC head really wrote, the train/test gap that the paper
+leaves open. Its unsure words are hidden in the slots they get in decoding, slots too many are to be filled with DELETE,
+and sure words that are wrong are to be doubted.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def drafted(
 ) -> Row:
     """A text as its draft leaves it.
 
-    Laid out as in decoding, under a random threshold; sure words that are wrong stay visible, or are opened where the truth
-    needs more slots than they have.
+    Laid out as in decoding, under a random threshold; sure words that are wrong stay visible, or are opened where the
+    truth needs more slots than they have.
     """
     bounds = spoken_by([w.text for w in draft], words)
     threshold = 2.0 if rng.random() < 0.1 else rng.uniform(0.6, 1.0)
@@ -132,8 +133,8 @@ def responses(
         drafts: what the CTC head wrote of each; empty where there is none.
         vocabulary: words to tokens.
         rng: source of randomness.
-        draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published forward
-            process.
+        draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published
+            forward process.
         substitution: share of visible tokens replaced by random ones, so that visible tokens are doubted.
         positions: longest response.
     """

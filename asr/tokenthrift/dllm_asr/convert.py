@@ -1,0 +1,47 @@
+"""Training checkpoints to a model folder: `tokenthrift convert dllm_asr DRAFT.ckpt DENOISER.ckpt OUT`.
+
+A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
+are put together here. Checkpoints are read with `weights_only=True`, which runs no code from the file. The published
+dLLM-ASR weights need LLaDA-8B and Step-Audio's encoder and are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
+from tokenthrift.dllm_asr.module import DllmAsrModule
+from tokenthrift.hub import HubModel
+
+__all__ = ["autoregressive", "dllm_asr"]
+
+
+def dllm_asr(checkpoints: Sequence[Path]) -> HubModel:
+    """The model that checkpoints of `DllmAsrModule` make together; one that trained the denoiser names the sizes.
+
+    Raises:
+        ValueError: a checkpoint is of another model.
+    """
+    return _merged(checkpoints).model
+
+
+def autoregressive(checkpoints: Sequence[Path]) -> HubModel:
+    """The rival that a checkpoint of `AutoregressiveModule` makes."""
+    model = _merged(checkpoints).model
+    rival = AutoregressiveDecoder(model.config, model.vocabulary)
+    rival.decoder.load_state_dict(decoder_of(model).state_dict())
+    return rival
+
+
+def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
+    found = []
+    for path in checkpoints:
+        options = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        if "train_denoiser" not in options:
+            raise ValueError(f"{path} is no checkpoint of a dLLM-ASR training")
+        found.append({name: value for name, value in options.items() if not name.startswith("_")})
+    options = next((o for o in found if o["train_denoiser"]), found[0])
+    return DllmAsrModule(**{**options, "start_from": [str(path) for path in checkpoints]})
