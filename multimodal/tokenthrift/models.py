@@ -74,10 +74,14 @@ def convert(argv: Sequence[str]) -> int:
         prog="tokenthrift convert",
         description="Make a model's folder (fp16 safetensors) of checkpoints, which are read without running code.",
     )
-    parser.add_argument("system", choices=sorted(CONVERTERS), metavar="SYSTEM", help=", ".join(sorted(CONVERTERS)))
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="FILE", help="checkpoint; several give their
-    parts") parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write") arguments =
-    parser.parse_args(argv) try:
+    known = sorted(CONVERTERS)
+    parser.add_argument("system", choices=known, metavar="SYSTEM", help=" or ".join(known))
+    parser.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="FILE", help="checkpoint; several give their parts"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    arguments = parser.parse_args(argv)
+    try:
         make: Callable[[Sequence[Path]], HubModel] = load(CONVERTERS[arguments.system])
         make(arguments.checkpoints).save_pretrained(arguments.out, dtype=torch.float16)
     except (MissingExtraError, OSError, ValueError, pickle.UnpicklingError) as error:
