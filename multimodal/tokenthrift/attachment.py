@@ -156,7 +156,7 @@ class Attachment:
         self._lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._ids, self._lengths, self._shrunk = None, {}, None
+        self._ids, self._lengths = None, {}
 
     def _before_layers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -177,6 +177,8 @@ class Attachment:
             changes, self._shrunk = _lengthen(kwargs, cached)
         else:
             return None
+        if "cache_position" in kwargs:  # native places, which early releases of transformers 5 hand over
+            changes["cache_position"] = None
         return args, {**kwargs, **changes}
 
     def _after_layers(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -202,6 +204,9 @@ class Attachment:
         items = []
         for modality, lengths in self._lengths.items():
             rows, columns = (self._ids == getattr(self._model.config, f"{modality}_token_id")).nonzero(as_tuple=True)
+            # In transformers 5.17 and earlier LLaVA-OneVision gives every clip its newline only after encoding.
+            later = (len(rows) - sum(lengths)) // max(len(lengths), 1)
+            lengths = [n + later for n in lengths]
             for row, column in zip(rows.split(lengths), columns.split(lengths), strict=True):
                 if len(row.unique()) > 1:
                     raise ValueError(f"the placeholders of one {modality} lie in more than one row of input_ids")

@@ -268,17 +268,28 @@ def traces(model: Any) -> list[Any]:
 
 @FAMILIES
 def test_a_failed_call_leaves_nothing_for_the_next(family: str) -> None:
-    model = shared(family)
-    inputs = encode(model, ROWS)
+    model = build(family)
+    language, inputs = model.model.language_model, encode(model, ROWS)
     broken = {**inputs, "pixel_values": inputs["pixel_values"].clone().fill_(torch.nan)}
-    with attach(model, Uniform(), "25%") as handle:
-        before = logits(model, inputs)
+    text = {k: v[2:3, -3:] for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    embeddings = model.get_input_embeddings()(text["input_ids"])
+    with torch.no_grad():
+        bare = logits(model, text), language(inputs_embeds=embeddings).last_hidden_state
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in a layer")
+
+    with attach(model, Uniform(), "25%") as handle, torch.no_grad():
+        before, usage = logits(model, inputs), handle.usage
         with pytest.raises(ValueError, match="NaN"):
             logits(model, broken)
-        text = {k: v[2:3, -3:] for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-        usage = handle.usage
-        assert logits(model, text).shape[:2] == (1, 3)
-        assert handle.usage is usage
+        hook = language.layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="in a layer"):
+            logits(model, inputs)
+        hook.remove()
+        assert torch.equal(language(inputs_embeds=embeddings).last_hidden_state, bare[1])
+        assert torch.equal(logits(model, text), bare[0])
+        assert handle.usage == usage
         assert torch.equal(logits(model, inputs), before)
 
 
@@ -382,3 +393,36 @@ def test_placeholders_of_one_picture_in_two_rows_raise() -> None:
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with attach(model, Uniform(), "25%"), pytest.raises(ValueError, match="more than one row"):
         logits(model, inputs)
+
+
+def test_earlier_releases_of_transformers_differ_in_two_ways() -> None:
+    """A clip's newline may come after its encoding, and the places in the cache may be handed over."""
+    model = shared("llava_onevision")
+    inputs = encode(model, [ROWS[3], ROWS[4]])
+    with attach(model, Uniform(), "25%") as handle:
+        native = generated(model, inputs)[1]
+        encode_clips = model.model.get_video_features
+
+        def without_newline(*args: Any, **kwargs: Any) -> Any:
+            output = encode_clips(*args, **kwargs)
+            handle._lengths["video"] = [n - 1 for n in handle._lengths["video"]]
+            return output
+
+        model.model.get_video_features = without_newline
+        try:
+            usage = handle.usage
+            logits(model, inputs)
+            assert handle.usage == usage
+        finally:
+            model.model.get_video_features = encode_clips
+        seen: list[Any] = []
+        layers = model.model.language_model
+        hook = layers.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs.get("cache_position")), with_kwargs=True
+        )
+        try:
+            places = torch.arange(inputs["input_ids"].shape[1])
+            torch.testing.assert_close(logits(model, inputs, cache_position=places)[:, -1], native[:, 0])
+        finally:
+            hook.remove()
+    assert seen == [None]

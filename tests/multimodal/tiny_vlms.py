@@ -152,9 +152,11 @@ def features(model: Any, modality: str, inputs: dict[str, Any]) -> list[Tensor]:
     name = {"image": "pixel_values", "video": "pixel_values_videos"}[modality]
     if name not in inputs:
         return []
-    keys = (name, f"{modality}_grid_thw", *(("image_sizes", "batch_num_images") if modality == "image" else ()))
+    keys = (f"{modality}_grid_thw", *(("image_sizes", "batch_num_images") if modality == "image" else ()))
     with torch.no_grad():
-        encoded = getattr(model, f"get_{modality}_features")(**{k: inputs[k] for k in keys if k in inputs})
+        encoded = getattr(model, f"get_{modality}_features")(
+            inputs[name], **{k: inputs[k] for k in keys if k in inputs}
+        )
     return list(encoded.pooler_output)
 
 
