@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tests.asr.tiny_dllm import spoken_states, write_shard
 from tokenthrift.dllm_asr.data import Batch, BatchOrder, CachedStates, DllmAsrDataModule, Utterance, collate
+from tokenthrift.dllm_asr.draft import DraftWord
 
 TEXTS = [f"{'the lazy dog ' * n}jumps" for n in range(1, 8)] + ["a", "over it", "fox"] * 3
 few = settings(deadline=None, max_examples=60)
@@ -72,15 +73,14 @@ def test_batches_hold_utterances_of_like_length() -> None:
 
 
 def test_collating_pads_with_zeros() -> None:
-    items = [
-        Utterance(spoken_states(text).half(), text, times) for text, times in (("ab", [(0.0, 0.1)]), ("abc", None))
-    ]
+    draft = [DraftWord("ab", 0.9, 0.0, 0.1)]
+    items = [Utterance(spoken_states(text).half(), text, had) for text, had in (("ab", draft), ("abc", []))]
     batch = collate(items)
     assert batch.states.dtype == torch.float32
     assert batch.states.shape[:2] == (2, 15)
     assert batch.lengths.tolist() == [10, 15]
     assert not batch.states[0, 10:].any()
-    assert (batch.texts, batch.times) == (["ab", "abc"], [[(0.0, 0.1)], None])
+    assert (batch.texts, batch.drafts) == (["ab", "abc"], [draft, []])
     assert torch.equal(batch.states[1], items[1].states.float())
     assert collate(items).seed == batch.seed
     moved = batch.to("meta")
@@ -91,13 +91,14 @@ def test_collating_pads_with_zeros() -> None:
 
 def test_shards_give_their_utterances(features: Path) -> None:
     shards = sorted(features.glob("0*.safetensors"))
-    shards[0].with_suffix(".times.json").write_text(json.dumps([[[0.1, 0.2]], *[None] * 8]))
+    heard = [["fogs", 0.5, 0.1, 0.2]]
+    shards[1].with_suffix(".drafts.json").write_text(json.dumps([heard, *[[]] * (len(TEXTS) - 10)]))
     data = CachedStates(shards)
     assert len(data) == len(TEXTS)
     assert [data[i].text for i in range(len(data))] == TEXTS
     assert data.lengths == [5 * len(text) for text in TEXTS] == [len(data[i].states) for i in range(len(data))]
     assert torch.equal(data[10].states, spoken_states(TEXTS[10], seed=1).half())
-    assert (data[0].times, data[1].times, data[12].times) == ([[0.1, 0.2]], None, None)
+    assert [data[i].draft for i in (0, 9, 10)] == [[], [DraftWord("fogs", 0.5, 0.1, 0.2)], []]
     assert [CachedStates(shards, limit=4)[i].text for i in range(4)] == TEXTS[:4]
     assert len(CachedStates(shards, limit=4)) == 4
 

@@ -21,6 +21,7 @@ from tokenthrift.dllm_asr.draft import (
     character_ids,
     ctc_loss,
     draft_words,
+    open_slots,
     span_windows,
 )
 
@@ -143,19 +144,19 @@ def drafts(draw: st.DrawFn) -> list[DraftWord]:
 def test_canvases(words: list[DraftWord], threshold: float, slack: float, margin: int) -> None:
     vocab = vocabulary()
     canvas = canvas_of(words, vocab, threshold=threshold, slack=slack, margin=margin)
-    sizes = {len(part) for part in (canvas.ids, canvas.confidence, canvas.times, canvas.windows)}
+    sizes = {len(part) for part in (canvas.ids, canvas.confidence, canvas.times, canvas.windows, canvas.hints)}
     assert len(sizes) == 1
-    # Sure words stand in order, as they are; everything else is open.
+    # Sure words stand in order, as they are; everything else is open, with what the draft had there as a hint.
     sure = [w for w in words if w.confidence >= threshold]
+    unsure = [w for w in words if w.confidence < threshold]
     assert [i for i in canvas.ids if i != vocab.mask_id] == [t for w in sure for t in vocab.word(w.text)]
+    assert [i for i in canvas.hints if i != vocab.mask_id] == [t for w in unsure for t in vocab.word(w.text)]
     for token, confidence in zip(canvas.ids, canvas.confidence, strict=True):
         assert (token == vocab.mask_id and confidence == 0) or confidence >= threshold
-    # There is room for what the draft says, one slot more for every open span, and the margin.
+    # There is room for what the draft says, one slot more for every unsure word, and the margin.
     tokens = sum(len(vocab.word(w.text)) for w in words)
-    spans = sum(
-        w.confidence < threshold and (i == 0 or words[i - 1].confidence >= threshold) for i, w in enumerate(words)
-    )
-    assert len(canvas.ids) >= tokens + spans + margin
+    spare = sum(math.floor(slack * len(vocab.word(w.text))) + 1 for w in unsure)
+    assert len(canvas.ids) == tokens + spare + margin
     if threshold > 1:
         assert set(canvas.ids) <= {vocab.mask_id}
     # Times go forward, within the draft.
@@ -173,12 +174,12 @@ def test_a_canvas_by_hand() -> None:
     words = [DraftWord("the", 0.95, 0.0, 0.2), DraftWord("dog", 0.3, 0.3, 0.5), DraftWord("jumps", 0.6, 0.6, 1.0)]
     words.append(DraftWord("over", 0.91, 1.2, 1.4))
     canvas = canvas_of(words, vocab, threshold=0.9, slack=0.5, margin=1)
-    the, over = list(vocab.word("the")), list(vocab.word("over"))
-    tokens = len(vocab.word("dog")) + len(vocab.word("jumps"))
-    slots = tokens + 1 + tokens // 2
-    assert canvas.ids == [*the, *[vocab.mask_id] * slots, *over, vocab.mask_id]
+    the, over, dog, jumps = (list(vocab.word(w)) for w in ("the", "over", "dog", "jumps"))
+    slots, more = open_slots(len(dog), 0.5), open_slots(len(jumps), 0.5)
+    assert canvas.ids == [*the, *[vocab.mask_id] * (slots + more), *over, vocab.mask_id]
+    assert canvas.hints[len(the) : len(the) + slots] == [*dog, *[vocab.mask_id] * (slots - len(dog))]
     span = canvas.times[len(the) : len(the) + slots]
-    assert (span[0][0], span[-1][1]) == pytest.approx((0.3, 1.0))
+    assert (span[0][0], span[-1][1]) == pytest.approx((0.3, 0.5))
     assert canvas.clipped(len(the)).ids == the
     assert canvas.clipped(None) == canvas
 

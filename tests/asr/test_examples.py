@@ -4,41 +4,58 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.asr.tiny_dllm import vocabulary
-from tokenthrift.dllm_asr.corruption import Corrupted
-from tokenthrift.dllm_asr.examples import Times, drafted, padded, responses
+from tokenthrift.dllm_asr.draft import DraftWord, canvas_of, open_slots
+from tokenthrift.dllm_asr.examples import Responses, drafted, padded, responses, spoken_by
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=50)
 WORDS = ["the", "dog", "jumps", "over", "don't", "unheard", "a", "lazy"]
-Case = tuple[list[str], list[float], list[Times | None]]
+MISHEARD = ["dogg", "jum", "thedog", "lays", "o", "dont"]
+Case = tuple[list[str], list[float], list[list[DraftWord]]]
+
+
+def timed(words: list[str], confidence: list[float]) -> list[DraftWord]:
+    return [DraftWord(w, c, 0.5 * i, 0.5 * i + 0.4) for i, (w, c) in enumerate(zip(words, confidence, strict=True))]
+
+
+@st.composite
+def drafts(draw: st.DrawFn, words: list[str]) -> list[DraftWord]:
+    """A draft that has dropped, changed and invented words."""
+    heard = []
+    for word in words:
+        match draw(st.integers(0, 5)):
+            case 0:
+                pass
+            case 1:
+                heard.append(draw(st.sampled_from(MISHEARD)))
+            case 2:
+                heard += [word, draw(st.sampled_from(MISHEARD))]
+            case _:
+                heard.append(word)
+    return timed(heard, [draw(st.floats(0, 1)) for _ in heard])
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Texts, durations, and of some texts when each word is spoken."""
-    texts = draw(st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=5))
-    seconds = [draw(st.floats(0.02, 12)) for _ in texts]
-    times: list[Times | None] = []
-    for text, length in zip(texts, seconds, strict=True):
-        share = length / max(1, len(text.split()))
-        spoken = [(i * share, (i + 0.8) * share) for i in range(len(text.split()))]
-        times.append(spoken if draw(st.booleans()) else None)
-    return texts, seconds, times
+    """Texts, durations, and what the CTC head wrote, nothing included."""
+    spoken = draw(st.lists(st.lists(st.sampled_from(WORDS), max_size=8), min_size=1, max_size=4))
+    seconds = [draw(st.floats(0.02, 12)) for _ in spoken]
+    return [" ".join(words) for words in spoken], seconds, [draw(drafts(words)) for words in spoken]
 
 
-def make(case: Case, seed: int, **options: Any) -> tuple[Tensor, Tensor, Corrupted, Tensor]:
+def make(case: Case, seed: int, **options: Any) -> Responses:
     return responses(*case, vocabulary(), random.Random(seed), **options)
 
 
-def spoken(ids: list[int]) -> list[int]:
+def written(ids: list[int]) -> list[int]:
     """Ids without those that write nothing."""
     vocab = vocabulary()
     return [i for i in ids if i not in (vocab.delete_id, vocab.eos_id)]
@@ -52,31 +69,33 @@ def tokens(text: str) -> list[int]:
 @few
 def test_responses(case: Case, seed: int, draft_share: float, substitution: float) -> None:
     vocab = vocabulary()
-    targets, mask, seen, windows = make(case, seed, draft_share=draft_share, substitution=substitution)
-    rows = len(case[0])
-    assert targets.shape == mask.shape == seen.ids.shape == seen.masked.shape
-    assert windows.shape == (*targets.shape, 2)
+    made = make(case, seed, draft_share=draft_share, substitution=substitution)
+    targets, mask, seen = made.targets, made.mask, made.seen
+    assert targets.shape == mask.shape == seen.ids.shape == seen.masked.shape == made.hints.shape
+    assert made.windows.shape == (*targets.shape, 2)
     # The targets say the text, then end; rows are right-padded.
-    for row, text in zip(range(rows), case[0], strict=True):
+    for row, text in zip(range(len(targets)), case[0], strict=True):
         ids = targets[row][mask[row]].tolist()
-        assert spoken(ids) == tokens(text)
-        assert ids[-1] == vocab.eos_id
+        assert written(ids) == tokens(text)
         first = ids.index(vocab.eos_id)
         assert set(ids[first:]) == {vocab.eos_id}
     assert (mask.int().diff(dim=1) <= 0).all()
-    # Hidden slots and no others hold MASK; visible ones hold the truth or a substitute that could be meant.
+    # Hidden slots and no others hold MASK, and at least the end is hidden in a draft.
     assert torch.equal(seen.ids == vocab.mask_id, seen.masked)
     assert not (seen.masked & ~mask).any()
-    visible = mask & ~seen.masked
-    assert torch.equal(seen.substituted, visible & (seen.ids != targets))
-    assert substitution or not seen.substituted.any()
+    assert torch.equal(seen.substituted, mask & ~seen.masked & (seen.ids != targets))
+    assert draft_share or substitution or not seen.substituted.any()
     special = torch.tensor([vocab.mask_id, vocab.eos_id, vocab.delete_id, vocab.start_id])
     assert not torch.isin(seen.ids[seen.substituted], special).any()
     assert ((seen.rates > 0) & (seen.rates <= 1)).all()
-    # Windows are open or go forward; the end of one is never before its beginning by more than the jitter of times.
-    assert not windows.isnan().any()
-    assert (windows[..., 1] - windows[..., 0] > -0.13).all()
-    assert (windows[~mask] == torch.tensor([0.0, math.inf])).all()
+    # Only open slots have hints; windows are where the slots may be spoken, anywhere where that is not known.
+    assert (made.hints[~seen.masked] == vocab.mask_id).all()
+    assert not torch.isin(made.hints, special[1:]).any()
+    assert (made.windows[..., 1] >= made.windows[..., 0]).all()
+    assert (made.windows[~mask] == torch.tensor([0.0, math.inf])).all()
+    if not draft_share:
+        assert (made.windows == torch.tensor([0.0, math.inf])).all()
+        assert (made.hints == vocab.mask_id).all()
 
 
 @given(cases(), st.integers(0, 999))
@@ -86,55 +105,99 @@ def test_the_same_seed_gives_the_same_responses(case: Case, seed: int) -> None:
     first, second = make(case, seed), make(case, seed)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert random.getstate() == python
-    for a, b in zip((first[0], first[1], first[3]), (second[0], second[1], second[3]), strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(first[2].ids, second[2].ids)
-    assert torch.equal(first[2].rates, second[2].rates)
+    for name in ("targets", "mask", "windows", "hints"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    for name in ("ids", "masked", "substituted", "rates"):
+        assert torch.equal(getattr(first.seen, name), getattr(second.seen, name))
 
 
 def test_other_seeds_give_other_responses() -> None:
-    case: Case = (["the dog jumps over the lazy dog"] * 4, [3.0] * 4, [None] * 4)
-    assert len({make(case, seed)[2].ids.numpy().tobytes() for seed in range(8)}) == 8
+    case: Case = (["the dog jumps over the lazy dog"] * 4, [3.0] * 4, [[]] * 4)
+    assert len({make(case, seed).seen.ids.numpy().tobytes() for seed in range(8)}) == 8
 
 
 @given(cases(), st.integers(0, 999), st.integers(1, 12))
 @few
 def test_no_response_is_longer_than_the_positions(case: Case, seed: int, positions: int) -> None:
-    targets, mask, seen, _ = make(case, seed, positions=positions)
-    assert 1 <= targets.shape[1] <= positions
+    made = make(case, seed, positions=positions)
+    assert 1 <= made.targets.shape[1] <= positions
     for row, text in enumerate(case[0]):
-        said = spoken(targets[row][mask[row]].tolist())
+        said = written(made.targets[row][made.mask[row]].tolist())
         assert said == tokens(text)[: len(said)]
-    assert ((seen.rates > 0) & (seen.rates <= 1)).all()
+    assert ((made.seen.rates > 0) & (made.seen.rates <= 1)).all()
 
 
-@given(st.lists(st.sampled_from(WORDS), max_size=8), st.integers(0, 999))
+@given(st.data(), st.integers(0, 999))
 @few
-def test_a_draft_hides_whole_words_and_has_spare_slots(words: list[str], seed: int) -> None:
+def test_a_draft_becomes_a_canvas_as_in_decoding(data: st.DataObject, seed: int) -> None:
     vocab = vocabulary()
-    row = drafted(words, None, vocab, random.Random(seed))
-    assert len(row.ids) == len(row.hidden) == len(row.windows)
+    words = data.draw(st.lists(st.sampled_from(WORDS), max_size=8))
+    draft = data.draw(drafts(words).filter(len))
+    row = drafted(words, draft, vocab, random.Random(seed))
+    canvas = row.seen
+    assert {len(row.ids)} == {
+        len(p) for p in (canvas.ids, canvas.confidence, canvas.times, canvas.windows, canvas.hints)
+    }
+    assert written(row.ids) == tokens(" ".join(words))
+    # What is visible or hinted at is the draft, in its order.
+    shown = [h if i == vocab.mask_id else i for i, h in zip(canvas.ids, canvas.hints, strict=True)]
+    assert [i for i in shown if i != vocab.mask_id] == tokens(" ".join(w.text for w in draft))
     assert 1 <= row.ids.count(vocab.eos_id) <= 4
-    assert all(hidden for i, hidden in zip(row.ids, row.hidden, strict=True) if i in (vocab.eos_id, vocab.delete_id))
-    # A word is hidden as a whole or not at all.
-    position = 0
-    kept = [(i, hidden) for i, hidden in zip(row.ids, row.hidden, strict=True) if i != vocab.delete_id]
-    for word in words:
-        size = len(vocab.word(word))
-        part = kept[position : position + size]
-        assert [i for i, _ in part] == list(vocab.word(word))
-        assert len({hidden for _, hidden in part}) == 1
-        position += size
+    assert all(i == vocab.mask_id for i, true in zip(canvas.ids, row.ids, strict=True) if true == vocab.eos_id)
+    # Room for as much as in decoding, at least.
+    slots = sum(canvas_of([w], vocab, threshold=0.0, slack=0.3, margin=0).ids != [] for w in draft)
+    assert len(row.ids) >= slots
 
 
-def test_drafts_hide_any_share() -> None:
-    words = WORDS * 3
-    shares = [
-        sum(row.hidden) / len(row.hidden)
-        for row in (drafted(words, None, vocabulary(), random.Random(s)) for s in range(60))
-    ]
-    assert min(shares) < 0.2
-    assert max(shares) > 0.8
+def test_a_right_and_sure_draft_is_shown_as_it_is() -> None:
+    vocab = vocabulary()
+    draft = timed(["the", "lazy", "dog"], [1.0, 1.0, 1.0])
+    rows = [drafted(["the", "lazy", "dog"], draft, vocab, random.Random(seed)) for seed in range(20)]
+    whole = tokens("the lazy dog")
+    assert any(row.seen.ids[: len(whole)] == row.ids[: len(whole)] == whole for row in rows)
+
+
+def test_a_missing_word_is_room_in_its_neighbour() -> None:
+    """ "the lazy dog" heard as "the dog": a slot too few is never asked for."""
+    vocab = vocabulary()
+    draft = timed(["the", "dog"], [1.0, 1.0])
+    for seed in range(20):
+        row = drafted(["the", "lazy", "dog"], draft, vocab, random.Random(seed))
+        assert written(row.ids) == tokens("the lazy dog")
+        assert vocab.mask_id in row.seen.ids[: len(vocab.word("the")) + open_slots(len(vocab.word("dog")), 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("draft", "words", "bounds"),
+    [
+        ("the lazy dog", "the lazy dog", [0, 1, 2, 3]),
+        ("the lays dog", "the lazy dog", [0, 1, 2, 3]),
+        ("the dog", "the lazy dog", [0, 1, 3]),
+        ("the very lazy dog", "the lazy dog", [0, 1, 1, 2, 3]),
+        ("thelazy dog", "the lazy dog", [0, 2, 3]),
+        ("the la zy dog", "the lazy dog", None),
+        ("x", "the lazy dog", [0, 3]),
+        ("the lazy", "", [0, 0, 0]),
+    ],
+)
+def test_draft_words_stand_for_true_words(draft: str, words: str, bounds: list[int] | None) -> None:
+    found = spoken_by(draft.split(), words.split())
+    if bounds is None:  # the halves of "lazy" share it in one way or the other
+        assert found[:2] == [0, 1]
+        assert found[3:] == [2, 3]
+    else:
+        assert found == bounds
+
+
+@given(
+    st.lists(st.sampled_from(WORDS + MISHEARD), min_size=1, max_size=8), st.lists(st.sampled_from(WORDS), max_size=8)
+)
+@few
+def test_every_true_word_has_one_draft_word(draft: list[str], words: list[str]) -> None:
+    bounds = spoken_by(draft, words)
+    assert len(bounds) == len(draft) + 1
+    assert (bounds[0], bounds[-1]) == (0, len(words))
+    assert all(a <= b for a, b in pairwise(bounds))
 
 
 @pytest.mark.parametrize("seconds", [0.5, 10.0])

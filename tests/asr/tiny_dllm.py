@@ -113,13 +113,16 @@ def tiny_config(family: Family, **decode: Any) -> DllmAsrConfig:
 
 def tiny_model(family: Family = "whisper", seed: int = 0, **decode: Any) -> DllmAsr:
     """A random model whose draft and denoiser say different things for different audio, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = DllmAsr(tiny_config(family, **decode), vocabulary())
-        for name, parameter in model.named_parameters():
-            # Fresh weights are so small that nothing would depend on the audio.
+        for parameter in model.parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 * (6 if "draft" in name else 2))
+                # Fresh weights are so small that nothing would depend on the audio, and nothing would be sure.
+                chooses = len(parameter) in (vocabulary().size, model.draft.output.out_features)
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 * (9 if chooses else 1))
+        # Blanks and spaces, so that drafts are of several words.
+        model.draft.output.bias.view(2, -1)[:, :2] += 6.0
     return model.eval()
 
 

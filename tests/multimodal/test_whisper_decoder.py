@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone, decoder_weights
+from tokenthrift.backbones.whisper_decoder import (
+    WhisperDecoder,
+    WhisperDecoderBackbone,
+    decoder_weights,
+    window_bias,
+)
 
 VOCAB, WIDTH, POSITIONS = 40, 32, 24
 START, MASK = 38, 39
@@ -138,22 +143,72 @@ def test_every_slot_sees_every_other_and_the_memory(reference: Any) -> None:
 def test_a_row_of_a_batch_equals_the_row_alone(sizes: list[tuple[int, int]], seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = WhisperDecoderBackbone(WhisperDecoder(VOCAB, WIDTH, 2, 4, 48, POSITIONS), MASK, (START,))
+        backbone = WhisperDecoderBackbone(WhisperDecoder(VOCAB, WIDTH, 2, 4, 48, POSITIONS), MASK, (START,)).double()
     lengths, slots = torch.tensor(sizes).T
-    memory = draw(len(sizes), int(lengths.max()), WIDTH, seed=seed)
+    memory = draw(len(sizes), int(lengths.max()), WIDTH, seed=seed).double()
     memory_mask = torch.arange(memory.shape[1]) < lengths[:, None]
     memory = memory.masked_fill(~memory_mask[..., None], torch.nan)
     mask = torch.arange(int(slots.max())) < slots[:, None]
-    ids = torch.randint(0, VOCAB, mask.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCAB, mask.shape, generator=generator).masked_fill(mask & (draw(*mask.shape) > 0), MASK)
+    hints = torch.randint(0, VOCAB, mask.shape, generator=generator)
+    windows = torch.rand(*mask.shape, 2, generator=generator).cumsum(-1) * 5
+    windows = windows.masked_fill((~mask)[..., None], torch.inf)
     context = backbone.context(memory, memory_mask)
-    together = backbone(ids, mask, context)
-    assert not together.isnan().any()
-    for row, (n, s) in enumerate(sizes):
-        at = slice(row, row + 1)
-        alone = backbone(ids[at, :s], mask[at, :s], backbone.context(memory[at, :n], memory_mask[at, :n]))
-        torch.testing.assert_close(together[at, :s], alone, rtol=0, atol=1e-5)
-        chosen = backbone(ids[at], mask[at], context.select(torch.tensor([row])))
-        torch.testing.assert_close(chosen, together[at], rtol=0, atol=1e-5)
+    for near, had in ((None, None), (windows, hints)):
+        together = backbone(ids, mask, context, near, had)
+        assert not together[mask].isnan().any()
+        for row, (n, s) in enumerate(sizes):
+            at = slice(row, row + 1)
+            cut = [None if part is None else part[at, :s] for part in (near, had)]
+            alone = backbone(ids[at, :s], mask[at, :s], backbone.context(memory[at, :n], memory_mask[at, :n]), *cut)
+            torch.testing.assert_close(together[at, :s], alone, rtol=0, atol=1e-9)
+            whole = [None if part is None else part[at] for part in (near, had)]
+            chosen = backbone(ids[at], mask[at], context.select(torch.tensor([row])), *whole)
+            torch.testing.assert_close(chosen[:, :s], together[at, :s], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_open_windows_and_no_hints_change_nothing(reference: Any) -> None:
+    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START, 4)), draw(1, 9, WIDTH)
+    ids, mask = torch.tensor([[5, MASK, 7, MASK]]), torch.ones(1, 4, dtype=torch.bool)
+    context = backbone.context(memory, all_of(memory))
+    anywhere = torch.tensor([0.0, torch.inf]).expand(1, 4, 2)
+    plain = backbone(ids, mask, context)
+    torch.testing.assert_close(backbone(ids, mask, context, anywhere, torch.full_like(ids, MASK)), plain)
+    # A hint counts in open slots only.
+    hints = torch.tensor([[9, MASK, 9, MASK]])
+    torch.testing.assert_close(backbone(ids, mask, context, None, hints), plain)
+    hints[0, 1] = 9
+    assert not torch.allclose(backbone(ids, mask, context, None, hints)[..., :MASK], plain[..., :MASK])
+
+
+@torch.no_grad()
+def test_a_window_keeps_a_slot_from_what_is_far_away(reference: Any) -> None:
+    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START,)), draw(1, 200, WIDTH)
+    ids, mask = torch.tensor([[MASK]]), torch.ones(1, 1, dtype=torch.bool)
+    near = torch.tensor([[[20.0, 30.0]]])
+    moved = {}
+    for place in (25, 190):
+        other = memory.clone()
+        other[0, place] += 5.0
+        before, after = (backbone(ids, mask, backbone.context(m, all_of(m)), near)[..., :MASK] for m in (memory, other))
+        moved[place] = (after - before).abs().max()
+    assert moved[190] < 1e-4 < 1e-2 < moved[25]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0, 30), st.floats(0, 30), st.integers(1, 60))
+def test_bias_of_a_window(first: float, length: float, size: int) -> None:
+    (bias,) = window_bias(torch.tensor([[[first, first + length]]]), size)[0]
+    at = torch.arange(size)
+    inside = (at >= first) & (at <= first + length)
+    assert (bias[inside] == 0).all()
+    assert (bias[~inside] < 0).all()
+    assert (bias >= -30).all()
+    before, after = bias[at < first], bias[at > first + length]
+    assert (before.diff() >= 0).all()
+    assert (after.diff() <= 0).all()
 
 
 def test_text_longer_than_the_positions_is_refused(reference: Any) -> None:

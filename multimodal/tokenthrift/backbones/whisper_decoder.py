@@ -158,7 +158,10 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         if windows is not None:
             # The position before a slot predicts it, so it looks where the slot's words are.
             anywhere = torch.tensor([0.0, float("inf")], device=ids.device).expand(len(ids), start.shape[1], 2)
-            windows = torch.cat([anywhere[:, 1:], windows, windows[:, -1:]], 1)
+            # The last slot of a row predicts nothing and keeps its own, whatever longer neighbours have after it.
+            own = torch.cat([anywhere[:, :1], windows], 1)
+            windows = torch.where(F.pad(mask, (0, 1))[..., None], F.pad(windows, (0, 0, 0, 1)), own)
+            windows = torch.cat([anywhere[:, 1:], windows], 1)
         ids = torch.cat([start, ids], 1)
         embeddings = self.decoder.embed_tokens(ids)
         if hints is not None:

@@ -1,0 +1,304 @@
+"""dLLM-ASR as a model: the contract of all models over three families, and the laws of its transcripts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.asr.tiny_dllm import FFN, HEADS, LAYERS, WIDTH, Family, speech, tiny_config, tiny_model, vocabulary
+from tests.model_contract import ModelContract, Outputs
+from tokenthrift.budget import DecodeBudget
+from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
+from tokenthrift.dllm_asr.corruption import diffusion_loss
+from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss
+from tokenthrift.dllm_asr.examples import responses
+from tokenthrift.hub import ConfigError, WeightsError
+from tokenthrift.transcript import Recogniser, Transcript
+from tokenthrift.whisper import states_of
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+Item = tuple[Tensor, str]
+
+
+class Contract(ModelContract):
+    """Draft and denoiser over the same encoder, with both losses."""
+
+    family: Family
+    tolerance = 1e-4  # of logits that go up to 50
+
+    def build(self) -> DllmAsr:
+        return tiny_model(self.family)
+
+    def items(self) -> list[Item]:
+        return [(speech(0.7, 1), "the dog"), (speech(1.3, 2), "jumps over it"), (speech(0.3, 3), "a")]
+
+    def canvas(self, items: list[Item]) -> tuple[Tensor, Tensor]:
+        """Every second token of the text hidden, and two more slots."""
+        vocab = vocabulary()
+        rows = [[t for w in text.split() for t in vocab.word(w)] for _, text in items]
+        rows = [[t if i % 2 else vocab.mask_id for i, t in enumerate(row)] + [vocab.mask_id] * 2 for row in rows]
+        width = max(map(len, rows))
+        mask = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
+        return torch.tensor([r + [vocab.eos_id] * (width - len(r)) for r in rows]), mask
+
+    def outputs(self, model: DllmAsr, items: list[Item]) -> Outputs:
+        states, lengths = model.encode([samples for samples, _ in items])
+        ids, mask = self.canvas(items)
+        memory, memory_mask = model.adapter(states, lengths)
+        logits = model.backbone(ids, mask, model.backbone.context(memory, memory_mask))[..., : vocabulary().mask_id]
+        log_p = model.draft(states, lengths)
+        return [[log_p[i, :n], logits[i][mask[i]]] for i, n in enumerate(lengths.tolist())]
+
+    def shapes(self, model: DllmAsr, item: Item) -> list[tuple[int, ...]]:
+        slots = self.canvas([item])[0].shape[1]
+        return [(states_of(len(item[0])), len(CHARACTERS) + 1), (slots, vocabulary().mask_id)]
+
+    def loss(self, model: DllmAsr, items: list[Item]) -> Tensor:
+        states, lengths = (part.clone() for part in model.encode([samples for samples, _ in items]))
+        texts, seconds = [text for _, text in items], (lengths / 50).tolist()
+        drafts = [[DraftWord("dogs", 0.5, 0.1, 0.6)], [DraftWord("jumps", 0.5, 0.1, 0.6)], []][: len(items)]
+        made = responses(texts, seconds, drafts, vocabulary(), random.Random(0))
+        context = model.backbone.context(*model.adapter(states, lengths))
+        logits = model.backbone(made.seen.ids, made.mask, context, made.windows * 50 / model.adapter.rate, made.hints)
+        return diffusion_loss(logits, made.targets, made.mask, made.seen) + ctc_loss(
+            model.draft(states, lengths), lengths, [character_ids(t) for t in texts]
+        )
+
+
+class TestWhisper(Contract):
+    family = "whisper"
+
+
+class TestBert(Contract):
+    family = "bert"
+
+
+class TestLlama(Contract):
+    family = "llama"
+
+
+def alike(one: Transcript, other: Transcript) -> None:
+    """Equal but for the last digits of confidences."""
+    assert one.text == other.text
+    assert one.usage == other.usage
+    assert [(t.text, t.start, t.end) for t in one.tokens] == [(t.text, t.start, t.end) for t in other.tokens]
+    assert [t.confidence for t in one.tokens] == pytest.approx([t.confidence for t in other.tokens], abs=1e-4)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> DllmAsr:
+    # In double precision, as random weights can make much of the last digit of a float.
+    return tiny_model(request.param).double()
+
+
+@pytest.fixture(scope="module")
+def whisper() -> DllmAsr:
+    return tiny_model("whisper").double()
+
+
+AUDIO = [speech(seconds, seed) for seed, seconds in enumerate([0.5, 0.2, 0.8, 0.02, 0.5, 0.3])]
+
+
+@pytest.mark.parametrize("draft", ["confident", "length", "none"])
+def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, draft: Any) -> None:
+    config = model.config
+    try:
+        model.with_decoding(draft=draft, draft_threshold=0.5)
+        together = model.transcribe(AUDIO)
+        assert len({t.text for t in together}) > 2, "equal texts would prove little"
+        for samples, transcript in zip(AUDIO, together, strict=True):
+            alike(model.transcribe([samples])[0], transcript)
+    finally:
+        model.config = config
+
+
+@given(st.permutations(range(len(AUDIO))), st.integers(1, len(AUDIO)))
+@settings(deadline=None, max_examples=5)
+def test_neither_order_nor_company_matters(whisper: DllmAsr, order: list[int], count: int) -> None:
+    whole = whisper.transcribe(AUDIO)
+    for i, transcript in zip(order[:count], whisper.transcribe([AUDIO[i] for i in order[:count]]), strict=True):
+        alike(transcript, whole[i])
+
+
+def test_batches_too_large_for_one_pass_are_split(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = whisper.transcribe(AUDIO)
+    monkeypatch.setattr("tokenthrift.dllm_asr.model.BATCH_STATES", 120)
+    for one, other in zip(whisper.transcribe(AUDIO), whole, strict=True):
+        alike(one, other)
+
+
+def test_padding_is_not_read(model: DllmAsr) -> None:
+    states, lengths = (part.clone() for part in model.encode(AUDIO))
+    expected = model.decode(states, lengths)
+    padding = torch.arange(states.shape[1]) >= lengths[:, None]
+    for transcript, other in zip(
+        expected, model.decode(states.masked_fill(padding[..., None], torch.nan), lengths), strict=True
+    ):
+        alike(transcript, other)
+
+
+def test_transcripts_hold_together(model: DllmAsr) -> None:
+    for samples, transcript in zip(AUDIO, model.transcribe(AUDIO), strict=True):
+        assert "".join(t.text for t in transcript.tokens).strip() == transcript.text
+        assert transcript.text == " ".join(transcript.text.split())
+        assert all(0 <= t.confidence <= 1 and t.text for t in transcript.tokens)
+        times = [time for t in transcript.tokens for time in (t.start, t.end) if time is not None]
+        assert len(times) == 2 * len(transcript.tokens)
+        assert all(b >= a - 1e-9 for a, b in zip(times, times[1:], strict=False))
+        assert not times or (times[0] >= 0 and times[-1] <= states_of(len(samples)) * 0.02 + 1e-9)
+
+
+def test_usage_is_what_was_planned(model: DllmAsr) -> None:
+    sizes = [len(samples) for samples in AUDIO]
+    usage = [t.usage for t in model.transcribe(AUDIO)]
+    assert [u.used for u in usage] == [u.cap for u in usage] == model.plan(sizes)
+    assert [u.native for u in usage] == [states_of(n) for n in sizes]
+
+
+def test_rounds_are_limited(model: DllmAsr) -> None:
+    free = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0))
+    assert max(t.usage.rounds for t in free) > 2
+    for most in (1, 2):
+        limited = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0, max_rounds=most))
+        assert [t.usage.rounds for t in limited] == [min(most, t.usage.rounds) for t in free]
+
+
+def test_new_tokens_are_limited(model: DllmAsr) -> None:
+    free = model.transcribe(AUDIO)
+    assert max(len(t.tokens) for t in free) > 3
+    for most in (1, 3):
+        limited = model.transcribe(AUDIO, DecodeBudget(max_new_tokens=most))
+        assert max(len(t.tokens) for t in limited) <= most
+
+
+def test_the_threshold_is_kept(model: DllmAsr) -> None:
+    bold = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1e-6))
+    assert {t.usage.rounds for t in bold} <= {0, 1}
+    careful = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0))
+    assert sum(t.usage.rounds for t in careful) > sum(t.usage.rounds for t in bold)
+    config = model.config
+    try:
+        for one, other in zip(model.with_decoding(confidence_threshold=1e-6).transcribe(AUDIO), bold, strict=True):
+            alike(one, other)
+    finally:
+        model.config = config
+
+
+def test_a_draft_without_doubts_is_the_transcript(whisper: DllmAsr) -> None:
+    states, lengths = whisper.encode(AUDIO)
+    trusting = DecodeConfig(draft_threshold=0.0, verify=0.0, margin=0)
+    drafts = whisper.drafts(states, lengths)
+    for words, transcript in zip(drafts, whisper.decode(states, lengths, settings=trusting), strict=True):
+        assert transcript.text == " ".join(w.text for w in words)
+        assert transcript.usage.rounds == 0
+        assert {t.confidence for t in transcript.tokens} == {w.confidence for w in words}
+
+
+def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [[] for _ in lengths])
+    (transcript,) = whisper.transcribe([torch.zeros(8000)])
+    assert (transcript.text, transcript.tokens, transcript.usage.rounds) == ("", (), 0)
+    assert transcript.usage.native == 25
+
+
+@pytest.mark.parametrize("samples", [0, 1, 319, 320, 321])
+def test_recordings_may_be_as_short_as_they_like(model: DllmAsr, samples: int) -> None:
+    (transcript,) = model.transcribe([speech(0.1)[:samples]])
+    assert transcript.usage.native == states_of(samples)
+    assert transcript.usage.used == model.plan([samples])[0] == 1
+
+
+def test_no_recordings_no_transcripts(whisper: DllmAsr) -> None:
+    assert whisper.transcribe([]) == []
+
+
+def test_thirty_seconds_are_the_longest(whisper: DllmAsr) -> None:
+    (transcript,) = whisper.transcribe([torch.zeros(30 * 16_000)])
+    assert transcript.usage.native == 1500
+    assert whisper.max_seconds == 30
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.full((1600,), torch.nan), "audio 1 holds NaN or infinite samples"),
+        (torch.full((1600,), torch.inf), "audio 1 holds NaN or infinite samples"),
+        (torch.zeros(30 * 16_000 + 1), r"audio 1 has 30\.00 s, at most 30 s"),
+        (torch.zeros(2, 1600), r"audio 1 must be one channel of shape \(samples,\), got \(2, 1600\)"),
+        (torch.tensor(0.0), r"audio 1 must be one channel of shape \(samples,\), got \(\)"),
+    ],
+)
+def test_bad_recordings_are_named(whisper: DllmAsr, bad: Tensor, message: str) -> None:
+    for call in (whisper.transcribe, whisper.encode):
+        with pytest.raises(ValueError, match=message):
+            call([speech(0.2), bad, speech(3.0)])
+
+
+def test_recordings_that_fill_a_prefix_model_are_refused() -> None:
+    model = tiny_model("bert")
+    most = (model.config.backbone.positions - 2) * 4
+    assert model.room(most) == 1
+    with pytest.raises(ValueError, match="leave no room for text in a model of 128 positions"):
+        model.room(most + 1)
+    # Whatever the draft says, memory and response fit together.
+    for transcript in model.transcribe([speech(9.0), speech(0.3)]):
+        assert transcript.usage.used + len(transcript.tokens) < model.config.backbone.positions
+
+
+def test_it_is_a_recogniser(whisper: DllmAsr) -> None:
+    assert isinstance(whisper, Recogniser)
+    assert whisper.sample_rate == 16_000
+
+
+def test_the_vocabulary_travels_with_the_model(whisper: DllmAsr, tmp_path: Path) -> None:
+    whisper.save_pretrained(tmp_path, dtype=torch.float16)
+    loaded = DllmAsr.from_pretrained(tmp_path)
+    assert loaded.vocabulary.tokenizer.get_vocab() == whisper.vocabulary.tokenizer.get_vocab()
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    config = replace(whisper.config, draft=replace(whisper.config.draft, layers=2))
+    DllmAsr(config, vocabulary()).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"draft\.layers\.1"):
+        DllmAsr.from_pretrained(tmp_path / "other")
+
+
+def test_a_vocabulary_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the tokenizer has 124 tokens, the configuration says 124\d"):
+        DllmAsr(replace(tiny_config("whisper"), vocab_size=1240), vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: EncoderConfig(width=30, heads=4), "multiple of heads"),
+        (lambda: BackboneConfig(width=30, heads=4), "multiple of heads"),
+        (lambda: BackboneConfig(positions=8), "positions must be between 16"),
+        (lambda: DecodeConfig(confidence_threshold=0.0), "confidence_threshold must be between"),
+        (lambda: DecodeConfig(slack=-0.1), "slack must be between"),
+        (lambda: DllmAsrConfig(vocab_size=4), "vocab_size must be between"),
+        (
+            lambda: replace(tiny_config("whisper"), encoder=EncoderConfig()),
+            "backbone.width 32 must equal encoder.width",
+        ),
+    ],
+)
+def test_configurations_out_of_range_are_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        wrong()
+
+
+def test_sizes_are_those_of_the_configuration(whisper: DllmAsr) -> None:
+    assert whisper.encoder.conv1.weight.shape == (WIDTH, 80, 3)
+    assert len(whisper.encoder.layers) == LAYERS
+    assert whisper.encoder.layers[0].fc1.out_features == FFN
+    assert whisper.encoder.layers[0].self_attn.heads == HEADS
+    assert not any(p.requires_grad for p in whisper.encoder.parameters())
