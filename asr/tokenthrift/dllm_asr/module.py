@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
@@ -28,9 +30,12 @@ from tokenthrift.evaluation.wer import word_errors
 __all__ = ["DllmAsrModule", "trained_weights"]
 
 
-def trained_weights(checkpoint: str) -> dict[str, Tensor]:
-    """The weights of the parts that a training checkpoint trained, by their names in a `DllmAsrModule`."""
-    data = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def trained_weights(source: str) -> dict[str, Tensor]:
+    """The weights that a training checkpoint trained, or all of a model folder, by their names in a `DllmAsrModule`."""
+    if Path(source).is_dir():
+        tensors = load_file(Path(source) / "model.safetensors")
+        return {f"model.{name}": tensor.float() for name, tensor in tensors.items()}
+    data = torch.load(source, map_location="cpu", weights_only=True)
     options = data["hyper_parameters"]
     parts = ("model.draft.",) if options["train_draft"] else ()
     parts += ("model.adapter.", "model.backbone.") if options["train_denoiser"] else ()
@@ -57,8 +62,8 @@ class DllmAsrModule(L.LightningModule):
         draft_share: share of training rows that look like drafts.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
-        start_from: training checkpoints to begin with; each gives the parts that it trained, later ones win. The
-            schedule starts anew. A denoiser that starts from a trained draft is validated with it.
+        start_from: training checkpoints, or model folders, to begin with; each gives the parts that it trained, later
+            ones win. The schedule starts anew. A denoiser that starts from a trained draft is validated with it.
     """
 
     def __init__(
