@@ -82,6 +82,7 @@ def write_whisper(folder: Path) -> Path:
         **{f"{side}_attention_heads": HEADS for side in ("encoder", "decoder")},
         **{f"{side}_ffn_dim": FFN for side in ("encoder", "decoder")},
         max_target_positions=160,
+        init_std=0.2,
         decoder_start_token_id=end + 1,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
     )
