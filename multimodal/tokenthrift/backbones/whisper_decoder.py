@@ -5,10 +5,12 @@ off an encoder-decoder recogniser; Dream (Qwen-initialised diffusion) for keepin
 position i still predicts token i + 1, so the pretrained weights mean what they meant and slot i is read from the
 position before it.
 
-What differs: slots of a draft know when they are spoken, and their cross-attention is kept near that time (a Gaussian
-bias without weights of its own), which is what a decoder that writes all slots at once lacks most; the vocabulary is
-trimmed and has a MASK token, padding of memory and text is masked (transformers' Whisper has no mask for either), and
-the keys and values of the cross-attention are computed once per recording and reused in every round.
+What differs: the causal mask is not cut but faded, each head learns how much it looks at later slots and starts with
+almost nothing, so that the pretrained decoder begins as itself; slots of a draft know when they are spoken, and their
+cross-attention is kept near that time (a Gaussian bias without weights of its own), which is what a decoder that writes
+all slots at once lacks most; the vocabulary is trimmed and has a MASK token, padding of memory and text is masked
+(transformers' Whisper has no mask for either), and the keys and values of the cross-attention are computed once per
+recording and reused in every round.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class WhisperDecoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, width)
         self.embed_positions = nn.Embedding(positions, width)
+        self.heads = heads
         self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
 
@@ -91,7 +94,8 @@ class WhisperDecoder(nn.Module):
 
         Args:
             ids: `(B, L)` tokens that follow those in `past`.
-            mask: broadcastable to `(B, heads, L, past + L)`, true where a position may look; None for everywhere.
+            mask: broadcastable to `(B, heads, L, past + L)`, true where a position may look, or added to the scores;
+                with one more axis in front, one for each layer; None for everywhere.
             context: of the same rows.
             past: keys and values of the positions before, by layer.
             windows: `(B, L, 2)` memory positions that each position of the text should look at, see `window_bias`.
@@ -113,7 +117,8 @@ class WhisperDecoder(nn.Module):
         caches: Cache = []
         for i, layer in enumerate(self.layers):
             memory = (context.states[2 * i], context.states[2 * i + 1])
-            x, cache = layer(x, mask, memory, seen, past[i] if past else None)
+            own = mask[i] if mask is not None and mask.ndim == 5 else mask
+            x, cache = layer(x, own, memory, seen, past[i] if past else None)
             caches.append(cache)
         return self.layer_norm(x), caches
 
@@ -139,6 +144,8 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         self.vocab_size, self.memory_size = decoder.embed_tokens.weight.shape
         self.mask_id = mask_id
         self.register_buffer("start", torch.tensor(start), persistent=False)
+        # Times 10, so that a learning rate fit for the weights also moves it: -0.4 leaves a later slot 2 % of its weight.
+        self.future = nn.Parameter(torch.full((len(decoder.layers), decoder.heads), -0.4))
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
         """See `MaskedDiffusionBackbone.context`."""
@@ -167,7 +174,10 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         if hints is not None:
             hints = torch.cat([torch.full_like(start, self.mask_id), hints], 1)
             embeddings = hinted(embeddings, self.decoder.embed_tokens(hints), ids, hints, self.mask_id)
-        hidden, _ = self.decoder(ids, seen[:, None, None], context, windows=windows, embeddings=embeddings)
+        later = torch.ones(ids.shape[1], ids.shape[1], dtype=embeddings.dtype, device=ids.device).triu(1)
+        bias = 10.0 * self.future[:, None, :, None, None] * later
+        masks = bias.masked_fill(~seen[:, None, None], float("-inf"))
+        hidden, _ = self.decoder(ids, masks, context, windows=windows, embeddings=embeddings)
         return forbid(self.decoder.logits(hidden[:, start.shape[1] - 1 : -1]), self.mask_id)
 
 
