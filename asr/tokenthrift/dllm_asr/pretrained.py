@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -24,6 +24,9 @@ from tokenthrift.whisper import encoder_weights
 __all__ = ["assemble"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
+# Parts of the names of configuration fields that do not change what a language model says of a text.
+MEANINGLESS = ("architectures", "cache", "chunk", "classifier", "deterministic", "dropout", "dtype", "initializer")
+MEANINGLESS += ("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version")
 BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its position predicts the first word
 
 
@@ -38,6 +41,9 @@ def assemble(
         vocabulary_size: most tokens to keep of the language model's vocabulary.
         positions: longest input of Whisper's decoder; others keep their own.
         adapter: rates of the memory.
+
+    Raises:
+        ValueError: the language model is not what its family makes of the sizes that a model folder can say.
     """
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
@@ -74,8 +80,16 @@ def assemble(
         from tokenthrift.backbones.prefix import language_model as load_language_model
 
         trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
+        _check_family(trimmed.config.to_dict(), cast(PrefixBackbone, model.backbone).lm.config.to_dict())
         model.backbone = PrefixBackbone(trimmed.train(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
     return model
+
+
+def _check_family(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """A saved model is built again from its sizes alone, so anything else has to be as in a fresh one."""
+    names = [name for name in expected if not any(word in name for word in MEANINGLESS)]
+    if wrong := [f"{n} {found.get(n)} instead of {expected[n]}" for n in names if found.get(n) != expected[n]]:
+        raise ValueError(f"a {found['model_type']} of this kind could not be saved: {'; '.join(wrong)}")
 
 
 def _token(folder: Path, content: str) -> int:

@@ -85,7 +85,8 @@ class MaskedDiffusionBackbone(nn.Module, ABC):
             context: of the same B rows.
             windows: (B, L, 2) float, the first and last memory position (fractions allowed, infinity for an open end)
                 where what a slot says is expected: only backbones that attend to the memory can use it.
-            hints: (B, L) int64, tokens that a draft had in undecided slots, `mask_id` where there is none; their embedding
+            hints: (B, L) int64, tokens that a draft had in undecided slots, `mask_id` where there is none; their
+                embedding
                 is added to that of MASK.
 
         Returns:

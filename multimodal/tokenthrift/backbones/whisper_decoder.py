@@ -144,7 +144,8 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         self.vocab_size, self.memory_size = decoder.embed_tokens.weight.shape
         self.mask_id = mask_id
         self.register_buffer("start", torch.tensor(start), persistent=False)
-        # Times 10, so that a learning rate fit for the weights also moves it: -0.4 leaves a later slot 2 % of its weight.
+        # Times 10, so that a learning rate fit for the weights also moves it: -0.4 leaves a later slot 2 % of its
+        # weight.
         self.future = nn.Parameter(torch.full((len(decoder.layers), decoder.heads), -0.4))
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
