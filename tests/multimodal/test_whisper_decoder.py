@@ -107,24 +107,44 @@ def test_cached_pieces_equal_one_causal_pass(reference: Any, pieces: list[int]) 
     torch.testing.assert_close(torch.cat(got, 1), expected, rtol=0, atol=1e-5)
 
 
+def backbone_of(reference: Any, start: tuple[int, ...] = (START,), future: float = 0.0) -> WhisperDecoderBackbone:
+    """A backbone whose heads weigh later slots by `exp(10 * future)`."""
+    backbone = WhisperDecoderBackbone(decoder_of(reference), MASK, start)
+    torch.nn.init.constant_(backbone.future, future)
+    return backbone
+
+
 @torch.no_grad()
-def test_a_slot_is_predicted_from_the_position_before_it(reference: Any) -> None:
-    decoder, memory = decoder_of(reference), draw(1, 9, WIDTH)
+@pytest.mark.parametrize("start", [(START,), (START, 4)])
+@pytest.mark.parametrize("future", [0.0, -100.0])
+def test_a_slot_is_predicted_from_the_position_before_it(reference: Any, start: tuple[int, ...], future: float) -> None:
+    """With the future open by the decoder that sees everything, with the future closed by the causal one."""
+    backbone, memory = backbone_of(reference, start, future), draw(1, 9, WIDTH)
     ids = torch.tensor([[5, MASK, 7]])
-    context = decoder.context(memory, all_of(memory))
-    hidden, _ = decoder(torch.tensor([[START, 5, MASK, 7]]), None, context)
-    got = WhisperDecoderBackbone(decoder, MASK, (START,))(ids, torch.ones_like(ids, dtype=torch.bool), context)
-    torch.testing.assert_close(got[..., :MASK], decoder.logits(hidden[:, :-1])[..., :MASK])
+    context = backbone.context(memory, all_of(memory))
+    text = torch.cat([torch.tensor([start]), ids], 1)
+    hidden, _ = backbone.decoder(text, causal(text.shape[1]) if future else None, context)
+    got = backbone(ids, torch.ones_like(ids, dtype=torch.bool), context)
+    expected = backbone.decoder.logits(hidden[:, len(start) - 1 : -1])
+    torch.testing.assert_close(got[..., :MASK], expected[..., :MASK])
     assert got[..., MASK].tolist() == [[float("-inf")] * 3]
-    two = WhisperDecoderBackbone(decoder, MASK, (START, 4))
-    hidden, _ = decoder(torch.tensor([[START, 4, 5, MASK, 7]]), None, context)
-    got = two(ids, torch.ones_like(ids, dtype=torch.bool), context)
-    torch.testing.assert_close(got[..., :MASK], decoder.logits(hidden[:, 1:-1])[..., :MASK])
+
+
+def test_the_future_starts_faint_and_can_be_learnt(reference: Any) -> None:
+    memory, ids = draw(1, 9, WIDTH), torch.tensor([[5, MASK, 7]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    fresh = WhisperDecoderBackbone(decoder_of(reference), MASK, (START,))
+    closed, opened = (backbone_of(reference, future=f) for f in (-100.0, 0.0))
+    here, past, whole = (b(ids, mask, b.context(memory, all_of(memory)))[..., :MASK] for b in (fresh, closed, opened))
+    assert 0 < (here - past).abs().mean() < 0.2 * (whole - past).abs().mean()
+    here.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert fresh.future.grad is not None
+    assert fresh.future.grad.all(), "every head of every layer has its own"
 
 
 @torch.no_grad()
 def test_every_slot_sees_every_other_and_the_memory(reference: Any) -> None:
-    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START,)), draw(1, 9, WIDTH)
+    backbone, memory = backbone_of(reference), draw(1, 9, WIDTH)
     ids, mask = torch.tensor([[5, MASK, 7, 2]]), torch.ones(1, 4, dtype=torch.bool)
     plain = backbone(ids, mask, backbone.context(memory, all_of(memory)))[0, :, :MASK]
     for slot in range(4):
@@ -170,7 +190,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(sizes: list[tuple[int, int]], see
 
 @torch.no_grad()
 def test_open_windows_and_no_hints_change_nothing(reference: Any) -> None:
-    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START, 4)), draw(1, 9, WIDTH)
+    backbone, memory = backbone_of(reference, (START, 4)), draw(1, 9, WIDTH)
     ids, mask = torch.tensor([[5, MASK, 7, MASK]]), torch.ones(1, 4, dtype=torch.bool)
     context = backbone.context(memory, all_of(memory))
     anywhere = torch.tensor([0.0, torch.inf]).expand(1, 4, 2)
@@ -185,7 +205,7 @@ def test_open_windows_and_no_hints_change_nothing(reference: Any) -> None:
 
 @torch.no_grad()
 def test_a_window_keeps_a_slot_from_what_is_far_away(reference: Any) -> None:
-    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START,)), draw(1, 200, WIDTH)
+    backbone, memory = backbone_of(reference), draw(1, 200, WIDTH)
     ids, mask = torch.tensor([[MASK]]), torch.ones(1, 1, dtype=torch.bool)
     near = torch.tensor([[[20.0, 30.0]]])
     moved = {}
@@ -198,7 +218,7 @@ def test_a_window_keeps_a_slot_from_what_is_far_away(reference: Any) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.floats(0, 30), st.floats(0, 30), st.integers(1, 60))
+@given(st.integers(0, 300).map(lambda n: n / 10), st.integers(0, 300).map(lambda n: n / 10), st.integers(1, 60))
 def test_bias_of_a_window(first: float, length: float, size: int) -> None:
     (bias,) = window_bias(torch.tensor([[[first, first + length]]]), size)[0]
     at = torch.arange(size)
@@ -212,7 +232,7 @@ def test_bias_of_a_window(first: float, length: float, size: int) -> None:
 
 
 def test_text_longer_than_the_positions_is_refused(reference: Any) -> None:
-    backbone, memory = WhisperDecoderBackbone(decoder_of(reference), MASK, (START,)), draw(1, 3, WIDTH)
+    backbone, memory = backbone_of(reference), draw(1, 3, WIDTH)
     ids = torch.zeros(1, POSITIONS, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"text takes {POSITIONS + 1} positions, the model has {POSITIONS}"):
         backbone(ids, torch.ones_like(ids, dtype=torch.bool), backbone.context(memory, all_of(memory)))
