@@ -67,7 +67,7 @@ class ModelContract(ABC):
         for _ in range(steps):
             optimizer.zero_grad()
             loss = self.loss(model, self.items())
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(loss.item())
         return losses
@@ -83,7 +83,7 @@ class ModelContract(ABC):
 
     def test_gradient_reaches_every_trainable_parameter(self) -> None:
         model = self.model()
-        self.loss(model, self.items()).backward()  # type: ignore[no-untyped-call]
+        self.loss(model, self.items()).backward()
         without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
         assert without == []
         assert [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None] == []

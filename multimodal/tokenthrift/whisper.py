@@ -93,7 +93,8 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        parts: Tensor = x.unflatten(2, (self.heads, -1))
+        return parts.transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

@@ -299,6 +299,6 @@ def test_configurations_out_of_range_are_refused(wrong: Any, message: str) -> No
 def test_sizes_are_those_of_the_configuration(whisper: DllmAsr) -> None:
     assert whisper.encoder.conv1.weight.shape == (WIDTH, 80, 3)
     assert len(whisper.encoder.layers) == LAYERS
-    assert whisper.encoder.layers[0].fc1.out_features == FFN
-    assert whisper.encoder.layers[0].self_attn.heads == HEADS
+    first: Any = whisper.encoder.layers[0]
+    assert (first.fc1.out_features, first.self_attn.heads) == (FFN, HEADS)
     assert not any(p.requires_grad for p in whisper.encoder.parameters())

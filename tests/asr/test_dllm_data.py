@@ -141,7 +141,7 @@ def test_training_leaves_development_shards_out(features: Path, tmp_path: Path) 
 @pytest.mark.parametrize("stop", [1, 3, 7])
 def test_a_resumed_run_goes_on_with_the_next_batch(features: Path, tmp_path: Path, stop: int) -> None:
     """Over the end of an epoch, too."""
-    options = {"max_states": 400, "seed": 2}
+    options: dict[str, Any] = {"max_states": 400, "seed": 2}
     whole = train(features, 12, tmp_path / "whole", **options)
     part = train(features, stop, tmp_path / "part", **options)
     rest = train(features, 12, tmp_path / "rest", resume=tmp_path / "part" / "last.ckpt", **options)
@@ -154,7 +154,8 @@ def sequence(features: Path, consumed: int, batches: int) -> list[list[str]]:
     data = DllmAsrDataModule(str(features), max_states=400)
     data.load_state_dict({"consumed": consumed})
     data.setup("fit")
-    loader, texts = data.train_dataloader(), []
+    texts: list[list[str]] = []
+    loader = data.train_dataloader()
     while len(texts) < batches:
         texts += [batch.texts for batch in loader]
     return texts[:batches]

@@ -83,7 +83,7 @@ def write_whisper(folder: Path) -> Path:
         **{f"{side}_ffn_dim": FFN for side in ("encoder", "decoder")},
         max_target_positions=160,
         init_std=0.2,
-        decoder_start_token_id=end + 1,
+        decoder_start_token_id=(end or 0) + 1,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
     )
     with torch.random.fork_rng(devices=[]):

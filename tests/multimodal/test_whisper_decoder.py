@@ -137,7 +137,7 @@ def test_the_future_starts_faint_and_can_be_learnt(reference: Any) -> None:
     closed, opened = (backbone_of(reference, future=f) for f in (-100.0, 0.0))
     here, past, whole = (b(ids, mask, b.context(memory, all_of(memory)))[..., :MASK] for b in (fresh, closed, opened))
     assert 0 < (here - past).abs().mean() < 0.2 * (whole - past).abs().mean()
-    here.square().sum().backward()  # type: ignore[no-untyped-call]
+    here.square().sum().backward()
     assert fresh.future.grad is not None
     assert fresh.future.grad.all(), "every head of every layer has its own"
 

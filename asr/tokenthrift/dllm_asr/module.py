@@ -37,8 +37,8 @@ def trained_weights(source: str) -> dict[str, Tensor]:
         return {f"model.{name}": tensor.float() for name, tensor in tensors.items()}
     data = torch.load(source, map_location="cpu", weights_only=True)
     options = data["hyper_parameters"]
-    parts = ("model.draft.",) if options["train_draft"] else ()
-    parts += ("model.adapter.", "model.backbone.") if options["train_denoiser"] else ()
+    draft = ("model.draft.",) if options["train_draft"] else ()
+    parts = (*draft, "model.adapter.", "model.backbone.") if options["train_denoiser"] else draft
     return {name: weight for name, weight in data["state_dict"].items() if name.startswith(parts)}
 
 

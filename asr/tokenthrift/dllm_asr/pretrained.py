@@ -25,8 +25,10 @@ __all__ = ["assemble"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Parts of the names of configuration fields that do not change what a language model says of a text.
-MEANINGLESS = ("architectures", "cache", "chunk", "classifier", "deterministic", "dropout", "dtype", "initializer")
-MEANINGLESS += ("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version")
+MEANINGLESS = (
+    *("architectures", "cache", "chunk", "classifier", "deterministic", "dropout", "dtype", "initializer"),
+    *("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version"),
+)
 BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its position predicts the first word
 
 

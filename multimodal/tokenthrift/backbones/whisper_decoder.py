@@ -15,6 +15,8 @@ recording and reused in every round.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,8 +80,8 @@ class WhisperDecoder(nn.Module):
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
         """Cross-attention keys and values of all layers, each `(B, heads, N, width / heads)`."""
         memory = zero_padding(memory, memory_mask)
-        states = [part for layer in self.layers for part in layer.encoder_attn.keys_values(memory)]
-        return Context(memory_mask, tuple(states))
+        cross = [cast(DecoderLayer, layer).encoder_attn for layer in self.layers]
+        return Context(memory_mask, tuple(part for block in cross for part in block.keys_values(memory)))
 
     def forward(
         self,
