@@ -24,7 +24,7 @@ import os, sys, time
 import tests.fake_recogniser
 from tokenthrift.transcription.cli import main
 if "SLOW_DISK" in os.environ:
-    os.fsync = lambda descriptor: time.sleep(0.03)
+    os.fsync = lambda descriptor: time.sleep(float(os.environ["SLOW_DISK"]))
 print("ready", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
@@ -284,7 +284,7 @@ def test_killed_while_writing(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     torn = 0
     for count in (1, 5):
-        process = start(*command, out, SLOW_DISK="1")
+        process = start(*command, out, SLOW_DISK="0.03")
         wait_for_files(out, count, process)
         process.kill()
         process.communicate()
@@ -301,7 +301,7 @@ def test_interrupted(model: str, tmp_path: Path) -> None:
     for index in range(12):
         write(tmp_path / "in" / f"{index:02}.wav", voice(1.5))
     out = tmp_path / "out"
-    process = start(tmp_path / "in", "--model", model, "--format", "json", "--out-dir", out, SLOW_DISK="1")
+    process = start(tmp_path / "in", "--model", model, "--format", "json", "--out-dir", out, SLOW_DISK="0.3")
     wait_for_files(out, 3, process)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

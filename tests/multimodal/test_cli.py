@@ -71,7 +71,8 @@ def test_every_command_in_the_table_exists(target: str) -> None:
     assert callable(cli.load(target))
 
 
-@pytest.mark.parametrize("target", cli.SYSTEMS.values())
+# Test helpers add recognisers of their own to the table.
+@pytest.mark.parametrize("target", [t for t in cli.SYSTEMS.values() if t.startswith("tokenthrift.")])
 def test_every_system_in_the_table_is_a_model(target: str) -> None:
     system = cli.load(target)
     assert issubclass(system, HubModel)

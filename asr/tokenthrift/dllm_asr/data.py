@@ -27,6 +27,9 @@ from tokenthrift.dllm_asr.draft import DraftWord
 __all__ = ["Batch", "BatchOrder", "CachedStates", "DllmAsrDataModule", "Utterance"]
 
 
+STEP = 25  # states; utterances whose lengths differ by less share batches at random
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """Encoder states `(n, width)`, the words spoken, and what the CTC head wrote, where that is known."""
@@ -119,21 +122,19 @@ class BatchOrder(Sampler[list[int]]):
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._batches(self.epoch)[: self.count]
+        batches = self._batches(self.epoch)
         skip, self.skip = self.skip, 0
         self.epoch += 1
         yield from batches[skip:]
 
     def _batches(self, epoch: int) -> list[list[int]]:
         rng = random.Random(self.seed * 1_000_003 + epoch)
-        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.9, 1.1))
+        # Lengths in steps: who shares a batch changes from epoch to epoch, how many batches there are does not.
+        steps = [-(-length // STEP) * STEP for length in self.lengths]
         batches: list[list[int]] = []
-        longest = 0
-        for i in order:
-            longest = max(longest, self.lengths[i])
-            if not batches or longest * (len(batches[-1]) + 1) > self.max_states:
+        for i in sorted(range(len(steps)), key=lambda i: (steps[i], rng.random())):
+            if not batches or steps[i] * (len(batches[-1]) + 1) > self.max_states:
                 batches.append([])
-                longest = self.lengths[i]
             batches[-1].append(i)
         rng.shuffle(batches)
         return batches

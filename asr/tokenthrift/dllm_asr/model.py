@@ -185,7 +185,10 @@ class DllmAsr(HubModel):
 
         def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
             near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
-            return cast(Tensor, self.backbone(now, alive, context.select(rows), near, hint))
+            logits = cast(Tensor, self.backbone(now, alive, context.select(rows), near, hint))
+            # A slot that belongs to a word of the draft cannot end the text; only the spare ones after it can.
+            logits[..., end].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
+            return logits
 
         done = denoise(
             predict,
