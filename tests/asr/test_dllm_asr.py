@@ -203,11 +203,46 @@ def test_a_draft_without_doubts_is_the_transcript(whisper: DllmAsr) -> None:
         assert {t.confidence for t in transcript.tokens} == {w.confidence for w in words}
 
 
+@pytest.mark.parametrize("draft", ["confident", "length", "none"])
+def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch, draft: Any) -> None:
+    """A denoiser that wants nothing but the end gets it in spare slots only: all of them where there is no draft."""
+    forward = whisper.backbone.forward
+
+    def eager(*arguments: Tensor) -> Tensor:
+        logits = forward(*arguments)
+        logits[..., vocabulary().eos_id] += 1e3
+        return logits
+
+    monkeypatch.setattr(whisper.backbone, "forward", eager)
+    states, lengths = whisper.encode(AUDIO)
+    transcripts = whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, verify=0.5))
+    assert [bool(t.text) for t in transcripts] == [
+        draft != "none" and bool(words) for words in whisper.drafts(states, lengths)
+    ]
+
+
 def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [[] for _ in lengths])
     (transcript,) = whisper.transcribe([torch.zeros(8000)])
     assert (transcript.text, transcript.tokens, transcript.usage.rounds) == ("", (), 0)
     assert transcript.usage.native == 25
+
+
+def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that would end the text at once still writes something for each word of the draft."""
+    vocab = whisper.vocabulary
+    words = [DraftWord("dog", 0.1, 0.1, 0.2), DraftWord("fox", 0.1, 0.3, 0.4)]
+    (token,) = {t for t in vocab.word("a")}
+    logits = torch.zeros(vocab.size)
+    logits[token], logits[vocab.eos_id] = 20.0, 40.0
+    monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [words])
+    monkeypatch.setattr(whisper.backbone, "forward", lambda ids, *_: logits.repeat(*ids.shape, 1))
+    states, lengths = whisper.encode([speech(1.0, 1)])
+    (canvas,) = whisper.canvases([words], lengths, whisper.config.decode)
+    (done,) = whisper.decode(states, lengths)
+    assert len(done.tokens) == len(canvas.ids) - whisper.config.decode.margin
+    (free,) = whisper.decode(states, lengths, settings=replace(whisper.config.decode, draft="none"))
+    assert not free.tokens
 
 
 @pytest.mark.parametrize("samples", [0, 1, 319, 320, 321])
