@@ -12,7 +12,7 @@ from tokenthrift.dllm_asr.adapter import Adapter, adapted_length, pool_states
 from tokenthrift.dllm_asr.config import AdapterConfig
 
 RATES = st.builds(AdapterConfig, pool=st.integers(1, 4), stride=st.integers(1, 3))
-few = settings(deadline=None, max_examples=40)
+few = settings(deadline=None, max_examples=25)
 
 
 def batch(lengths: list[int], width: int = 6) -> tuple[Tensor, Tensor]:

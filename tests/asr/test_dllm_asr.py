@@ -232,7 +232,7 @@ def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.Monke
     """A denoiser that would end the text at once still writes something for each word of the draft."""
     vocab = whisper.vocabulary
     words = [DraftWord("dog", 0.1, 0.1, 0.2), DraftWord("fox", 0.1, 0.3, 0.4)]
-    (token,) = {t for t in vocab.word("a")}
+    (token,) = set(vocab.word("a"))
     logits = torch.zeros(vocab.size)
     logits[token], logits[vocab.eos_id] = 20.0, 40.0
     monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [words])

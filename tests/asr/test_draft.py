@@ -25,7 +25,7 @@ from tokenthrift.dllm_asr.draft import (
     span_windows,
 )
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=25)
 
 
 def frames(text: str, sure: dict[int, float] | None = None) -> Tensor:

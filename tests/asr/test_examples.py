@@ -16,7 +16,7 @@ from tests.asr.tiny_dllm import vocabulary
 from tokenthrift.dllm_asr.draft import DraftWord, canvas_of, open_slots
 from tokenthrift.dllm_asr.examples import Responses, drafted, padded, responses, spoken_by
 
-few = settings(deadline=None, max_examples=50)
+few = settings(deadline=None, max_examples=25)
 WORDS = ["the", "dog", "jumps", "over", "don't", "unheard", "a", "lazy"]
 MISHEARD = ["dogg", "jum", "thedog", "lays", "o", "dont"]
 Case = tuple[list[str], list[float], list[list[DraftWord]]]

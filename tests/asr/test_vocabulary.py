@@ -20,7 +20,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "wordpiece": write_wordpiece,
 }
 WORD = st.from_regex(r"[a-z]{1,12}('[a-z]{1,3})?", fullmatch=True)
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=25)
 
 
 @pytest.fixture(scope="module", params=KINDS)

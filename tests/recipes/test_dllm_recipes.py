@@ -32,7 +32,7 @@ from tokenthrift.dllm_asr.draft import DraftHead, draft_words
 from tokenthrift.whisper import log_mel, states_of
 
 RATE = 16_000
-few = settings(deadline=None, max_examples=50)
+few = settings(deadline=None, max_examples=25)
 
 
 sentences, features, recordings, synthesise = map(script, ("sentences", "features", "recordings", "synthesise"))

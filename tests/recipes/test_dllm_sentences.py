@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.recipes.dllm_scripts import run, script
 
-few = settings(deadline=None, max_examples=50)
+few = settings(deadline=None, max_examples=25)
 sentences = script("sentences")
 
 
