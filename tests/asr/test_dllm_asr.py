@@ -208,7 +208,7 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
     """A denoiser that wants nothing but the end gets it in spare slots only: all of them where there is no draft."""
     forward = whisper.backbone.forward
 
-    def eager(*arguments: Tensor) -> Tensor:
+    def eager(*arguments: Any) -> Tensor:
         logits = forward(*arguments)
         logits[..., vocabulary().eos_id] += 1e3
         return logits

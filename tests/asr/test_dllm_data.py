@@ -123,9 +123,14 @@ class Recorder(L.LightningModule):
 
 def train(features: Path, steps: int, folder: Path, resume: Path | None = None, **options: Any) -> list[list[str]]:
     """The batches of a run up to `steps`, which leaves a checkpoint in `folder`."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     save = L.pytorch.callbacks.ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_top_k=0)
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[save], **quiet)  # type: ignore[arg-type]
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[save], **quiet)
     module = Recorder()
     trainer.fit(module, datamodule=DllmAsrDataModule(str(features), **options), ckpt_path=resume)
     return module.texts

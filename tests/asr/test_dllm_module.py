@@ -83,14 +83,15 @@ def fit(
     validate: int = 4,
 ) -> tuple[list[float], L.Trainer]:
     """Losses of a run; with a folder, a checkpoint of every third step."""
-    losses: list[L.Callback] = [Losses()]
+    losses = Losses()
+    callbacks: list[L.Callback] = [losses]
     if folder is not None:
-        losses.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
-        callbacks=losses,
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=folder is not None,
         enable_progress_bar=False,
@@ -102,7 +103,7 @@ def fit(
     )
     data = DllmAsrDataModule(str(features), max_states=400)
     trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return losses[0].values, trainer  # type: ignore[attr-defined]
+    return losses.values, trainer
 
 
 def weights_of(module: DllmAsrModule, part: str) -> dict[str, Tensor]:
@@ -171,7 +172,7 @@ def batches_of(features: Path) -> list[Batch]:
     return list(data.train_dataloader())
 
 
-def test_only_what_is_trained_gets_gradients(whisper: Path, features: Path) -> None:
+def test_only_what_is_trained_gets_gradients(whisper: Path, features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batches_of(features)[0]
     for options, trained in (
         ({"train_denoiser": False}, {"draft"}),
@@ -179,7 +180,7 @@ def test_only_what_is_trained_gets_gradients(whisper: Path, features: Path) -> N
         ({"train_draft": False, "stride": 2}, {"adapter", "backbone"}),
     ):
         module = module_of(whisper, **options)
-        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
         module.training_step(batch, 0).backward()
         got = {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None}
         assert got == trained

@@ -66,8 +66,8 @@ class DraftHead(nn.Module):
         mask = None if bool(valid.all()) else valid[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        logits = self.output(self.norm(x)).unflatten(2, (2, -1)).flatten(1, 2)[:, :frames]
-        return logits.float().log_softmax(-1)  # type: ignore[no-any-return]
+        logits: Tensor = self.output(self.norm(x)).unflatten(2, (2, -1)).flatten(1, 2)[:, :frames]
+        return logits.float().log_softmax(-1)
 
 
 def character_ids(text: str) -> list[int]:
