@@ -107,6 +107,7 @@ def whisper(folder: str) -> System:
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 
     lm = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    lm.generation_config.max_length = None  # max_new_tokens says it
     features = WhisperFeatureExtractor(feature_size=lm.config.num_mel_bins)
     tokenizer = WhisperTokenizerFast.from_pretrained(folder)
     start = torch.tensor([[50_257, 50_362]])  # <|startoftranscript|> <|notimestamps|> of the English models
