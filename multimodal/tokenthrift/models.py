@@ -139,7 +139,8 @@ def _budgets(model: HubModel) -> list[str]:
             words.append(f"at most {support.max_tokens} tokens")
         if support.choices is not None:
             words.append(f"one of {', '.join(map(str, support.choices))} tokens")
-        lines.append("tokens      " + ", ".join(sorted(support.fields)) + (f" ({'; '.join(words)})" if words else ""))
+        honoured = ", ".join(sorted(support.fields)) or "no ceilings, the rate is fixed"
+        lines.append("tokens      " + honoured + (f" ({'; '.join(words)})" if words else ""))
     if hasattr(model, "transcribe"):
         lines.append("decoding    " + ", ".join(field.name for field in fields(DecodeBudget)))
     return lines

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
-from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.budget import BudgetSupport, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig
 from tokenthrift.dllm_asr.denoise import denoise
@@ -76,6 +76,7 @@ class DllmAsr(HubModel):
     config_class: ClassVar[type] = DllmAsrConfig
     asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
     config: DllmAsrConfig
+    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset())  # the adapter's rate is fixed: see `plan`
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
 
