@@ -20,8 +20,10 @@ from tests.media_files import encode, voice, write
 from tokenthrift import cli
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 import tests.fake_recogniser
+# A shell that runs the tests in the background leaves SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tokenthrift.transcription.cli import main
 if "SLOW_DISK" in os.environ:
     os.fsync = lambda descriptor: time.sleep(float(os.environ["SLOW_DISK"]))
