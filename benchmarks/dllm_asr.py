@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
     parser.add_argument("--public", type=Path, default=ROOT / ".." / "shared" / "data", help="holds lj/ and fsdd.tar")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all there are)")
+    parser.add_argument("--systems", nargs="+", help="measure only these, by the names in the table (default: all)")
     parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -237,6 +238,9 @@ def main() -> None:
         rival = AutoregressiveDecoder.from_pretrained(arguments.rival)
         systems["autoregressive, same size"] = autoregressive(model, rival)
     systems["Whisper tiny.en"] = whisper(whisper_folder)
+    if unknown := set(arguments.systems or ()) - set(systems):
+        parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(systems)}")
+    systems = {name: system for name, system in systems.items() if name in (arguments.systems or systems)}
     results = []
     sets = [s for s in arguments.sets if (arguments.data / "test" / s).is_dir()]
     for name in sets:
