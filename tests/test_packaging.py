@@ -114,7 +114,7 @@ def test_every_module_of_the_wheel_imports_elsewhere(elsewhere: Path, tmp_path: 
     """All of them in one process, from the wheel, and no optional dependency for the asking at import."""
     code = f"""
 import builtins, importlib, pkgutil, sys
-sys.path[:] = [{str(elsewhere)!r}, *[p for p in sys.path if not p.startswith({str(ROOT)!r})]]
+sys.path[:] = [{str(elsewhere)!r}, *[p for p in sys.path if p not in {[str(source.parent) for source in SOURCES]!r}]]
 optional, plain_import = {import_names(optional())!r}, builtins.__import__
 
 def guarded(name, globals=None, *rest, **named):
