@@ -22,6 +22,9 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Use": {
         "transcribe": ("tokenthrift.transcription.cli:main", "write transcripts of recordings"),
     },
+    "Judge (a report with tables and plots)": {
+        "evaluate": ("tokenthrift.evaluation.cli:main", "measure a model against its rivals at equal tokens"),
+    },
     "Models (a folder, or owner/name on the Hugging Face Hub)": {
         "info": ("tokenthrift.models:info", "show what a model is and which budgets it honours"),
         "push": ("tokenthrift.models:push", "upload a model's folder to the Hub"),
@@ -35,6 +38,9 @@ CONVERTERS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
 }
+
+# What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
+EVALUATORS: Final[dict[str, str]] = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,1 +1,3 @@
-"""Metrics, and tables of quality against tokens: `wer` (word and character error rates of transcripts)."""
+"""Quality against tokens: `wer` (error rates of transcripts), `statistics` (intervals of means), `report` (tables and
+plots as files), `cli` (`tokenthrift evaluate SYSTEM`).
+"""
