@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenthrift.transcription.inputs import InputError, find_recordings
+from tokenthrift.media.files import FoundFile, InputError, find_files
+from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 from tokenthrift.transcription.references import ManifestError, read_references
 from tokenthrift.transcription.results import Transcription, total_usage
 
@@ -23,6 +25,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def find_recordings(arguments: Iterable[str]) -> list[FoundFile]:
+    return find_files(arguments, MEDIA_SUFFIXES, "recording")
 
 
 def found(*arguments: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ from rich.text import Text
 
 from tokenthrift.budget import BudgetError, DecodeBudget
 from tokenthrift.evaluation.wer import ErrorCount
-from tokenthrift.transcription.inputs import InputError, find_recordings
+from tokenthrift.media.files import InputError, find_files
+from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 from tokenthrift.transcription.references import ManifestError, References, read_references
 from tokenthrift.transcription.report import Bar, Tally, print_summary, results_table
 from tokenthrift.transcription.results import Transcription
@@ -136,7 +137,7 @@ def _write(result: Transcription, files: dict[str, Path]) -> Transcription:
 
 def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
     """What there is to do, and how many recordings have all their files already."""
-    recordings = find_recordings(arguments.input)
+    recordings = find_files(arguments.input, MEDIA_SUFFIXES, "recording")
     if arguments.out_dir is None:
         if arguments.format:
             raise ValueError("--format says which files to write, so it needs --out-dir")
@@ -176,8 +177,7 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
     limits = (arguments.max_new_tokens, arguments.max_rounds, arguments.confidence_threshold)
     budget = None
     if any(limit is not None for limit in limits):
-        threshold = DecodeBudget().confidence_threshold if limits[2] is None else limits[2]
-        budget = DecodeBudget(max_new_tokens=limits[0], max_rounds=limits[1], confidence_threshold=threshold)
+        budget = DecodeBudget(max_new_tokens=limits[0], max_rounds=limits[1], confidence_threshold=limits[2])
     with console.status(f"loading {escape(arguments.model)}"):
         import torch
 

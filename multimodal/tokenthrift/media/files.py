@@ -1,10 +1,10 @@
-"""Files, folders and patterns to recordings, and a place for the output of each.
+"""Files, folders and patterns to the files of a medium, and a place for the output of each.
 
 A file that is named is always tried, whatever its suffix. A folder is walked with its subfolders; a pattern that the
-shell did not expand is expanded here, `**` included; both take only known sound and video suffixes and nothing hidden.
-An argument that leads to nothing is an error before any work starts: a misspelt name is better found now than after
-the night. Output names mirror the folders below what was given, and two recordings never share one: WhisperX writes by
-base name alone, so that `a/x.wav` overwrites `b/x.wav`.
+shell did not expand is expanded here, `**` included; both take only the suffixes of the medium and nothing hidden. An
+argument that leads to nothing is an error before any work starts: a misspelt name is better found now than after the
+night. Output names mirror the folders below what was given, and two files never share one: WhisperX writes by base name
+alone, so that `a/x.wav` overwrites `b/x.wav`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenthrift.media.suffixes import MEDIA_SUFFIXES
-
-__all__ = ["InputError", "Recording", "find_recordings"]
+__all__ = ["FoundFile", "InputError", "find_files"]
 
 
 class InputError(ValueError):
-    """An argument that names no recording."""
+    """An argument that names no file of the medium."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """A file to transcribe.
+class FoundFile:
+    """A file to work on.
 
     Attributes:
         path: The file, as it was named.
@@ -38,34 +36,36 @@ class Recording:
     output: Path
 
 
-def find_recordings(arguments: Iterable[str]) -> list[Recording]:
-    """Finds all recordings; one that is named twice appears once, at its first place.
+def find_files(arguments: Iterable[str], suffixes: Collection[str], noun: str) -> list[FoundFile]:
+    """Finds all files of a medium; one that is named twice appears once, at its first place.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`. A path that exists is never taken for a
             pattern.
+        suffixes: Those of the medium, in lower case, with their dots.
+        noun: What messages call such a file.
 
     Returns:
-        Recordings in the order of the arguments, sorted by path within a folder or pattern, each with its own output.
+        Files in the order of the arguments, sorted by path within a folder or pattern, each with its own output.
 
     Raises:
-        InputError: An argument does not exist, matches nothing or holds no recording; all such are named.
+        InputError: An argument does not exist, matches nothing or holds no file of the medium; all such are named.
     """
     found: dict[str, tuple[Path, Path]] = {}
     problems = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            base, problem = path, f"{argument}: a folder without recordings"
+            base, problem = path, f"{argument}: a folder without {noun}s"
             try:
-                paths = sorted(_walk(path))
+                paths = sorted(_walk(path, suffixes))
             except OSError as error:
                 paths, problem = [], f"{error.filename}: cannot be read: {error.strerror}"
         elif os.path.lexists(path):
             base, paths, problem = path.parent, [path], ""
         elif glob.has_magic(argument):
-            base, paths = _fixed_part(argument), sorted(_expand(argument))
-            problem = f"{argument}: no recording matches this pattern"
+            base, paths = _fixed_part(argument), sorted(_expand(argument, suffixes))
+            problem = f"{argument}: no {noun} matches this pattern"
         else:
             base, paths, problem = path, [], f"{argument}: no such file or folder"
         if not paths:
@@ -80,11 +80,11 @@ def find_recordings(arguments: Iterable[str]) -> list[Recording]:
         # The same path below two arguments: mirror from the folder that holds them all.
         root = os.path.commonpath([os.path.dirname(path) for path in found])
         outputs = [Path(os.path.relpath(path, root)) for path in found]
-    return [Recording(path, output) for path, output in zip(paths, _without_suffixes(outputs), strict=True)]
+    return [FoundFile(path, output) for path, output in zip(paths, _without_suffixes(outputs), strict=True)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Recordings in a folder and below; links to folders are not followed, since they may lead back."""
+def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Files of the medium in a folder and below; links to folders are not followed, since they may lead back."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -92,18 +92,18 @@ def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if _is_recording(name):
+            if _is_one(name, suffixes):
                 yield Path(parent, name)
 
 
-def _expand(pattern: str) -> Iterator[Path]:
+def _expand(pattern: str, suffixes: Collection[str]) -> Iterator[Path]:
     for match in glob.iglob(pattern, recursive=True):
-        if _is_recording(os.path.basename(match)) and not os.path.isdir(match):
+        if _is_one(os.path.basename(match), suffixes) and not os.path.isdir(match):
             yield Path(match)
 
 
-def _is_recording(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
+def _is_one(name: str, suffixes: Collection[str]) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -114,7 +114,7 @@ def _fixed_part(pattern: str) -> Path:
 
 
 def _without_suffixes(paths: Sequence[Path]) -> list[Path]:
-    """Output names: the suffix goes, except where that would make two recordings of a folder the same."""
+    """Output names: the suffix goes, except where that would make two files of a folder the same."""
     stems = Counter(path.with_suffix("") for path in paths)
     crowded = {stem.parent for stem, count in stems.items() if count > 1}
     return [path if path.parent in crowded else path.with_suffix("") for path in paths]
