@@ -150,8 +150,8 @@ class DecodeBudget:
     """Most tokens to write; None leaves it to the draft or to the model's canvas."""
     max_rounds: int | None = None
     """Most forward passes of the denoiser; None runs until every token is committed."""
-    confidence_threshold: float = 0.9
-    """Probability from which a token is committed in a round, above 0 and at most 1."""
+    confidence_threshold: float | None = None
+    """Probability from which a token is committed in a round, above 0 and at most 1; None is the model's own."""
 
     def __post_init__(self) -> None:
         _check_int(self, "max_new_tokens", 1)
@@ -303,7 +303,7 @@ def _check_float(
     budget: TokenBudget | DecodeBudget, name: str, *, at_most: float = math.inf, zero: bool = False
 ) -> None:
     value = getattr(budget, name)
-    if value is None and name != "confidence_threshold":
+    if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value > at_most or not (value > 0 or (zero and value == 0)):

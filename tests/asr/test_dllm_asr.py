@@ -187,8 +187,10 @@ def test_the_threshold_is_kept(model: DllmAsr) -> None:
     assert sum(t.usage.rounds for t in careful) > sum(t.usage.rounds for t in bold)
     config = model.config
     try:
-        for one, other in zip(model.with_decoding(confidence_threshold=1e-6).transcribe(AUDIO), bold, strict=True):
-            alike(one, other)
+        model.with_decoding(confidence_threshold=1e-6)
+        for budget in (None, DecodeBudget(), DecodeBudget(max_rounds=9)):  # a budget without one leaves it to the model
+            for one, other in zip(model.transcribe(AUDIO, budget), bold, strict=True):
+                alike(one, other)
     finally:
         model.config = config
 

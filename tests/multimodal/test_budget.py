@@ -121,8 +121,8 @@ def test_budgets_round_trip_through_json_and_yaml(budget: TokenBudget, error: fl
     assert pickle.loads(pickle.dumps(budget)) == budget
 
 
-@given(st.none() | st.integers(1, 99), st.none() | st.integers(1, 99), SHARES)
-def test_decode_budgets_round_trip(tokens: int | None, rounds: int | None, threshold: float) -> None:
+@given(st.none() | st.integers(1, 99), st.none() | st.integers(1, 99), st.none() | SHARES)
+def test_decode_budgets_round_trip(tokens: int | None, rounds: int | None, threshold: float | None) -> None:
     budget = DecodeBudget(max_new_tokens=tokens, max_rounds=rounds, confidence_threshold=threshold)
     assert DecodeBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
 

@@ -119,6 +119,7 @@ def denoise(
     mask_id: int,
     eos_id: int,
     budget: DecodeBudget,
+    threshold: float = 0.9,
     prune: Prune = "every",
     verify: float | None = None,
     delete_id: int | None = None,
@@ -135,6 +136,7 @@ def denoise(
         eos_id: id that ends the text.
         budget: `confidence_threshold` and `max_rounds`; `max_new_tokens` is the width of the canvas, which the caller
             chooses.
+        threshold: used where the budget names none.
         prune: when a decided EOS removes itself and all slots right of it.
         verify: probability in (0, 1]; a draft token that the model gives less in the first round becomes open in that
             round. Rows with nothing but draft then run one round too. None trusts the draft.
@@ -144,6 +146,7 @@ def denoise(
     confidence = torch.full(ids.shape, float("nan"), dtype=torch.float64, device=ids.device)
     lengths, rounds = mask.sum(1), torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     running = mask.any(1) if verify is not None else (mask & (ids == mask_id)).any(1)
+    threshold = threshold if budget.confidence_threshold is None else budget.confidence_threshold
     last = budget.max_rounds if budget.max_rounds is not None else ids.shape[1]
     forwards = 0
     while forwards < last and bool(running.any()):
@@ -162,7 +165,7 @@ def denoise(
             sure[seen] = own
             if verify is not None:
                 undecided |= alive & (sure < verify)
-        fixed = commit(likely, undecided, budget.confidence_threshold) if forwards < last else undecided
+        fixed = commit(likely, undecided, threshold) if forwards < last else undecided
         now = torch.where(fixed, token, now.masked_fill(undecided, mask_id))
         sure = torch.where(fixed, likely, sure)
 

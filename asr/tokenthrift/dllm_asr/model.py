@@ -169,7 +169,7 @@ class DllmAsr(HubModel):
             settings: how to decode, in place of the model's own.
         """
         settings = settings or self.config.decode
-        budget = budget or DecodeBudget(confidence_threshold=settings.confidence_threshold)
+        budget = budget or DecodeBudget()
         canvases = self.canvases(self.drafts(states, lengths), lengths, settings)
         canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
         width = max(1, *(len(c.ids) for c in canvases))
@@ -199,6 +199,7 @@ class DllmAsr(HubModel):
             eos_id=self.vocabulary.eos_id,
             delete_id=self.vocabulary.delete_id,
             budget=budget,
+            threshold=settings.confidence_threshold,
             prune=settings.prune,
             verify=settings.verify or None,
         )
