@@ -1,0 +1,112 @@
+"""The token codebook: cosine vector quantisation with a remedy for dead codes.
+
+Source: KARL (arXiv 2507.07995), section 3: 4096 codes of 12 numbers; token and code are normalised to length 1, the
+nearest code is the one of the largest cosine, and the gradient goes straight through.
+
+What differs: the published code never restarts a code that nobody uses. Here the quantiser counts, in training, how
+often each code is chosen (a decaying mean that is saved and resumed with the model), and `restart` moves the dead ones
+onto tokens of the current batch. Padding is neither quantised nor counted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CosineQuantiser", "Quantised"]
+
+COMMITMENT = 0.25
+DECAY = 0.99  # of the mean use of a code, for each batch
+
+
+class Quantised(NamedTuple):
+    """Tokens as the decoder reads them."""
+
+    values: Tensor
+    """`(B, T, token_width)`; zero in padding."""
+    codes: Tensor | None
+    """`(B, T)` int64, -1 in padding; None for continuous tokens."""
+    loss: Tensor
+    """Scalar; 0 for continuous tokens."""
+
+
+class CosineQuantiser(nn.Module):
+    """A codebook on the unit sphere.
+
+    Args:
+        codes: entries.
+        width: numbers in a token.
+    """
+
+    usage: Tensor
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(torch.empty(codes, width).uniform_(-1, 1) / codes)
+        self.register_buffer("usage", torch.ones(codes))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Quantised:
+        """Quantises tokens, in float32 whatever the surrounding precision.
+
+        Args:
+            tokens: `(B, T, width)`; what padding holds is not read.
+            mask: `(B, T)` bool, True where a token is real.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            unit = F.normalize(tokens[mask].float(), dim=-1)
+            book = F.normalize(self.codebook.float(), dim=-1)
+            chosen = nearest(unit.detach(), book.detach())
+            found = F.embedding(chosen, book)
+            if len(chosen):
+                loss = F.mse_loss(found, unit.detach()) + COMMITMENT * F.mse_loss(unit, found.detach())
+            else:
+                loss = unit.sum() + 0 * book.sum()
+            if self.training:
+                self._count(chosen)
+            # The value is the code itself, bit for bit, so that decoding codes gives the image that tokens gave.
+            straight = found.detach() + (unit - unit.detach())
+            values = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask[..., None], straight)
+        codes = torch.full(mask.shape, -1, device=mask.device).masked_scatter(mask, chosen)
+        return Quantised(values.to(tokens.dtype), codes, loss)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The values of codes `(...)` int64, `(..., width)`; zero for -1."""
+        values = F.normalize(self.codebook.float(), dim=-1).to(self.codebook.dtype)[codes.clamp(min=0)]
+        return values.masked_fill((codes < 0)[..., None], 0)
+
+    @torch.no_grad()
+    def _count(self, chosen: Tensor) -> None:
+        counts = torch.bincount(chosen, minlength=len(self.usage)).to(self.usage.dtype)
+        share = counts * (len(self.usage) / max(1, len(chosen)))
+        self.usage.lerp_(share, 1 - DECAY)
+
+    @torch.no_grad()
+    def restart(
+        self, tokens: Tensor, mask: Tensor, threshold: float = 0.01, generator: torch.Generator | None = None
+    ) -> int:
+        """Moves dead codes onto tokens that are in use now.
+
+        Args:
+            tokens: `(B, T, width)` of the current batch, before quantisation.
+            mask: `(B, T)` bool, True where a token is real.
+            threshold: a code is dead where its mean use is below this share of the average code's.
+            generator: picks the tokens; on the CPU.
+
+        Returns:
+            How many codes moved.
+        """
+        dead = (self.usage < threshold).nonzero().flatten()
+        found = tokens[mask]
+        picks = torch.randperm(len(found), generator=generator)[: len(dead)].to(found.device)
+        dead = dead[: len(picks)]
+        self.codebook[dead] = F.normalize(found[picks].float(), dim=-1).to(self.codebook.dtype)
+        self.usage[dead] = 1.0
+        return len(dead)
+
+
+def nearest(unit: Tensor, book: Tensor) -> Tensor:
+    """Index of the largest cosine: `(N, D)` and `(K, D)`, both of length 1, to `(N,)` int64."""
+    return (unit @ book.T).argmax(-1)

@@ -1,0 +1,107 @@
+"""The base tokenizer that KARL's default uses: MaskGIT's VQGAN.
+
+Source: MaskGIT (arXiv 2202.04200), in the form that MAGE trained on ImageNet; KARL (arXiv 2507.07995), section 3.
+KARL reads the features *before* quantisation and predicts codes; the features it decodes are the mean of the codebook
+under the predicted probabilities, never one code.
+
+What differs: the published code flattens channel-first features as if they were channel-last, which mixes channels and
+positions and only runs where both are 256. Here that is `released=True`; otherwise a row is a position, for any grid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenthrift.karl.config import BaseConfig
+from tokenthrift.karl.convolution import ConvDecoder, ConvEncoder
+
+__all__ = ["BaseCodes", "Vqgan"]
+
+
+class BaseCodes(NamedTuple):
+    """Quantised features of the base tokenizer, for training it."""
+
+    features: Tensor
+    """`(B, C, h, w)`, with the gradient of what was quantised."""
+    codes: Tensor
+    """`(B, h * w)` int64."""
+    loss: Tensor
+    """Codebook and commitment loss."""
+
+
+class Vqgan(nn.Module):
+    """Images to a grid of features and back, with a codebook for the targets.
+
+    Args:
+        config: sizes; `kind` "vqgan".
+        released: compute as the published code does.
+    """
+
+    def __init__(self, config: BaseConfig, *, released: bool = False) -> None:
+        super().__init__()
+        self.config, self.released = config, released
+        self.encoder = ConvEncoder(config)
+        self.decoder = ConvDecoder(config)
+        self.codebook = nn.Parameter(torch.empty(config.codes, config.latent).uniform_(-1, 1) / config.codes)
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Continuous features, before quantisation.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1].
+            generator: not needed; the VAE's encoder is random.
+
+        Returns:
+            `(B, latent, H / factor, W / factor)`.
+        """
+        return cast(Tensor, self.encoder(images))
+
+    def decode(self, features: Tensor) -> Tensor:
+        """`(B, latent, h, w)` to images `(B, 3, h * factor, w * factor)`, about [0, 1], not clipped."""
+        return cast(Tensor, self.decoder(features))
+
+    def rows(self, features: Tensor) -> Tensor:
+        """`(B, latent, h, w)` to what the latent-distillation encoder reads, `(B, h * w, latent)`."""
+        if self.released:
+            return features.reshape(len(features), -1, self.config.latent)
+        return features.flatten(2).transpose(1, 2)
+
+    def targets_of(self, features: Tensor) -> Tensor:
+        """Nearest codes `(B, h * w)` int64 of features `(B, latent, h, w)`."""
+        rows = features.flatten(2).transpose(1, 2).float()
+        codebook = self.codebook.float()
+        # ||z||^2 is the same for all codes of a row and is left out.
+        distance = codebook.square().sum(1) - 2 * rows @ codebook.T
+        return distance.argmin(-1)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """`targets_of` images `(B, 3, H, W)`."""
+        return self.targets_of(self.encode(images))
+
+    def features_of(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The mean code under predicted probabilities.
+
+        Args:
+            output: logits `(B, h * w, codes)`.
+            grid: `(h, w)`.
+
+        Returns:
+            `(B, latent, h, w)`.
+        """
+        mean = output.softmax(-1) @ self.codebook.to(output.dtype)
+        return mean.transpose(1, 2).reshape(len(output), -1, *grid)
+
+    def quantise(self, features: Tensor) -> BaseCodes:
+        """Quantised features for training the base tokenizer itself.
+
+        Args:
+            features: `(B, latent, h, w)` as `encode` gives them.
+        """
+        codes = self.targets_of(features)
+        found = F.embedding(codes, self.codebook).transpose(1, 2).reshape(features.shape)
+        loss = F.mse_loss(found, features.detach()) + 0.25 * F.mse_loss(features, found.detach())
+        return BaseCodes(features + (found - features).detach(), codes, loss)
