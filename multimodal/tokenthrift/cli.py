@@ -21,6 +21,8 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Use": {
         "transcribe": ("tokenthrift.transcription.cli:main", "write transcripts of recordings"),
+        "tokenize": ("tokenthrift.tokenize:tokenize", "turn pictures or clips into tokens under a budget"),
+        "plan": ("tokenthrift.tokenize:plan", "say what they will cost at most, before anything runs"),
     },
     "Judge (a report with tables and plots)": {
         "evaluate": ("tokenthrift.evaluation.cli:main", "measure a model against its rivals at equal tokens"),
@@ -39,6 +41,8 @@ CONVERTERS: Final = {
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
 }
 
+# What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.
+FILE_TOKENIZERS: Final[dict[str, str]] = {}
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
 EVALUATORS: Final[dict[str, str]] = {}
 
