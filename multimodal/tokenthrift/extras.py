@@ -11,6 +11,7 @@ from typing import Final
 # Import name of every optional dependency and the extra in pyproject.toml that brings it.
 EXTRAS: Final = {
     "av": "audio",
+    "cv2": "lips",
     "decord": "video",
     "jiwer": "evaluation",
     "matplotlib": "evaluation",

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from tokenthrift import extras
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTIONS = {"PIL": "pillow", "whisper": "openai-whisper"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "whisper": "openai-whisper"}
 
 
 def test_an_installed_one_is_imported() -> None:
