@@ -1,0 +1,122 @@
+"""Byte strings of tokens: they round-trip, cost what is said, keep to a budget, and damage is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tokenthrift.budget import BudgetError
+from tokenthrift.karl.bits import BitFormat, BitStringError, lengths_within, read_codes, write_codes
+from tokenthrift.karl.config import KarlConfig
+
+formats = st.builds(BitFormat, st.integers(2, 5000), st.integers(1, 300), st.booleans())
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[BitFormat, Tensor, Tensor]:
+    layout = draw(formats)
+    seed, images = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 5))
+    random = torch.Generator().manual_seed(seed)
+    codes, positions = torch.full((images, layout.native), -1), torch.full((images, layout.native), -1)
+    for row in range(images):
+        count = int(torch.randint(1, layout.native + 1, (1,), generator=random))
+        where = torch.randperm(layout.native, generator=random)[:count].sort().values
+        codes[row, :count] = torch.randint(layout.codes, (count,), generator=random)
+        positions[row, :count] = torch.arange(count) if layout.prefix else where
+    width = int((codes >= 0).sum(1).max())
+    return layout, codes[:, :width], positions[:, :width]
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches())
+def test_round_trip_at_the_stated_price(batch: tuple[BitFormat, Tensor, Tensor]) -> None:
+    layout, codes, positions = batch
+    data = write_codes(codes, positions, layout)
+    assert 8 * len(data) == layout.string_bits((codes >= 0).sum(1).tolist())
+    got = read_codes(data, layout)
+    assert torch.equal(got[0], codes)
+    assert torch.equal(got[1], positions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches(), st.data())
+def test_damage_is_found(batch: tuple[BitFormat, Tensor, Tensor], data: st.DataObject) -> None:
+    layout, codes, positions = batch
+    whole = write_codes(codes, positions, layout)
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    with pytest.raises(BitStringError):
+        read_codes(cut, layout)
+    flipped = bytearray(whole)
+    # A CRC finds every burst of up to its own length.
+    flipped[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BitStringError):
+        read_codes(bytes(flipped), layout)
+    with pytest.raises(BitStringError):
+        read_codes(whole + b"\0", layout)
+
+
+def test_another_model_does_not_read_it() -> None:
+    layout = BitFormat(4096, 256, True)
+    data = write_codes(torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 2]]), layout)
+    for other in (BitFormat(2048, 256, True), BitFormat(4096, 128, True), BitFormat(4096, 256, False)):
+        with pytest.raises(BitStringError, match="another kind of model"):
+            read_codes(data, other)
+    with pytest.raises(BitStringError, match="version 2"):
+        read_codes(b"\x02" + data[1:], layout)
+
+
+@settings(max_examples=50, deadline=None)
+@given(formats, st.integers(0, 70_000))
+def test_a_budget_is_kept_and_used(layout: BitFormat, bits: int) -> None:
+    try:
+        tokens = layout.tokens_within(bits)
+    except BudgetError:
+        assert layout.string_bits([1]) > bits
+        return
+    assert layout.string_bits([tokens]) <= bits
+    assert tokens == layout.native or layout.string_bits([tokens + 1]) > bits
+
+
+def test_the_price_of_a_token() -> None:
+    layout = BitFormat.of(KarlConfig())
+    assert (layout.code_bits, layout.length_bits) == (12, 8)
+    assert layout.cost(32) == 8 + 12 * 32
+    subset = BitFormat.of(replace(KarlConfig(), halting="subset"))
+    assert subset.cost(32) == layout.cost(32) + 256
+    with pytest.raises(BudgetError, match="continuous"):
+        BitFormat.of(replace(KarlConfig(), codes=None))
+
+
+@pytest.mark.parametrize(
+    ("codes", "positions"),
+    [([[-1, -1]], [[-1, -1]]), ([[7, 16]], [[0, 1]]), ([[1, 2]], [[0, 2]]), ([[1, 2]], [[1, 0]]), ([[3]], [[8]])],
+)
+def test_what_cannot_be_written(codes: list[list[int]], positions: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="codes|positions|first"):
+        write_codes(torch.tensor(codes), torch.tensor(positions), BitFormat(16, 8, True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 40), st.integers(0, 4000))
+def test_one_threshold_for_a_set(seed: int, images: int, width: int, bits: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, width, generator=random)
+    counts = torch.randint(1, width + 1, (images, 1), generator=random)
+    mask = torch.arange(width) < counts
+    layout = BitFormat(4096, 64, True)
+    try:
+        lengths = lengths_within(logits, mask, bits, layout)
+    except BudgetError:
+        assert layout.string_bits([1] * images) > bits
+        return
+    assert layout.string_bits(lengths.tolist()) <= bits
+    assert (lengths >= 1).all()
+    assert (lengths <= counts[:, 0]).all()
+    # More bits never take a token from any image.
+    more = lengths_within(logits, mask, bits + 100, layout)
+    assert (more >= lengths).all()

@@ -1,0 +1,240 @@
+"""A budget in bits, and the byte string that keeps to it.
+
+Source: KARL (arXiv 2507.07995) counts tokens and nothing else. Its kept tokens may be any subset, so a decoder also
+needs the list of which: at 32 of 256 tokens, a third more than the codes alone take, if that list is coded well. With
+prefix halting (`KarlConfig.halting`) a count is enough. Everything a decoder needs is in the string and is counted.
+
+The string: a byte for the version and kind, the number of images (7 bits a byte, high bit: more follow), the images one
+after the other without alignment, zeros up to a whole byte, and a CRC-16 of it all that starts from the model's sizes,
+so that a string of another kind of model does not pass. An image is its number of tokens minus 1, for subset halting a
+bit for each native token, and the codes. Continuous tokens have no codes, hence no bits.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenthrift.budget import BudgetError
+from tokenthrift.karl.config import KarlConfig
+
+__all__ = ["BitFormat", "BitStringError", "lengths_within", "read_codes", "write_codes"]
+
+_VERSION: Final = 1
+_SUBSET: Final = 0x80
+_FRAME_BYTES: Final = 3  # version and checksum
+
+Bits = NDArray[np.uint8]
+
+
+class BitStringError(ValueError):
+    """A byte string that is damaged, cut short, or not one of this kind of model."""
+
+
+@dataclass(frozen=True, slots=True)
+class BitFormat:
+    """How an image of a model is written.
+
+    Attributes:
+        codes: entries of the codebook.
+        native: most tokens of an image.
+        prefix: whether the kept tokens are always the first ones.
+    """
+
+    codes: int
+    native: int
+    prefix: bool
+
+    @classmethod
+    def of(cls, config: KarlConfig) -> BitFormat:
+        """The format of a model.
+
+        Raises:
+            BudgetError: its tokens are continuous.
+        """
+        if config.codes is None:
+            raise BudgetError("bits of continuous tokens", "a model with a token codebook", "max_tokens")
+        return cls(config.codes, config.max_tokens, config.halting == "prefix")
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code."""
+        return (self.codes - 1).bit_length()
+
+    @property
+    def length_bits(self) -> int:
+        """Bits that say which tokens there are, whatever their number."""
+        return (self.native - 1).bit_length() + (0 if self.prefix else self.native)
+
+    def cost(self, tokens: int) -> int:
+        """Bits of one image, its share of the string's frame not included."""
+        return self.length_bits + tokens * self.code_bits
+
+    def string_bits(self, counts: Sequence[int]) -> int:
+        """Bits of the whole byte string of images with these token counts."""
+        body = sum(map(self.cost, counts))
+        return 8 * (_FRAME_BYTES + len(_varint(len(counts))) + (body + 7) // 8)
+
+    def tokens_within(self, bits: int) -> int:
+        """The most tokens for which the string of one image takes no more than `bits`.
+
+        Raises:
+            BudgetError: not even one token fits.
+        """
+        body = bits // 8 * 8 - 8 * (_FRAME_BYTES + 1)
+        tokens = min(self.native, (body - self.length_bits) // self.code_bits)
+        if tokens < 1:
+            least = self.string_bits([1])
+            raise BudgetError(f"a budget of {bits} bits", f"at least {least} bits, one token", f"{least} bits")
+        return tokens
+
+
+def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat) -> bytes:
+    """The byte string of a batch.
+
+    Args:
+        codes: `(B, N)` int64, -1 in padding.
+        positions: `(B, N)` int64, where each token stood, ascending; -1 in padding.
+        layout: of the model.
+
+    Raises:
+        ValueError: an image without tokens, a code or position out of range, or with a prefix layout, not a prefix.
+    """
+    pieces: list[Bits] = []
+    for row, places in zip(codes.cpu().numpy(), positions.cpu().numpy(), strict=True):
+        values, where = row[row >= 0], places[row >= 0]
+        if not 1 <= len(values) <= layout.native or values.max() >= layout.codes:
+            raise ValueError(f"an image needs 1 to {layout.native} codes below {layout.codes}, not {values.tolist()}")
+        if (where[:-1] >= where[1:]).any() or where[0] < 0 or where[-1] >= layout.native:
+            raise ValueError(f"positions must ascend within 0..{layout.native - 1}, not {where.tolist()}")
+        pieces.append(_to_bits(np.array([len(values) - 1]), (layout.native - 1).bit_length()))
+        if not layout.prefix:
+            mask = np.zeros(layout.native, dtype=np.uint8)
+            mask[where] = 1
+            pieces.append(mask)
+        elif where[-1] != len(where) - 1:
+            raise ValueError(f"with prefix halting the kept tokens are the first ones, not {where.tolist()}")
+        pieces.append(_to_bits(values, layout.code_bits))
+    body = np.packbits(np.concatenate(pieces)).tobytes() if pieces else b""
+    frame = bytes([_VERSION | (0 if layout.prefix else _SUBSET)]) + _varint(len(codes)) + body
+    return frame + _checksum(frame, layout).to_bytes(2, "big")
+
+
+def read_codes(data: bytes, layout: BitFormat) -> tuple[Tensor, Tensor]:
+    """The reverse of `write_codes`.
+
+    Returns:
+        Codes and positions, each `(B, N)` int64 with -1 in padding.
+
+    Raises:
+        BitStringError: the string is damaged, cut short, or of another kind of model.
+    """
+    if len(data) < _FRAME_BYTES + 1:
+        raise BitStringError(f"a string of {len(data)} bytes holds no tokens")
+    if data[0] & ~_SUBSET != _VERSION:
+        raise BitStringError(f"version {data[0] & ~_SUBSET} of the format; this release reads version {_VERSION}")
+    frame = data[:-2]
+    if _checksum(frame, layout) != int.from_bytes(data[-2:], "big") or bool(data[0] & _SUBSET) == layout.prefix:
+        raise BitStringError("the checksum does not match: damaged, cut short, or written by another kind of model")
+    count, start = _read_varint(frame)
+    bits = np.unpackbits(np.frombuffer(frame, dtype=np.uint8)[start:])
+    codes, positions, at = [], [], 0
+    for _ in range(count):
+        (length,), at = _from_bits(bits, at, 1, (layout.native - 1).bit_length())
+        where = np.arange(int(length) + 1)
+        if not layout.prefix:
+            mask, at = _from_bits(bits, at, layout.native, 1)
+            where = np.flatnonzero(mask)
+        values, at = _from_bits(bits, at, int(length) + 1, layout.code_bits)
+        if len(where) != len(values) or values.max() >= layout.codes or where[-1] >= layout.native:
+            raise BitStringError("an image's length, positions and codes do not fit together")
+        codes.append(torch.from_numpy(values))
+        positions.append(torch.from_numpy(where))
+    if len(bits) - at >= 8 or bits[at:].any():
+        raise BitStringError("more data than the images that the string announces")
+    if not codes:
+        return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64)
+    padded = (pad_sequence(rows, batch_first=True, padding_value=-1) for rows in (codes, positions))
+    return next(padded), next(padded)
+
+
+def lengths_within(halting_logits: Tensor, mask: Tensor, bits: int, layout: BitFormat) -> Tensor:
+    """One halting threshold for a whole set of images, so that together they take no more than `bits`.
+
+    Images that need more tokens get more; with a threshold of its own for every image each would get the same.
+
+    Args:
+        halting_logits: `(B, T)` of a model with prefix halting.
+        mask: `(B, T)` bool, right-padded.
+        bits: for the whole string.
+        layout: of the model.
+
+    Returns:
+        `(B,)` int64, tokens to keep of each image, at least 1.
+
+    Raises:
+        BudgetError: one token for each image is too much already.
+    """
+    # Keeping more needs a threshold above every probability so far, so an image's length is a step function of it.
+    highest = halting_logits.masked_fill(~mask, float("inf")).cummax(1).values
+    steps = torch.unique(highest[mask])
+
+    def lengths(step: int) -> Tensor:
+        return (highest <= steps[step]).sum(1).clamp(min=1) if step >= 0 else mask.sum(1).clamp(max=1)
+
+    least = layout.string_bits(lengths(-1).tolist())
+    if least > bits:
+        raise BudgetError(f"{bits} bits for {len(mask)} images", f"at least {least} bits", f"{least} bits")
+    fits, over = -1, len(steps)
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if layout.string_bits(lengths(middle).tolist()) <= bits:
+            fits = middle
+        else:
+            over = middle
+    return lengths(fits)
+
+
+def _to_bits(values: NDArray[np.int64], width: int) -> Bits:
+    shifts = np.arange(width - 1, -1, -1)
+    return ((values[:, None] >> shifts) & 1).astype(np.uint8).reshape(-1)
+
+
+def _from_bits(bits: Bits, at: int, count: int, width: int) -> tuple[NDArray[np.int64], int]:
+    """`count` numbers of `width` bits from place `at`, and the place after them."""
+    end = at + count * width
+    if end > len(bits):
+        raise BitStringError("fewer data than the images that the string announces")
+    weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
+    return bits[at:end].reshape(count, width).astype(np.int64) @ weights, end
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _read_varint(frame: bytes) -> tuple[int, int]:
+    """The number of images, and where they start."""
+    number = 0
+    for place, byte in enumerate(frame[1:6]):
+        number |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return number, place + 2
+    raise BitStringError("the number of images has no end")
+
+
+def _checksum(frame: bytes, layout: BitFormat) -> int:
+    model = layout.codes.to_bytes(4, "big") + layout.native.to_bytes(4, "big")
+    return binascii.crc_hqx(frame, binascii.crc_hqx(model, 0xFFFF))
