@@ -66,7 +66,7 @@ def asterisk(work: Path) -> Iterator[Clip]:
     for clip in clips:
         key = clip.relative_to(root).with_suffix("").as_posix()
         text = texts.get(key, "")
-        if text and not text.startswith("[") and "(" not in text:
+        if text and not text.startswith("[") and not set("(<") & set(text):  # no tones, remarks or beeps
             yield key.replace("/", "__"), decode(str(clip), "g722"), text
 
 

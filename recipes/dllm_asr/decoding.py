@@ -1,0 +1,92 @@
+"""Decoding settings by development data: `python decoding.py MODEL [--write]`.
+
+Word error rate and rounds of every combination of the commit threshold, the posterior from which a word of the draft is
+kept, and the probability below which the language model opens it again; over the real development prompts of three
+words or more and over some synthetic development utterances, never mixed. The best is the lowest mean of the two error
+rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.data import CachedStates
+from tokenthrift.evaluation.wer import word_errors
+from tokenthrift.media.audio import read_audio
+from tokenthrift.transcription.references import read_references
+
+Item = tuple[Tensor, str]
+
+
+def real_items(model: DllmAsr, folder: Path) -> list[Item]:
+    """Encoder states and text of the development recordings of three words or more."""
+    said = read_references(folder / "manifest.jsonl").texts.items()
+    return [(model.encode([read_audio(path)])[0][0], text) for path, text in said if len(text.split()) >= 3]
+
+
+def synthetic_items(features: Path, count: int) -> list[Item]:
+    """Cached states and text of some synthetic development utterances, the same for every model."""
+    cached = CachedStates(sorted(features.glob("dev-*.safetensors")))
+    chosen = random.Random(1).sample(range(len(cached)), min(count, len(cached)))
+    return [(cached[i].states.float(), cached[i].text) for i in chosen]
+
+
+def measure(model: DllmAsr, items: list[Item], settings: DecodeConfig, batch: int = 12) -> tuple[float, float, float]:
+    """Word error rate of the drafts and of the transcripts, and mean rounds."""
+    items = sorted(items, key=lambda item: len(item[0]))
+    truth, drafts, texts, rounds = [], [], [], []
+    for start in range(0, len(items), batch):
+        states = [item[0] for item in items[start : start + batch]]
+        padded, lengths = pad_sequence(states, batch_first=True), torch.tensor([len(s) for s in states])
+        done = model.decode(padded, lengths, settings=settings)
+        truth += [text for _, text in items[start : start + batch]]
+        drafts += [" ".join(word.text for word in words) for words in model.drafts(padded, lengths)]
+        texts += [transcript.text for transcript in done]
+        rounds += [transcript.usage.rounds for transcript in done]
+    return word_errors(truth, drafts).rate, word_errors(truth, texts).rate, sum(rounds) / len(rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model folder")
+    parser.add_argument("--dev", type=Path, default=Path("data/dllm_asr/dev/asterisk"))
+    parser.add_argument("--features", type=Path, default=Path("data/dllm_asr/features"))
+    parser.add_argument("--utterances", type=int, default=24, help="synthetic ones (default: %(default)s)")
+    parser.add_argument("--rounds", type=float, default=4.0, help="most mean rounds (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, nargs="+", default=[0.4, 0.5, 0.7])
+    parser.add_argument("--draft-threshold", type=float, nargs="+", default=[0.9, 0.95, 0.98])
+    parser.add_argument("--verify", type=float, nargs="+", default=[0.2, 0.4])
+    parser.add_argument("--write", action="store_true", help="store the best in the model's config.json")
+    arguments = parser.parse_args()
+    model = DllmAsr.from_pretrained(arguments.model)
+    sets = [real_items(model, arguments.dev), synthetic_items(arguments.features, arguments.utterances)]
+    best: tuple[float, dict[str, float]] | None = None
+    print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances")
+    print("threshold draft_threshold verify | real: WER draft rounds | synthetic: WER draft rounds")
+    for threshold, draft, verify in itertools.product(arguments.threshold, arguments.draft_threshold, arguments.verify):
+        chosen = {"confidence_threshold": threshold, "draft_threshold": draft, "verify": verify}
+        rows = [measure(model, items, replace(model.config.decode, **chosen)) for items in sets]
+        figures = " | ".join(f"{wer:.3f} {draft_wer:.3f} {rounds:.2f}" for draft_wer, wer, rounds in rows)
+        print(f"{threshold:g} {draft:g} {verify:g} | {figures}", flush=True)
+        mean = sum(wer for _, wer, _ in rows) / len(rows)
+        if all(rounds <= arguments.rounds for _, _, rounds in rows) and (best is None or mean < best[0]):
+            best = mean, chosen
+    if best is None:
+        raise SystemExit(f"nothing stays within {arguments.rounds:g} rounds")
+    print("best:", best[1])
+    if arguments.write:
+        model.with_decoding(**best[1]).save_pretrained(arguments.model, dtype=torch.float16)
+
+
+if __name__ == "__main__":
+    main()
