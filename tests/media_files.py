@@ -1,7 +1,12 @@
-"""Real sound files for tests: a voice-like signal, written by libsndfile or by FFmpeg's encoders through PyAV."""
+"""Real media files for tests, written by libsndfile or by FFmpeg's encoders through PyAV.
+
+Sound is a voice-like signal. Frames of a film carry their number as black and white blocks, which survive any codec.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +70,62 @@ def encode(
             out.mux(stream.encode(block))
         out.mux(stream.encode(None))
     return path
+
+
+def film(
+    path: Path,
+    count: int = 30,
+    codec: str = "libx264",
+    *,
+    rate: int = 25,
+    milliseconds: Sequence[int] | None = None,
+    keyframe_every: int = 10,
+    rotation: int | None = None,
+    sound: Samples | None = None,
+    container: str | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Writes `count` frames of 64 x 48 pixels, evenly at `rate` or at given times, with sound of 16 kHz if wanted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=container, options=options or {}) as out:
+        stream: Any = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.gop_size = keyframe_every
+        if milliseconds is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        if sound is not None:
+            voice_stream: Any = out.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+            if milliseconds is not None:
+                frame.pts, frame.time_base = milliseconds[number], Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        if sound is not None:
+            whole = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            whole.sample_rate, whole.pts = 16_000, 0
+            queue, written = av.AudioFifo(), 0
+            queue.write(whole)
+            while (block := queue.read(1024) or queue.read()) is not None:
+                block.pts = written
+                written += block.samples
+                out.mux(voice_stream.encode(block))
+            out.mux(voice_stream.encode(None))
+    return path
+
+
+def numbered(number: int) -> NDArray[np.uint8]:
+    """(48, 64, 3) uint8: eight blocks along the top, the lowest bit on the left; all else is grey."""
+    frame = np.full((48, 64, 3), 110, dtype=np.uint8)
+    for bit in range(8):
+        frame[:16, 8 * bit : 8 * bit + 8] = 240 if number >> bit & 1 else 16
+    return frame
+
+
+def number_of(frame: Any) -> int:
+    """What a (3, 48, 64) frame, or one of another size but the same shape, says."""
+    height, width = frame.shape[1:]
+    blocks = frame[:, : height // 3].float().mean((0, 1)).reshape(8, width // 8).mean(1)
+    return sum(int(block > 110) << bit for bit, block in enumerate(blocks))
