@@ -1,0 +1,29 @@
+"""Audio-visual speech recognition at any rate with one model (Llama-MTSK, arXiv 2503.06362).
+
+model         `LlamaMTSK`: encoders, projectors, adapters, language model
+rates         pairs of rates, their price, the choice that fits a budget
+compression   average pooling and stacking
+lora          adapters for all scales, for each, or both
+sequence      what the language model reads
+avhubert      the visual encoder
+scales        training on all scales in the memory of one
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenthrift.mtsk.model import LlamaMTSK
+    from tokenthrift.mtsk.rates import Rates
+
+__all__ = ["LlamaMTSK", "Rates"]
+
+_HOMES = {"LlamaMTSK": "model", "Rates": "rates"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public class when it is asked for."""
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tokenthrift.mtsk.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

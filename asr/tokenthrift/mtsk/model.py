@@ -1,0 +1,313 @@
+"""Llama-MTSK: frozen Whisper and AV-HuBERT, tokens at any trained rate, a frozen language model with adapters.
+
+Source: Llama-MTSK (arXiv 2503.06362), section 3. Speech and lips are encoded once; at each call a pair of rates says
+how many states make a token, and picks the projectors and adapters that belong to it.
+
+Differs from the published code, unless `compat="released"` asks for it: an item's result never depends on its batch
+(tokens by its own length, no padding read in encoders or language model), encoders never leave evaluation mode,
+adapters start at zero, the markers are trained, Whisper hears the waveform at its own level over the audio that is
+there, and the last states of an utterance are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenthrift.hub import HubModel
+from tokenthrift.mtsk.avhubert import AVHubert, normalise
+from tokenthrift.mtsk.compression import compress
+from tokenthrift.mtsk.config import MTSKConfig
+from tokenthrift.mtsk.language_model import build, load
+from tokenthrift.mtsk.lora import Lora, attentions
+from tokenthrift.mtsk.projectors import projectors
+from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.released import released_lengths, released_mels
+from tokenthrift.mtsk.sequence import IGNORED, MARKERS, PROMPTS, Encoded, Rows, label_rows, pad_rows
+from tokenthrift.sources import fetch, is_folder
+from tokenthrift.whisper import SAMPLE_RATE, WhisperEncoder, encoder_weights, log_mel, pad_mels
+
+__all__ = ["LlamaMTSK"]
+
+VIDEO_LORA_SCALE = 2.0
+FROZEN_PARTS = {"language_model": "language_model", "audio": "audio_encoder", "video": "video_encoder"}
+
+
+class LlamaMTSK(HubModel):
+    """Speech, lips or both to text, at a price in tokens that the caller sets.
+
+    Args:
+        config: sizes, rates, strategy.
+        tokenizer: of the language model, in the format of the tokenizers library.
+        home: the model's folder, against which relative names of frozen parts are read first.
+    """
+
+    system: ClassVar[str] = "mtsk"
+    config_class: ClassVar[type] = MTSKConfig
+    asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+    config: MTSKConfig
+    sample_rate = SAMPLE_RATE
+    max_seconds = 30.0
+
+    def __init__(self, config: MTSKConfig, tokenizer: Tokenizer, home: Path | None = None) -> None:
+        super().__init__(config)
+        self.tokenizer, self.home = tokenizer, home
+        lm, audio, video = config.language_model, config.audio, config.video
+        if tokenizer.get_vocab_size() > lm.vocab_size:
+            raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {lm.vocab_size}")
+        self.language_model = build(lm)
+        self.lora = Lora(
+            attentions(self.language_model.model),
+            len(config.scales),
+            config.lora.strategy,
+            config.lora.bottleneck,
+            config.lora.scale,
+        )
+        shape = (config.projector_width, lm.width, config.compression)
+        self.audio_encoder: WhisperEncoder | None = None
+        self.video_encoder: AVHubert | None = None
+        self.video_lora: Lora | None = None
+        if audio is not None:
+            self.audio_encoder = WhisperEncoder(audio.width, audio.layers, audio.heads, audio.ffn, audio.bins)
+            self.audio_encoder.requires_grad_(False)
+            self.audio_proj = projectors(config.audio_rates, audio.width, *shape, norm=config.projector_norm)
+        if video is not None:
+            self.video_encoder = AVHubert(video.width, video.layers, video.heads, video.ffn, video.channels)
+            self.video_encoder.requires_grad_(video.trained)
+            # The audio half of the encoder is zeros here, so its input layer never learns.
+            self.video_encoder.feature_extractor_audio.requires_grad_(False)
+            if video.lora:
+                self.video_lora = Lora(attentions(self.video_encoder.encoder), 1, "MS", video.lora, VIDEO_LORA_SCALE)
+            self.video_proj = projectors(config.video_rates, video.width, *shape, norm=config.projector_norm)
+        # The authors' markers are rows of the language model's own table.
+        self.markers = None if config.released else nn.Parameter(torch.randn(len(MARKERS), lm.width) * 0.02)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_not_missing)  # type: ignore[no-untyped-call]
+        self.train(self.training)
+
+    @classmethod
+    def read_assets(cls, folder: Path) -> dict[str, Any]:
+        """The tokenizer, and where the model lies."""
+        return {"tokenizer": Tokenizer.from_file(str(folder / "tokenizer.json")), "home": folder}
+
+    def write_assets(self, folder: Path) -> None:
+        """The tokenizer."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """Loads a model and the frozen parts that it names; see `HubModel.from_pretrained`."""
+        model = super().from_pretrained(source, **options)
+        kept = ("cache_dir", "token", "local_files_only")
+        model.load_frozen(**{name: options[name] for name in kept if name in options})
+        return model
+
+    def load_frozen(self, **options: Any) -> None:
+        """Fills the frozen parts that the configuration names by folder or Hub id.
+
+        Args:
+            options: of the Hub's client: `cache_dir`, `token`, `local_files_only`.
+
+        Raises:
+            SourceError, ValueError: a name leads nowhere, or to other sizes.
+        """
+        config = self.config
+        if config.language_model.source is not None:
+            lm = load(self._at_home(config.language_model.source), config.language_model, **options)
+            self.language_model.load_state_dict(lm.state_dict())
+        if self.audio_encoder is not None and config.audio is not None and config.audio.source is not None:
+            folder = fetch(self._at_home(config.audio.source), ("model.safetensors",), **options)
+            self.audio_encoder.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
+        if self.video_encoder is not None and config.video is not None and config.video.source is not None:
+            folder = fetch(self._at_home(config.video.source), ("avhubert.safetensors",), **options)
+            self.video_encoder.load_state_dict(load_file(folder / "avhubert.safetensors"))
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of what is trained; frozen parts stay in evaluation mode, or batch norm would drift."""
+        super().train(mode)
+        for name in FROZEN_PARTS.values():
+            part = getattr(self, name)
+            if part is not None and not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor of the language model: its device and precision are those of the computation."""
+        return cast(Tensor, self.language_model.get_input_embeddings().weight)
+
+    def encode(self, audio: Sequence[Tensor] | None = None, video: Sequence[Tensor] | None = None) -> Encoded:
+        """Encodes a batch once, for all rates.
+
+        Args:
+            audio: (samples,) each, mono at 16 kHz in [-1, 1], at most 30 s; None for video alone.
+            video: (T, H, W) each, grey mouth crops at 25 frames a second, uint8 or in [0, 1]; None for audio alone.
+        """
+        states: dict[str, Tensor] = {}
+        if audio is not None:
+            states["audio"], states["audio_lengths"] = self.encode_audio(audio)
+        if video is not None:
+            states["video"], states["video_lengths"] = self.encode_video(video)
+        return Encoded(**states)
+
+    @torch.no_grad()
+    def encode_audio(self, audio: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Whisper states (B, N, D) and their lengths (B,); see `encode`."""
+        if self.audio_encoder is None or self.config.audio is None:
+            raise ValueError("this model does not listen; give it video alone")
+        place, bins = self.audio_encoder.conv1.weight, self.config.audio.bins
+        samples = [row.to(place.device) for row in audio]
+        if not self.config.released:
+            mels, lengths = pad_mels([log_mel(row, bins) for row in samples])
+            return self.audio_encoder(mels.to(place.dtype), lengths), lengths
+        mels, whole = pad_mels(released_mels(samples, bins))
+        lengths = released_lengths([len(row) for row in samples], place.device)
+        return self.audio_encoder(mels.to(place.dtype), whole)[:, : int(lengths[0])], lengths
+
+    def encode_video(self, video: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """AV-HuBERT states (B, T, D) and their lengths (B,); see `encode`. Carries gradient where it is trained."""
+        if self.video_encoder is None or self.config.video is None:
+            raise ValueError("this model does not read lips; give it audio alone")
+        place, crop = self.video_encoder.post_extract_proj.weight, self.config.video.crop
+        frames = [normalise(row.to(place.device), crop).to(place.dtype) for row in video]
+        lengths = torch.tensor([len(row) for row in frames], device=place.device)
+        padded = pad_sequence(frames, batch_first=True)
+        if self.config.released:
+            lengths = torch.full_like(lengths, padded.shape[1])
+        trained = self.config.video.trained or self.video_lora is not None
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()), self._video_adapters():
+            return self.video_encoder(padded, lengths), lengths
+
+    def blocks(self, encoded: Encoded, rates: Rates) -> tuple[list[Tensor], list[Tensor]]:
+        """The embeddings before the text, in two parts: with audio and after it.
+
+        Args:
+            encoded: B items with the streams that the rates ask for.
+            rates: one of `config.scales`.
+
+        Returns:
+            B tensors (L_i, H) of start and audio, the same for all video rates, and B tensors of video and prompt.
+        """
+        self.scale_of(rates)
+        names = dict(zip(MARKERS, self._marker_rows(), strict=True))
+        heads: list[list[Tensor]] = [[] for _ in range(len(encoded))]
+        tails: list[list[Tensor]] = [[] for _ in range(len(encoded))]
+        if self.config.bos_id is not None:
+            for row in heads:
+                row.append(self.embed([self.config.bos_id]))
+        for modality, rate, parts in (("audio", rates.audio, heads), ("video", rates.video, tails)):
+            if not rate:
+                continue
+            tokens, counts = self.tokens(encoded, modality, rate)
+            for row, part, n in zip(parts, tokens, counts.tolist(), strict=True):
+                row += [names[f"<{modality}>"], part[:n], names[f"</{modality}>"]]
+        prompt = self.embed(self.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
+        # Without BOS and without audio the first part is empty.
+        nothing = prompt[:0]
+        return [torch.cat([nothing, *row]) for row in heads], [torch.cat([*row, prompt]) for row in tails]
+
+    def tokens(self, encoded: Encoded, modality: str, rate: int) -> tuple[Tensor, Tensor]:
+        """Compressed and projected states of one modality, (B, n, H), and how many each item has, (B,)."""
+        states, lengths = getattr(encoded, modality), getattr(encoded, f"{modality}_lengths")
+        if states is None:
+            raise ValueError(f"rate {rate} of {modality} was asked for, but there is no {modality}")
+        rates: tuple[int, ...] = getattr(self.config, f"{modality}_rates")
+        project: nn.Module = getattr(self, f"{modality}_proj")[rates.index(rate)]
+        made, counts = compress(states, lengths, rate, self.config.compression, whole_windows=self.config.released)
+        return project(made.to(self.weight.dtype)), counts
+
+    def rows(self, encoded: Encoded, texts: Sequence[Sequence[int]], rates: Rates) -> Rows:
+        """Whole training sequences, padded on the right.
+
+        Args:
+            encoded: B items.
+            texts: tokens of each text, without EOS.
+            rates: one of `config.scales`.
+        """
+        place = self.weight.device
+        ended = [torch.tensor([*text, self.config.eos_id], device=place) for text in texts]
+        prefixes = [torch.cat(parts) for parts in zip(*self.blocks(encoded, rates), strict=True)]
+        embeddings, mask = pad_rows(
+            [torch.cat([p, self.embed(text)]) for p, text in zip(prefixes, ended, strict=True)], "right"
+        )
+        if self.config.released:
+            # The row of <pad> stands in padding; nothing sees it, since attention is causal.
+            embeddings = torch.where(mask[..., None], embeddings, self.weight[-len(MARKERS) - 1])
+        return Rows(embeddings, mask, label_rows([len(p) for p in prefixes], ended, self.config.bos_id))
+
+    def logits(self, rows: Rows, rates: Rates) -> Tensor:
+        """Predictions of the text and its end, one after another: (labels that count, vocabulary)."""
+        with self.adapted(rates):
+            # Padding is on the right, so the causal mask alone keeps it out of sight.
+            hidden = self.language_model.model(inputs_embeds=rows.embeddings, use_cache=False)[0]
+        wanted = rows.labels[:, 1:] != IGNORED
+        return cast(Tensor, self.language_model.lm_head(hidden[:, :-1][wanted]))
+
+    def loss(self, encoded: Encoded, texts: Sequence[Sequence[int]], rates: Rates) -> Tensor:
+        """Mean cross entropy over the text tokens (and ends) of a batch at one pair of rates; see `rows`."""
+        rows = self.rows(encoded, texts, rates)
+        labels = rows.labels[:, 1:]
+        return F.cross_entropy(self.logits(rows, rates).float(), labels[labels != IGNORED])
+
+    def adapted(self, rates: Rates) -> AbstractContextManager[None]:
+        """The language model as it is at a pair of rates."""
+        return self.lora.at(self.scale_of(rates))
+
+    def scale_of(self, rates: Rates) -> int:
+        """The place of a pair among the scales.
+
+        Raises:
+            ValueError: the model was not trained for it.
+        """
+        scales = self.config.scales
+        if rates not in scales:
+            raise ValueError(f"the model has no rates {rates}; it has {', '.join(map(str, scales))}")
+        return scales.index(rates)
+
+    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """(n, H) embeddings of token ids."""
+        ids = torch.as_tensor(ids, dtype=torch.int64, device=self.weight.device)
+        return cast(Tensor, self.language_model.get_input_embeddings()(ids))
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text on its own, neither start nor end added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _marker_rows(self) -> Sequence[Tensor]:
+        """(1, H) of every marker."""
+        rows = self.weight[-len(MARKERS) :] if self.markers is None else self.markers.to(self.weight.dtype)
+        return [rows[i : i + 1] for i in range(len(MARKERS))]
+
+    def _video_adapters(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.video_lora is None else self.video_lora.at(0)
+
+    def _at_home(self, source: str) -> str | Path:
+        beside = None if self.home is None else self.home / source
+        return source if beside is None or not is_folder(beside) else beside
+
+
+def _named_elsewhere(config: MTSKConfig) -> list[str]:
+    """Attributes of the parts whose weights lie in another model's folder."""
+    return [part for name, part in FROZEN_PARTS.items() if getattr(getattr(config, name), "source", None) is not None]
+
+
+def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """Keeps frozen parts that are named by their source out of files and checkpoints."""
+    for part in _named_elsewhere(cast(LlamaMTSK, module).config):
+        for key in [key for key in state if key.startswith(f"{prefix}{part}.")]:
+            del state[key]
+
+
+def _not_missing(module: nn.Module, incompatible: Any) -> None:
+    """The reverse of `_leave_out`."""
+    parts = set(_named_elsewhere(cast(LlamaMTSK, module).config))
+    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if parts.isdisjoint(k.split("."))]

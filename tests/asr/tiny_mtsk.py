@@ -1,0 +1,96 @@
+"""Tiny Llama-MTSK models with random weights, and the published implementation's models with theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from tokenthrift.mtsk.config import (
+    AudioConfig,
+    DecodeConfig,
+    LanguageModelConfig,
+    LoraConfig,
+    MTSKConfig,
+    VideoConfig,
+)
+from tokenthrift.mtsk.lora import Strategy
+from tokenthrift.mtsk.model import LlamaMTSK
+
+# The order of the reference's character vocabulary: letters, then two unused places, space, full stop and capital T.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz~ .T#^"
+BOS, EOS = 32, 33
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def characters() -> Tokenizer:
+    """One token per character, two more for start and end."""
+    vocabulary = {c: i for i, c in enumerate(CHARACTERS)} | {"<bos>": BOS, "<eos>": EOS}
+    tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def tiny_config(strategy: Strategy = "MS", **changes: Any) -> MTSKConfig:
+    """Audio at rates 4 and 16, video at 2 and 5, everything small."""
+    return replace(
+        MTSKConfig(
+            bos_id=BOS,
+            eos_id=EOS,
+            language_model=LanguageModelConfig(
+                vocab_size=34,
+                width=64,
+                layers=2,
+                heads=8,
+                kv_heads=2,
+                head_dim=8,
+                ffn=128,
+                positions=16_384,
+                rope=LLAMA3,
+            ),
+            audio=AudioConfig(width=32, layers=2, heads=4, ffn=64),
+            video=VideoConfig(width=32, layers=1, heads=2, ffn=64, channels=(4, 4, 8, 8), crop=32),
+            projector_width=32,
+            lora=LoraConfig(strategy=strategy, bottleneck=2),
+            decode=DecodeConfig(max_new_tokens=12),
+        ),
+        **changes,
+    )
+
+
+def tiny_model(strategy: Strategy = "MS", **changes: Any) -> LlamaMTSK:
+    """A random model whose adapters and markers do something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaMTSK(tiny_config(strategy, **changes), characters())
+        for name, parameter in model.named_parameters():
+            if ".down." in name or name == "markers":
+                torch.nn.init.normal_(parameter, std=0.3)
+            if name.startswith("language_model") and parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[1]))
+    return model.eval()
+
+
+def speech(seconds: float, seed: int) -> Tensor:
+    """Noise that swells and fades, (samples,) at 16 kHz."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = int(seconds * 16_000)
+    return torch.randn(samples, generator=generator) * 0.1 * torch.linspace(0, 3, samples).sin().abs()
+
+
+def lips(seconds: float, seed: int, size: int = 36) -> Tensor:
+    """Random pictures (T, size, size) uint8 at 25 frames a second."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (round(seconds * 25), size, size), generator=generator, dtype=torch.uint8)
