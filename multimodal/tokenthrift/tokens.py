@@ -32,6 +32,8 @@ class TokenBatch:
         sizes: (B, N) float32, how many native tokens each stands for, 0 in padding; None where tokens were dropped
             instead of merged, or nothing was done.
         seconds: duration of every item, where known; `tokens_per_second` needs it.
+        grids: frames, rows and columns of every item, where known: its first tokens fill them in raster order, and any
+            that are left after them (a newline) belong to no frame. Tokens that were reduced have none.
         usage: one per item.
     """
 
@@ -41,6 +43,7 @@ class TokenBatch:
     codes: Tensor | None = None
     sizes: Tensor | None = None
     seconds: tuple[float, ...] | None = None
+    grids: tuple[tuple[int, int, int], ...] | None = None
     usage: tuple[TokenUsage, ...]
 
     def __post_init__(self) -> None:
@@ -54,14 +57,18 @@ class TokenBatch:
                 raise ValueError(
                     f"{name} must be {tuple(self.embeddings.shape[:2])} like the embeddings, not {tuple(tensor.shape)}"
                 )
-        for name in ("usage", "seconds"):
+        for name in ("usage", "seconds", "grids"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.embeddings):
                 raise ValueError(f"{len(self.embeddings)} items but {len(values)} entries in {name}")
 
     @classmethod
     def from_embeddings(
-        cls, embeddings: Tensor, mask: Tensor | None = None, seconds: Sequence[float] | None = None
+        cls,
+        embeddings: Tensor,
+        mask: Tensor | None = None,
+        seconds: Sequence[float] | None = None,
+        grids: Sequence[tuple[int, int, int]] | None = None,
     ) -> Self:
         """Wraps what an encoder made, before any reduction.
 
@@ -69,6 +76,7 @@ class TokenBatch:
             embeddings: (B, N, D).
             mask: (B, N) bool, True where a token is real; all of them if not given.
             seconds: Duration of every item.
+            grids: Frames, rows and columns of every item.
         """
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
@@ -78,21 +86,28 @@ class TokenBatch:
             mask=mask,
             positions=positions,
             seconds=None if seconds is None else tuple(seconds),
+            grids=None if grids is None else tuple(grids),
             usage=tuple(TokenUsage(native=n, cap=n, used=n) for n in mask.sum(1).tolist()),
         )
 
     @classmethod
-    def from_items(cls, items: Sequence[Tensor], seconds: Sequence[float] | None = None) -> Self:
+    def from_items(
+        cls,
+        items: Sequence[Tensor],
+        seconds: Sequence[float] | None = None,
+        grids: Sequence[tuple[int, int, int]] | None = None,
+    ) -> Self:
         """Pads items of unequal length on the right, with zeros.
 
         Args:
             items: B tensors (N_i, D) of one width, dtype and device; at least one.
             seconds: Duration of every item.
+            grids: Frames, rows and columns of every item.
         """
         lengths = torch.tensor([len(item) for item in items], device=items[0].device)
         embeddings = pad_sequence(list(items), batch_first=True)
         mask = torch.arange(embeddings.shape[1], device=lengths.device) < lengths[:, None]
-        return cls.from_embeddings(embeddings, mask, seconds)
+        return cls.from_embeddings(embeddings, mask, seconds, grids)
 
     def items(self) -> list[Tensor]:
         """The real tokens of every item: B tensors (N_i, D)."""

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenthrift.budget import BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.tokens import TokenBatch
 
-__all__ = ["Item", "ItemReducer", "TokenReducer"]
+__all__ = ["Item", "ItemReducer", "TokenReducer", "check_finite", "pad_items", "unpad"]
 
 
 class TokenReducer(Protocol):
@@ -101,34 +101,37 @@ class ItemReducer(ABC):
         """See `TokenReducer.reduce`."""
         native = tokens.mask.sum(1).tolist()
         caps = self.plan(native, budget, tokens.seconds)
-        _check_finite(tokens)
+        check_finite(tokens)
         usage = tuple(TokenUsage(native=n, cap=cap, used=cap) for n, cap in zip(native, caps, strict=True))
         if list(caps) == native:
             return replace(tokens, usage=usage)
         items = [
             self.shrink(item, cap) if cap < n else self.keep(item)
-            for item, n, cap in zip(_unpad(tokens), native, caps, strict=True)
+            for item, n, cap in zip(unpad(tokens), native, caps, strict=True)
         ]
-        return _pad(items, tokens.seconds, usage)
+        return pad_items(items, tokens.seconds, usage)
 
     def keep(self, item: Item) -> Item:
         """An item that its budget leaves whole, in a batch where others shrink."""
         return item
 
 
-def _check_finite(tokens: TokenBatch) -> None:
+def check_finite(tokens: TokenBatch) -> None:
+    """Raises a ValueError that names the items whose real tokens are NaN or infinite."""
     broken = (~tokens.embeddings.isfinite().all(-1) & tokens.mask).any(1).nonzero().flatten().tolist()
     if broken:
         raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or mend the encoder")
 
 
-def _unpad(tokens: TokenBatch) -> list[Item]:
+def unpad(tokens: TokenBatch) -> list[Item]:
+    """The items of a batch, without padding."""
     columns = (tokens.embeddings, tokens.positions, tokens.codes, tokens.sizes)
     rows = ((None if values is None else values[i][real] for values in columns) for i, real in enumerate(tokens.mask))
     return [Item(*row) for row in rows]  # type: ignore[arg-type]
 
 
-def _pad(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: tuple[TokenUsage, ...]) -> TokenBatch:
+def pad_items(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: tuple[TokenUsage, ...]) -> TokenBatch:
+    """Items of one width as a batch, left-aligned; sizes and codes where any of them has some."""
     lengths = torch.tensor([len(item.positions) for item in items], device=items[0].positions.device)
     coded, sized = (
         any(values is not None for values in column) for column in zip(*(i[2:] for i in items), strict=True)

@@ -1,0 +1,25 @@
+"""A whole video in a handful of tokens: codes of a clustering and a token hash (VQToken, arXiv 2503.16980).
+
+model        `VQToken`, a model and a token reducer: `reduce`, `compress`, `plan`
+clustering   cosine k-means, the same on every device; hierarchy: all smaller K by merging; adaptive: which K
+places       where clusters lie, and their order; codebook: means and medoids
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
+    from tokenthrift.vqtoken.model import Compressed, VQToken
+
+__all__ = ["AttentionConfig", "Compressed", "VQToken", "VQTokenConfig"]
+
+_HOMES = {"AttentionConfig": "config", "Compressed": "model", "VQToken": "model", "VQTokenConfig": "config"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public class when it is asked for: reducing needs no Lightning."""
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tokenthrift.vqtoken.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
