@@ -1,0 +1,132 @@
+"""Encoder states, made once: `python states.py SPEECH OUT --whisper CHECKPOINT --avhubert FOLDER --noise DIR DIR`.
+
+Both encoders are frozen, so training reads their states. Every training utterance is heard in a room or not, with noise
+or babble at a level from -5 dB to clean, drawn by its number; its mouth is drawn, cropped and encoded. A shard of speech
+becomes a shard of states (`tokenthrift.mtsk.data.CachedStates`), fp16. Development clips are encoded from their files,
+as they are and with babble at 0 dB. What is there is skipped, so a stopped run goes on and new speech is added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lip_encoder import rows_of
+from safetensors.torch import load_file, save_file
+from talk import pictures
+from torch import Tensor
+
+from tokenthrift.mtsk.augmentation import Augmentation, mix
+from tokenthrift.mtsk.avhubert import AVHubert, normalise
+from tokenthrift.mtsk.data import ManifestClips
+from tokenthrift.mtsk.module import visual_encoder
+from tokenthrift.sources import fetch
+from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
+
+
+class Encoders:
+    """Whisper and the visual encoder, in bf16, in small batches of like length."""
+
+    def __init__(self, whisper: str, avhubert: str) -> None:
+        folder = fetch(whisper, ("config.json", "model.safetensors"))
+        c = json.loads((folder / "config.json").read_text())
+        heads, ffn, bins = c["encoder_attention_heads"], c["encoder_ffn_dim"], c["num_mel_bins"]
+        self.bins = bins
+        self.whisper = WhisperEncoder(c["d_model"], c["encoder_layers"], heads, ffn, bins).eval()
+        self.whisper.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
+        sizes, weights = visual_encoder(avhubert, True, 0)
+        self.lips = AVHubert(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.channels).eval()
+        self.lips.load_state_dict(weights)
+
+    @torch.inference_mode()
+    def hear(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
+        """fp16 states of each recording."""
+        out: list[Tensor] = [torch.empty(0)] * len(sounds)
+        order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
+        for rows in (order[i : i + size] for i in range(0, len(order), size)):
+            mels, lengths = pad_mels([log_mel(sounds[i], self.bins) for i in rows])
+            with torch.autocast("cpu", torch.bfloat16):
+                states = self.whisper(mels, lengths)
+            for i, row, n in zip(rows, states, lengths.tolist(), strict=True):
+                out[i] = row[:n].half()
+        return out
+
+    @torch.inference_mode()
+    def see(self, frames: Tensor) -> Tensor:
+        """fp16 states of one clip of mouth crops."""
+        with torch.autocast("cpu", torch.bfloat16):
+            states: Tensor = self.lips(normalise(frames)[None])[0].half()
+        return states
+
+
+def save(path: Path, audio: list[Tensor], video: list[Tensor], texts: list[str]) -> None:
+    tensors = {"audio": torch.cat(audio), "video": torch.cat(video)}
+    for name, rows in (("audio", audio), ("video", video)):
+        tensors[f"{name}_offset"] = torch.tensor(np.cumsum([0, *map(len, rows)]))
+    save_file(tensors, path.with_suffix(".partial"), {"texts": json.dumps(texts)})
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def train_shard(encoders: Encoders, shard: Path, target: Path, augmentation: Augmentation) -> int:
+    with np.load(shard) as data:
+        audio, offset = torch.from_numpy(data["audio"]), data["offset"]
+    rows = [row for row, _ in rows_of(shard)]
+    rng = random.Random(zlib.crc32(target.name.encode()))
+    sounds, lips = [], []
+    for row, a, b in zip(rows, offset, offset[1:], strict=False):
+        sounds.append(augmentation.noisy(audio[a:b].float() / 32768, rng))
+        frames = pictures(row, int(b - a), 92)
+        top, left = rng.randrange(5), rng.randrange(5)
+        lips.append(encoders.see(frames[:, top : top + 88, left : left + 88]))
+    save(target, encoders.hear(sounds), lips, [row["text"] for row in rows])
+    return len(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--whisper", default="openai/whisper-tiny.en")
+    parser.add_argument("--avhubert", required=True)
+    parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
+    parser.add_argument("--limit", type=int, default=10_000, help="training shards to encode")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    encoders = Encoders(arguments.whisper, arguments.avhubert)
+    for part in ("train", "dev"):
+        (arguments.out / part).mkdir(parents=True, exist_ok=True)
+    crowd = Augmentation.from_folders([arguments.speech / "babble"]).noises[-1]  # sorted by name: train is the last
+    recorded = Augmentation.from_folders(arguments.noise)
+    # Half of the noise is babble, as in the published training; the rest is what rooms and machines make.
+    noises = [crowd] * max(1, len(recorded.noises)) + list(recorded.noises)
+    augmentation = Augmentation(noises, recorded.rooms)
+    for kind in sorted(p.name for p in (arguments.speech / "dev").iterdir() if p.is_dir()):
+        target = arguments.out / "dev" / f"{kind}.safetensors"
+        if target.exists():
+            continue
+        clips = [clip for i in range(len(data)) if (clip := data[i])] if (
+            data := ManifestClips(arguments.speech / "dev" / kind / "manifest.jsonl")
+        ) else []
+        rng = random.Random(0)
+        sounds = [clip.audio for clip in clips if clip.audio is not None]
+        noisy = [mix(sound, augmentation.noise(len(sound), rng), 0.0) if i % 2 else sound for i, sound in enumerate(sounds)]
+        lips = [encoders.see(clip.video) for clip in clips if clip.video is not None]
+        save(target, encoders.hear(noisy), lips, [clip.text for clip in clips])
+    for shard in sorted((arguments.speech / "train").glob("*.npz"))[: arguments.limit]:
+        target = arguments.out / "train" / f"{shard.stem}.safetensors"
+        if not target.exists():
+            began = time.process_time()
+            count = train_shard(encoders, shard, target, augmentation)
+            print(f"{target.name}: {count} utterances, {time.process_time() - began:.0f} s of CPU", flush=True)
+
+
+if __name__ == "__main__":
+    main()
