@@ -139,7 +139,8 @@ class ConvEncoder(nn.Module):
         super().__init__()
         maskgit, widths = config.kind == "vqgan", [config.channels * m for m in config.multipliers]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=not maskgit)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(3 * self.patch**2, config.channels, 3, padding=1, bias=not maskgit)
         levels, inputs = [], config.channels
         for i, width in enumerate(widths):
             step: nn.Module | None = None
@@ -156,7 +157,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, 3, H, W)` to `(B, C, H / factor, W / factor)`."""
-        x = self.conv_in(images)
+        x = self.conv_in(F.pixel_unshuffle(images, self.patch))
         for level in self.down:
             x = level(x)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(self.mid(x)))))
@@ -177,11 +178,12 @@ class ConvDecoder(nn.Module):
             levels.append(Level([above] + [width] * blocks, config, upsample=Upsample(width) if i else None))
         self.up = nn.ModuleList(levels)
         self.norm_out = _norm(widths[0], config)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.patch = config.patch
+        self.conv_out = nn.Conv2d(widths[0], 3 * self.patch**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, latent, h, w)` to `(B, 3, h * factor, w * factor)`."""
         x = self.mid(self.conv_in(features))
         for level in reversed(self.up):
             x = level(x)
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x))))
+        return F.pixel_shuffle(cast(Tensor, self.conv_out(F.silu(self.norm_out(x)))), self.patch)
