@@ -25,11 +25,13 @@ one picture ends and the next begins, all removed on exit. No attention maps, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from inspect import signature
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -45,8 +47,17 @@ FAMILIES = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
 """`config.model_type` of the models that `attach` is tested on."""
 
 _MODALITIES = ("image", "video")
+Grid: TypeAlias = tuple[int, int, int]
 _NEW_CACHE = "pass the whole conversation with a new cache (no cropping, no assisted decoding, no prefill_chunk_size)"
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
+
+
+class _Found(NamedTuple):
+    """An item in the input: its row, the columns of its placeholders, and its frames, rows and columns of tokens."""
+
+    row: int
+    columns: Tensor
+    grid: Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,14 @@ class _Shrunk:
 
 
 @contextmanager
-def attach(model: nn.Module, reducer: TokenReducer, budget: BudgetLike) -> Iterator[Attachment]:
+def attach(
+    model: nn.Module,
+    reducer: TokenReducer,
+    budget: BudgetLike,
+    *,
+    modalities: Collection[str] | None = None,
+    seconds: Sequence[float] | None = None,
+) -> Iterator[Attachment]:
     """Reduces the visual tokens of this model, and of no other, until the context is left.
 
     Every picture and every video is an item of its own under the budget. A budget at or above native leaves outputs
@@ -76,7 +94,11 @@ def attach(model: nn.Module, reducer: TokenReducer, budget: BudgetLike) -> Itera
     Args:
         model: A transformers vision-language model, bare, with a head, or wrapped (PEFT).
         reducer: Anything that keeps the width of the embeddings.
-        budget: Ceilings per item. `tokens_per_second` is not honoured: the model is not told durations.
+        budget: Ceilings per item.
+        modalities: What is reduced, "image", "video" or both; all others stay bit for bit. If not given, what the
+            reducer names in an attribute `modalities`, and both if it names none.
+        seconds: Durations of the items that every call reduces, in reading order, which `tokens_per_second` needs: the
+            model is not told them.
 
     Yields:
         The handle; its `usage` tells what the latest call with pictures or videos used.
@@ -88,14 +110,19 @@ def attach(model: nn.Module, reducer: TokenReducer, budget: BudgetLike) -> Itera
     """
     budget = TokenBudget.parse(budget)
     reducer.support.check(budget)
-    if budget.tokens_per_second is not None:
+    if budget.tokens_per_second is not None and seconds is None:
         raise BudgetError(
-            f"tokens_per_second={budget.tokens_per_second}", "max_tokens, retention", "a share such as 25%"
+            f"tokens_per_second={budget.tokens_per_second} without seconds",
+            "max_tokens, retention, or attach(..., seconds=...)",
+            "a share such as 25%",
         )
+    chosen = tuple(getattr(reducer, "modalities", _MODALITIES) if modalities is None else modalities)
+    if unknown := set(chosen).difference(_MODALITIES):
+        raise ValueError(f"no modalities that can be reduced: {', '.join(sorted(unknown))}; known: image, video")
     inner = _find(model)
     if inner in _ATTACHED:
         raise RuntimeError("this model has a reducer attached already; leave that context first")
-    handle = Attachment(inner, reducer, budget)
+    handle = Attachment(inner, reducer, budget, chosen, seconds)
     with ExitStack() as undo:
         _ATTACHED.add(inner)
         undo.callback(_ATTACHED.discard, inner)
@@ -116,17 +143,27 @@ class Attachment:
     """What `attach` yields.
 
     Attributes:
-        usage: Of the latest call with pictures or videos, one per item in reading order, row by row. Beams and returned
-            sequences are rows of their own.
+        usage: Of the latest call with something to reduce, one per item in reading order, row by row. Beams and
+            returned sequences are rows of their own.
     """
 
-    def __init__(self, model: Any, reducer: TokenReducer, budget: TokenBudget) -> None:
+    def __init__(
+        self,
+        model: Any,
+        reducer: TokenReducer,
+        budget: TokenBudget,
+        modalities: Collection[str],
+        seconds: Sequence[float] | None,
+    ) -> None:
         self.usage: tuple[TokenUsage, ...] = ()
         self._model = model
         self._reducer = reducer
         self._budget = budget
+        self._modalities = modalities
+        self._seconds = seconds
         self._ids: Tensor | None = None
         self._lengths: dict[str, list[int]] = {}
+        self._grids: dict[str, list[Grid]] = {}
         self._shrunk: _Shrunk | None = None
         self._caches: WeakKeyDictionary[Any, _Cached] = WeakKeyDictionary()
 
@@ -140,6 +177,8 @@ class Attachment:
         def listening(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
             self._lengths[modality] = _lengths(output)
+            given = signature(encode).bind(*args, **kwargs).arguments
+            self._grids[modality] = _grids(self._model.config, modality, given, self._lengths[modality])
             return output
 
         def undo() -> None:
@@ -154,9 +193,10 @@ class Attachment:
         self._ids = kwargs.get("input_ids", args[0] if args else None)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         self._lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
+        self._grids = {}
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._ids, self._lengths = None, {}
+        self._ids, self._lengths, self._grids = None, {}, {}
 
     def _before_layers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -193,8 +233,8 @@ class Attachment:
                 output["hidden_states"] = tuple(_spread(state, shrunk.kept) for state in output.hidden_states)
         return output
 
-    def _items(self) -> list[tuple[int, Tensor]]:
-        """Row and columns of every item of this call, in reading order."""
+    def _items(self) -> list[_Found]:
+        """Every item of this call that is to be reduced, in reading order."""
         if not self._lengths:
             return []
         if self._ids is None:
@@ -203,20 +243,25 @@ class Attachment:
             )
         items = []
         for modality, lengths in self._lengths.items():
+            if modality not in self._modalities:
+                continue
             rows, columns = (self._ids == getattr(self._model.config, f"{modality}_token_id")).nonzero(as_tuple=True)
             # In transformers 5.17 and earlier LLaVA-OneVision gives every clip its newline only after encoding.
             later = (len(rows) - sum(lengths)) // max(len(lengths), 1)
             lengths = [n + later for n in lengths]
-            for row, column in zip(rows.split(lengths), columns.split(lengths), strict=True):
+            grids = self._grids.get(modality) or [(n, 1, 1) for n in lengths]
+            for row, column, grid in zip(rows.split(lengths), columns.split(lengths), grids, strict=True):
                 if len(row.unique()) > 1:
                     raise ValueError(f"the placeholders of one {modality} lie in more than one row of input_ids")
                 if len(row):
-                    items.append((int(row[0]), column))
-        return sorted(items, key=lambda item: (item[0], int(item[1][0])))
+                    items.append(_Found(int(row[0]), column, grid))
+        return sorted(items, key=lambda item: (item.row, int(item.columns[0])))
 
-    def _reduce(self, embeddings: Tensor, items: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _reduce(self, embeddings: Tensor, items: Sequence[_Found]) -> tuple[Tensor, Tensor]:
         """Puts the reduced tokens in the places they stand for; returns (B, L, D), and (B, L) which places are kept."""
-        tokens = TokenBatch.from_items([embeddings[row, columns] for row, columns in items])
+        tokens = TokenBatch.from_items(
+            [embeddings[item.row, item.columns] for item in items], self._seconds, [item.grid for item in items]
+        )
         reduced = self._reducer.reduce(tokens, self._budget)
         if reduced.embeddings.shape[-1] != embeddings.shape[-1]:
             raise ValueError(
@@ -225,7 +270,7 @@ class Attachment:
             )
         kept = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         embeddings = embeddings.clone()
-        for (row, columns), values, positions, real in zip(
+        for (row, columns, _), values, positions, real in zip(
             items, reduced.items(), reduced.positions, reduced.mask, strict=True
         ):
             places = positions[real]
@@ -251,6 +296,23 @@ def _find(model: nn.Module) -> Any:
 
 def _lengths(output: Any) -> list[int]:
     return [len(features) for features in getattr(output, "pooler_output", output)]
+
+
+def _grids(config: Any, modality: str, given: dict[str, Any], lengths: Sequence[int]) -> list[Grid]:
+    """Frames, rows and columns of every item by what its encoder was given; a token a frame where that does not tell.
+
+    A LLaVA-OneVision picture is no grid: it is an overview, then tiles whose rows end with newlines.
+    """
+    patches, pixels = given.get(f"{modality}_grid_thw"), given.get("pixel_values_videos")
+    if patches is not None:
+        merge = config.vision_config.spatial_merge_size
+        return [(t, h // merge, w // merge) for t, h, w in patches.tolist()]
+    grids = []
+    for n in lengths:
+        frames = pixels.shape[1] if pixels is not None else n
+        side = math.isqrt(n // frames)
+        grids.append((frames, side, side))
+    return grids
 
 
 def _new_mask(kwargs: dict[str, Any], past: int) -> Tensor:
