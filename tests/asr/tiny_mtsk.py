@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -24,7 +24,7 @@ from tokenthrift.mtsk.model import LlamaMTSK
 # The order of the reference's character vocabulary: letters, then two unused places, space, full stop and capital T.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz~ .T#^"
 BOS, EOS = 32, 33
-LLAMA3 = {
+LLAMA3: dict[str, int | float | str] = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
     "factor": 32.0,
@@ -40,7 +40,7 @@ def characters() -> Tokenizer:
     tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return tokenizer
+    return cast(Tokenizer, tokenizer)
 
 
 def tiny_config(strategy: Strategy = "MS", **changes: Any) -> MTSKConfig:

@@ -16,16 +16,12 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenthrift.mtsk.rates import compressed_length
 from tokenthrift.whisper import length_mask
 
-__all__ = ["Compression", "compress", "compressed_length"]
+__all__ = ["Compression", "compress"]
 
 Compression: TypeAlias = Literal["average", "stack"]
-
-
-def compressed_length(states: int, rate: int, *, whole_windows: bool = False) -> int:
-    """Tokens that so many encoder states become at a rate."""
-    return states // rate if whole_windows else -(-states // rate)
 
 
 def compress(

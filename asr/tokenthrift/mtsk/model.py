@@ -23,18 +23,22 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeBudget, TokenBudget
 from tokenthrift.hub import HubModel
-from tokenthrift.mtsk.avhubert import AVHubert, normalise
+from tokenthrift.mtsk.avhubert import FRAME_RATE, AVHubert, normalise
 from tokenthrift.mtsk.compression import compress
 from tokenthrift.mtsk.config import MTSKConfig
+from tokenthrift.mtsk.decoding import Heard, Written, listen, write
 from tokenthrift.mtsk.language_model import build, load
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.projectors import projectors
-from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.rates import SUPPORT, Price, Rates
 from tokenthrift.mtsk.released import released_lengths, released_mels
 from tokenthrift.mtsk.sequence import IGNORED, MARKERS, PROMPTS, Encoded, Rows, label_rows, pad_rows
+from tokenthrift.mtsk.transcribing import items_of, plan_item, transcribe_items
 from tokenthrift.sources import fetch, is_folder
-from tokenthrift.whisper import SAMPLE_RATE, WhisperEncoder, encoder_weights, log_mel, pad_mels
+from tokenthrift.transcript import Transcript
+from tokenthrift.whisper import SAMPLE_RATE, WhisperEncoder, encoder_weights, log_mel, pad_mels, states_of
 
 __all__ = ["LlamaMTSK"]
 
@@ -55,7 +59,9 @@ class LlamaMTSK(HubModel):
     config_class: ClassVar[type] = MTSKConfig
     asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
     config: MTSKConfig
+    support: ClassVar[BudgetSupport] = SUPPORT
     sample_rate = SAMPLE_RATE
+    frame_rate = FRAME_RATE
     max_seconds = 30.0
 
     def __init__(self, config: MTSKConfig, tokenizer: Tokenizer, home: Path | None = None) -> None:
@@ -258,6 +264,99 @@ class LlamaMTSK(HubModel):
         labels = rows.labels[:, 1:]
         return F.cross_entropy(self.logits(rows, rates).float(), labels[labels != IGNORED])
 
+    @torch.no_grad()
+    def listen(self, encoded: Encoded, rates: Rates) -> Heard | None:
+        """Reads start and audio once, for all video rates of one audio rate; see `write`.
+
+        With adapters per scale (SS, MSS) the result holds for these rates alone.
+        """
+        heads, _ = self.blocks(encoded, rates)
+        with self.adapted(rates):
+            return listen(self.language_model, heads)
+
+    @torch.no_grad()
+    def write(
+        self, encoded: Encoded, rates: Rates, limits: Sequence[int], *, heard: Heard | None = None
+    ) -> list[Written]:
+        """Decodes a batch at one pair of rates.
+
+        Args:
+            encoded: B items.
+            rates: one of `config.scales`.
+            limits: most tokens for each item, its end included.
+            heard: what `listen` made of the same items at the same audio rate.
+        """
+        heads, tails = self.blocks(encoded, rates)
+        if heard is None:
+            tails = [torch.cat(parts) for parts in zip(heads, tails, strict=True)]
+        with self.adapted(rates):
+            settings = self.config.decode
+            return write(self.language_model, tails, limits, self.config.eos_id, beams=settings.beams, heard=heard)
+
+    def write_all(self, encoded: Encoded, scales: Sequence[Rates], limits: Sequence[int]) -> dict[Rates, list[Written]]:
+        """Decodes a batch at many pairs of rates; with one adapter for all, every audio rate is heard once."""
+        shared = self.config.lora.strategy == "MS"
+        found: dict[Rates, list[Written]] = {}
+        for audio in dict.fromkeys(rates.audio for rates in scales):
+            pairs = [rates for rates in scales if rates.audio == audio]
+            heard = self.listen(encoded, pairs[0]) if shared and audio and len(pairs) > 1 else None
+            found |= {rates: self.write(encoded, rates, limits, heard=heard) for rates in pairs}
+        return {rates: found[rates] for rates in scales}
+
+    def plan(
+        self,
+        samples: Sequence[int | None],
+        frames: Sequence[int | None],
+        budget: BudgetLike | Rates | None = None,
+        *,
+        coarse_to_fine: bool = False,
+    ) -> list[Price]:
+        """What items will cost: rates and tokens, known before anything is computed.
+
+        Args:
+            samples: of each audio at 16 kHz, None without audio.
+            frames: of each video at 25 frames a second, None without video.
+            budget: as in `transcribe`.
+            coarse_to_fine: the price is that of both passes, a bound for what is used.
+
+        Raises:
+            BudgetError, ValueError: as `transcribe`.
+        """
+        ceilings = _budget(budget)
+        counts = [(0 if n is None else states_of(n), t or 0) for n, t in zip(samples, frames, strict=True)]
+        return [plan_item(self.config, n, t, ceilings, coarse_to_fine=coarse_to_fine)[1] for n, t in counts]
+
+    def transcribe(
+        self,
+        audio: Sequence[Tensor | None] | None = None,
+        video: Sequence[Tensor | None] | None = None,
+        budget: BudgetLike | Rates | None = None,
+        *,
+        decode: DecodeBudget | None = None,
+        coarse_to_fine: bool = False,
+        noise_aware: bool = False,
+    ) -> list[Transcript]:
+        """Transcribes recordings; the result of each is that of the recording alone.
+
+        Args:
+            audio: (samples,) each, mono at 16 kHz in [-1, 1], at most 30 s; None where there is none.
+            video: (T, H, W) each, grey mouth crops at 25 frames a second, uint8 or in [0, 1]; None where there is none.
+            budget: ceilings in tokens for each item, or the rates; without, whatever writes best. Tokens are those of
+                audio and video; markers and prompt add about a dozen.
+            decode: ceilings for each text. `max_rounds` and `confidence_threshold` speak about `coarse_to_fine`.
+            coarse_to_fine: decode at the cheapest rates first, and at those of the budget only what is unsure. The
+                budget then holds for both passes together.
+            noise_aware: choose by the lines of the model's table that fit the noise of the item's audio.
+
+        Raises:
+            BudgetError: a budget that cannot be honoured, with the nearest that can.
+            ValueError: an item that the encoders cannot read, or streams that the model was not trained for.
+        """
+        items = items_of(audio, video)
+        return transcribe_items(
+            self, items, _budget(budget), decode, coarse_to_fine=coarse_to_fine, noise_aware=noise_aware
+        )
+
     def adapted(self, rates: Rates) -> AbstractContextManager[None]:
         """The language model as it is at a pair of rates."""
         return self.lora.at(self.scale_of(rates))
@@ -282,6 +381,10 @@ class LlamaMTSK(HubModel):
         """The tokens of a text on its own, neither start nor end added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without surrounding space."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
     def _marker_rows(self) -> Sequence[Tensor]:
         """(1, H) of every marker."""
         rows = self.weight[-len(MARKERS) :] if self.markers is None else self.markers.to(self.weight.dtype)
@@ -293,6 +396,12 @@ class LlamaMTSK(HubModel):
     def _at_home(self, source: str) -> str | Path:
         beside = None if self.home is None else self.home / source
         return source if beside is None or not is_folder(beside) else beside
+
+
+def _budget(budget: BudgetLike | Rates | None) -> TokenBudget | Rates:
+    if isinstance(budget, Rates):
+        return budget
+    return TokenBudget() if budget is None else TokenBudget.parse(budget)
 
 
 def _named_elsewhere(config: MTSKConfig) -> list[str]:

@@ -10,16 +10,14 @@ Plain Python: the price of an input is known without torch, weights or device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
 
-__all__ = ["Measured", "Price", "Rates", "choose", "error_of", "price"]
+__all__ = ["SUPPORT", "Measured", "Price", "Rates", "choose", "compressed_length", "error_of", "price"]
 
 SUPPORT = BudgetSupport(fields=frozenset({"max_tokens", "retention", "tokens_per_second"}))
-AUDIO_STATES_PER_SECOND = 50
-VIDEO_STATES_PER_SECOND = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,11 @@ class Price:
     usage: TokenUsage
 
 
+def compressed_length(states: int, rate: int, *, whole_windows: bool = False) -> int:
+    """Tokens that so many encoder states become at a rate."""
+    return states // rate if whole_windows else -(-states // rate)
+
+
 def price(rates: Rates, audio: int, video: int, *, whole_windows: bool = False) -> int:
     """Tokens of an item at a pair of rates, markers and prompt left out.
 
@@ -74,7 +77,7 @@ def price(rates: Rates, audio: int, video: int, *, whole_windows: bool = False) 
         whole_windows: count as published, see `compression`.
     """
     parts = ((audio, rates.audio), (video, rates.video))
-    return sum(states // rate if whole_windows else -(-states // rate) for states, rate in parts if rate)
+    return sum(compressed_length(states, rate, whole_windows=whole_windows) for states, rate in parts if rate)
 
 
 def error_of(table: Iterable[Measured], rates: Rates, snr: float | None) -> Measured | None:
@@ -92,34 +95,29 @@ def error_of(table: Iterable[Measured], rates: Rates, snr: float | None) -> Meas
 
 
 def choose(
-    candidates: Sequence[Rates],
+    prices: Mapping[Rates, int],
     table: Sequence[Measured],
-    audio: int,
-    video: int,
+    native: int,
+    seconds: float,
     budget: TokenBudget,
-    *,
     snr: float | None = None,
-    whole_windows: bool = False,
 ) -> Price:
     """The best pair of rates that an item can afford.
 
     Args:
-        candidates: pairs the model was trained for and the item has the streams of; at least one.
+        prices: tokens of every pair that the model was trained for and the item has the streams of; at least one.
         table: development-set word errors by pair and noise.
-        audio: encoder states of the item's audio, 0 without.
-        video: frames of its video, 0 without.
+        native: encoder states of the item.
+        seconds: its duration.
         budget: ceilings for the item.
         snr: noise of its audio in dB; None takes it for clean.
-        whole_windows: count as published.
 
     Raises:
         BudgetError: no pair fits; the nearest legal value is the price of the cheapest.
     """
     SUPPORT.check(budget)
-    native = audio + video
-    cap = budget.cap(native, max(audio / AUDIO_STATES_PER_SECOND, video / VIDEO_STATES_PER_SECOND))
-    prices = {rates: price(rates, audio, video, whole_windows=whole_windows) for rates in candidates}
-    fitting = [rates for rates in candidates if min(budget.min_tokens, native) <= prices[rates] <= cap]
+    cap = budget.cap(native, seconds)
+    fitting = [rates for rates, tokens in prices.items() if min(budget.min_tokens, native) <= tokens <= cap]
     if not fitting:
         offered = ", ".join(f"{tokens} at {rates}" for rates, tokens in sorted(prices.items(), key=lambda p: p[1]))
         nearest = min(prices.values(), key=lambda tokens: (abs(tokens - cap), tokens))
