@@ -34,7 +34,10 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
 }
 # The word in a model's config.json, and its class.
-SYSTEMS: Final = {"dllm_asr": "tokenthrift.dllm_asr:DllmAsr"}
+SYSTEMS: Final = {
+    "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
+    "vqtoken": "tokenthrift.vqtoken:VQToken",
+}
 # What `tokenthrift convert` reads, and the function that makes a model of checkpoint files.
 CONVERTERS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",

@@ -3,6 +3,8 @@
 model        `VQToken`, a model and a token reducer: `reduce`, `compress`, `plan`
 clustering   cosine k-means, the same on every device; hierarchy: all smaller K by merging; adaptive: which K
 places       where clusters lie, and their order; codebook: means and medoids
+token_hash   what the index map says of every code; attention: VQ-attention, corrected and released
+released     the published rules of both eras
 """
 
 from typing import TYPE_CHECKING, Any

@@ -18,18 +18,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.budget import BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
 from tokenthrift.reducers.base import Item, check_finite, pad_items, unpad
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken import adaptive
+from tokenthrift.vqtoken import adaptive, released
+from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.clustering import Clusters, find, number, unit_tokens
 from tokenthrift.vqtoken.codebook import means, medoids
 from tokenthrift.vqtoken.config import VQTokenConfig
 from tokenthrift.vqtoken.places import Grid, central_cells, increasing, layout_of, ranks
+from tokenthrift.vqtoken.token_hash import describe
 
 __all__ = ["Compressed", "VQToken"]
 
@@ -63,6 +65,12 @@ class VQToken(HubModel):
 
     def __init__(self, config: VQTokenConfig | None = None) -> None:
         super().__init__(config or VQTokenConfig())
+        sizes = self.config.attention
+        self.cross_attention: nn.Module | None = None  # the name it has in published checkpoints
+        if sizes is not None and self.config.compat == "released":
+            self.cross_attention = ReleasedVQAttention(sizes.width, sizes.heads, sizes.ffn, sizes.patches)
+        elif sizes is not None:
+            self.cross_attention = VQAttention(sizes.width, sizes.heads, sizes.ffn)
 
     @property
     def support(self) -> BudgetSupport:
@@ -134,55 +142,109 @@ class VQToken(HubModel):
         self, items: Sequence[Item], grids: Sequence[Grid], caps: Sequence[int], budget: TokenBudget
     ) -> list[tuple[Item, Tensor, float | None]]:
         """Clips of at least one token each: what is left of them, their index maps, and the error where one counts."""
+        self._check(items, grids)
         cells = [t * h * w for t, h, w in grids]
-        for item, grid, n in zip(items, grids, cells, strict=True):
-            if n > len(item.positions):
-                raise ValueError(f"a grid of {' x '.join(map(str, grid))} cells for {len(item.positions)} tokens")
         # What follows the frames (a newline) stays where the budget has room for it and a code.
-        rests = [
-            rest if (rest := len(item.positions) - n) < cap else 0
-            for item, n, cap in zip(items, cells, caps, strict=True)
-        ]
-        x = pad_sequence([item.embeddings[:n] for item, n in zip(items, cells, strict=True)], batch_first=True)
-        weights = pad_sequence([item.weights()[:n] for item, n in zip(items, cells, strict=True)], batch_first=True)
-        sizes = torch.tensor(cells, device=x.device)
+        rests = [min(len(i.positions) - n, cap - 1) for i, n, cap in zip(items, cells, caps, strict=True)]
+        clips = [i.select(torch.arange(n, device=i.positions.device)) for i, n in zip(items, cells, strict=True)]
+        wanted = [cap - rest for cap, rest in zip(caps, rests, strict=True)]
+        if self.config.compat == "released":
+            done = [self._released(clip, grid, k) for clip, grid, k in zip(clips, grids, wanted, strict=True)]
+        else:
+            done = self._corrected(clips, grids, wanted, budget)
+        out = []
+        for (code, index_map, error), item, n, rest in zip(done, items, cells, rests, strict=True):
+            tail = item.select(torch.arange(n, n + rest, device=item.positions.device))
+            joined = Item(
+                torch.cat([code.embeddings, tail.embeddings]),
+                torch.cat([code.positions, tail.positions]),
+                None,
+                torch.cat([code.weights(), tail.weights()]),
+            )
+            out.append((joined, index_map, error))
+        return out
+
+    def _corrected(
+        self, clips: Sequence[Item], grids: Sequence[Grid], wanted: Sequence[int], budget: TokenBudget
+    ) -> list[tuple[Item, Tensor, float | None]]:
+        """All clips as one batch: codes, index maps, and the errors where content decides."""
+        x = pad_sequence([clip.embeddings for clip in clips], batch_first=True)
+        weights = pad_sequence([clip.weights() for clip in clips], batch_first=True)
+        sizes = torch.tensor([len(clip.positions) for clip in clips], device=x.device)
         mask = torch.arange(x.shape[1], device=x.device) < sizes[:, None]
-        wanted = torch.tensor([cap - rest for cap, rest in zip(caps, rests, strict=True)], device=x.device)
         layout = layout_of(mask, grids)
         unit, _ = unit_tokens(x, mask)
-        clusters = find(unit, mask, wanted.minimum(sizes), iterations=self.config.iterations)
+        clusters = find(unit, mask, torch.tensor(wanted, device=x.device), iterations=self.config.iterations)
         chosen = self.config.choose != "fixed" or budget.target_error is not None
         if chosen:
             clusters = self._choose(unit, mask, clusters, budget)
-        slots, counts = clusters.counts.shape[1], clusters.live.sum(1)
+        slots = clusters.counts.shape[1]
         if self.config.codes == "medoid":
             place = medoids(unit, clusters)
             order = ranks([place.where(clusters.live, x.shape[1])])
             clusters, place = clusters.mapped(order, slots), place.gather(1, order.argsort(1))
-            codes = x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+            codes = x.gather(1, place[..., None].expand(-1, -1, x.shape[2])).float()
             mass = means(x[..., :0], clusters.labels, slots, weights)[1]
         else:
             clusters = number(clusters, layout)
-            place = increasing(central_cells(clusters.labels, layout, slots), sizes, counts)
+            place = increasing(central_cells(clusters.labels, layout, slots), sizes, clusters.live.sum(1))
             codes, mass = means(x, clusters.labels, slots, weights)
-        errors = clusters.error().tolist() if chosen else [None] * len(items)
+        if self.cross_attention is not None:
+            codes = self.cross_attention(codes, describe(clusters.labels, layout, slots), clusters.live)
+        errors = clusters.error().tolist() if chosen else [None] * len(clips)
         done = []
-        for i, (item, grid, n, rest) in enumerate(zip(items, grids, cells, rests, strict=True)):
-            k = int(counts[i])
-            tail = item.select(torch.arange(n, n + rest, device=x.device))
-            short = Item(
-                torch.cat([codes[i, :k].to(x.dtype), tail.embeddings]),
-                torch.cat([item.positions[place[i, :k]], tail.positions]),
-                None,
-                torch.cat([mass[i, :k], tail.weights()]),
-            )
-            done.append((short, clusters.labels[i, :n].view(grid), errors[i]))
+        for i, k in enumerate(clusters.live.sum(1).tolist()):
+            code = Item(codes[i, :k].to(x.dtype), clips[i].positions[place[i, :k]], None, mass[i, :k])
+            done.append((code, clusters.labels[i][mask[i]].view(grids[i]), errors[i]))
         return done
+
+    def _released(self, clip: Item, grid: Grid, wanted: int) -> tuple[Item, Tensor, float | None]:
+        """One clip by the rules of 2026. The order of its codes is no order in time: places are spread evenly."""
+        tokens, settings = clip.embeddings, self.config
+        with torch.no_grad():
+            if settings.choose == "fixed":
+                fit = released.fit_2026(tokens.detach(), wanted, settings.seed, settings.iterations)
+            else:
+                least = min(settings.least, wanted)
+                fit = released.search_2026(
+                    tokens.detach(), least, wanted, settings.choose, settings.seed, settings.iterations
+                )
+            labels, centres = fit.labels, fit.centres
+            if self.cross_attention is None:
+                labels, order = released.first_occurrence(labels, len(centres))
+                centres = centres[order]
+        codes = released.code_means(tokens, labels, centres)
+        mass = means(tokens[None, :, :0], labels[None], len(codes), clip.weights()[None])[1][0]
+        if self.cross_attention is not None:
+            if grid[0] > wanted:
+                raise ValueError(
+                    f"the published attention makes at least one token a frame: {grid[0]} frames do not fit {wanted} "
+                    f"tokens; use compat 'corrected', or at most {wanted} frames"
+                )
+            codes = self.cross_attention(labels.view(grid[0], -1), codes)
+            # Which tokens a row stands for is lost in the attention; all stand for an equal part of the clip.
+            mass = clip.weights().sum().expand(len(codes)) / len(codes)
+        places = torch.arange(len(codes), device=labels.device) * len(labels) // len(codes)
+        return Item(codes.to(tokens.dtype), clip.positions[places], None, mass), labels.view(grid), None
+
+    def _check(self, items: Sequence[Item], grids: Sequence[Grid]) -> None:
+        """Raises a ValueError where a grid, or the width that the attention reads, does not fit."""
+        sizes = self.config.attention
+        for item, grid in zip(items, grids, strict=True):
+            (frames, height, width), native = grid, len(item.positions)
+            if not 0 < frames * height * width <= native:
+                raise ValueError(f"a grid of {frames} x {height} x {width} cells for {native} tokens")
+            if sizes is not None and item.embeddings.shape[1] != sizes.width:
+                raise ValueError(f"tokens are {item.embeddings.shape[1]} wide, the attention reads {sizes.width}")
+            if sizes is not None and self.config.compat == "released" and height * width != sizes.patches:
+                raise ValueError(
+                    f"a grid has {height} x {width} cells a frame, the published attention reads {sizes.patches}"
+                )
 
     def _choose(self, unit: Tensor, mask: Tensor, clusters: Clusters, budget: TokenBudget) -> Clusters:
         """Fewer clusters where the content needs no more."""
         most = clusters.live.sum(1)
-        least = torch.full_like(most, max(budget.min_tokens, 1)).minimum(most)
+        least = most.clamp(max=max(budget.min_tokens, 1))
         tree = adaptive.tree_of(clusters)
         if budget.target_error is not None:
             wanted = adaptive.by_error(adaptive.errors(clusters, tree), budget.target_error, least, most)

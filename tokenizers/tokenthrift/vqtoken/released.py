@@ -1,0 +1,226 @@
+"""The published rules of VQToken as they were, in both eras, for comparison and for published weights.
+
+Source: VQToken (arXiv 2503.16980) and its code: "2025" is the snapshot of September 2025, "2026" the refactoring of
+July and August 2026 that evaluation harnesses run. What is known to be wrong in them is kept here on purpose, and said;
+`clustering.py` and `adaptive.py` are what to use. Both eras treat one clip at a time, (N, D) tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+__all__ = [
+    "Fit",
+    "code_means",
+    "distortion_2025",
+    "distortion_2026",
+    "elbow_2025",
+    "elbow_2026",
+    "first_occurrence",
+    "fit_2026",
+    "kmeans_2025",
+    "kmeans_2026",
+    "search_2026",
+    "seeds_2026",
+    "silhouette_2025",
+    "silhouette_2026",
+]
+
+
+class Fit(NamedTuple):
+    """A k-means result: labels (N,) int64, centres (K, D) float32, and how many iterations it took."""
+
+    labels: Tensor
+    centres: Tensor
+    iterations: int
+
+
+def kmeans_2025(tokens: Tensor, centres: Tensor, iterations: int = 300, tolerance: float = 1e-4) -> Fit:
+    """The fit of 2025 from given centres.
+
+    Labels and centres that come back are those from before the last update, one step stale. Tokens are divided by
+    their length without a guard, so a token of length zero is NaN.
+
+    Args:
+        tokens: (N, D).
+        centres: (K, D) to start from.
+        iterations: 300 in the published fixed mode, 100 in its search.
+        tolerance: On the Frobenius norm of the update.
+    """
+    x = tokens.float()
+    x = x / x.norm(dim=1, keepdim=True)
+    centres = centres.float()
+    for done in range(1, iterations + 1):
+        labels = (1 - x @ normalize(centres, dim=1).T).argmin(1)
+        new = _means(x, labels, centres)
+        if (new - centres).norm() < tolerance:
+            break
+        if done < iterations:
+            centres = new
+    return Fit(labels, centres, done)
+
+
+def kmeans_2026(tokens: Tensor, centres: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Fit:
+    """The fit of 2026 from given centres: as in 2025, with a guarded length and a last assignment to the new centres.
+
+    Args:
+        tokens: (N, D).
+        centres: (K, D) to start from.
+        iterations: 50 for a fixed K, 100 in the search.
+        tolerance: On the Frobenius norm of the update.
+    """
+    x = normalize(tokens.float(), dim=1, eps=1e-12)
+    centres = centres.float()
+    done, shift = 0, float("inf")
+    while done < iterations and shift > tolerance:
+        labels = (x @ normalize(centres, dim=1).T).argmax(1)
+        new = _means(x, labels, centres)
+        shift, centres = float((new - centres).norm()), new
+        done += 1
+    return Fit((x @ normalize(centres, dim=1).T).argmax(1), centres, done)
+
+
+def seeds_2026(tokens: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ of 2026: (clusters,) int64 places. Draws depend on the device of the generator and on torch's release.
+
+    Args:
+        tokens: (N, D).
+        clusters: At most N.
+        generator: On the device of the tokens; published with seed 0 for every clip.
+    """
+    x = normalize(tokens.float(), dim=1, eps=1e-12)
+    places = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    distance = (x - x[places[0]]).square().sum(1)
+    for _ in range(clusters - 1):
+        weights = distance if bool(distance.sum() > 0) else torch.ones_like(distance)
+        places.append(torch.multinomial(weights, 1, generator=generator))
+        distance = distance.minimum((x - x[places[-1]]).square().sum(1))
+    return torch.cat(places)
+
+
+def first_occurrence(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Renumbers clusters by their first token, the canonical order of 2026; empty ones come last.
+
+    Args:
+        labels: (N,) int64.
+        clusters: How many there are.
+
+    Returns:
+        (N,) new labels, and (clusters,) the old number of each new one.
+    """
+    member = labels == torch.arange(clusters, device=labels.device)[:, None]
+    first = member.long().argmax(1).where(member.any(1), len(labels))
+    order = first.argsort(stable=True)
+    return order.argsort()[labels], order
+
+
+def code_means(tokens: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+    """The codebook of 2026: means of unit tokens, so at most of length 1; an empty cluster keeps its fitted centre.
+
+    Args:
+        tokens: (N, D) of any floating-point dtype.
+        labels: (N,) int64.
+        centres: (K, D) float32.
+
+    Returns:
+        (K, D) in the dtype of the tokens.
+    """
+    return _means(normalize(tokens.float(), dim=1, eps=1e-12), labels, centres).to(tokens.dtype)
+
+
+def distortion_2025(tokens: Tensor, fit: Fit) -> float:
+    """Squared Euclidean distances of unit tokens to their centres, summed."""
+    x = tokens.float() / tokens.float().norm(dim=1, keepdim=True)
+    return float((x - fit.centres[fit.labels]).square().sum())
+
+
+def distortion_2026(tokens: Tensor, fit: Fit) -> float:
+    """Cosine distances of tokens to their centres, summed."""
+    x = normalize(tokens.float(), dim=1, eps=1e-12)
+    return float((1 - (x * normalize(fit.centres, dim=1)[fit.labels]).sum(1)).sum())
+
+
+def elbow_2025(distortions: Sequence[float]) -> int:
+    """K from the distortions of K = 12, 13, ..., 32 as in 2025.
+
+    The second difference peaks at index j for K = 13 + j, but the code answers j + 4, and at least 12.
+    """
+    return max(12, int(torch.tensor(distortions).diff(n=2).argmax()) + 2 + 2)
+
+
+def elbow_2026(distortions: Sequence[float], least: int) -> int:
+    """K from the distortions of K = least, least + 1, ... as in 2026: farthest from the chord, both axes scaled.
+
+    With fewer than three candidates, the first.
+    """
+    y = torch.tensor(distortions, dtype=torch.float64)
+    if len(y) < 3:
+        return least
+    x = torch.linspace(0, 1, len(y), dtype=torch.float64)
+    y = (y - y.min()) / (y.max() - y.min()).clamp(min=1e-12)
+    across, down = x[-1] - x[0], y[-1] - y[0]
+    return least + int((across * (y - y[0]) - down * (x - x[0])).abs().argmax())
+
+
+def silhouette_2025(candidates: Sequence[int]) -> int:
+    """K as in 2025: its score ignores the labels, all scores are equal, and the first candidate wins (12)."""
+    return candidates[0]
+
+
+def silhouette_2026(tokens: Tensor, labels: Tensor) -> float:
+    """Exact mean cosine silhouette of a partition; a token alone scores 0, fewer than two clusters -1.
+
+    Args:
+        tokens: (N, D).
+        labels: (N,) int64.
+    """
+    x = normalize(tokens.float(), dim=1, eps=1e-12)
+    _, labels, sizes = labels.unique(return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return -1.0
+    sums = x.new_zeros(len(sizes), x.shape[1]).index_add(0, labels, x)
+    products = x @ sums.T
+    own_sum, size = products.gather(1, labels[:, None])[:, 0], sizes[labels]
+    own = 1 - (own_sum - (x * x).sum(1)) / (size - 1).clamp(min=1)
+    others = (1 - products / sizes).scatter(1, labels[:, None], torch.inf)
+    rival = others.amin(1)
+    score = (rival - own) / torch.maximum(own, rival).clamp(min=1e-12)
+    return float(score.where(size > 1, 0.0).mean())
+
+
+def fit_2026(tokens: Tensor, clusters: int, seed: int, iterations: int = 50) -> Fit:
+    """Seeds and fit of 2026 for one clip."""
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    x = normalize(tokens.float(), dim=1, eps=1e-12)
+    return kmeans_2026(tokens, x[seeds_2026(tokens, clusters, generator)], iterations)
+
+
+def search_2026(tokens: Tensor, least: int, most: int, rule: str, seed: int, iterations: int = 100) -> Fit:
+    """The search of 2026: an independent fit for every K from `least` to `most`; the chosen one is returned.
+
+    Args:
+        tokens: (N, D).
+        least: Fewest clusters; at most N.
+        most: Most clusters; at most N, or N - 1 for the silhouette.
+        rule: "elbow" or "silhouette".
+        seed: Of every fit.
+        iterations: Most iterations of every fit.
+    """
+    most = max(least, min(most, len(tokens) - (rule == "silhouette")))
+    fits = [fit_2026(tokens, k, seed, iterations) for k in range(least, most + 1)]
+    if rule == "elbow":
+        return fits[elbow_2026([distortion_2026(tokens, fit) for fit in fits], least) - least]
+    scores = [silhouette_2026(tokens, fit.labels) for fit in fits]
+    return fits[scores.index(max(scores))]
+
+
+def _means(x: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+    """Means of the members in float32; a cluster without any keeps its centre."""
+    sums = torch.zeros_like(centres).index_add(0, labels, x)
+    counts = torch.bincount(labels, minlength=len(centres))[:, None]
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centres)
