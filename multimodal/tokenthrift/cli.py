@@ -36,12 +36,14 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 # The word in a model's config.json, and its class.
 SYSTEMS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
+    "karl": "tokenthrift.karl:Karl",
     "vqtoken": "tokenthrift.vqtoken:VQToken",
 }
 # What `tokenthrift convert` reads, and the function that makes a model of checkpoint files.
 CONVERTERS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
+    "karl": "tokenthrift.karl.convert:karl",
 }
 
 # What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.

@@ -80,5 +80,5 @@ class AutoencoderKL(nn.Module):
 
     def features_of(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """Predicted latents `(B, h * w, latent)` as a map `(B, latent, h, w)`."""
-        features = output.unflatten(1, grid).permute(0, 3, 1, 2)
+        features: Tensor = output.unflatten(1, grid).permute(0, 3, 1, 2)
         return features if self.released else features.contiguous()

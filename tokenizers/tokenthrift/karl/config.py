@@ -137,9 +137,8 @@ class KarlConfig:
                 f"encoder.width {self.encoder.width} must exceed base.latent {self.base.latent}: a grid cell is the "
                 f"base feature beside a patch embedding of what is left of the width"
             )
-        if self.compat == "released":
-            if (self.latent_attention, self.halting) != ("full", "subset"):
-                raise ConfigError('compat "released" goes with latent_attention "full" and halting "subset"')
+        if self.compat == "released" and (self.latent_attention, self.halting) != ("full", "subset"):
+            raise ConfigError('compat "released" goes with latent_attention "full" and halting "subset"')
 
     @property
     def size(self) -> tuple[int, int]:

@@ -18,21 +18,24 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from tokenthrift.budget import BudgetSupport
+from tokenthrift.budget import BudgetLike, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
-from tokenthrift.karl.conditioning import ErrorBins, ErrorEmbedding
-from tokenthrift.karl.config import KarlConfig
-from tokenthrift.karl.halting import HaltingHead
+from tokenthrift.karl.config import ERROR_BINS, KarlConfig
+from tokenthrift.karl.halting import HaltingHead, kept
+from tokenthrift.karl.inputs import check_images, check_tokens, grid_of, per_image
+from tokenthrift.karl.latent import LatentDecoder, LatentEncoder
 from tokenthrift.karl.packing import groups, pack
 from tokenthrift.karl.quantiser import CosineQuantiser, Quantised
-from tokenthrift.karl.transformer import Transformer, causal_latents
 from tokenthrift.karl.vqgan import Vqgan
+from tokenthrift.tokens import TokenBatch
 
 __all__ = ["Distilled", "Karl"]
+
+CELLS_AT_ONCE = 4096  # grid cells that go through the model at once: 16 images of 256 pixels, 64 of 64
 
 
 class Distilled(NamedTuple):
@@ -46,86 +49,6 @@ class Distilled(NamedTuple):
     """`(B, T, token_width)`, before quantisation."""
     mask: Tensor
     """`(B, T)` bool."""
-
-
-class LatentEncoder(nn.Module):
-    """Grid features and pixels to latents."""
-
-    def __init__(self, config: KarlConfig) -> None:
-        super().__init__()
-        self.config = config
-        width, factor = config.encoder.width, config.base.factor
-        self.patches = nn.Conv2d(3, width - config.base.latent, factor, stride=factor)
-        self.positions = nn.Parameter(position_table(config, width))
-        self.queries = nn.Parameter(torch.randn(config.table, width) * math.pow(width, -0.5))
-        self.error = ErrorBins(width) if config.compat == "released" else ErrorEmbedding(width)
-        self.transformer = Transformer(config.encoder)
-
-    def forward(self, images: Tensor, rows: Tensor, mask: Tensor, errors: Tensor) -> Tensor:
-        """Latents.
-
-        Args:
-            images: `(B, 3, H, W)`.
-            rows: base features `(B, h * w, latent)`.
-            mask: `(B, T)` bool, right-padded.
-            errors: `(B,)`.
-
-        Returns:
-            `(B, T, width)`; anything in padding.
-        """
-        patches = self.patches(images)
-        grid = patches.shape[2:]
-        cells = torch.cat([patches.flatten(2).transpose(1, 2), rows], 2)
-        cells = cells + resized(self.positions, grid, self.config).flatten(1).T
-        error = self.error(errors)[:, None]
-        queries = self.queries[: mask.shape[1]].expand(len(images), -1, -1)
-        if self.config.compat == "corrected":
-            queries = queries + error
-        x = torch.cat([error, cells, queries], 1)
-        first = x.shape[1] - mask.shape[1]
-        seen: Tensor | None = None
-        if self.config.latent_attention == "causal":
-            seen = causal_latents(first, mask.shape[1], mask.device)
-        elif not bool(mask.all()):
-            seen = F.pad(mask, (first, 0), value=True)[:, None, None]
-        latents: Tensor = self.transformer(x, seen)[:, first:]
-        return latents
-
-
-class LatentDecoder(nn.Module):
-    """Tokens to what the base tokenizer needs for each grid cell."""
-
-    def __init__(self, config: KarlConfig) -> None:
-        super().__init__()
-        self.config = config
-        width, table_scale = config.decoder.width, math.pow(config.encoder.width, -0.5)
-        self.embed = nn.Linear(config.token_width, width)
-        self.places = nn.Parameter(torch.randn(config.table, width) * table_scale)
-        self.cell = nn.Parameter(torch.randn(1, 1, width) * table_scale)
-        self.positions = nn.Parameter(position_table(config, width))
-        self.transformer = Transformer(config.decoder)
-        self.norm_out = nn.LayerNorm(width)
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.base.outputs))
-
-    def forward(self, values: Tensor, positions: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Computes the tokens that are there and no others.
-
-        Args:
-            values: `(B, N, token_width)`; finite in padding too.
-            positions: `(B, N)` int64, where each token stood; anything in padding.
-            mask: `(B, N)` bool.
-            grid: rows and columns.
-
-        Returns:
-            `(B, h * w, outputs)`.
-        """
-        tokens = self.embed(values) + self.places[positions.clamp(min=0)]
-        cells = (self.cell + resized(self.positions, grid, self.config).flatten(1).T).expand(len(values), -1, -1)
-        count = cells.shape[1]
-        seen = None if bool(mask.all()) else F.pad(mask, (count, 0), value=True)[:, None, None]
-        x = self.transformer(torch.cat([cells, tokens], 1), seen)[:, :count]
-        out: Tensor = self.head(self.norm_out(x))
-        return out
 
 
 class Karl(HubModel):
@@ -167,6 +90,158 @@ class Karl(HubModel):
             max_tokens=config.max_tokens,
             nested=config.latent_attention == "causal" and config.halting == "prefix",
             adaptive=True,
+        )
+
+    def plan(self, native: Sequence[int], budget: BudgetLike | Sequence[BudgetLike] | None = None) -> tuple[int, ...]:
+        """The most tokens that each image will keep; exactly so many where no `target_error` is set.
+
+        Args:
+            native: what each image has before any is dropped: `config.max_tokens`, whatever its size.
+            budget: for all of them or for each.
+
+        Raises:
+            BudgetError: a ceiling is not honoured, or leaves less than the floor.
+        """
+        budgets = per_image(budget, len(native))
+        return tuple(self.support.caps([n], one)[0] for n, one in zip(native, budgets, strict=True))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        budget: BudgetLike | Sequence[BudgetLike] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TokenBatch:
+        """Tokens of images, at most as many as their budgets allow.
+
+        Without `target_error` an image has as many as its budget allows. On the CPU every image is computed by itself,
+        so that its codes and counts are exactly those of the image alone.
+
+        Args:
+            images: `(B, 3, H, W)` floating-point in [0, 1], sides multiples of `config.base.factor`.
+            budget: for all images or for each; no ceiling if not given.
+            generator: draws the VAE's latents, as the published code does; their mean is taken if not given.
+
+        Returns:
+            Embeddings are what the decoder reads (`token_width` numbers), right-padded; positions are places among the
+            native tokens; codes where the model has them.
+
+        Raises:
+            BudgetError: a budget cannot be honoured.
+            TypeError, ValueError: images that cannot be encoded; nothing is computed then.
+        """
+        grid = check_images(images, self.config)
+        budgets = per_image(budget, len(images))
+        caps = self.plan([self.config.max_tokens] * len(images), budgets)
+        weight = self.to_tokens.weight
+        images = images.to(weight).contiguous()
+        at_once = 1 if images.device.type == "cpu" else max(1, CELLS_AT_ONCE // math.prod(grid))
+        items: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        for i in range(0, len(images), at_once):
+            part = slice(i, i + at_once)
+            items += self._encode(images[part], budgets[part], caps[part], generator)
+        values = pad_sequence([item[0] for item in items], batch_first=True)
+        positions = pad_sequence([item[1] for item in items], batch_first=True, padding_value=-1)
+        codes = [item[2] for item in items if item[2] is not None]
+        return TokenBatch(
+            embeddings=values,
+            mask=positions >= 0,
+            positions=positions,
+            codes=pad_sequence(codes, batch_first=True, padding_value=-1) if codes else None,
+            usage=tuple(
+                TokenUsage(native=self.config.max_tokens, cap=cap, used=len(item[1]))
+                for cap, item in zip(caps, items, strict=True)
+            ),
+        )
+
+    def _encode(
+        self,
+        images: Tensor,
+        budgets: Sequence[TokenBudget],
+        caps: Sequence[int],
+        generator: torch.Generator | None,
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        device = images.device
+        targets = [budget.target_error for budget in budgets]
+        errors = torch.tensor([ERROR_BINS[0] if target is None else target for target in targets], device=device)
+        found = self.distil(images, self.base.encode(images, generator), torch.tensor(caps, device=device), errors)
+        least = [c if t is None else min(b.min_tokens, c) for b, t, c in zip(budgets, targets, caps, strict=True)]
+        keep = kept(
+            found.halting_logits,
+            found.mask,
+            threshold=self.config.threshold,
+            prefix=self.config.halting == "prefix",
+            least=torch.tensor(least, device=device),
+        )
+        values, codes, _ = self.quantise(found.tokens, keep)
+        return [
+            (values[i, stays], stays.nonzero().flatten(), None if codes is None else codes[i, stays])
+            for i, stays in enumerate(keep)
+        ]
+
+    @torch.no_grad()
+    def decode(self, tokens: TokenBatch, size: tuple[int, int] | None = None) -> Tensor:
+        """Images of tokens.
+
+        Args:
+            tokens: as `encode` or `from_codes` make them; only embeddings, positions and mask are read.
+            size: height and width in pixels; those of `config.size` if not given.
+
+        Returns:
+            `(B, 3, H, W)` in [0, 1].
+
+        Raises:
+            ValueError: tokens of another model, or a size that the model has no grid for.
+        """
+        check_tokens(tokens, self.config)
+        grid = grid_of(size or self.config.size, self.config)
+        values, found, mask = pack(tokens.embeddings.to(self.to_tokens.weight), tokens.mask)
+        positions = tokens.positions.gather(1, found.clamp(min=0))
+        at_once = max(1, CELLS_AT_ONCE // math.prod(grid))
+        images = []
+        for i in range(0, len(mask), at_once):
+            part = slice(i, i + at_once)
+            output = self.expand_packed(values[part], positions[part], mask[part], grid)
+            images.append(self.base.decode(self.features_of(output, grid)).clamp(0, 1))
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def from_codes(
+        self, codes: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None = None
+    ) -> TokenBatch:
+        """The tokens of stored codes, for `decode`.
+
+        Args:
+            codes: of each image.
+            positions: where each stands; the first ones if not given, which is how `halting="prefix"` keeps them.
+
+        Raises:
+            ValueError: the model has continuous tokens, a code is not in its codebook, or lengths differ.
+        """
+        if self.quantiser is None or self.config.codes is None:
+            raise ValueError("this model has continuous tokens and no codes")
+        places = positions or [range(len(row)) for row in codes]
+        if [len(row) for row in places] != [len(row) for row in codes]:
+            raise ValueError("there must be one position for each code")
+        bad = [code for row in codes for code in row if not 0 <= code < self.config.codes]
+        if bad:
+            raise ValueError(f"codes must be from 0 to {self.config.codes - 1}, found {bad[0]}")
+        device = self.to_tokens.weight.device
+        ids, where = (
+            pad_sequence(
+                [torch.tensor(list(row), dtype=torch.long, device=device) for row in rows],
+                batch_first=True,
+                padding_value=-1,
+            )
+            for rows in (codes, places)
+        )
+        native = self.config.max_tokens
+        return TokenBatch(
+            embeddings=self.quantiser.lookup(ids),
+            mask=ids >= 0,
+            positions=where,
+            codes=ids,
+            usage=tuple(TokenUsage(native=native, cap=len(row), used=len(row)) for row in codes),
         )
 
     def distil(self, images: Tensor, features: Tensor, counts: Tensor, errors: Tensor) -> Distilled:
@@ -236,18 +311,3 @@ class Karl(HubModel):
     def features_of(self, output: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Features `(B, C, h, w)` for `base.decode`, of a decoder's output `(B, h * w, base.outputs)`."""
         return self.base.features_of(output, grid or self.config.grid)
-
-
-def position_table(config: KarlConfig, width: int) -> Tensor:
-    """Random `(width, rows, columns)`."""
-    sides = (config.released_table,) * 2 if config.compat == "released" else config.grid
-    return torch.randn(width, *sides) * math.pow(config.encoder.width, -0.5)
-
-
-def resized(table: Tensor, grid: Sequence[int], config: KarlConfig) -> Tensor:
-    """A position table `(width, rows, columns)` for any grid; as it is for its own."""
-    if tuple(table.shape[1:]) == tuple(grid):
-        return table
-    if config.compat == "released":
-        return F.interpolate(table[None], size=tuple(grid), mode="nearest")[0]
-    return F.interpolate(table[None], size=tuple(grid), mode="bicubic", align_corners=False)[0]

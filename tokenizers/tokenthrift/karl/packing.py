@@ -20,7 +20,7 @@ __all__ = ["Packed", "groups", "pack"]
 
 
 class Packed(NamedTuple):
-    """Kept tokens, moved to the left."""
+    """Kept tokens of every image, moved to the left."""
 
     values: Tensor
     """`(B, N, D)`, N the largest count; zero in padding."""

@@ -92,7 +92,7 @@ class Vqgan(nn.Module):
             `(B, latent, h, w)`.
         """
         mean = output.softmax(-1) @ self.codebook.to(output.dtype)
-        features = mean.unflatten(1, grid).permute(0, 3, 1, 2)
+        features: Tensor = mean.unflatten(1, grid).permute(0, 3, 1, 2)
         return features if self.released else features.contiguous()
 
     def quantise(self, features: Tensor) -> BaseCodes:
