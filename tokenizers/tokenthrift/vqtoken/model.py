@@ -8,7 +8,7 @@ Source: VQToken (arXiv 2503.16980). All patches of a clip are clustered (`cluste
 the clusters (`codebook.py`), the token hash is the map of cluster numbers over (T, H, W) (`token_hash.py`), and
 VQ-attention mixes the two (`attention.py`). Differs from the published code: the budget is met exactly (there the count
 is the larger of frames and K), order and positions of the codes follow time, items of a batch have counts of their own,
-and an image is a clip of one frame like any other instead of a special case.
+and a clip of one frame is a clip like any other.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class VQToken(HubModel):
 
     system: ClassVar[str] = "vqtoken"
     config_class: ClassVar[type] = VQTokenConfig
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    """What `attach` reduces unless told otherwise: pictures stay as they are."""
     config: VQTokenConfig
 
     def __init__(self, config: VQTokenConfig | None = None) -> None:
