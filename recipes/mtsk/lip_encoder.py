@@ -1,9 +1,10 @@
 """A small visual encoder of AV-HuBERT's shape, taught visemes: `python lip_encoder.py SPEECH/train OUT`.
 
 The published AV-HuBERT learns from 1,759 h of faces, cannot be had everywhere, and takes a second per second of video
-on two cores. This one (2 layers of 128, ResNet of 8 to 64 channels) learns to name the viseme of every frame of rendered
-mouths, drawn as they are needed, with crops and masks that change. `OUT/avhubert.safetensors` has the key names of the
-public checkpoints. It has seen synthetic mouths only and is named so. A checkpoint is kept; a stopped run goes on.
+on two cores. This one (2 layers of 128, ResNet of 8 to 64 channels) learns to name the viseme of every frame of
+rendered mouths, drawn as they are needed, with crops and masks that change. `OUT/avhubert.safetensors` has the key
+names of the public checkpoints. It has seen synthetic mouths only and is named so. A checkpoint is kept; a stopped run
+goes on.
 """
 
 from __future__ import annotations

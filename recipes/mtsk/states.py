@@ -1,9 +1,10 @@
 """Encoder states, made once: `python states.py SPEECH OUT --whisper CHECKPOINT --avhubert FOLDER --noise DIR DIR`.
 
-Both encoders are frozen, so training reads their states. Every training utterance is heard in a room or not, with noise
-or babble at a level from -5 dB to clean, drawn by its number; its mouth is drawn, cropped and encoded. A shard of speech
-becomes a shard of states (`tokenthrift.mtsk.data.CachedStates`), fp16. Development clips are encoded from their files,
-as they are and with babble at 0 dB. What is there is skipped, so a stopped run goes on and new speech is added.
+Both encoders are frozen, so training reads their states. Every training utterance is heard in a room or not, with
+noise or babble at a level from -5 dB to clean, drawn by its number; its mouth is drawn, cropped and encoded. A shard
+of speech becomes a shard of states (`tokenthrift.mtsk.data.CachedStates`), fp16. Development clips are encoded from
+their files, every second one with noise at 0 dB. What is there is skipped, so a stopped run goes on and new speech is
+added.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from talk import pictures
 from torch import Tensor
 
+from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.augmentation import Augmentation, mix
 from tokenthrift.mtsk.avhubert import AVHubert, normalise
 from tokenthrift.mtsk.data import ManifestClips
@@ -103,7 +105,7 @@ def main() -> None:
     encoders = Encoders(arguments.whisper, arguments.avhubert)
     for part in ("train", "dev"):
         (arguments.out / part).mkdir(parents=True, exist_ok=True)
-    crowd = Augmentation.from_folders([arguments.speech / "babble"]).noises[-1]  # sorted by name: train is the last
+    crowd = read_audio(arguments.speech / "babble" / "train.flac")
     recorded = Augmentation.from_folders(arguments.noise)
     # Half of the noise is babble, as in the published training; the rest is what rooms and machines make.
     noises = [crowd] * max(1, len(recorded.noises)) + list(recorded.noises)
@@ -112,14 +114,16 @@ def main() -> None:
         target = arguments.out / "dev" / f"{kind}.safetensors"
         if target.exists():
             continue
-        clips = [clip for i in range(len(data)) if (clip := data[i])] if (
-            data := ManifestClips(arguments.speech / "dev" / kind / "manifest.jsonl")
-        ) else []
-        rng = random.Random(0)
-        sounds = [clip.audio for clip in clips if clip.audio is not None]
-        noisy = [mix(sound, augmentation.noise(len(sound), rng), 0.0) if i % 2 else sound for i, sound in enumerate(sounds)]
-        lips = [encoders.see(clip.video) for clip in clips if clip.video is not None]
-        save(target, encoders.hear(noisy), lips, [clip.text for clip in clips])
+        data = ManifestClips(arguments.speech / "dev" / kind / "manifest.jsonl")
+        sounds, lips, rng = [], [], random.Random(0)
+        for i in range(len(data)):
+            clip = data[i]
+            if clip.audio is None or clip.video is None:
+                raise ValueError(f"a clip of {kind} lacks sound or pictures")
+            noise = augmentation.noise(len(clip.audio), rng)
+            sounds.append(mix(clip.audio, noise, 0.0) if i % 2 else clip.audio)
+            lips.append(encoders.see(clip.video))
+        save(target, encoders.hear(sounds), lips, data.texts)
     for shard in sorted((arguments.speech / "train").glob("*.npz"))[: arguments.limit]:
         target = arguments.out / "train" / f"{shard.stem}.safetensors"
         if not target.exists():

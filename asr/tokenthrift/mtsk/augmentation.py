@@ -1,6 +1,6 @@
 """Noise at a stated level, rooms, and masks in time, each a pure function of its inputs and a seeded generator.
 
-Source: the training of Llama-MTSK (arXiv 2503.06362): babble mixed in at an SNR drawn from {-5, 0, 5, 10, 15, 20, clean},
+Source: the training of Llama-MTSK (arXiv 2503.06362): babble at an SNR drawn from {-5, 0, 5, 10, 15, 20, clean},
 up to 0.4 s of every started second of audio and 10 of every started 25 frames masked, an 88-pixel crop anywhere in the
 96-pixel frame. What differs: 0 dB means 0 dB (the published code tests the target for truth, so that 0 draws a random
 level), the level counts where there is speech and not in the pauses, masked frames are mean grey, which the encoder
@@ -34,7 +34,8 @@ def active(speech: Tensor) -> Tensor:
     padded = F.pad(speech, (0, -len(speech) % _WINDOW)).unflatten(0, (-1, _WINDOW))
     power = padded.square().mean(1)
     loud = power >= _QUIET * power.max()
-    return loud.repeat_interleave(_WINDOW)[: len(speech)]
+    where: Tensor = loud.repeat_interleave(_WINDOW)[: len(speech)]
+    return where
 
 
 def snr_of(speech: Tensor, noise: Tensor) -> float:
@@ -104,7 +105,8 @@ class Augmentation:
         Raises:
             FileNotFoundError: a folder has no sound file.
         """
-        noises, rooms = [], []
+        noises: list[Tensor] = []
+        rooms: list[Tensor] = []
         for folder in map(Path, folders):
             files = sorted(path for end in ("flac", "wav") for path in folder.glob(f"*.{end}"))
             if not files:

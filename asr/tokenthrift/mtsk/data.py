@@ -159,9 +159,8 @@ class CachedStates(Dataset[Clip]):
         for path in shards:
             file = safe_open(path, "pt")
             texts: list[str] = json.loads(file.metadata()["texts"])
-            offsets = {
-                name: file.get_tensor(f"{name}_offset").tolist() for name in ("audio", "video") if name in file.keys()
-            }
+            names = [name for name in ("audio", "video") if f"{name}_offset" in set(file.keys())]
+            offsets = {name: file.get_tensor(f"{name}_offset").tolist() for name in names}
             for i in range(len(texts)):
                 self.rows.append((len(self.files), {name: (o[i], o[i + 1]) for name, o in offsets.items()}))
             self.files.append(file)

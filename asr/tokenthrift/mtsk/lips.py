@@ -1,15 +1,15 @@
 """The lips of a talking face: ordinary video to grey crops of 96 x 96 at 25 frames a second.
 
-Source: the preparation of LRS3 in Llama-MTSK and AV-HuBERT: landmarks of each frame, gaps interpolated, smoothed over 12
-frames, a 96-pixel crop about the mouth. What differs: the published tools need RetinaFace and FAN, two networks whose
-weights lie on file hosts; here OpenCV's frontal face cascade finds the face and the mouth is where it is in a frontal
-face, so a head turned far to the side is not followed.
+Source: the preparation of LRS3 in Llama-MTSK and AV-HuBERT: landmarks of each frame, gaps interpolated, smoothed over
+12 frames, a 96-pixel crop about the mouth. What differs: the published tools need RetinaFace and FAN, two networks
+whose weights lie on file hosts; here OpenCV's frontal face cascade finds the face and the mouth is where it is in a
+frontal face, so a head turned far to the side is not followed.
 
-What is given for what: other frame rates are resampled by showing at k / 25 s what is on screen then; a square video of
-88 to 96 pixels is a mouth crop already and is taken as it is; a face that is missed for a while is interpolated between
-where it was and where it comes back; a face that stays away for more than half a second gives frames of the mean grey,
-which the encoder reads as zeros, until it is back; a video in which no face is ever found raises `FaceError`. With
-several faces the largest is followed.
+What is given for what: other frame rates are resampled by showing at k / 25 s what is on screen then; a square video
+of 88 to 96 pixels is a mouth crop already and is taken as it is; a face that is missed for a while is interpolated
+between where it was and where it comes back; a face that stays away for more than half a second gives frames of the
+mean grey, which the encoder reads as zeros, until it is back; a video in which no face is ever found raises
+`FaceError`. With several faces the largest is followed.
 """
 
 from __future__ import annotations
