@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, mask_rates
+from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, hide_spans, mask_rates
 
 VOCAB, MASK = 6, 5
 
@@ -217,3 +217,19 @@ def test_training_on_it_recovers_a_hidden_language() -> None:
         torch.autograd.backward(loss)
         optimiser.step()
     torch.testing.assert_close(table.detach().softmax(-1)[:, :MASK], truth, rtol=0, atol=0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.02, 0.4), st.integers(1, 30), st.integers(0, 1000))
+def test_about_the_asked_share_of_states_is_hidden(share: float, longest: int, seed: int) -> None:
+    states = torch.ones(3, 3000, 2)
+    lengths = torch.tensor([3000, 3000, 40])
+    hidden = hide_spans(states, lengths, share, longest=longest, seed=seed)
+    assert torch.equal(hidden, hide_spans(states, lengths, share, longest=longest, seed=seed))
+    assert (states == 1).all()
+    assert torch.equal(hidden[..., 0], hidden[..., 1])
+    found = 1 - hidden[:2, :, 0].mean(1)
+    # Spans may overlap, which hides less: 1 - exp(-share) in the mean.
+    assert ((found > 0.4 * share) & (found < 1.5 * share)).all()
+    assert (hidden[2, 40 + longest :] == 1).all()
+    assert torch.equal(hide_spans(states, lengths, 0.0), states)

@@ -70,6 +70,7 @@ def module_of(whisper: Path, kind: type[DllmAsrModule] = DllmAsrModule, **option
         "warmup_steps": 2,
         "learning_rate": 3e-3,
         "draft_learning_rate": 3e-3,
+        "hidden_states": 0.05,
     }
     return kind(str(whisper), **{**settings, **options})
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Corrupted", "corrupt", "diffusion_loss", "mask_rates", "substitute"]
+__all__ = ["Corrupted", "corrupt", "diffusion_loss", "hide_spans", "mask_rates", "substitute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +141,30 @@ def diffusion_loss(
     used = mask & (weights > 0)
     losses = functional.cross_entropy(logits[used].float(), targets[used], reduction="none")
     return (losses * weights[used]).sum() / len(mask)
+
+
+def hide_spans(states: Tensor, lengths: Tensor, share: float, *, longest: int = 15, seed: int = 0) -> Tensor:
+    """Encoder states with random spans set to zero, so that words must be told from their surroundings at times.
+
+    Source: the time masks of SpecAugment (Park et al., 2019), on encoder states instead of spectrogram frames. Cached
+    states are the same in every epoch; with them a model of this size learns its sentences by heart.
+
+    Args:
+        states: (B, N, width).
+        lengths: (B,) int64, states of each row.
+        share: of a row's states to hide about, in [0, 1).
+        longest: states of the longest span; lengths are uniform from 1 to it.
+        seed: of the spans.
+
+    Returns:
+        (B, N, width), a copy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.zeros(states.shape[:2], dtype=torch.bool)
+    for row, length in enumerate(lengths.tolist()):
+        spans = round(length * share * 2 / (longest + 1))
+        starts = torch.randint(max(1, length), (spans,), generator=generator).tolist()
+        widths = torch.randint(1, longest + 1, (spans,), generator=generator).tolist()
+        for start, width in zip(starts, widths, strict=True):
+            hidden[row, start : start + width] = True
+    return states.masked_fill(hidden[..., None].to(states.device), 0.0)

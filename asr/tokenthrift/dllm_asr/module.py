@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.dllm_asr.config import AdapterConfig
-from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss
+from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss, hide_spans
 from tokenthrift.dllm_asr.data import Batch
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
 from tokenthrift.dllm_asr.examples import responses
@@ -62,6 +62,7 @@ class DllmAsrModule(L.LightningModule):
         draft_share: share of training rows that look like drafts.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
+        hidden_states: share of the encoder states that training hides, in spans of up to 0.3 s.
         start_from: training checkpoints, or model folders, to begin with; each gives the parts that it trained, later
             ones win. The schedule starts anew. A denoiser that starts from a trained draft is validated with it.
     """
@@ -83,6 +84,7 @@ class DllmAsrModule(L.LightningModule):
         draft_share: float = 0.5,
         substitution: float = 0.03,
         visible_weight: float = 0.1,
+        hidden_states: float = 0.0,
         start_from: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -128,6 +130,9 @@ class DllmAsrModule(L.LightningModule):
         """The sum of the CTC loss and the diffusion loss, of those that are trained."""
         h: Any = self.hparams
         loss = torch.zeros((), device=self.device)
+        if h.hidden_states:
+            states = hide_spans(batch.states, batch.lengths, h.hidden_states, seed=batch.seed)
+            batch = replace(batch, states=states)
         if h.train_draft:
             targets = [character_ids(t) for t in batch.texts]
             ctc = ctc_loss(self.model.draft(batch.states, batch.lengths), batch.lengths, targets)
