@@ -25,13 +25,12 @@ one picture ends and the next begins, all removed on exit. No attention maps, no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 from tokenthrift.budget import BudgetError, BudgetLike, TokenBudget, TokenUsage
 from tokenthrift.reducers.base import TokenReducer
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.visual_grids import Grid, encoded_grids, grids_of_rows
 
 __all__ = ["FAMILIES", "Attachment", "attach"]
 
@@ -47,7 +47,6 @@ FAMILIES = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
 """`config.model_type` of the models that `attach` is tested on."""
 
 _MODALITIES = ("image", "video")
-Grid: TypeAlias = tuple[int, int, int]
 _NEW_CACHE = "pass the whole conversation with a new cache (no cropping, no assisted decoding, no prefill_chunk_size)"
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
@@ -178,7 +177,7 @@ class Attachment:
             output = encode(*args, **kwargs)
             self._lengths[modality] = _lengths(output)
             given = signature(encode).bind(*args, **kwargs).arguments
-            self._grids[modality] = _grids(self._model.config, modality, given, self._lengths[modality])
+            self._grids[modality] = encoded_grids(self._model.config, modality, given, self._lengths[modality])
             return output
 
         def undo() -> None:
@@ -193,7 +192,6 @@ class Attachment:
         self._ids = kwargs.get("input_ids", args[0] if args else None)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         self._lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
-        self._grids = {}
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._ids, self._lengths, self._grids = None, {}, {}
@@ -249,8 +247,9 @@ class Attachment:
             # In transformers 5.17 and earlier LLaVA-OneVision gives every clip its newline only after encoding.
             later = (len(rows) - sum(lengths)) // max(len(lengths), 1)
             lengths = [n + later for n in lengths]
-            grids = self._grids.get(modality) or [(n, 1, 1) for n in lengths]
-            for row, column, grid in zip(rows.split(lengths), columns.split(lengths), grids, strict=True):
+            by_item = list(zip(rows.split(lengths), columns.split(lengths), strict=True))
+            grids = grids_of_rows(self._grids.get(modality, []), [int(row[:1].sum()) for row, _ in by_item], lengths)
+            for (row, column), grid in zip(by_item, grids, strict=True):
                 if len(row.unique()) > 1:
                     raise ValueError(f"the placeholders of one {modality} lie in more than one row of input_ids")
                 if len(row):
@@ -296,23 +295,6 @@ def _find(model: nn.Module) -> Any:
 
 def _lengths(output: Any) -> list[int]:
     return [len(features) for features in getattr(output, "pooler_output", output)]
-
-
-def _grids(config: Any, modality: str, given: dict[str, Any], lengths: Sequence[int]) -> list[Grid]:
-    """Frames, rows and columns of every item by what its encoder was given; a token a frame where that does not tell.
-
-    A LLaVA-OneVision picture is no grid: it is an overview, then tiles whose rows end with newlines.
-    """
-    patches, pixels = given.get(f"{modality}_grid_thw"), given.get("pixel_values_videos")
-    if patches is not None:
-        merge = config.vision_config.spatial_merge_size
-        return [(t, h // merge, w // merge) for t, h, w in patches.tolist()]
-    grids = []
-    for n in lengths:
-        frames = pixels.shape[1] if pixels is not None else n
-        side = math.isqrt(n // frames)
-        grids.append((frames, side, side))
-    return grids
 
 
 def _new_mask(kwargs: dict[str, Any], past: int) -> Tensor:

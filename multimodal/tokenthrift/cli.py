@@ -44,6 +44,7 @@ CONVERTERS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
     "karl": "tokenthrift.karl.convert:karl",
+    "vqtoken": "tokenthrift.vqtoken.convert:vqtoken",
 }
 
 # What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.

@@ -1,0 +1,121 @@
+"""VQToken in VLMEvalKit, which has no plug-in point: `register()` adds it to the models of the running process.
+
+    cd VLMEvalKit
+    python -m tokenthrift.vqtoken.vlmevalkit --pretrained FOLDER --budget 33 -- --data Video-MME_8frame --model VQToken
+
+The second line registers the model `VQToken` and then runs VLMEvalKit's own `run.py` of the current folder with what
+follows `--`. From Python, call `register` before anything looks a model up.
+
+Written against `vlmeval.vlm.base.BaseModel` (`generate_inner(message, dataset)` over `[{type, value}]`, `VIDEO_LLM`,
+`nframe`, which the data set overrules) and the table `vlmeval.config.supported_VLM` as of VLMEvalKit 0.3. One video or
+none a question, greedy. A video that cannot be read is logged and gets an empty answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import runpy
+import sys
+from collections.abc import Sequence
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from types import new_class
+from typing import Any
+
+import torch
+
+from tokenthrift.media.video import VideoError, probe, read_frames
+from tokenthrift.vqtoken.vlm import VideoChat
+
+__all__ = ["main", "register"]
+
+_log = logging.getLogger("tokenthrift")
+
+
+def register(
+    name: str, pretrained: str, *, budget: str | int = 33, device: str = "cuda", dtype: str = "bfloat16"
+) -> None:
+    """Adds a model to VLMEvalKit's table; the weights are loaded when VLMEvalKit asks for it.
+
+    Args:
+        name: By which `--model` calls it.
+        pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
+        budget: Ceilings for each video, newline included.
+        device: Where the model runs.
+        dtype: Of the language model.
+    """
+    models = import_module("vlmeval.config").supported_VLM
+    models[name] = partial(_model_class(), pretrained, budget, device, dtype)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Registers the model and runs VLMEvalKit's run.py."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tokenthrift.vqtoken.vlmevalkit", description="Run VLMEvalKit with VQToken among its models."
+    )
+    parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
+    parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")
+    parser.add_argument("--name", default="VQToken", help="the model's name (default: VQToken)")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("rest", nargs="*", metavar="-- ...", help="arguments of VLMEvalKit's run.py")
+    arguments = parser.parse_args(argv)
+    script = Path("run.py")
+    if not script.is_file():
+        parser.error("there is no run.py here; change to the folder of VLMEvalKit first")
+    # As if run.py had been started itself: its folder is where it looks for vlmeval.
+    sys.path.insert(0, str(Path.cwd()))
+    register(
+        arguments.name,
+        arguments.pretrained,
+        budget=arguments.budget,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    sys.argv = ["run.py", *arguments.rest]
+    runpy.run_path("run.py", run_name="__main__")
+
+
+@cache
+def _model_class() -> type:
+    return new_class("VQTokenModel", (_Model, import_module("vlmeval.vlm.base").BaseModel))
+
+
+class _Model:
+    """Everything of the model but VLMEvalKit's base class."""
+
+    INSTALL_REQ = False
+    INTERLEAVE = False
+    VIDEO_LLM = True
+    allowed_types = ("text", "video")
+    nframe = 32
+    fps = 0  # a data set sampled by rate is refused by VLMEvalKit itself
+
+    def __init__(self, pretrained: str, budget: str | int, device: str, dtype: str, **unknown: Any) -> None:
+        if unknown:
+            raise TypeError(f"VQToken takes no {', '.join(unknown)}")
+        super().__init__()
+        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype))
+        self.budget = str(budget)
+
+    def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
+        """The answer to a message of texts and at most one video."""
+        question = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
+        videos = [part["value"] for part in message if part["type"] == "video"]
+        if len(videos) > 1:
+            raise ValueError(f"VQToken answers questions about one video, not {len(videos)}")
+        if not videos:
+            return self.chat.answer(None, question).text
+        try:
+            seconds = probe(videos[0]).seconds
+            frames = read_frames(videos[0], count=self.nframe, size=self.chat.size).pixels
+        except VideoError as error:
+            _log.error("%s; answered with nothing", error)
+            return ""
+        return self.chat.answer(frames, question, self.budget, seconds=seconds).text
+
+
+if __name__ == "__main__":
+    main()
