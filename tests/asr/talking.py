@@ -1,4 +1,4 @@
-"""Talking-face video files of any frame rate and length, with or without sound, and parts of a tiny model as folders."""
+"""Talking-face video files of any frame rate and length, with or without sound, and a tiny model in parts."""
 
 from __future__ import annotations
 
