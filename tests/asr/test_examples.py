@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.asr.tiny_dllm import vocabulary
 from tokenthrift.dllm_asr.draft import DraftWord, canvas_of, open_slots
-from tokenthrift.dllm_asr.examples import Responses, drafted, padded, responses, spoken_by
+from tokenthrift.dllm_asr.examples import Responses, decided, drafted, padded, responses, spoken_by
 
 few = settings(deadline=None, max_examples=25)
 WORDS = ["the", "dog", "jumps", "over", "don't", "unheard", "a", "lazy"]
@@ -147,6 +147,36 @@ def test_a_draft_becomes_a_canvas_as_in_decoding(data: st.DataObject, seed: int)
     # Room for as much as in decoding, at least.
     slots = sum(canvas_of([w], vocab, threshold=0.0, slack=0.3, margin=0).ids != [] for w in draft)
     assert len(row.ids) >= slots
+
+
+@given(st.data(), st.integers(0, 999))
+@few
+def test_some_rounds_later_open_slots_hold_what_they_should(data: st.DataObject, seed: int) -> None:
+    vocab = vocabulary()
+    words = data.draw(st.lists(st.sampled_from(WORDS), max_size=8))
+    before = drafted(words, data.draw(drafts(words).filter(len)), vocab, random.Random(seed))
+    later = decided(before, vocab, random.Random(seed))
+    n = len(later.ids)
+    assert n == len(later.seen.ids) == len(later.seen.hints) == len(later.seen.windows)
+    assert later.ids == before.ids[:n]
+    assert later.seen.hints == before.seen.hints[:n]
+    assert set(before.ids[n:]) <= {vocab.eos_id}
+    assert vocab.eos_id not in later.seen.ids
+    for old, new, true in zip(before.seen.ids, later.seen.ids, later.ids, strict=False):
+        assert new == old or (old == vocab.mask_id and new == true)
+
+
+def test_later_rounds_of_every_kind_are_shown() -> None:
+    """Nothing decided and everything decided, deletions too, with the end found and not found."""
+    vocab = vocabulary()
+    draft = timed(["the", "lay", "dog"], [0.1, 0.1, 0.1])
+    before = drafted(["the", "lazy", "dog"], draft, vocab, random.Random(0))
+    rows = [decided(before, vocab, random.Random(seed)) for seed in range(200)]
+    open_slots_left = [row.seen.ids.count(vocab.mask_id) for row in rows]
+    assert min(open_slots_left) == 0
+    assert max(open_slots_left) == before.seen.ids.count(vocab.mask_id)
+    assert any(vocab.delete_id in row.seen.ids for row in rows)
+    assert 60 < sum(vocab.eos_id in row.ids for row in rows) < 140
 
 
 def test_a_right_and_sure_draft_is_shown_as_it_is() -> None:

@@ -3,7 +3,7 @@
 Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992): text followed by EOS padding, slots hidden at a random
 rate. What differs: a share of the rows starts from what the CTC head really wrote, the train/test gap that the paper
 leaves open. Its unsure words are hidden in the slots they get in decoding, slots too many are to be filled with DELETE,
-and sure words that are wrong are to be doubted.
+and sure words that are wrong are to be doubted; part of these rows are shown as they look some rounds later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, mask_rates, subs
 from tokenthrift.dllm_asr.draft import Canvas, DraftWord, open_slots
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 
-__all__ = ["Responses", "drafted", "padded", "responses", "spoken_by"]
+__all__ = ["Responses", "decided", "drafted", "padded", "responses", "spoken_by"]
 
 ANYWHERE = (0.0, math.inf)
 
@@ -102,6 +102,18 @@ def drafted(
     return row
 
 
+def decided(row: Row, vocabulary: Vocabulary, rng: random.Random) -> Row:
+    """A response some rounds later: a random share of its open slots hold what they should, deletions too, and half of
+    the time its end is found, so that the spare slots are gone."""
+    share = rng.random()
+    end = row.ids.index(vocabulary.eos_id) if vocabulary.eos_id in row.ids and rng.random() < 0.5 else len(row.ids)
+    later = Row(row.seen.clipped(max(1, end)), row.ids[: max(1, end)])
+    for i, true in enumerate(later.ids):
+        if later.seen.ids[i] == vocabulary.mask_id and true != vocabulary.eos_id and rng.random() < share:
+            later.seen.ids[i] = true
+    return later
+
+
 @dataclass(frozen=True, slots=True)
 class Responses:
     """A batch of training responses: targets `(B, L)`, the mask of their slots, what the model sees of them, windows
@@ -122,6 +134,7 @@ def responses(
     rng: random.Random,
     *,
     draft_share: float = 0.5,
+    decided_share: float = 0.0,
     substitution: float = 0.03,
     positions: int = 248,
 ) -> Responses:
@@ -135,6 +148,7 @@ def responses(
         rng: source of randomness.
         draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published
             forward process.
+        decided_share: share of the rows made by `drafted` that are shown some rounds later, see `decided`.
         substitution: share of visible tokens replaced by random ones, so that visible tokens are doubted.
         positions: longest response.
     """
@@ -144,6 +158,8 @@ def responses(
     ids: list[list[int]] = []
     for text, length, draft in zip(texts, seconds, drafts, strict=True):
         row = drafted(text.split(), draft, vocabulary, rng) if draft and rng.random() < draft_share else None
+        if row and rng.random() < decided_share:
+            row = decided(row, vocabulary, rng)
         rows.append(row)
         ids.append((row.ids if row else padded(text.split(), vocabulary, rng, length))[:positions])
     width = max(map(len, ids))

@@ -60,6 +60,7 @@ class DllmAsrModule(L.LightningModule):
         warmup_steps: steps of linear warm-up, before a cosine decay over the rest of the run.
         weight_decay: of matrices.
         draft_share: share of training rows that look like drafts.
+        decided_share: share of those that are shown as they look some rounds later.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
         hidden_states: share of the encoder states that training hides, in spans of up to 0.3 s.
@@ -82,6 +83,7 @@ class DllmAsrModule(L.LightningModule):
         warmup_steps: int = 200,
         weight_decay: float = 0.01,
         draft_share: float = 0.5,
+        decided_share: float = 0.5,
         substitution: float = 0.03,
         visible_weight: float = 0.1,
         hidden_states: float = 0.0,
@@ -156,6 +158,7 @@ class DllmAsrModule(L.LightningModule):
             self.model.vocabulary,
             rng,
             draft_share=h.draft_share,
+            decided_share=h.decided_share,
             substitution=h.substitution,
             positions=min(248, self.model.room(int(batch.lengths.max()))),
         )
