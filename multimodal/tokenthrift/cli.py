@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 # The word in a model's config.json, and its class.
 SYSTEMS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
+    "mtsk": "tokenthrift.mtsk:LlamaMTSK",
     "karl": "tokenthrift.karl:Karl",
     "vqtoken": "tokenthrift.vqtoken:VQToken",
 }
@@ -43,6 +44,8 @@ SYSTEMS: Final = {
 CONVERTERS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
+    "avhubert": "tokenthrift.mtsk.convert:avhubert",
+    "mtsk": "tokenthrift.mtsk.convert:mtsk",
     "karl": "tokenthrift.karl.convert:karl",
     "vqtoken": "tokenthrift.vqtoken.convert:vqtoken",
 }
