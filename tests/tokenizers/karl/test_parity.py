@@ -1,0 +1,132 @@
+"""`compat="released"` against what the authors' classes computed with the same random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokenthrift.karl.config import BaseConfig, KarlConfig, TransformerConfig
+from tokenthrift.karl.convert import released_model
+from tokenthrift.karl.halting import kept
+from tokenthrift.karl.model import Karl
+
+CASES = [
+    ("small_vqgan_q", 256, 0.05),
+    ("small_vqgan_q", 256, 0.2),
+    ("small_vqgan_q", 48, 0.05),
+    ("small_vae_c", 256, 0.05),
+    ("small_vae_c", 256, 0.005),
+]
+
+
+def config_of(name: str) -> KarlConfig:
+    """The sizes that the reference's README gives."""
+    vae = name == "small_vae_c"
+    base = BaseConfig(
+        kind="vae" if vae else "vqgan",
+        channels=32,
+        multipliers=(1,) * 5,
+        blocks=1,
+        latent=16 if vae else 256,
+        codes=64,
+    )
+    return KarlConfig(
+        base=base,
+        encoder=TransformerConfig(width=96 if vae else 288, layers=2, heads=4),
+        decoder=TransformerConfig(width=64, layers=2, heads=4),
+        table=512,
+        codes=None if vae else 256,
+        latent_attention="full",
+        halting="subset",
+        compat="released",
+        released_table=32,
+    )
+
+
+@pytest.fixture(scope="module")
+def published(reference: Path) -> dict[str, tuple[Karl, dict[str, Tensor], Tensor]]:
+    """Model, stored tensors, and our base features, by name."""
+    found = {}
+    for name in ("small_vqgan_q", "small_vae_c"):
+        model = released_model(load_file(reference / "karl" / f"{name}.weights.safetensors"), config_of(name))
+        stored = load_file(reference / "karl" / f"{name}.io.safetensors")
+        with torch.no_grad():
+            features = model.base.encode(stored["input"], torch.Generator().manual_seed(11))
+        found[name] = (model, stored, features)
+    return found
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+Published = dict[str, tuple[Karl, dict[str, Tensor], Tensor]]
+
+
+@pytest.mark.parametrize("name", ["small_vqgan_q", "small_vae_c"])
+@torch.no_grad()
+def test_base_features(published: Published, name: str) -> None:
+    model, stored, features = published[name]
+    cells = model.encoder.patches(stored["input"]).flatten(2).transpose(1, 2)
+    close(torch.cat([cells, model.base.rows(features)], 2), stored["img_tokens"])
+    targets = model.base.targets_of(features)
+    if targets.is_floating_point():
+        close(targets, stored["gt"])
+    else:
+        assert torch.equal(targets, stored["gt"])
+
+
+@pytest.mark.parametrize(("name", "count", "error"), CASES)
+@torch.no_grad()
+def test_encoder_tokens_and_halting(published: Published, name: str, count: int, error: float) -> None:
+    model, stored, features = published[name]
+    case = f"T{count}_e{error}"
+    found = model.distil(stored["input"], features, torch.tensor([count]), torch.tensor([error]))
+    close(found.latents, stored[f"{case}.latents"])
+    close(found.halting_logits, stored[f"{case}.halt_logits"][..., 0])
+    close(found.tokens, stored[f"{case}.factorized"])
+    keep = kept(found.halting_logits, found.mask, threshold=0.75, prefix=False, least=0)
+    assert torch.equal(keep, stored[f"{case}.halt_prob"][..., 0] <= 0.75)
+    assert 0 < int(keep.sum()) < count
+    if model.quantiser is not None:
+        quantised = model.quantise(found.tokens, found.mask)
+        assert quantised.codes is not None
+        assert torch.equal(quantised.codes, stored[f"{case}.code_idx"])
+        close(quantised.values, stored[f"{case}.quantized"])
+        close(quantised.loss, stored[f"{case}.quant_loss"])
+
+
+@pytest.mark.parametrize(("name", "count", "error"), CASES)
+@torch.no_grad()
+def test_decoder_on_the_kept_tokens_only(published: Published, name: str, count: int, error: float) -> None:
+    model, stored, _ = published[name]
+    case = f"T{count}_e{error}"
+    values = stored[f"{case}.quantized" if model.quantiser is not None else f"{case}.factorized"]
+    keep = stored[f"{case}.halt_prob"][..., 0] <= 0.75
+    close(model.expand(values.masked_fill(~keep[..., None], float("nan")), keep), stored[f"{case}.decoder_out"])
+
+
+@pytest.mark.parametrize(("name", "count", "error"), [CASES[0], CASES[3]])
+@torch.no_grad()
+def test_reconstruction(published: Published, name: str, count: int, error: float) -> None:
+    model, stored, _ = published[name]
+    case = f"T{count}_e{error}"
+    image = stored[f"{case}.reconstruction"]
+    ours = model.base.decode(model.features_of(stored[f"{case}.decoder_out"]))
+    # Values reach 4, so 1e-5 of the range.
+    torch.testing.assert_close(ours, image, rtol=0, atol=1e-5 * float(image.abs().max()))
+
+
+@torch.no_grad()
+def test_encode_in_one_call(published: Published) -> None:
+    model, stored, _ = published["small_vqgan_q"]
+    tokens = model.encode(stored["input"], "e0.2")
+    keep = stored["T256_e0.2.halt_prob"][0, :, 0] <= 0.75
+    assert tokens.codes is not None
+    assert torch.equal(tokens.codes[0], stored["T256_e0.2.code_idx"][0, keep])
+    assert torch.equal(tokens.positions[0], keep.nonzero().flatten())
+    assert tokens.usage[0].used == int(keep.sum()) == 214
