@@ -51,9 +51,9 @@ CONVERTERS: Final = {
 }
 
 # What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.
-FILE_TOKENIZERS: Final[dict[str, str]] = {}
+FILE_TOKENIZERS: Final[dict[str, str]] = {"karl": "tokenthrift.karl.files:ImageFiles"}
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
-EVALUATORS: Final[dict[str, str]] = {}
+EVALUATORS: Final[dict[str, str]] = {"mtsk": "tokenthrift.mtsk.evaluate:main"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

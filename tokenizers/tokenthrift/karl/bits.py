@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.budget import BudgetError
 from tokenthrift.karl.config import KarlConfig
@@ -128,11 +127,11 @@ def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat) -> bytes:
     return frame + _checksum(frame, layout).to_bytes(2, "big")
 
 
-def read_codes(data: bytes, layout: BitFormat) -> tuple[Tensor, Tensor]:
+def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[list[int]]]:
     """The reverse of `write_codes`.
 
     Returns:
-        Codes and positions, each `(B, N)` int64 with -1 in padding.
+        Codes and positions of each image, as `Karl.from_codes` takes them.
 
     Raises:
         BitStringError: the string is damaged, cut short, or of another kind of model.
@@ -146,7 +145,9 @@ def read_codes(data: bytes, layout: BitFormat) -> tuple[Tensor, Tensor]:
         raise BitStringError("the checksum does not match: damaged, cut short, or written by another kind of model")
     count, start = _read_varint(frame)
     bits = np.unpackbits(np.frombuffer(frame, dtype=np.uint8)[start:])
-    codes, positions, at = [], [], 0
+    codes: list[list[int]] = []
+    positions: list[list[int]] = []
+    at = 0
     for _ in range(count):
         (length,), at = _from_bits(bits, at, 1, (layout.native - 1).bit_length())
         where = np.arange(int(length) + 1)
@@ -156,14 +157,11 @@ def read_codes(data: bytes, layout: BitFormat) -> tuple[Tensor, Tensor]:
         values, at = _from_bits(bits, at, int(length) + 1, layout.code_bits)
         if len(where) != len(values) or values.max() >= layout.codes or where[-1] >= layout.native:
             raise BitStringError("an image's length, positions and codes do not fit together")
-        codes.append(torch.from_numpy(values))
-        positions.append(torch.from_numpy(where))
+        codes.append(values.tolist())
+        positions.append(where.tolist())
     if len(bits) - at >= 8 or bits[at:].any():
         raise BitStringError("more data than the images that the string announces")
-    if not codes:
-        return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64)
-    padded = (pad_sequence(rows, batch_first=True, padding_value=-1) for rows in (codes, positions))
-    return next(padded), next(padded)
+    return codes, positions
 
 
 def lengths_within(halting_logits: Tensor, mask: Tensor, bits: int, layout: BitFormat) -> Tensor:

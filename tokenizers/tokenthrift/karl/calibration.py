@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from tokenthrift.budget import BudgetError
+from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.config import ConfigError
 
-__all__ = ["Calibration", "conformal_quantile", "fit"]
+__all__ = ["Calibration", "conformal_quantile", "fit", "requested"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,36 @@ def fit(errors: Sequence[Sequence[float]], requests: Sequence[float], alpha: flo
     rows = [list(accumulate(row, max)) for row in errors]
     bounds = [conformal_quantile(column, alpha) for column in zip(*rows, strict=True)]
     return Calibration(alpha=alpha, images=len(rows), tokens=tokens, requests=tuple(requests), bounds=tuple(bounds))
+
+
+def requested(
+    calibration: Calibration | None, budgets: Sequence[TokenBudget], caps: Sequence[int]
+) -> list[TokenBudget]:
+    """Budgets with the error to ask for in place of the wanted one.
+
+    Args:
+        calibration: of the model.
+        budgets: of each image.
+        caps: tokens that each may have.
+
+    Raises:
+        BudgetError: the model is not calibrated, a budget wants no error, or its cap is below the one that the
+            calibration rests on.
+    """
+    if calibration is None:
+        raise BudgetError("a calibrated encoding", "a model with a calibration", "calibrated=False")
+    out = []
+    for budget, cap in zip(budgets, caps, strict=True):
+        if budget.target_error is None:
+            raise BudgetError("a calibrated encoding without target_error", "a target_error", "e0.05")
+        if cap < calibration.tokens:
+            raise BudgetError(
+                f"a calibrated encoding of at most {cap} tokens",
+                f"caps from {calibration.tokens} tokens, under which the model was calibrated",
+                calibration.tokens,
+            )
+        out.append(replace(budget, target_error=calibration.request(budget.target_error)))
+    return out
 
 
 def conformal_quantile(values: Sequence[float], alpha: float) -> float:

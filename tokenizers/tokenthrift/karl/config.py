@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from tokenthrift.config import ConfigError
+from tokenthrift.karl.calibration import Calibration
 
 __all__ = ["BASES", "ERROR_BINS", "NAMED_SIZES", "BaseConfig", "KarlConfig", "TransformerConfig", "named"]
 
@@ -118,6 +119,8 @@ class KarlConfig:
     which case a list of the kept positions is part of the description."""
     threshold: float = 0.75
     """Halting probability above which a token is dropped."""
+    calibration: Calibration | None = None
+    """What makes `encode(..., calibrated=True)` keep its promise; of these very weights."""
     compat: Literal["corrected", "released"] = "corrected"
     released_table: int = 64
     """Rows and columns of the published position tables, of which the grid reads every fourth; only for "released"."""

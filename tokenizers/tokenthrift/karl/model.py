@@ -24,7 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenthrift.budget import BudgetLike, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.calibration import requested
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
+from tokenthrift.karl.guarantee import repair
 from tokenthrift.karl.halting import HaltingHead, kept
 from tokenthrift.karl.inputs import check_images, check_tokens, grid_of, per_image
 from tokenthrift.karl.latent import LatentDecoder, LatentEncoder
@@ -111,6 +113,9 @@ class Karl(HubModel):
         images: Tensor,
         budget: BudgetLike | Sequence[BudgetLike] | None = None,
         generator: torch.Generator | None = None,
+        *,
+        verify: bool = False,
+        calibrated: bool = False,
     ) -> TokenBatch:
         """Tokens of images, at most as many as their budgets allow.
 
@@ -121,6 +126,9 @@ class Karl(HubModel):
             images: `(B, 3, H, W)` floating-point in [0, 1], sides multiples of `config.base.factor`.
             budget: for all images or for each; no ceiling if not given.
             generator: draws the VAE's latents, as the published code does; their mean is taken if not given.
+            verify: decode, measure, and encode anew what missed its `target_error`, in at most six decoder passes; see
+                `guarantee.verdict` for what can be said of each image then.
+            calibrated: ask for as much less error as makes a miss as rare as `config.calibration` promises.
 
         Returns:
             Embeddings are what the decoder reads (`token_width` numbers), right-padded; positions are places among the
@@ -133,17 +141,18 @@ class Karl(HubModel):
         grid = check_images(images, self.config)
         budgets = per_image(budget, len(images))
         caps = self.plan([self.config.max_tokens] * len(images), budgets)
+        asked = requested(self.config.calibration, budgets, caps) if calibrated else budgets
         weight = self.to_tokens.weight
         images = images.to(weight).contiguous()
         at_once = 1 if images.device.type == "cpu" else max(1, CELLS_AT_ONCE // math.prod(grid))
         items: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for i in range(0, len(images), at_once):
             part = slice(i, i + at_once)
-            items += self._encode(images[part], budgets[part], caps[part], generator)
+            items += self._encode(images[part], asked[part], caps[part], generator)
         values = pad_sequence([item[0] for item in items], batch_first=True)
         positions = pad_sequence([item[1] for item in items], batch_first=True, padding_value=-1)
         codes = [item[2] for item in items if item[2] is not None]
-        return TokenBatch(
+        tokens = TokenBatch(
             embeddings=values,
             mask=positions >= 0,
             positions=positions,
@@ -153,6 +162,7 @@ class Karl(HubModel):
                 for cap, item in zip(caps, items, strict=True)
             ),
         )
+        return repair(self, images, tokens, budgets) if verify else tokens
 
     def _encode(
         self,
