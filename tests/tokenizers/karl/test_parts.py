@@ -1,0 +1,141 @@
+"""Packing, halting and the token codebook."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_karl
+from tokenthrift.karl.halting import kept
+from tokenthrift.karl.packing import groups, pack
+from tokenthrift.karl.quantiser import CosineQuantiser
+from tokenthrift.karl.transformer import causal_latents
+
+masks = st.lists(st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS), min_size=1, max_size=5).map(torch.tensor)
+
+
+@given(masks)
+def test_packing_keeps_order_positions_and_nothing_else(keep: torch.Tensor) -> None:
+    values = torch.arange(float(keep.numel())).view(*keep.shape, 1)
+    packed = pack(values.masked_fill(~keep[..., None], float("nan")), keep)
+    assert packed.values.shape[1] == keep.sum(1).max()
+    for row, stays in enumerate(keep):
+        mask = packed.mask[row]
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+        assert torch.equal(packed.positions[row][mask], stays.nonzero().flatten())
+        assert torch.equal(packed.values[row][mask], values[row][stays])
+        assert not packed.values[row][~mask].any()
+        assert (packed.positions[row][~mask] == -1).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(masks)
+@torch.no_grad()
+def test_packed_equals_masked(keep: torch.Tensor) -> None:
+    """The published way, all positions computed under a mask, gives the same output."""
+    model = tiny_karl()
+    values = torch.randn(*keep.shape, 12, generator=torch.Generator().manual_seed(1))
+    everywhere = torch.arange(TOKENS).expand_as(keep)
+    masked = model.decoder(values, everywhere, keep, (4, 6))
+    torch.testing.assert_close(model.expand(values, keep), masked, rtol=0, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 512), max_size=20), st.integers(1, 1024))
+def test_groups_hold_every_row_once_with_little_padding(counts: list[int], fixed: int) -> None:
+    found = groups(counts, fixed)
+    assert sorted(row for rows in found for row in rows) == list(range(len(counts)))
+    for rows in found:
+        longest = fixed + counts[rows[0]]
+        assert longest == max(fixed + counts[row] for row in rows)
+        padding = sum(longest - fixed - counts[row] for row in rows)
+        assert padding <= 0.02 * longest * len(rows)
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20), st.integers(0, 20), st.booleans(), st.floats(0, 1)
+)
+def test_halting(logits: list[float], least: int, prefix: bool, threshold: float) -> None:
+    omega = torch.tensor([logits])
+    mask = torch.arange(len(logits))[None] < max(1, len(logits) - 2)
+    keep = kept(omega, mask, threshold=threshold, prefix=prefix, least=least)
+    assert not (keep & ~mask).any()
+    assert int(keep.sum()) >= min(least, int(mask.sum()))
+    wanted = mask & (omega.sigmoid() <= threshold)
+    if prefix:
+        first = next((i for i, stays in enumerate(wanted[0].tolist()) if not stays), len(logits))
+        assert keep[0].tolist() == [i < max(first, min(least, int(mask.sum()))) for i in range(len(logits))]
+    else:
+        assert (keep & wanted).equal(wanted)
+        extra, dropped = omega[keep & ~wanted], omega[mask & ~keep]
+        assert not len(extra) or not len(dropped) or float(extra.max()) <= float(dropped.min())
+    looser = kept(omega, mask, threshold=min(1.0, threshold + 0.1), prefix=prefix, least=least)
+    assert int(looser.sum()) >= int(keep.sum())
+
+
+def test_who_sees_whom() -> None:
+    seen = causal_latents(2, 3, torch.device("cpu")).int().tolist()
+    assert seen == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.fixture
+def quantiser() -> CosineQuantiser:
+    torch.manual_seed(0)
+    return CosineQuantiser(8, 4)
+
+
+def test_the_code_of_the_largest_cosine(quantiser: CosineQuantiser) -> None:
+    tokens, mask = torch.randn(2, 5, 4), torch.arange(5) < torch.tensor([[5], [2]])
+    values, codes, loss = quantiser(tokens.masked_fill(~mask[..., None], float("nan")), mask)
+    assert codes is not None
+    cosine = F.cosine_similarity(tokens[:, :, None], quantiser.codebook[None, None], dim=-1)
+    assert torch.equal(codes[mask], cosine.argmax(-1)[mask])
+    assert (codes[~mask] == -1).all()
+    torch.testing.assert_close(values.norm(dim=-1), mask.float())
+    assert torch.equal(quantiser.lookup(codes), values)
+    unit, found = F.normalize(tokens[mask], dim=-1), values[mask]
+    torch.testing.assert_close(loss, 1.25 * F.mse_loss(unit, found))
+
+
+def test_the_gradient_goes_straight_through(quantiser: CosineQuantiser) -> None:
+    tokens, mask = torch.randn(1, 3, 4, requires_grad=True), torch.ones(1, 3, dtype=torch.bool)
+    target = torch.randn(1, 3, 4)
+    (quantiser(tokens, mask).values * target).sum().backward()
+    again = tokens.detach().requires_grad_()
+    (F.normalize(again, dim=-1) * target).sum().backward()
+    torch.testing.assert_close(tokens.grad, again.grad)
+
+
+def test_dead_codes_move_onto_tokens_in_use(quantiser: CosineQuantiser) -> None:
+    tokens, mask = torch.randn(4, 6, 4), torch.ones(4, 6, dtype=torch.bool)
+    mask[:, 4:] = False
+    with torch.no_grad():
+        quantiser.codebook[5:] = quantiser.codebook[0] * torch.tensor([[1.0], [2.0], [3.0]])
+    assert quantiser.restart(tokens, mask) == 0
+    quantiser.train()
+    for _ in range(700):
+        quantiser(tokens, mask)
+    dead = quantiser.usage < 0.01
+    assert dead[5:].any()
+    before = quantiser.codebook.detach().clone()
+    moved = quantiser.restart(tokens, mask, generator=torch.Generator().manual_seed(0))
+    assert moved == int(dead.sum()) > 0
+    assert torch.equal(quantiser.codebook[~dead], before[~dead])
+    real = F.normalize(tokens[mask], dim=-1)
+    torch.testing.assert_close((quantiser.codebook[dead] @ real.T).amax(1), torch.ones(moved))
+    used = quantiser(tokens, mask).codes.unique()
+    assert torch.isin(dead.nonzero().flatten(), used).all()
+    assert quantiser.restart(tokens, mask) == 0
+
+
+def test_use_is_counted_in_training_only_and_without_padding(quantiser: CosineQuantiser) -> None:
+    tokens, mask = torch.randn(2, 3, 4), torch.tensor([[True, False, False]] * 2)
+    before = quantiser.usage.clone()
+    quantiser.eval()(tokens, mask)
+    assert torch.equal(quantiser.usage, before)
+    codes = quantiser.train()(tokens, mask).codes
+    assert set(codes[mask].tolist()) == set((quantiser.usage > before).nonzero().flatten().tolist())
+    torch.testing.assert_close(quantiser.usage.mean(), torch.tensor(1.0))
+    assert "usage" in quantiser.state_dict()
