@@ -5,17 +5,38 @@ clustering   cosine k-means, the same on every device; hierarchy: all smaller K 
 places       where clusters lie, and their order; codebook: means and medoids
 token_hash   what the index map says of every code; attention: VQ-attention, corrected and released
 released     the published rules of both eras
+questions    synthetic stories and questions; scenes: their frames; data: `VQTokenDataModule`
+answerer     `VideoAnswerer`, a small video language model; module: `VQTokenModule`, its training
+rivals       what VQToken is compared with; evaluate: `tokenthrift evaluate vqtoken`; flops: work and time
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenthrift.vqtoken.answerer import VideoAnswerer
     from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
+    from tokenthrift.vqtoken.data import VQTokenDataModule
     from tokenthrift.vqtoken.model import Compressed, VQToken
+    from tokenthrift.vqtoken.module import VQTokenModule
 
-__all__ = ["AttentionConfig", "Compressed", "VQToken", "VQTokenConfig"]
-
-_HOMES = {"AttentionConfig": "config", "Compressed": "model", "VQToken": "model", "VQTokenConfig": "config"}
+_HOMES = {
+    "AttentionConfig": "config",
+    "Compressed": "model",
+    "VQToken": "model",
+    "VQTokenConfig": "config",
+    "VQTokenDataModule": "data",
+    "VQTokenModule": "module",
+    "VideoAnswerer": "answerer",
+}
+__all__ = [
+    "AttentionConfig",
+    "Compressed",
+    "VQToken",
+    "VQTokenConfig",
+    "VQTokenDataModule",
+    "VQTokenModule",
+    "VideoAnswerer",
+]
 
 
 def __getattr__(name: str) -> Any:
