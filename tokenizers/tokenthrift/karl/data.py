@@ -135,24 +135,26 @@ class Draws(Sampler[list[tuple[int, int]]]):
         epoch: index of every image of an epoch, an array.
         batch_size: images a batch; what is left over at the end of an epoch is dropped.
         seed: of the order.
+        rank: which of the processes that train together this is.
+        world: how many there are; each gets other images.
     """
 
-    def __init__(self, epoch: Any, batch_size: int, seed: int) -> None:
-        if len(epoch) < batch_size:
-            raise ValueError(f"a batch of {batch_size} is more than the {len(epoch)} images there are")
-        self.indices, self.batch_size, self.seed = epoch, batch_size, seed
+    def __init__(self, epoch: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if len(epoch) < batch_size * world:
+            raise ValueError(f"a batch of {batch_size * world} is more than the {len(epoch)} images there are")
+        self.indices, self.batch_size, self.seed, self.rank, self.world = epoch, batch_size, seed, rank, world
         self.number = self.skip = 0
 
     def __len__(self) -> int:
-        return len(self.indices) // self.batch_size
+        return len(self.indices) // (self.batch_size * self.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.number)).permutation(self.indices)
         draw, skip = self.number * len(order), self.skip
         self.number, self.skip = self.number + 1, 0
         for i in range(skip, len(self)):
-            places = range(i * self.batch_size, (i + 1) * self.batch_size)
-            yield [(int(order[p]), draw + p) for p in places]
+            first = (i * self.world + self.rank) * self.batch_size
+            yield [(int(order[p]), draw + p) for p in range(first, first + self.batch_size)]
 
 
 class KarlDataModule(L.LightningDataModule):
@@ -163,7 +165,7 @@ class KarlDataModule(L.LightningDataModule):
         dev: sources to validate on, by the name that logged values carry.
         test: the same for `tokenthrift test`.
         size: side of the images, in pixels.
-        batch_size: images a batch.
+        batch_size: images a batch, of each process; several need `use_distributed_sampler: false`.
         area: least and greatest share of an image that a training crop covers.
         workers: processes that read images; 0 reads in the training process.
         dev_images: most images of each source to validate on.
@@ -191,7 +193,8 @@ class KarlDataModule(L.LightningDataModule):
         h: Any = self.hparams
         if stage == "fit":
             self.train = Images(h.train, h.size, tuple(h.area), h.seed)
-            self.draws = Draws(self.train.epoch, h.batch_size, h.seed)
+            rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+            self.draws = Draws(self.train.epoch, h.batch_size, h.seed, rank, world)
         self.dev = {name: Images({source: 1}, h.size, None) for name, source in (h.dev or {}).items()}
         self.test = {name: Images({source: 1}, h.size, None) for name, source in (h.test or {}).items()}
 
