@@ -39,6 +39,7 @@ SYSTEMS: Final = {
     "mtsk": "tokenthrift.mtsk:LlamaMTSK",
     "karl": "tokenthrift.karl:Karl",
     "vqtoken": "tokenthrift.vqtoken:VQToken",
+    "vqtoken_answerer": "tokenthrift.vqtoken:VideoAnswerer",
 }
 # What `tokenthrift convert` reads, and the function that makes a model of checkpoint files.
 CONVERTERS: Final = {
@@ -53,7 +54,11 @@ CONVERTERS: Final = {
 # What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.
 FILE_TOKENIZERS: Final[dict[str, str]] = {"karl": "tokenthrift.karl.files:ImageFiles"}
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
-EVALUATORS: Final[dict[str, str]] = {"mtsk": "tokenthrift.mtsk.evaluate:main"}
+EVALUATORS: Final[dict[str, str]] = {
+    "karl": "tokenthrift.karl.evaluate:main",
+    "mtsk": "tokenthrift.mtsk.evaluate:main",
+    "vqtoken": "tokenthrift.vqtoken.evaluate:main",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,9 +27,10 @@ GRID = (
 )
 # Every word looks like the others of its group: only the ear can tell.
 EAR = ["bat mat pat", "bill mill pill", "bay may pay", "tie die", "ten den", "fan van", "few view", "came game"]
-EAR += ["coat goat", "zip sip", "choke joke", "bear pear", "pole bowl mole", "town down", "ferry very", "bed men"]
+EAR += ["coat goat", "zip sip", "choke joke", "bear pear", "pole bowl mole", "town down", "ferry very"]
 # The sounds are alike, and differ on the lips.
-LIPS = ["pin tin kin fin thin", "pop top cop", "pen ten", "bay day", "map nap", "mail nail", "met net", "bun done gun"]
+LIPS = ["bed men", "pin tin kin fin thin", "pop top cop", "pen ten", "bay day", "map nap", "mail nail", "met net"]
+LIPS += ["bun done gun"]
 LIPS += [
     "fought thought",
     "free three",

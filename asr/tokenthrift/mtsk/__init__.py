@@ -7,17 +7,24 @@ lora          adapters for all scales, for each, or both
 sequence      what the language model reads
 avhubert      the visual encoder
 scales        training on all scales in the memory of one
+lips          mouth crops of ordinary talking-face video
+augmentation  noise at a stated level, rooms, masks
+data          `MtskDataModule`: manifests, cached states, batches by frames
+module        `MtskModule`: training under Lightning
+evaluate      `tokenthrift evaluate mtsk`
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenthrift.mtsk.data import MtskDataModule
     from tokenthrift.mtsk.model import LlamaMTSK
+    from tokenthrift.mtsk.module import MtskModule
     from tokenthrift.mtsk.rates import Rates
 
-__all__ = ["LlamaMTSK", "Rates"]
+__all__ = ["LlamaMTSK", "MtskDataModule", "MtskModule", "Rates"]
 
-_HOMES = {"LlamaMTSK": "model", "Rates": "rates"}
+_HOMES = {"LlamaMTSK": "model", "MtskDataModule": "data", "MtskModule": "module", "Rates": "rates"}
 
 
 def __getattr__(name: str) -> Any:

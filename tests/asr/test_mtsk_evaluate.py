@@ -1,0 +1,183 @@
+"""The evaluation: conditions and controls are what they say, every model at all its rates, and the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.asr.talking import write_video
+from tests.asr.tiny_mtsk import lips, speech, tiny_model
+from tokenthrift.cli import main
+from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.mtsk.augmentation import snr_of
+from tokenthrift.mtsk.cost import cost_table
+from tokenthrift.mtsk.data import Clip
+from tokenthrift.mtsk.evaluate import CONTROLS, Heard, conditions, evaluate, noisy, pooled, promises, spoilt
+from tokenthrift.mtsk.rates import Rates
+
+TEXTS = ["the lazy dog", "a fox", "five"]
+ALL: Any = {"tasks": ("avsr", "asr", "vsr")}
+
+
+def clips() -> list[Clip]:
+    seconds = (1.0, 0.5, 0.8)
+    return [Clip(text, speech(s, i), lips(s, i)) for i, (text, s) in enumerate(zip(TEXTS, seconds, strict=True))]
+
+
+def test_controls_spoil_one_stream() -> None:
+    items = clips()
+    shuffled, still, muted = (spoilt(items, control) for control in CONTROLS)
+    for i in range(3):
+        theirs, ours = shuffled[i].video, items[i].video
+        assert theirs is not None
+        assert ours is not None
+        assert theirs is not ours, "nobody keeps the own lips"
+        assert shuffled[i].audio is items[i].audio
+        frames, silence = still[i].video, muted[i].audio
+        assert frames is not None
+        assert silence is not None
+        assert torch.equal(frames, ours[:1].expand_as(ours))
+        assert not silence.any()
+        assert muted[i].video is ours
+    assert {id(clip.video) for clip in shuffled} == {id(clip.video) for clip in items}
+    assert spoilt(items, "") == items
+
+
+def test_noise_is_at_its_level_and_the_same_for_everybody() -> None:
+    items, babble = clips(), speech(5.0, 9)
+    for snr in (10.0, 0.0, -5.0):
+        for clean, mixed in zip(items, noisy(items, babble, snr, 0), strict=True):
+            assert clean.audio is not None
+            assert mixed.audio is not None
+            assert snr_of(clean.audio, mixed.audio - clean.audio) == pytest.approx(snr, abs=0.1)
+    again = noisy(items, babble, 0.0, 0)
+    assert all(torch.equal(a.audio, b.audio) for a, b in zip(again, noisy(items, babble, 0.0, 0), strict=True))  # type: ignore[arg-type]
+    assert noisy(items, babble, None, 0) == items
+
+
+def test_conditions() -> None:
+    assert conditions([None, 0.0], False) == [(None, ""), (0.0, "")]
+    found = conditions([None, 5.0, 0.0, -5.0], True)
+    assert found[4:] == [(0.0, "shuffled video"), (0.0, "still video"), (None, "muted audio")]
+    assert (5.0, "still video") in conditions([None, 5.0], True)
+
+
+def test_every_model_at_its_rates_in_every_condition() -> None:
+    model = tiny_model(**ALL)
+    alone = tiny_model(audio_rates=(4,), video_rates=(2,))
+    alone.load_state_dict(
+        {name: model.state_dict()[name] for name in alone.state_dict() if "lora" not in name}, strict=False
+    )
+    rows = evaluate([("MS", model), ("independent", alone)], clips(), speech(3.0, 9), [None, 0.0])
+    plain = [r for r in rows if r.model == "MS" and not r.control and r.snr is None]
+    assert [r.rates for r in plain] == list(model.config.scales)
+    assert {(r.rates, r.snr, r.control) for r in rows if r.model == "independent"} == {
+        (Rates(4, 2), snr, control) for snr, control in conditions([None, 0.0], True)
+    }
+    assert all(r.rates.audio and r.rates.video for r in rows if r.control)
+    tokens = {r.rates: r.tokens for r in plain}
+    assert tokens[Rates(4, 2)] == pytest.approx((13 + 13 + 7 + 6 + 10 + 10) / 3)
+    assert tokens[Rates(0, 5)] == pytest.approx((5 + 3 + 4) / 3)
+    assert all(r.words.total == 6 for r in rows)
+
+
+def test_a_set_without_video_is_heard_only() -> None:
+    items = [Clip(clip.text, clip.audio) for clip in clips()]
+    rows = evaluate([("MS", tiny_model(**ALL))], items, None, [None])
+    assert {r.rates for r in rows} == {Rates(4), Rates(16)}
+    with pytest.raises(ValueError, match="no noise"):
+        evaluate([("MS", tiny_model(**ALL))], items, None, [None, 0.0])
+
+
+def test_models_with_other_encoders_are_refused() -> None:
+    other = tiny_model()
+    with torch.no_grad():
+        other.audio_encoder.conv1.bias.add_(1.0)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="B has other encoders than A"):
+        evaluate([("A", tiny_model()), ("B", other)], clips(), None, [None])
+
+
+def test_pooling_without_training_keeps_everything_else() -> None:
+    fine = tiny_model(audio_rates=(4,), video_rates=(2,))
+    coarse = pooled(fine, (4, 16), (2, 5))
+    encoded = fine.encode(
+        [c.audio for c in clips() if c.audio is not None], [c.video for c in clips() if c.video is not None]
+    )
+    ids = [fine.token_ids(text) for text in TEXTS]
+    with torch.no_grad():
+        torch.testing.assert_close(coarse.loss(encoded, ids, Rates(4, 2)), fine.loss(encoded, ids, Rates(4, 2)))
+        assert not torch.equal(coarse.loss(encoded, ids, Rates(16, 5)), fine.loss(encoded, ids, Rates(4, 2)))
+    assert coarse.config.scales == tiny_model().config.scales
+    with pytest.raises(ValueError, match="MS"):
+        pooled(tiny_model("SS"), (4, 16), (2, 5))
+
+
+def heard(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> Heard:
+    wrong = round(1000 * wer)
+    count = ErrorCount(hits=1000 - wrong, substitutions=wrong)
+    return Heard(model, rates, snr, control, count, count, 10.0)
+
+
+def test_promises_are_measured_in_points() -> None:
+    scales = [Rates(4, 2), Rates(16, 2), Rates(4, 5), Rates(16, 5)]
+    rows = [heard("MS", r, 0.05 + 0.005 * i) for i, r in enumerate(scales)]
+    rows += [heard("independent", r, 0.05) for r in scales]
+    rows += [heard("pooled", scales[0], 0.05), heard("pooled", scales[3], 0.4)]
+    rows += [heard("MS", Rates(4, 0), 0.4, 0.0), heard("MS", scales[0], 0.3, 0.0)]
+    rows += [heard("MS", scales[0], 0.44, 0.0, "shuffled video")]
+    table = promises("all", rows, "MS")
+    assert table is not None
+    assert [row[2] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 1.5, 35.0])
+    assert promises("none", [heard("MS", Rates(4), 0.1)], "MS") is None
+
+
+def test_costs_fall_with_the_rates() -> None:
+    table = cost_table("cost", tiny_model(**ALL), clips()[0], repeats=1)
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert list(cells) == [str(rates) for rates in tiny_model(**ALL).config.scales]
+    assert cells["(4, 2)"][0] == 26
+    assert cells["(16, 5)"][0] == 9
+    assert cells["(16, 5)"][1] == 9 + 1 + 4 + len("Transcribe speech and video to text.")
+    fine, coarse = cells["(4, 2)"], cells["(16, 5)"]
+    assert fine[2] == coarse[2] > 0, "the encoders run once"
+    assert fine[3] > coarse[3] > 0
+    assert fine[4] > 0
+
+
+def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model(**ALL).save_pretrained(tmp_path / "model")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = []
+    for i, clip in enumerate(clips()):
+        assert clip.audio is not None
+        soundfile.write(folder / f"{i}.flac", clip.audio.clamp(-1, 1).numpy(), 16_000)
+        crops = np.random.default_rng(i).integers(0, 256, (len(clip.audio) // 640, 96, 96), dtype=np.uint8)
+        write_video(folder / f"{i}.mkv", crops)
+        row = {"audio_filepath": f"{i}.flac", "video_filepath": f"{i}.mkv", "text": clip.text, "duration": 1.0}
+        rows.append(json.dumps(row) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(rows))
+    out = tmp_path / "report"
+    arguments = [
+        "--model",
+        f"MS={tmp_path / 'model'}",
+        "--data",
+        f"synthetic={folder}",
+        "--babble",
+        str(folder / "0.flac"),
+    ]
+    assert main(["evaluate", "mtsk", *arguments, "--snr", "clean", "0", "--out", str(out), "--limit", "2"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [table["title"].split(":")[0] for table in report["tables"]] == ["synthetic"] * 4
+    assert report["tables"][0]["rows"][0]["WER 0 dB"] >= 0
+    assert "rendered mouths" in report["notes"][0]
+    assert (out / "errors_synthetic.png").stat().st_size > 1000
+    assert "synthetic: 2 items" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mtsk", *arguments, "--snr", "loud", "--out", str(out)])

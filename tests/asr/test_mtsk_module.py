@@ -1,0 +1,188 @@
+"""Training: losses fall, a resumed run equals an uninterrupted one, one model starts another."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from tests.asr.talking import write_parts, write_states
+from tokenthrift.mtsk import LlamaMTSK, MtskDataModule, MtskModule, Rates
+from tokenthrift.mtsk.data import Batch, Clip, collate
+from tokenthrift.mtsk.module import carried_over
+
+# Advice about loaders, folders and the next release of torch.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+TEXTS = ["the lazy dog", "a fox", "five six seven", "there is", "no", "one two", "lay red now", "set blue again"]
+
+
+class Losses(L.Callback):
+    """Notes loss and learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.values.append(outputs["loss"].item())
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_states(tmp_path_factory.mktemp("states") / "0.safetensors", TEXTS).parent
+
+
+def module_of(parts: dict[str, str], **options: Any) -> MtskModule:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "audio_rates": [2, 6],
+        "video_rates": [1, 3],
+        "bottleneck": 4,
+        "projector_width": 32,
+        "include_frozen": True,
+        "train_language_model": True,
+        "learning_rate": 4e-3,
+    }
+    return MtskModule(**parts, **{**settings, **options})
+
+
+def fit(
+    module: MtskModule,
+    states: Path,
+    steps: int,
+    folder: Path | None = None,
+    resume: Path | None = None,
+    precision: Any = "32-true",
+) -> tuple[Losses, L.Trainer]:
+    """A run; with a folder, a checkpoint of every third step."""
+    losses = Losses()
+    callbacks: list[L.Callback] = [losses]
+    if folder is not None:
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=steps,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(module, datamodule=MtskDataModule(str(states), str(states), max_frames=100), ckpt_path=resume)
+    return losses, trainer
+
+
+def weights_of(module: MtskModule, *parts: str) -> dict[str, Tensor]:
+    return {n: v.clone() for n, v in module.model.state_dict().items() if n.startswith(parts)}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_lowers_the_loss_and_leaves_the_encoders(parts: dict[str, str], states: Path) -> None:
+    module = module_of(parts, scales_per_step=1)
+    frozen = weights_of(module, "audio_encoder", "video_encoder")
+    losses, trainer = fit(module, states, 60, precision="bf16-mixed")
+    assert sum(losses.values[-8:]) < 0.7 * sum(losses.values[:8])
+    assert losses.rates[-1] < 1e-4
+    assert same(weights_of(module, "audio_encoder", "video_encoder"), frozen)
+    measured = trainer.callback_metrics
+    assert {"val/wer", "val/wer_a2_v1", "val/wer_a6_v3", "val/loss_a6_v1"} <= set(measured)
+    assert all(math.isfinite(value) for value in measured.values())
+
+
+def test_a_frozen_language_model_stays_as_it_is(parts: dict[str, str], states: Path) -> None:
+    module = module_of(parts, train_language_model=False)
+    language_model = weights_of(module, "language_model")
+    trained = weights_of(module, "lora", "audio_proj", "video_proj", "markers")
+    fit(module, states, 2)
+    assert same(weights_of(module, "language_model"), language_model)
+    after = weights_of(module, "lora", "audio_proj", "video_proj", "markers")
+    assert [name for name in trained if torch.equal(trained[name], after[name])] == []
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(parts: dict[str, str], states: Path, tmp_path: Path) -> None:
+    whole = module_of(parts, scales_per_step=2)
+    losses, _ = fit(whole, states, 7, tmp_path)
+    resumed = module_of(parts, scales_per_step=2)
+    rest, _ = fit(resumed, states, 7, resume=tmp_path / "step=3.ckpt")
+    assert rest.values == losses.values[3:]
+    assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+@pytest.mark.parametrize("strategy", ["MS", "SS", "MSS"])
+def test_one_pair_of_rates_starts_many(parts: dict[str, str], states: Path, tmp_path: Path, strategy: str) -> None:
+    one = module_of(parts, audio_rates=[2], video_rates=[1])
+    fit(one, states, 3, tmp_path)
+    many = module_of(parts, strategy=strategy, start_from=str(tmp_path / "step=3.ckpt"))
+    assert same(weights_of(many, "language_model"), weights_of(one, "language_model"))
+    for place in "01":
+        ours = weights_of(many, f"audio_proj.{place}.")
+        theirs = weights_of(one, "audio_proj.0.")
+        assert [name.replace(f"proj.{place}", "proj.0") for name in ours] == list(theirs)
+        assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
+    one.model.save_pretrained(tmp_path / "model")
+    again = module_of(parts, strategy=strategy, start_from=str(tmp_path / "model"))
+    assert same(weights_of(again, "language_model", "audio_proj"), weights_of(many, "language_model", "audio_proj"))
+
+
+def test_what_does_not_fit_stays(parts: dict[str, str]) -> None:
+    many = module_of(parts, strategy="SS").model
+    given = {"markers": torch.zeros(4, 64), "lora.nothing": torch.zeros(1), "audio_proj.0.0.weight": torch.zeros(1, 1)}
+    filled = carried_over(many, given)
+    own = many.state_dict()
+    assert filled.keys() == own.keys()
+    assert not filled["markers"].any()
+    assert torch.equal(filled["audio_proj.0.0.weight"], own["audio_proj.0.0.weight"])
+
+
+def test_sound_and_pictures_are_encoded_on_the_way(parts: dict[str, str]) -> None:
+    module = module_of(parts)
+    clips = [
+        Clip(text, torch.randn(4_000 * (i + 2)) * 0.1, torch.zeros(12 * (i + 1), 96, 96, dtype=torch.uint8))
+        for i, text in enumerate(TEXTS[:2])
+    ]
+    encoded = module.encoded(collate(clips))
+    assert encoded.audio_lengths is not None
+    assert encoded.video_lengths is not None
+    assert encoded.audio_lengths.tolist() == [25, 38]
+    assert encoded.video_lengths.tolist() == [12, 24]
+    loss = module.model.loss(encoded, [module.model.token_ids(text) for text in TEXTS[:2]], Rates(6, 3))
+    assert loss.isfinite()
+    clips[0].video = None
+    assert module.encoded(collate(clips)).video is None
+
+
+def test_a_trained_model_loads_alone(parts: dict[str, str], states: Path, tmp_path: Path) -> None:
+    module = module_of(parts)
+    fit(module, states, 2)
+    module.model.save_pretrained(tmp_path / "model")
+    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    sound, crops = torch.randn(8_000) * 0.1, torch.zeros(12, 96, 96, dtype=torch.uint8)
+    (said,) = model.transcribe([sound], [crops], Rates(6, 3))
+    (expected,) = module.model.eval().transcribe([sound], [crops], Rates(6, 3))
+    assert said.text == expected.text
+    assert said.usage.used == 5 + 4
+
+
+def test_tokens_that_the_language_model_lacks_are_named(parts: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"no token '<\|end_of_text\|>'"):
+        MtskModule(**{**parts, "eos": "<|end_of_text|>"})

@@ -1,0 +1,244 @@
+"""The data recipe of Llama-MTSK: phrases, phonemes, mouths, clips and shards, on a scale of seconds."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tests.asr.tiny_dllm import write_whisper
+from tokenthrift.mtsk.avhubert import AVHubert
+from tokenthrift.mtsk.data import CachedStates, ManifestClips
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "mtsk"
+
+
+def script(name: str) -> Any:
+    """A script of the recipe as a module; scripts import each other by their bare names."""
+    sys.path.insert(0, str(RECIPE))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(RECIPE))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    module = script(name)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    module.main()
+
+
+phrases, visemes, mouth, espeak, grid = map(script, ("phrases", "visemes", "mouth", "espeak", "grid"))
+speaks = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="libespeak-ng is not installed")
+
+
+# Phrases
+
+
+def test_texts_are_of_one_split_each() -> None:
+    free = [(f"Number {i} is free.", f"number {i} is free") for i in range(400)]
+    rows = list(phrases.collect({"train": 2000, "dev": 100, "test": 100}, free, 0))
+    texts = {split: {r["text"] for r in rows if r["split"] == split} for split in ("train", "dev", "test")}
+    assert all(phrases.split_of(text) == split for split, own in texts.items() for text in own)
+    assert Counter(r["split"] for r in rows) == {"train": 2000, "dev": 100, "test": 100}
+    kinds = Counter(r["kind"] for r in rows)
+    assert kinds["grid"] > kinds["pairs"] > kinds["free"] > 200
+    assert rows == list(phrases.collect({"train": 2000, "dev": 100, "test": 100}, free, 0))
+    assert all(r["spoken"].split()[3] in (r["text"].split()[3].upper(), "ay") for r in rows if r["kind"] == "grid")
+
+
+def test_the_name_of_a_grid_clip_spells_its_sentence() -> None:
+    assert grid.sentence("bbaf2n") == "bin blue at f two now"
+    assert grid.sentence("swizzs") == "set white in z zero soon"
+    with pytest.raises(ValueError, match="no name of a GRID clip"):
+        grid.sentence("bbaw2n")
+
+
+# Visemes
+
+
+@pytest.mark.parametrize("group", phrases.EAR)
+@speaks
+def test_pairs_for_the_ear_look_alike(group: str) -> None:
+    looks = {
+        visemes.viseme_string(n for _, n in espeak.speak(word, espeak.Voice("en-us")).phonemes)
+        for word in group.split()
+    }
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize("group", phrases.LIPS)
+@speaks
+def test_pairs_for_the_lips_differ_on_the_lips(group: str) -> None:
+    words = group.split()
+    looks = {visemes.viseme_string(n for _, n in espeak.speak(word, espeak.Voice("en-us")).phonemes) for word in words}
+    assert len(looks) == len(words)
+
+
+@speaks
+def test_phonemes_come_with_their_samples() -> None:
+    slow, fast = (espeak.speak("bin blue at F two now", espeak.Voice("en-us+f2", rate=rate)) for rate in (110, 170))
+    for spoken in (slow, fast):
+        starts = [start for start, _ in spoken.phonemes]
+        assert starts == sorted(starts)
+        assert starts[-1] <= len(spoken.samples)
+        assert [name for _, name in spoken.phonemes][:3] == ["b", "I", "n"]
+        assert 0.05 < np.abs(spoken.samples).max() <= 1
+        # The lips close where the sound of b starts: before it there is next to nothing to hear.
+        assert np.abs(spoken.samples[: starts[0]]).mean() < 0.1 * np.abs(spoken.samples).mean()
+    assert len(slow.samples) > 1.2 * len(fast.samples)
+    with pytest.raises(ValueError, match="no voice"):
+        espeak.speak("no", espeak.Voice("xx-none"))
+
+
+@speaks
+def test_every_phoneme_of_every_accent_has_a_viseme() -> None:
+    talk = script("talk")
+    text = (
+        "the quick brown fox jumps over the lazy dog judge church oil how pure measure there are few boats fire bottle"
+    )
+    for accent in talk.ACCENTS:
+        names = {name for _, name in espeak.speak(text, espeak.Voice(accent)).phonemes}
+        assert all(visemes.visemes_of(name) is not None for name in names)
+    with pytest.raises(KeyError, match="no viseme"):
+        visemes.visemes_of("%")
+
+
+def test_lips_close_for_p_and_lead_the_sound() -> None:
+    sounds = [(0.0, "a"), (0.4, "p"), (0.5, "a"), (0.9, "_")]
+    track = visemes.mouth_track(sounds, 1.0, lead=0.0)
+    assert track.shape == (25, len(visemes.PARAMETERS))
+    assert track[10:13, 1].min() < 0.1 * track[5, 1]
+    early = visemes.mouth_track(sounds, 1.0, lead=0.08)
+    assert early[:, 1].argmin() == track[:, 1].argmin() - 2
+    assert visemes.frame_visemes(sounds, 1.0, 0.0)[[5, 11, 17]].tolist() == [10, 1, 10]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(sorted(visemes.VISEMES)), min_size=1, max_size=12), st.floats(0.02, 0.3))
+def test_a_mouth_stays_within_the_shapes(names: list[str], length: float) -> None:
+    sounds = [(i * length, name) for i, name in enumerate(names)]
+    track = visemes.mouth_track(sounds, len(names) * length)
+    assert np.isfinite(track).all()
+    assert (track >= 0).all()
+    assert (track <= visemes.SHAPES.max(0) + 1e-9).all()
+
+
+def test_the_homophene_bound_counts_what_looks_alike() -> None:
+    assert visemes.homophene_bound([("bat", (1, 10)), ("mat", (1, 10)), ("pin", (1, 12)), ("mat", (1, 10))]) == 0.25
+    assert visemes.homophene_bound([("bat", (1,)), ("din", (4,))]) == 0.0
+
+
+# Mouths
+
+
+def test_what_looks_alike_is_drawn_alike() -> None:
+    tracks = [visemes.mouth_track([(0.0, first), (0.15, "a"), (0.4, "t")], 0.6) for first in ("p", "b", "m", "k")]
+    one, two, three, other = (mouth.draw(track, mouth.face_of(3), 5) for track in tracks)
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+    assert (one.float() - other.float()).abs().mean() > 0.3
+
+
+def test_faces_differ_and_clips_of_a_face_too() -> None:
+    track = visemes.mouth_track([(0.0, "a"), (0.3, "p"), (0.5, "_")], 0.6)
+    first, again = mouth.draw(track, mouth.face_of(1), 1), mouth.draw(track, mouth.face_of(1), 1)
+    assert first.shape == (15, 96, 96)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert not torch.equal(first, mouth.draw(track, mouth.face_of(1), 2))
+    assert not torch.equal(first, mouth.draw(track, mouth.face_of(2), 1))
+    assert mouth.draw(track, mouth.face_of(1), 1, 88).shape == (15, 88, 88)
+    assert (first[3].float() - first[9].float())[40:60].abs().mean() > 3, "open and closed"
+
+
+# Clips and shards
+
+
+@speaks
+def test_clips_shards_and_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(phrases.collect({"train": 5, "dev": 2, "test": 2}, [], 0))
+    (tmp_path / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    talk = script("talk")
+    monkeypatch.setitem(talk.SPEAKERS, "babble-train", range(3000, 3002))
+    monkeypatch.setattr(talk, "babble", lambda split, texts, seconds: torch.rand(16_000) - 0.5)
+    run(monkeypatch, "talk", tmp_path / "phrases.jsonl", tmp_path / "speech", "--shard", 3)
+    speech = tmp_path / "speech"
+    assert sorted(p.name for p in (speech / "train").iterdir()) == ["0000.npz", "0001.npz"]
+    clips = [ManifestClips(path) for path in sorted((speech / "test").rglob("manifest.jsonl"))]
+    clip = clips[0][0]
+    assert clip.audio is not None
+    assert clip.video is not None
+    assert abs(len(clip.video) / 25 - len(clip.audio) / 16_000) <= 0.02
+    assert {row["speaker"] for data in clips for row in data.rows} <= {*talk.SPEAKERS["test"]}
+    assert 0 <= json.loads((speech / "test" / "homophenes.json").read_text())["homophene_bound"] < 1
+    before = {p: p.stat().st_mtime_ns for p in speech.rglob("*") if p.is_file()}
+    run(monkeypatch, "talk", tmp_path / "phrases.jsonl", speech, "--shard", 3)
+    assert {p: p.stat().st_mtime_ns for p in speech.rglob("*") if p.is_file()} == before
+
+    lip_encoder = script("lip_encoder")
+    run(monkeypatch, "lip_encoder", speech / "train", tmp_path / "lips", "--steps", 1, "--batch", 2)
+    assert (tmp_path / "lips" / "training.ckpt").exists()
+    small = AVHubert(64, 1, 1, 64, (4, 4, 4, 4))
+    save_file(small.state_dict(), tmp_path / "lips" / "avhubert.safetensors")
+    assert lip_encoder.rows_of(speech / "train" / "0001.npz")[0][0]["text"]
+    whisper = write_whisper(tmp_path / "whisper")
+    run(monkeypatch, "states", speech, tmp_path / "states", "--whisper", whisper, "--avhubert", tmp_path / "lips")
+    found = CachedStates(sorted((tmp_path / "states" / "train").glob("*.safetensors")))
+    assert found.texts == [row["text"] for row in rows if row["split"] == "train"]
+    state = found[3]
+    assert state.audio is not None
+    assert state.video is not None
+    assert (state.audio.shape[1], state.video.shape[1]) == (32, 64)
+    assert abs(len(state.audio) - 2 * len(state.video)) <= 2
+    assert state.audio.isfinite().all()
+    assert len(CachedStates(sorted((tmp_path / "states" / "dev").glob("*.safetensors")))) == 2
+
+
+def test_nobody_is_heard_or_seen_in_two_splits() -> None:
+    talk = script("talk")
+    voices = [name for names in talk.VARIANTS.values() for name in names.split()]
+    assert len(voices) == len(set(voices))
+    people = [speaker for own in talk.SPEAKERS.values() for speaker in own]
+    assert len(people) == len(set(people))
+
+
+def test_the_small_language_model_knows_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer
+
+    rows = list(phrases.collect({"train": 300}, [], 0))
+    (tmp_path / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(monkeypatch, "language_model", tmp_path / "phrases.jsonl", tmp_path / "llama", "--width", 64, "--layers", 1)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "llama" / "tokenizer.json"))
+    assert len(tokenizer.encode("Transcribe speech and video to text.").ids) <= 8
+    for text in ("bin blue at f two now", "not bat but mat"):
+        assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
+
+
+@pytest.mark.parametrize("name", ["tiny", "lrs3_avsr_ms", "lrs3_avsr_ss", "lrs3_avsr_mss"])
+def test_recipes_comment_every_key_of_theirs(name: str) -> None:
+    import inspect
+
+    from tokenthrift.mtsk import MtskDataModule, MtskModule
+
+    text = (RECIPE / f"{name}.yaml").read_text()
+    recipe = yaml.safe_load(text)
+    for part, kind in (("model", MtskModule), ("data", MtskDataModule)):
+        given = set(recipe[part]["init_args"])
+        assert given == set(inspect.signature(kind).parameters)
+    strategy = name.rpartition("_")[2].upper()
+    assert recipe["model"]["init_args"]["strategy"] == (strategy if strategy != "TINY" else "MS")
+    own = text[text.index("model:") :].splitlines()
+    assert [line for line in own if line.startswith("    ") and "#" not in line] == []
