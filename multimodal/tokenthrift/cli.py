@@ -52,7 +52,11 @@ CONVERTERS: Final = {
 }
 
 # What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.
-FILE_TOKENIZERS: Final[dict[str, str]] = {"karl": "tokenthrift.karl.files:ImageFiles"}
+FILE_TOKENIZERS: Final[dict[str, str]] = {
+    "karl": "tokenthrift.karl.files:ImageFiles",
+    "vqtoken": "tokenthrift.vqtoken.files:VideoFiles",
+    "vqtoken_answerer": "tokenthrift.vqtoken.files:VideoFiles",
+}
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
 EVALUATORS: Final[dict[str, str]] = {
     "karl": "tokenthrift.karl.evaluate:main",

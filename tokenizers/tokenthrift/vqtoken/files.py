@@ -1,0 +1,142 @@
+"""VQToken on video files, for `tokenthrift tokenize` and `tokenthrift plan`.
+
+The cost of a clip follows from its number of frames and the grid of the encoder, so `plan` reads only headers. Native
+tokens come from the model's own encoder: that of a VideoAnswerer, or the language model that `tokenthrift convert`
+wrote beside a VQToken; a VQToken alone reduces patches of pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenthrift.budget import TokenBudget, TokenUsage
+from tokenthrift.hub import CONFIG
+from tokenthrift.media.suffixes import VIDEO_SUFFIXES
+from tokenthrift.media.video import probe, read_frames
+from tokenthrift.tokenize import usage_row
+from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken.answerer import VideoAnswerer
+from tokenthrift.vqtoken.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches
+from tokenthrift.vqtoken.model import VQToken
+from tokenthrift.vqtoken.vlm import VLM, VideoChat
+
+__all__ = ["VideoFiles", "sample"]
+
+
+class Sampled(NamedTuple):
+    """(T, 3, height, width) uint8 frames, when each is shown, how long the clip is, and its width by its height."""
+
+    pixels: Tensor
+    times: Tensor
+    seconds: float
+    aspect: float
+
+
+class VideoFiles:
+    """A `FileTokenizer` of clips.
+
+    Args:
+        model: a VQToken, or a VideoAnswerer, which has one.
+        options: those of `add_options`, parsed, and the model's name.
+    """
+
+    noun = "video"
+    suffixes = VIDEO_SUFFIXES
+
+    def __init__(self, model: VQToken | VideoAnswerer, options: argparse.Namespace) -> None:
+        if options.frames < 1:
+            raise ValueError(f"--frames {options.frames}: a clip has at least one frame")
+        self.wanted = options.frames
+        self.codes = options.codes
+        self.reducer = model.vqtoken if isinstance(model, VideoAnswerer) else model
+        self.encoder: ClipEncoder
+        if isinstance(model, VideoAnswerer):
+            self.encoder = AnswererEncoder(model)
+        elif (Path(options.model) / VLM / CONFIG).is_file():
+            self.encoder = ChatEncoder(_chat(model, Path(options.model)))
+        else:
+            self.encoder = PixelPatches()
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """Adds what VQToken can do besides."""
+        group = parser.add_argument_group("of VQToken models")
+        group.add_argument(
+            "--frames", type=int, default=16, metavar="N", help="frames of a clip, evenly spread (default: 16)"
+        )
+        group.add_argument("--codes", action="store_true", help="write what every token stands for, and where it is")
+
+    def plan(self, path: Path, budget: TokenBudget) -> TokenUsage:
+        """See `FileTokenizer.plan`; no frame is decoded."""
+        info = probe(path)
+        frames, height, width = self.encoder.grid(self.encoder.frames(self.wanted, info.frames))
+        native = frames * height * width + self.encoder.after
+        (cap,) = self.reducer.plan([native], budget, [info.seconds])
+        return TokenUsage(native=native, cap=cap, used=cap)
+
+    def read(self, path: Path) -> Sampled:
+        """Frames evenly spread over the clip."""
+        return sample(path, self.encoder, self.wanted)
+
+    def tokenize(self, items: Sequence[Sampled], budget: TokenBudget) -> list[dict[str, Any]]:
+        """See `FileTokenizer.tokenize`: native, cap, tokens, error; seconds, frames, encoder, codes."""
+        grids = [self.encoder.grid(len(item.pixels)) for item in items]
+        features = [self.encoder.encode(item.pixels).float() for item in items]
+        batch = TokenBatch.from_items(features, [item.seconds for item in items], grids)
+        found = self.reducer.compress(batch, budget)
+        rows = []
+        for item, usage, index_map in zip(items, found.tokens.usage, found.maps, strict=True):
+            row = usage_row(usage)
+            row |= {"seconds": round(item.seconds, 3), "frames": len(item.pixels), "encoder": self.encoder.name}
+            if self.codes:
+                row["codes"] = _codes(index_map.cpu(), item.times)
+            rows.append(row)
+        return rows
+
+
+def sample(path: Path, encoder: ClipEncoder, wanted: int) -> Sampled:
+    """Frames of a clip, evenly spread, as many as an encoder takes; a clip of fewer repeats its own.
+
+    Raises:
+        VideoError: the clip cannot be read.
+    """
+    info = probe(path)
+    count = encoder.frames(wanted, info.frames)
+    places = [i * (info.frames - 1) // max(count - 1, 1) for i in range(count)]
+    frames = read_frames(path, indices=places, size=encoder.size)
+    return Sampled(frames.pixels, frames.seconds, info.seconds, info.width / info.height)
+
+
+def _chat(reducer: VQToken, folder: Path) -> VideoChat:
+    """The language model beside a VQToken: its configuration alone where the VQToken itself has no memory yet."""
+    device = next((p.device for p in reducer.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        return VideoChat.from_pretrained(folder, device=device)
+    from transformers import AutoConfig, LlavaOnevisionForConditionalGeneration
+
+    with torch.device("meta"):
+        return VideoChat(
+            LlavaOnevisionForConditionalGeneration(AutoConfig.from_pretrained(folder / VLM)), None, reducer
+        )
+
+
+def _codes(index_map: Tensor, times: Tensor) -> list[dict[str, float]]:
+    """Share of the cells of every code, and the middle of them: seconds, and row and column from 0 to 1."""
+    frames, height, width = index_map.shape
+    rows = []
+    for code in range(int(index_map.max()) + 1):
+        frame, row, column = (index_map == code).nonzero(as_tuple=True)
+        places = {
+            "share": len(frame) / index_map.numel(),
+            "second": float(times[frame].mean()),
+            "row": (float(row.float().mean()) + 0.5) / height,
+            "column": (float(column.float().mean()) + 0.5) / width,
+        }
+        rows.append({name: round(value, 4) for name, value in places.items()})
+    return rows

@@ -1,0 +1,255 @@
+"""What real clips keep at a number of tokens: VQToken and its rivals on the features of any encoder, and pictures.
+
+No question is asked here, so no language model is needed and any clip will do. Every native token of a clip is rebuilt
+from the kept token nearest to it, which every method allows, whether it keeps, joins or clusters:
+
+* explained variance: the share of the variance of the native tokens, around their mean over the clip, that this
+  rebuilding reproduces; 1 is all, and below 0 is worse than the mean alone;
+* feature error: one minus the mean cosine between a native token and the one that stands for it.
+
+Both favour methods that cluster, since that is what k-means minimises; they say how much of the features is left and
+not what a language model makes of it, which is what the questions are for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from tokenthrift.budget import TokenBudget
+from tokenthrift.evaluation.report import Cell, Table, new_figure
+from tokenthrift.evaluation.statistics import bootstrap_interval
+from tokenthrift.media.files import find_files
+from tokenthrift.media.suffixes import VIDEO_SUFFIXES
+from tokenthrift.media.video import VideoError
+from tokenthrift.reducers import TokenReducer
+from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken.encoders import ClipEncoder
+from tokenthrift.vqtoken.files import Sampled, sample
+from tokenthrift.vqtoken.model import VQToken
+from tokenthrift.vqtoken.rivals import RIVALS, rival
+from tokenthrift.vqtoken.strips import draw_strip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Kept", "compare", "kept", "rebuild", "report"]
+
+COUNTS: Final = (8, 16, 32, 64)
+ERRORS: Final = (0.4, 0.3, 0.2)
+SEEDS: Final = 3
+FRAMES: Final = 16
+OURS: Final = "VQToken"
+ADAPTIVE: Final = "VQToken, adaptive"
+_DRAWN: Final = (8, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What one method left of one clip.
+
+    Attributes:
+        clip, method, asked: what was done; `asked` is a budget's short form.
+        tokens: how many were left.
+        explained: variance, at most 1.
+        error: of features, 0 to 2.
+    """
+
+    clip: str
+    method: str
+    asked: str
+    tokens: float
+    explained: float
+    error: float
+
+
+def rebuild(native: Tensor, tokens: Tensor) -> tuple[float, float]:
+    """Explained variance and feature error when every native token is replaced by the nearest of some tokens.
+
+    Args:
+        native: (N, D) floating point.
+        tokens: (K, D), at least one.
+    """
+    native, tokens = native.double(), tokens.double()
+    nearest = tokens[torch.cdist(native, tokens).argmin(1)]
+    variance = float((native - native.mean(0)).square().sum())
+    lost = float((native - nearest).square().sum())
+    explained = 1 - lost / variance if variance > 1e-9 * float(native.square().sum()) else 1.0
+    return explained, float(1 - cosine_similarity(native, nearest).mean())
+
+
+def kept(native: TokenBatch, reducer: TokenReducer, budget: str) -> tuple[float, float, float]:
+    """Tokens, explained variance and feature error of one clip.
+
+    Args:
+        native: A batch of one clip whose tokens fill its grid.
+        reducer: Any.
+        budget: Ceilings in short form.
+    """
+    (item,) = reducer.reduce(native, TokenBudget.parse(budget)).items()
+    return len(item), *rebuild(native.embeddings[0], item)
+
+
+def compare(
+    clip: str, native: TokenBatch, reducer: VQToken, counts: Sequence[int], errors: Sequence[float]
+) -> list[Kept]:
+    """VQToken, adaptive VQToken and all rivals on one clip; the rival that draws is the mean of three draws."""
+    assert native.grids is not None
+    rows = []
+    for count in counts:
+        for name in (OURS, *RIVALS):
+            seeds = range(SEEDS) if name == "random" else range(1)
+            done = [
+                kept(native, reducer if name == OURS else rival(name, native.grids[0], seed), str(count))
+                for seed in seeds
+            ]
+            tokens, explained, error = (fmean(values) for values in zip(*done, strict=True))
+            rows.append(Kept(clip=clip, method=name, asked=str(count), tokens=tokens, explained=explained, error=error))
+    for wanted in errors if "target_error" in reducer.support.fields else ():
+        tokens, explained, error = kept(native, reducer, f"e{wanted}")
+        rows.append(
+            Kept(clip=clip, method=ADAPTIVE, asked=f"e{wanted}", tokens=tokens, explained=explained, error=error)
+        )
+    return rows
+
+
+def report(
+    folder: Path,
+    encoder: ClipEncoder,
+    out: Path,
+    *,
+    counts: Sequence[int] = COUNTS,
+    errors: Sequence[float] = ERRORS,
+    frames: int = FRAMES,
+) -> tuple[list[Table], dict[str, Figure], list[str]]:
+    """Tables, plots and remarks about the clips of a folder, for `write_report`; writes OUT/strips/NAME.png besides.
+
+    VQToken is used without weights, as VQ-attention makes tokens for a language model and not for rebuilding features.
+    A clip that cannot be read is left out and named in the remarks.
+
+    Args:
+        folder: With video files.
+        encoder: What makes native tokens.
+        out: Where pictures go.
+        counts: Of tokens.
+        errors: That adaptive VQToken may leave.
+        frames: Of a clip, where the encoder leaves the choice.
+
+    Raises:
+        InputError: There is no video file.
+        ValueError: None of them can be read.
+    """
+    reducer, rows, notes, natives = VQToken(), list[Kept](), list[str](), list[int]()
+    for found in find_files([str(folder)], VIDEO_SUFFIXES, "video"):
+        try:
+            clip = sample(found.path, encoder, frames)
+        except VideoError as problem:
+            notes.append(f"Left out: {found.path.name}: {problem.reason}.")
+            continue
+        name, grid = found.path.name, encoder.grid(len(clip.pixels))
+        cells = encoder.encode(clip.pixels).float().cpu()[: grid[0] * grid[1] * grid[2]]
+        native = TokenBatch.from_items([cells], [clip.seconds], [grid])
+        natives.append(len(cells))
+        rows += compare(name, native, reducer, [count for count in counts if count < len(cells)], errors)
+        _draw(out / "strips" / f"{found.output.as_posix().replace('/', '-')}.png", name, clip, native, reducer)
+    if not rows:
+        raise ValueError(f"{folder}: no clip could be read. {' '.join(notes)}")
+    clips = list(dict.fromkeys(row.clip for row in rows))
+    notes.append(
+        f"Real clips: {len(clips)} ({', '.join(clips)}), {min(natives)} to {max(natives)} native tokens each from the "
+        f"encoder “{encoder.name}”; VQToken without weights. Pictures of the regions: strips/."
+    )
+    return [_summary(rows), _by_clip(rows)], {"real_clips": _plot(rows)}, notes
+
+
+def _draw(path: Path, name: str, clip: Sampled, native: TokenBatch, reducer: VQToken) -> None:
+    maps = {}
+    for count in _DRAWN:
+        if count < native.embeddings.shape[1]:
+            found = reducer.compress(native, TokenBudget(max_tokens=count))
+            maps[f"{count} tokens of {native.embeddings.shape[1]:,}"] = found.maps[0]
+    draw_strip(path, f"{name}, {clip.seconds:.1f} s", clip.pixels, clip.times, maps, aspect=clip.aspect)
+
+
+def _groups(rows: Sequence[Kept]) -> dict[tuple[str, str], list[Kept]]:
+    """Rows by method and budget, VQToken first of those that ask the same."""
+    groups: dict[tuple[str, str], list[Kept]] = defaultdict(list)
+    for row in rows:
+        groups[row.asked, row.method].append(row)
+    return dict(sorted(groups.items(), key=lambda pair: (pair[0][0].startswith("e"), float(pair[0][0].lstrip("e")))))
+
+
+def _summary(rows: Sequence[Kept]) -> Table:
+    lines: list[tuple[Cell, ...]] = []
+    for (asked, method), group in _groups(rows).items():
+        explained, low, high = bootstrap_interval([row.explained for row in group])
+        lines.append(
+            (
+                asked,
+                method,
+                fmean(row.tokens for row in group),
+                explained,
+                f"{low:.3f} to {high:.3f}",
+                fmean(row.error for row in group),
+            )
+        )
+    return Table(
+        title="Real clips: what is left of the features",
+        columns=("budget", "method", "tokens", "explained variance", "95 % over clips", "feature error"),
+        rows=tuple(lines),
+        note="Means over clips. Every native token is rebuilt from the nearest kept one. Frame pooling keeps a product "
+        "of divisors of the grid, so at times fewer tokens than it may. e0.3 asks for at most 30 % unexplained "
+        "variance of the directions of tokens, with as few tokens as that takes.",
+    )
+
+
+def _by_clip(rows: Sequence[Kept]) -> Table:
+    methods = list(dict.fromkeys(row.method for row in rows if row.method != ADAPTIVE))
+    budget = "32" if any(row.asked == "32" for row in rows) else rows[0].asked
+    errors = sorted({row.asked for row in rows if row.method == ADAPTIVE}, reverse=True)
+    at = {(row.clip, row.method, row.asked): row for row in rows}
+    lines = [
+        (
+            clip,
+            *(at[clip, method, budget].explained if (clip, method, budget) in at else None for method in methods),
+            *(round(at[clip, ADAPTIVE, asked].tokens) for asked in errors),
+        )
+        for clip in dict.fromkeys(row.clip for row in rows)
+    ]
+    return Table(
+        title=f"Clip by clip: explained variance at {budget} tokens, and the tokens that adaptive VQToken takes",
+        columns=("clip", *methods, *(f"tokens at {asked}" for asked in errors)),
+        rows=tuple(lines),
+    )
+
+
+def _plot(rows: Sequence[Kept]) -> Figure:
+    figure, (left, right) = new_figure(10, 4.2, ncols=2)
+    by_method: dict[str, list[list[Kept]]] = defaultdict(list)
+    for (_, method), group in _groups(rows).items():
+        by_method[method].append(group)
+    for method, groups in by_method.items():
+        ours = method in (OURS, ADAPTIVE)
+        tokens = [fmean(row.tokens for row in group) for group in groups]
+        style = {"marker": "D" if method == ADAPTIVE else "o", "linewidth": 2.2 if ours else 1.2, "markersize": 4}
+        style |= {"linestyle": ":" if method == ADAPTIVE else "-", "zorder": 3 if ours else 2}
+        left.plot(tokens, [fmean(row.explained for row in group) for group in groups], label=method, **style)
+        right.plot(tokens, [fmean(row.error for row in group) for group in groups], **style)
+    for axes, label in ((left, "explained variance"), (right, "feature error (1 - cosine)")):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("tokens of a clip")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    low = min(row.explained for row in rows)
+    left.set_ylim(bottom=max(low, -1.0) if low < 0 else 0)
+    left.legend(frameon=False, fontsize=8)
+    return figure
