@@ -4,7 +4,7 @@ Published checkpoints are pickles, and many hold more than tensors: the `argpars
 OmegaConf tree, a task object. `torch.load` with `weights_only=True` refuses those, and plain unpickling would import
 and run whatever the file names. Here torch's own restricted unpickler reads the file, and the classes that a converter
 lists are replaced by inert stubs: they take any arguments and do nothing. A file that names anything else is refused
-before it is read, with the names.
+before it is read, with the names. So is an object that is a dictionary of a class of its own, by torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tokenthrift.sources import WeightsError
 __all__ = ["read_checkpoint", "tensors_in"]
 
 
-class Inert:
-    """Stands for an object of a class that is not imported."""
+class Inert(list[object]):
+    """Stands for an object of a class that is not imported; a list, because torch adds items to lists only."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         """Ignores what the object would have been made of."""
@@ -32,14 +32,11 @@ class Inert:
     def __setstate__(self, state: object) -> None:
         """Ignores its attributes."""
 
-    def __setitem__(self, key: object, value: object) -> None:
-        """Ignores its items, where it is a mapping."""
-
     def append(self, item: object) -> None:
-        """Ignores its items, where it is a list."""
+        """Ignores an item of it."""
 
     def extend(self, items: object) -> None:
-        """Ignores its items, where it is a list."""
+        """Ignores its items."""
 
 
 def read_checkpoint(path: Path, inert: Sequence[str] = ()) -> Any:
@@ -67,7 +64,9 @@ def read_checkpoint(path: Path, inert: Sequence[str] = ()) -> Any:
         with safe_globals(stubs):  # type: ignore[arg-type]  # its annotation forgets (class, name)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (ValueError, RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read safely: {error}") from error
+        # torch's message begins with the advice to unpickle everything.
+        reason = str(error).partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()
+        raise WeightsError(f"{path} cannot be read safely: {reason or error}") from error
 
 
 def tensors_in(found: object, path: Path) -> dict[str, Tensor]:

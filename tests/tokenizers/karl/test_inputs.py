@@ -71,7 +71,7 @@ def test_the_memory_layout_and_precision_of_images_do_not_matter() -> None:
         (lambda t: {"embeddings": t.embeddings / 0}, "NaN or infinite"),
     ],
 )
-def test_tokens(change: Callable[[TokenBatch], dict[str, Tensor]], message: str) -> None:
+def test_tokens(change: Callable[[TokenBatch], dict[str, Any]], message: str) -> None:
     tokens = MODEL.encode(IMAGES, 4)
     with pytest.raises(ValueError, match=message):
         MODEL.decode(replace(tokens, **change(tokens)))

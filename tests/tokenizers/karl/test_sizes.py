@@ -1,4 +1,4 @@
-"""Published sizes, on the meta device: parameters counted by running the authors' classes, names and shapes of theirs."""
+"""Published sizes, on the meta device: parameters as counted with the authors' classes, names and shapes of theirs."""
 
 from __future__ import annotations
 

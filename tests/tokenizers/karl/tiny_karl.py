@@ -40,16 +40,23 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
 
     Args:
         config: `tiny_config()` if not given.
-        decisive: halting probabilities all over [0, 1], also from token to token, in place of all near one half.
+        decisive: halting logits of mean 0 and deviation 1, other ones from token to token, image to image and error to
+            error, in place of all near 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Karl(config or tiny_config()).eval()
         if decisive:
             with torch.no_grad():
-                model.halting.mlp[0].weight.normal_()
-                model.halting.mlp[2].weight.normal_()
-                model.encoder.queries.normal_()
+                for name, parameter in model.named_parameters():
+                    if name.startswith(("encoder.", "halting.")) and parameter.ndim > 1:
+                        parameter.normal_(std={"queries": 2.0, "error": 0.2}.get(name.split(".")[1], 0.4))
+                images = pictures(4)
+                features, counts = model.base.encode(images), torch.full((4,), model.config.max_tokens)
+                logits = model.distil(images, features, counts, torch.tensor([0.01, 0.05, 0.12, 0.38])).halting_logits
+                last = model.halting.mlp.get_submodule("2")
+                last.get_parameter("weight").div_(logits.std())
+                last.get_parameter("bias").fill_(-float(logits.mean() / logits.std()))
     return model
 
 

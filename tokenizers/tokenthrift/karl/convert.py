@@ -71,18 +71,17 @@ def released_config(tensors: Mapping[str, Tensor]) -> KarlConfig:
     Raises:
         WeightsError: they are of no named size.
     """
+
+    def half(name: str) -> tuple[int, int]:
+        layers = [key for key in tensors if re.fullmatch(rf"{name}\.transformer\.\d+\.ln_1\.weight", key)]
+        return tensors[f"{name}.transformer.0.ln_1.weight"].numel(), len(layers)
+
     try:
-        (encoder, decoder) = (
-            (
-                tensors[f"{half}.transformer.0.ln_1.weight"].numel(),
-                sum(bool(re.fullmatch(rf"{half}\.transformer\.\d+\.ln_1\.weight", name)) for name in tensors),
-            )
-            for half in ("encoder", "decoder")
-        )
+        encoder, decoder = half("encoder"), half("decoder")
     except KeyError as error:
         raise WeightsError(f"not a KARL checkpoint: it has no {error}") from None
     for size, halves in NAMED_SIZES.items():
-        if [(half.width, half.layers) for half in halves] == [encoder, decoder]:
+        if [(part.width, part.layers) for part in halves] == [encoder, decoder]:
             base = "vae" if any(name.startswith("base_tokenizer.vae.") for name in tensors) else "vqgan"
             return named(size, base, quantised="quantize.embedding.weight" in tensors, compat="released")
     raise WeightsError(
