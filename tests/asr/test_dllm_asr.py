@@ -170,6 +170,15 @@ def test_rounds_are_limited(model: DllmAsr) -> None:
     for most in (1, 2):
         limited = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0, max_rounds=most))
         assert [t.usage.rounds for t in limited] == [min(most, t.usage.rounds) for t in free]
+        config = model.config
+        try:
+            own = model.with_decoding(confidence_threshold=1.0, max_rounds=most)
+            for one, other in zip(own.transcribe(AUDIO), limited, strict=True):
+                alike(one, other)
+            more = own.transcribe(AUDIO, DecodeBudget(max_rounds=99))
+            assert [t.usage.rounds for t in more] == [t.usage.rounds for t in free]
+        finally:
+            model.config = config
 
 
 def test_new_tokens_are_limited(model: DllmAsr) -> None:

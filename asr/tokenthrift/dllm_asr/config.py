@@ -94,6 +94,8 @@ class DecodeConfig:
 
     confidence_threshold: float = 0.9
     """Probability from which a token is committed in a round."""
+    max_rounds: int | None = None
+    """Most rounds; the last one commits what is still open."""
     draft: Literal["confident", "length", "none"] = "confident"
     """What the CTC draft gives: its sure words and the length, the length, or nothing (length from the duration)."""
     draft_threshold: float = 0.9
@@ -111,6 +113,8 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         _within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
+        if self.max_rounds is not None:
+            _within("decode.max_rounds", self.max_rounds, 1, 1024)
         _within("decode.draft_threshold", self.draft_threshold, 0.0, 1.0)
         _within("decode.slack", self.slack, 0.0, 4.0)
         _within("decode.margin", self.margin, 0, 64)

@@ -170,6 +170,7 @@ class DllmAsr(HubModel):
         """
         settings = settings or self.config.decode
         budget = budget or DecodeBudget()
+        budget = replace(budget, max_rounds=budget.max_rounds or settings.max_rounds)
         canvases = self.canvases(self.drafts(states, lengths), lengths, settings)
         canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
         width = max(1, *(len(c.ids) for c in canvases))
