@@ -6,6 +6,7 @@ places       where clusters lie, and their order; codebook: means and medoids
 token_hash   what the index map says of every code; attention: VQ-attention, corrected and released
 released     the published rules of both eras
 questions    synthetic stories and questions; scenes: their frames; data: `VQTokenDataModule`
+finetune     `LlavaVQTokenModule` and, in finetune_data, `VideoConversationsDataModule`: the paper's training
 answerer     `VideoAnswerer`, a small video language model; module: `VQTokenModule`, its training
 rivals       what VQToken is compared with; evaluate: `tokenthrift evaluate vqtoken`; flops: work and time
 """
@@ -16,26 +17,32 @@ if TYPE_CHECKING:
     from tokenthrift.vqtoken.answerer import VideoAnswerer
     from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
     from tokenthrift.vqtoken.data import VQTokenDataModule
+    from tokenthrift.vqtoken.finetune import LlavaVQTokenModule
+    from tokenthrift.vqtoken.finetune_data import VideoConversationsDataModule
     from tokenthrift.vqtoken.model import Compressed, VQToken
     from tokenthrift.vqtoken.module import VQTokenModule
 
 _HOMES = {
     "AttentionConfig": "config",
     "Compressed": "model",
+    "LlavaVQTokenModule": "finetune",
     "VQToken": "model",
     "VQTokenConfig": "config",
     "VQTokenDataModule": "data",
     "VQTokenModule": "module",
     "VideoAnswerer": "answerer",
+    "VideoConversationsDataModule": "finetune_data",
 }
 __all__ = [
     "AttentionConfig",
     "Compressed",
+    "LlavaVQTokenModule",
     "VQToken",
     "VQTokenConfig",
     "VQTokenDataModule",
     "VQTokenModule",
     "VideoAnswerer",
+    "VideoConversationsDataModule",
 ]
 
 

@@ -233,7 +233,7 @@ class VideoAnswerer(HubModel):
         sees = torch.cat([seen[:, None].expand(-1, words.shape[1], -1), own], 2)[:, None]
         states = self.lm.model(
             input_ids=words,
-            attention_mask=torch.zeros_like(sees, dtype=self.read[0].weight.dtype).masked_fill(~sees, -torch.inf),
+            attention_mask=torch.zeros_like(sees, dtype=self.project.weight.dtype).masked_fill(~sees, -torch.inf),
             position_ids=self.config.frames + step,
             past_key_values=cache,
             use_cache=True,
@@ -270,7 +270,7 @@ class VideoAnswerer(HubModel):
         length = max((len(words) for texts in spelt for words in texts), default=0)
         if not count or not length:
             return [[] for _ in questions]
-        ids = torch.zeros(len(clips), count, length, dtype=torch.long, device=self.read[0].weight.device)
+        ids = torch.zeros(len(clips), count, length, dtype=torch.long, device=self.project.weight.device)
         for i, texts in enumerate(spelt):
             for j, words in enumerate(texts):
                 ids[i, j, : len(words)] = torch.tensor(words)

@@ -58,8 +58,10 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on another device."""
-        tensors = (self.frames, self.questions, self.answers, self.labels)
-        return ClipBatch(*(t.to(device) for t in tensors), self.asked, self.seed)
+        frames, questions, answers, labels = (
+            tensor.to(device) for tensor in (self.frames, self.questions, self.answers, self.labels)
+        )
+        return ClipBatch(frames, questions, answers, labels, self.asked, self.seed)
 
 
 class SyntheticClips(Dataset[Clip]):
@@ -130,7 +132,7 @@ def collate(clips: Sequence[Clip], patch: int) -> ClipBatch:
     return ClipBatch(frames, *spelt(asked), labels, asked, seed)
 
 
-class _From(Sampler[int]):
+class Onward(Sampler[int]):
     """`count` numbers from `start` on, then the `count` after them."""
 
     def __init__(self, start: int, count: int) -> None:
@@ -213,7 +215,7 @@ class VQTokenDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Clip]:
         """The clips after the last."""
         h: Any = self.hparams
-        return self._loader(self.train, _From(self.consumed * h.batch_size, h.clips))
+        return self._loader(self.train, Onward(self.consumed * h.batch_size, h.clips))
 
     def val_dataloader(self) -> DataLoader[Clip]:
         """The same clips every time."""
@@ -223,7 +225,7 @@ class VQTokenDataModule(L.LightningDataModule):
         """Clips over backgrounds that neither training nor development saw."""
         return self._loader(self.test)
 
-    def _loader(self, clips: SyntheticClips, sampler: _From | None = None) -> DataLoader[Clip]:
+    def _loader(self, clips: SyntheticClips, sampler: Onward | None = None) -> DataLoader[Clip]:
         h: Any = self.hparams
         return DataLoader(clips, h.batch_size, sampler=sampler, collate_fn=partial(collate, patch=h.patch))
 

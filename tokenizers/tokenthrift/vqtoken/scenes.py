@@ -55,7 +55,8 @@ def texture(rng: random.Random, frames: int, side: int) -> Pixels:
     for _ in range(4):
         fx, fy, ft, phase = waves.uniform(-0.25, 0.25, 4) * (1, 1, 2, 25)
         out += np.sin(fx * x + fy * y + ft * time + phase)[..., None] * waves.uniform(-30, 30, 3)
-    return np.clip(out.transpose(2, 0, 1, 3), 0, 255).astype(np.uint8)
+    waved: Pixels = np.clip(out.transpose(2, 0, 1, 3), 0, 255).astype(np.uint8)
+    return waved
 
 
 def window(clips: Sequence[Pixels], rng: random.Random, frames: int, side: int) -> Pixels:
@@ -75,7 +76,8 @@ def window(clips: Sequence[Pixels], rng: random.Random, frames: int, side: int) 
     if rng.random() < 0.5:
         part = part[:, :, ::-1]
     light = rng.uniform(0.6, 1.15)
-    return np.asarray(np.clip(part * light, 0, 255), dtype=np.uint8)
+    lit: Pixels = np.clip(part * light, 0, 255).astype(np.uint8)
+    return lit
 
 
 def draw(story: Story, background: Pixels) -> Pixels:
@@ -137,4 +139,5 @@ def _mask(shape: str, size: int) -> NDArray[np.float32]:
         "L": ((x < -0.3) | (y > 0.4)) & (abs(x) < 0.9) & (abs(y) < 0.95),
     }[shape]
     fine = np.broadcast_to(inside, (size * _FINE, size * _FINE))
-    return fine.reshape(size, _FINE, size, _FINE).mean((1, 3), dtype=np.float32)
+    cover: NDArray[np.float32] = fine.reshape(size, _FINE, size, _FINE).mean((1, 3), dtype=np.float32)
+    return cover
