@@ -1,0 +1,157 @@
+"""How many clusters: the merging tree is exact, and K follows content where the published rules do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.tokenizers.vqtoken.clips import mixture, noise
+from tokenthrift.budget import TokenBudget
+from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken.adaptive import by_elbow, by_error, by_silhouette, errors, merged, silhouettes, tree_of
+from tokenthrift.vqtoken.clustering import Clusters, cluster, unit_tokens
+from tokenthrift.vqtoken.model import VQToken
+from tokenthrift.vqtoken.released import (
+    distortion_2025,
+    elbow_2025,
+    kmeans_2025,
+    search_2026,
+    seeds_2026,
+    silhouette_2026,
+)
+
+FEW = settings(deadline=None, max_examples=15)
+TRUTHS = (4, 7, 11, 16, 23, 32, 40, 48)
+
+
+def rank_correlation(a: list[int], b: list[int]) -> float:
+    """Spearman's, with mean ranks for ties."""
+    ranks = []
+    for values in (a, b):
+        v = torch.tensor(values, dtype=torch.float64)
+        ranks.append((v[:, None] > v).sum(1) + ((v[:, None] == v).sum(1) + 1) / 2)
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1].nan_to_num())
+
+
+def clip(clusters: int, seed: int = 0) -> Tensor:
+    return mixture(clusters, 300, width=32, spread=0.35, seed=100 * seed + clusters)[0]
+
+
+def test_the_chosen_number_follows_the_content() -> None:
+    tokens = TokenBatch.from_items([clip(k) for k in TRUTHS])
+    out = VQToken().reduce(tokens, TokenBudget.parse("64,e0.15"))
+    chosen = [usage.used for usage in out.usage]
+    assert rank_correlation(list(TRUTHS), chosen) > 0.95
+    assert all(abs(k - truth) <= 1 + truth // 4 for k, truth in zip(chosen, TRUTHS, strict=True))
+    assert all(usage.error is not None and usage.error <= 0.15 for usage in out.usage)
+    assert chosen == out.mask.sum(1).tolist()
+
+
+def test_the_published_rule_of_2025_does_not() -> None:
+    chosen = []
+    for k in TRUTHS:
+        tokens = clip(k)
+        unit = torch.nn.functional.normalize(tokens, dim=1)
+        distortions = []
+        for candidate in range(12, 33):
+            places = seeds_2026(tokens, candidate, torch.Generator().manual_seed(candidate))
+            distortions.append(distortion_2025(tokens, kmeans_2025(tokens, unit[places], 20)))
+        chosen.append(elbow_2025(distortions))
+    assert all(12 <= k <= 22 for k in chosen)
+    assert rank_correlation(list(TRUTHS), chosen) < 0.6
+
+
+def test_the_published_search_of_2026_stays_within_its_bounds() -> None:
+    assert [len(search_2026(clip(k), 12, 16, "elbow", 0, 20).centres) for k in (4, 48)] != [4, 48]
+
+
+def partition(tokens: int, clusters: int, seed: int) -> tuple[Tensor, Tensor, Clusters]:
+    x = noise(seed, 1, tokens, 6)
+    unit, mask = unit_tokens(x, None)
+    return unit, mask, cluster(x, clusters)
+
+
+@FEW
+@given(tokens=st.integers(1, 40), clusters=st.integers(1, 12), seed=st.integers(0, 99))
+def test_every_partition_of_the_tree_has_the_loss_it_says_and_they_are_nested(
+    tokens: int, clusters: int, seed: int
+) -> None:
+    _, _, found = partition(tokens, clusters, seed)
+    tree = tree_of(found)
+    curve, finer = found.loss()[0] + tree.curve()[0], None
+    for k in range(int(found.live.sum()), 0, -1):
+        part = found.mapped(tree.at(torch.tensor([k])), k)
+        assert bool(part.live.all())
+        torch.testing.assert_close(part.loss()[0], curve[k - 1], rtol=1e-6, atol=1e-6)
+        if finer is not None:
+            pairs = set(zip(finer.labels[0].tolist(), part.labels[0].tolist(), strict=True))
+            assert len(pairs) == int(finer.live.sum())
+        finer = part
+    assert (curve.diff() <= 1e-9).all()
+
+
+def test_the_pair_that_merges_is_the_cheapest() -> None:
+    _, _, found = partition(60, 7, 1)
+    joined = tree_of(found).at(torch.tensor([6]))
+    losses = []
+    for a in range(7):
+        for b in range(a + 1, 7):
+            maps = torch.tensor([[a if k == b else k - (k > b) for k in range(7)]])
+            losses.append(float(found.mapped(maps, 6).loss()))
+    assert float(found.mapped(joined, 6).loss()) == pytest.approx(min(losses), abs=1e-7)
+
+
+def test_clips_of_unequal_numbers_share_a_tree() -> None:
+    tokens = [clip(5), clip(9)[:40], clip(3)[:2]]
+    found = cluster(torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True), [12, 7, 2], mask=_mask([300, 40, 2]))
+    curves = errors(found, tree_of(found))
+    for i, k in enumerate((12, 7, 2)):
+        alone = cluster(tokens[i][None], k)
+        torch.testing.assert_close(curves[i, :k], errors(alone, tree_of(alone))[0], rtol=1e-6, atol=1e-9)
+
+
+def _mask(lengths: list[int]) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def test_silhouettes_of_all_numbers_from_one_product() -> None:
+    unit, _, found = partition(80, 9, 3)
+    tree = tree_of(found)
+    scores = silhouettes(unit, found, tree)[0]
+    assert scores[0] == -1
+    for k in range(2, 10):
+        labels = found.mapped(tree.at(torch.tensor([k])), k).labels[0]
+        assert float(scores[k - 1]) == pytest.approx(silhouette_2026(unit[0], labels), abs=1e-5)
+
+
+def test_silhouette_and_elbow_find_clusters_that_are_far_apart() -> None:
+    x, _ = mixture(6, 300, width=64, spread=0.05)
+    unit, _ = unit_tokens(x[None], None)
+    found = cluster(x[None], 16)
+    tree = tree_of(found)
+    one, most = torch.tensor([1]), torch.tensor([16])
+    assert by_silhouette(silhouettes(unit, found, tree), one, most).item() == 6
+    assert by_elbow(errors(found, tree), one, most).item() == 6
+    assert by_elbow(errors(found, tree), torch.tensor([8]), torch.tensor([9])).item() == 8
+
+
+def test_error_rule_takes_the_fewest_within_bounds() -> None:
+    curve = torch.tensor([[1.0, 0.5, 0.2, 0.1, 0.0]])
+    bounds = [(0.2, 1, 5, 3), (0.19, 1, 5, 4), (1.0, 1, 5, 1), (0.0, 1, 5, 5), (0.0, 1, 4, 4), (0.9, 3, 5, 3)]
+    for target, least, most, wanted in bounds:
+        assert by_error(curve, target, torch.tensor([least]), torch.tensor([most])).item() == wanted
+
+
+def test_a_few_passes_only_improve_the_merged_partition() -> None:
+    for seed in range(4):
+        x, _ = mixture(20, 400, spread=0.8, seed=seed)
+        unit, mask = unit_tokens(x[None], None)
+        found = cluster(x[None], 24)
+        tree, wanted = tree_of(found), torch.tensor([9])
+        raw = found.mapped(tree.at(wanted), 9)
+        better = merged(unit, mask, found, tree, wanted)
+        assert better.loss() <= raw.loss()
+        assert better.live.sum() == 9

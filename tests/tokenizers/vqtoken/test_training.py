@@ -1,0 +1,194 @@
+"""Training of the answerer: losses fall, resuming is exact, the second stage starts from the first; evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
+from tokenthrift.cli import main
+from tokenthrift.training.random_state import RandomState
+from tokenthrift.vqtoken import VideoAnswerer, VQTokenDataModule, VQTokenModule
+from tokenthrift.vqtoken.data import ClipBatch, Onward, SyntheticClips, collate
+from tokenthrift.vqtoken.rivals import RIVALS
+
+# Advice about loaders, folders and the next release of torch.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+
+
+class Losses(L.Callback):
+    """Notes the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: ClipBatch, batch_idx: int) -> None:
+        self.values.append(outputs["loss"].item())
+
+
+def module_of(**options: Any) -> VQTokenModule:
+    torch.manual_seed(0)
+    settings = {"learning_rate": 3e-3, "warmup_steps": 2, "counts": [4, 9], **SIZES}
+    return VQTokenModule(**{**settings, **options})
+
+
+def fit(
+    module: VQTokenModule, steps: int, folder: Path | None = None, resume: Path | None = None, clips: int = 8
+) -> tuple[list[float], L.Trainer]:
+    losses = Losses()
+    callbacks: list[L.Callback] = [losses, RandomState()]
+    if folder is not None:
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=steps,
+        check_val_every_n_epoch=None,
+    )
+    data = VQTokenDataModule(clips=clips, batch_size=2, dev_clips=2, **DATA)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return losses.values, trainer
+
+
+def batch(count: int = 4) -> ClipBatch:
+    clips = SyntheticClips("train", count, frames=4, side=16, questions=4)
+    return collate([clips[i] for i in range(count)], 4)
+
+
+def overfit(module: VQTokenModule, items: ClipBatch, steps: int) -> tuple[float, float]:
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-2)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = module.training_step(items, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("stage", ["encoder", "answers"])
+def test_a_few_clips_can_be_learnt(stage: Any) -> None:
+    first, last = overfit(module_of(stage=stage, mix={"vqtoken": 1.0}, encoder_learning_rate=1e-3), batch(), 60)
+    assert last < 0.4 * first
+
+
+@pytest.mark.parametrize("stage", ["encoder", "answers"])
+def test_gradients_reach_what_the_stage_trains_and_nothing_else(stage: Any) -> None:
+    module = module_of(stage=stage, mix={"vqtoken": 1.0})
+    module.model.load_state_dict(tiny_answerer().state_dict(), strict=False) if stage == "answers" else None
+    overfit(module, batch(), 2)
+    parts = {"encoder": {"encoder", "project"}, "answers": {"vqtoken", "read", "lm"}}[stage]
+    got = {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None and name[:5] == "model"}
+    assert got == parts
+    assert not [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = module_of()
+    losses, trainer = fit(whole, 7, tmp_path)
+    assert {"val/full", "val/vqtoken", "val/random"} <= set(trainer.callback_metrics)
+    for step in (3, 6):  # in the first epoch of four batches, and in the second
+        resumed = module_of()
+        rest, _ = fit(resumed, 7, resume=tmp_path / f"step={step}.ckpt")
+        assert rest == losses[step:]
+        ours, theirs = resumed.state_dict(), whole.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_second_stage_starts_from_the_first(tmp_path: Path) -> None:
+    first = module_of(stage="encoder")
+    _, trainer = fit(first, 3, tmp_path)
+    assert {"val/colour_of_things", "val/shape_of_nothing"} <= set(trainer.callback_metrics)
+    torch.manual_seed(5)
+    second = module_of(start_from=str(tmp_path / "step=3.ckpt"), layers=2)  # another language model is no hindrance
+    assert torch.equal(second.model.project.weight, first.model.project.weight)
+    before = second.model.project.weight.clone()
+    fit(second, 2)
+    assert torch.equal(second.model.project.weight, before)
+    second.model.save_pretrained(tmp_path / "model")
+    third = module_of(start_from=str(tmp_path / "model"), layers=2)
+    assert torch.equal(third.model.read[0].weight, second.model.read[0].weight)
+    with pytest.raises(ValueError, match="other sizes"):
+        module_of(start_from=str(tmp_path / "step=3.ckpt"), encoder_width=32)
+
+
+def test_every_kind_of_tokens_can_be_trained_on() -> None:
+    for kind in ("full", "vqtoken", *RIVALS):
+        first, last = overfit(module_of(mix={kind: 1.0}, counts=[8]), batch(2), 6)
+        assert last < first
+    with pytest.raises(ValueError, match="pruning"):
+        module_of(mix={"full": 0.5, "pruning": 0.5})
+
+
+def test_the_encoder_learns_more_slowly_where_it_learns_with_the_answers() -> None:
+    module = module_of(encoder_learning_rate=1e-4)
+    module.trainer = L.Trainer(max_steps=10, logger=False, accelerator="cpu", enable_checkpointing=False)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert {group["initial_lr"] for group in groups} == {1e-4, 3e-3}
+
+
+def rows(sampler: Onward) -> list[list[int]]:
+    return [list(sampler) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(0, [[0, 1, 2, 3], [4, 5, 6, 7]]), (6, [[6, 7], [8, 9, 10, 11]]), (4, [[4, 5, 6, 7], [8, 9, 10, 11]])],
+)
+def test_clips_go_on_after_the_last(start: int, expected: Sequence[Sequence[int]]) -> None:
+    assert rows(Onward(start, 4)) == expected
+
+
+def test_an_epoch_is_a_whole_number_of_batches() -> None:
+    with pytest.raises(ValueError, match="multiple of batch_size"):
+        VQTokenDataModule(clips=10, batch_size=4)
+
+
+def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = tmp_path / "model", tmp_path / "backgrounds" / "test"
+    tiny_answerer().save_pretrained(model)
+    data.mkdir(parents=True)
+    np.save(data / "noise.npy", np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8))
+    options = ["--count", "2", "--seeds", "2", "--tokens", "8", "32", "--errors", "0.5"]
+    command = ["evaluate", "vqtoken", "--model", str(model), "--data", str(data.parent), "--out", str(tmp_path / "r")]
+    assert main([*command, *options]) == 0
+    assert "Accuracy against tokens" in capsys.readouterr().out
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    accuracy = {(row["method"], row["asked for"]): row for row in report["tables"][0]["rows"]}
+    assert {name for name, _ in accuracy} == {"all tokens", *RIVALS, "VQToken", "VQToken, adaptive"}
+    for (name, asked), row in accuracy.items():
+        assert row["tokens"] == 64 if name == "all tokens" else row["tokens"] <= (int(asked) if asked.isdigit() else 32)
+        assert 0 <= row["accuracy %"] <= 100
+        assert row["density %/token"] == pytest.approx(row["accuracy %"] / row["tokens"])
+        assert row["language model MFLOP"] > 0
+    assert accuracy["VQToken", "8"]["language model MFLOP"] < accuracy["all tokens", "-"]["language model MFLOP"]
+    assert accuracy["VQToken", "32"]["reducer MFLOP"] > accuracy["uniform", "32"]["reducer MFLOP"] == 0
+    assert report["settings"]["native tokens"] == 64
+    assert len(report["tables"]) == 4
+    assert (tmp_path / "r" / "accuracy.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_read_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "vqtoken", "--data", str(tmp_path), "--out", str(tmp_path), "--model"]
+    assert main([*command, str(tmp_path / "none")]) == 1
+    tiny_answerer().save_pretrained(tmp_path / "model")
+    assert main([*command, str(tmp_path / "model")]) == 1
+    assert "no backgrounds" in capsys.readouterr().err
+    assert isinstance(VideoAnswerer.from_pretrained(tmp_path / "model"), VideoAnswerer)
