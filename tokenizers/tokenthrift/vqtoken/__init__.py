@@ -4,6 +4,7 @@ model        `VQToken`, a model and a token reducer: `reduce`, `compress`, `plan
 clustering   cosine k-means, the same on every device; hierarchy: all smaller K by merging; adaptive: which K
 places       where clusters lie, and their order; codebook: means and medoids
 token_hash   what the index map says of every code; attention: VQ-attention, corrected and released
+streaming    `Stream`: clips of any length, chunk by chunk
 released     the published rules of both eras
 questions    synthetic stories and questions; scenes: their frames; data: `VQTokenDataModule`
 finetune     `LlavaVQTokenModule` and, in finetune_data, `VideoConversationsDataModule`: the paper's training
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from tokenthrift.vqtoken.finetune_data import VideoConversationsDataModule
     from tokenthrift.vqtoken.model import Compressed, VQToken
     from tokenthrift.vqtoken.module import VQTokenModule
+    from tokenthrift.vqtoken.streaming import Stream
 
 _HOMES = {
     "AttentionConfig": "config",
     "Compressed": "model",
     "LlavaVQTokenModule": "finetune",
+    "Stream": "streaming",
     "VQToken": "model",
     "VQTokenConfig": "config",
     "VQTokenDataModule": "data",
@@ -37,6 +40,7 @@ __all__ = [
     "AttentionConfig",
     "Compressed",
     "LlavaVQTokenModule",
+    "Stream",
     "VQToken",
     "VQTokenConfig",
     "VQTokenDataModule",
