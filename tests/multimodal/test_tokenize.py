@@ -1,0 +1,135 @@
+"""`tokenthrift tokenize` and `plan` on folders of pictures, some of them broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_config, tiny_karl
+from tokenthrift.cli import main
+from tokenthrift.karl.bits import BitFormat
+from tokenthrift.karl.model import Karl
+from tokenthrift.media.image import read_image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A square model, three pictures (one larger than the model's), a broken one, a text, and a picture below."""
+    folder = tmp_path_factory.mktemp("tokenize")
+    tiny_karl(tiny_config(grid=(4, 4)), decisive=True).save_pretrained(folder / "model")
+    random = np.random.default_rng(0)
+    (folder / "in" / "sub").mkdir(parents=True)
+    for name, size in (("a.png", (16, 16)), ("b.png", (40, 30)), ("sub/c.png", (16, 16))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / "in" / name)
+    (folder / "in" / "broken.jpg").write_bytes((folder / "in" / "a.png").read_bytes()[:200])
+    (folder / "in" / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path | int) -> tuple[int, dict[str, Any], str]:
+    """Exit code, rows by file name, and what stderr says."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    return code, {Path(row["file"]).name: row for row in rows}, captured.err
+
+
+def test_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Karl.from_pretrained(folder / "model")
+    code, rows, log = run(
+        capsys, "tokenize", folder / "in", "--model", folder / "model", "--budget", "e0.1", "--codes", "--batch-size", 2
+    )
+    assert code == 1
+    assert list(rows) == ["a.png", "b.png", "broken.jpg", "c.png"]
+    assert "failed" in rows["broken.jpg"]
+    assert "broken.jpg" in log
+    assert "3 images: " in log
+    assert "1 failed" in log
+    image = read_image(folder / "in" / "a.png")[None]
+    tokens = model.encode(image, "e0.1")
+    assert tokens.codes is not None
+    error = (model.decode(tokens) - image).abs().mean().item()
+    row = rows["a.png"]
+    assert row["codes"] == tokens.codes[0].tolist()
+    assert row["error"] == pytest.approx(error, abs=1e-5)
+    assert (row["native"], row["cap"], row["tokens"]) == (TOKENS, TOKENS, tokens.usage[0].used)
+    assert row["bits"] == BitFormat.of(model.config).string_bits([row["tokens"]])
+    assert torch.equal(model.from_codes([row["codes"]]).embeddings, tokens.embeddings)
+
+
+def test_budgets_in_tokens_and_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = (folder / "in" / "a.png", folder / "in" / "b.png", "--model", folder / "model")
+    code, rows, _ = run(capsys, "tokenize", *at, "--budget", "5")
+    assert (code, [row["tokens"] for row in rows.values()]) == (0, [5, 5])
+    code, rows, _ = run(capsys, "tokenize", *at, "--max-bits", "80")
+    assert code == 0
+    assert all(70 < row["bits"] <= 80 for row in rows.values())
+    code, rows, _ = run(capsys, "tokenize", *at, "--budget", "8,e0.001", "--verify")
+    assert code == 0
+    assert {(row["result"], row["tokens"] <= 8, row["decoder_passes"]) for row in rows.values()} == {
+        ("best_effort", True, 2)
+    }
+
+
+def test_a_plan_bounds_what_is_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = (folder / "in", "--model", folder / "model", "--budget", "50%,e0.1")
+    code, planned, log = run(capsys, "plan", *at)
+    _, used, _ = run(capsys, "tokenize", *at)
+    assert code == 1  # the broken one has no header either
+    assert "at most" in log
+    for name, row in planned.items():
+        if "failed" in row:
+            assert name == "broken.jpg"
+            continue
+        assert row["cap"] == used[name]["cap"] == TOKENS // 2
+        assert used[name]["tokens"] <= row["cap"]
+
+
+def test_plan_reads_no_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
+    code, rows, _ = run(capsys, "plan", folder / "in" / "a.png", "--model", tmp_path / "model", "--budget", "3")
+    assert (code, rows["a.png"]["cap"]) == (0, 3)
+
+
+def test_lines_go_to_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tokens.jsonl"
+    code, rows, _ = run(capsys, "tokenize", folder / "in" / "a.png", "--model", folder / "model", "--out", out)
+    assert (code, rows) == (0, {})
+    assert json.loads(out.read_text())["tokens"] == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing.png"], "no such file"),
+        (["--budget", "0"], "max_tokens"),
+        (["--budget", "12.5/s"], "tokens_per_second"),
+        (["--calibrated"], "calibrat"),
+        (["--verify"], "target_error"),
+        (["--max-bits", "20"], "at least"),
+        (["--device", "cuda:99"], "--device"),
+    ],
+)
+def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str) -> None:
+    code, rows, log = run(capsys, "tokenize", folder / "in" / "a.png", *arguments, "--model", folder / "model")
+    assert (code, rows) == (2, {})
+    assert reason in log
+
+
+def test_help_and_other_models(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (([], "--model MODEL --help"), (["--model", str(folder / "model")], "--verify")):
+        with pytest.raises(SystemExit) as caught:
+            main(["tokenize", *arguments, "--help"])
+        assert caught.value.code == 0
+        assert words in capsys.readouterr().out
+    (tmp_path / "config.json").write_text('{"system": "dllm_asr", "format_version": 1}')
+    code, _, log = run(capsys, "tokenize", folder / "in", "--model", tmp_path)
+    assert code == 2
+    assert "makes no tokens of files" in log

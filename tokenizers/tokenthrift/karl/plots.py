@@ -1,0 +1,111 @@
+"""The pictures of an evaluation: error against tokens, promises kept, tokens against complexity, and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenthrift.evaluation.report import new_figure
+from tokenthrift.karl.sweeps import fewest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["error_against_tokens", "examples", "scatter", "tokens_and_oracle", "wanted_and_reached"]
+
+
+def error_against_tokens(
+    used: Tensor, reached: Tensor, counts: Sequence[int], at_counts: Tensor, ladder: Sequence[float]
+) -> Figure:
+    """Mean error over mean tokens: adaptive at many requests, one count for all, and the search oracle.
+
+    Args:
+        used: `(N, requests)` tokens.
+        reached: `(N, requests)` errors.
+        counts: fixed ones, ascending.
+        at_counts: `(N, counts)` errors.
+        ladder: wanted errors of the oracle's curve.
+    """
+    figure, axes = new_figure()
+    axes.plot(used.double().mean(0), reached.mean(0), "o-", markersize=3, label="KARL, one pass")
+    axes.plot(counts, at_counts.mean(0), "s-", markersize=3, label="the same count for all")
+    best = [fewest(at_counts, counts, wanted) for wanted in ladder]
+    places = [torch.searchsorted(torch.tensor(counts), count) for count in best]
+    errors = [at_counts.gather(1, place[:, None]).mean() for place in places]
+    axes.plot([b.double().mean() for b in best], errors, ":", color="0.4", label="search oracle")
+    axes.set(xlabel="mean tokens", ylabel="mean L1", title="Error against tokens")
+    axes.set_xlim(0, max(counts) * 1.02)
+    axes.legend()
+    found: Figure = figure
+    return found
+
+
+def wanted_and_reached(ladder: Sequence[float], reached: Tensor, alpha: float) -> Figure:
+    """What requests lead to: the mean error, and the one that all but a share `alpha` of images stay within."""
+    figure, axes = new_figure(5.5, 4.5)
+    axes.plot(ladder, reached.mean(0), "o-", markersize=3, label="mean")
+    axes.plot(ladder, reached.double().quantile(1 - alpha, 0), "^-", markersize=3, label=f"{1 - alpha:.0%} quantile")
+    axes.plot([0, max(ladder)], [0, max(ladder)], color="0.6", linewidth=1, label="as wanted")
+    axes.set(xlabel="wanted error", ylabel="error reached (L1)", title="Wanted and reached")
+    axes.legend()
+    found: Figure = figure
+    return found
+
+
+def tokens_and_oracle(tokens: Tensor, oracle: Tensor, native: int) -> Figure:
+    """Tokens of each image against the fewest that would have done."""
+    figure, axes = new_figure(5.0, 5.0)
+    # The oracle's counts lie on a grid; a little noise shows how many images share a place.
+    shift = torch.rand(len(oracle), generator=torch.Generator().manual_seed(0)) * native / 40
+    axes.scatter(oracle + shift, tokens, s=8, alpha=0.4, edgecolors="none")
+    axes.plot([0, native], [0, native], color="0.6", linewidth=1)
+    axes.set(xlabel="fewest tokens that meet the error (search)", ylabel="tokens used (one pass)")
+    axes.set(xlim=(0, native * 1.05), ylim=(0, native * 1.05), title="One pass and search")
+    found: Figure = figure
+    return found
+
+
+def scatter(points: Mapping[str, tuple[Sequence[int], Sequence[int]]], native: int) -> Figure:
+    """Tokens against complexity, a colour for each family.
+
+    Args:
+        points: by family, bytes and tokens of each image.
+        native: most tokens.
+    """
+    figure, axes = new_figure(7.5, 5.0)
+    for place, (family, (sizes, tokens)) in enumerate(points.items()):
+        axes.scatter(sizes, tokens, s=14, alpha=0.6, label=family, color=f"C{place}", edgecolors="none")
+    axes.axhline(native, color="0.7", linewidth=1, linestyle=":")
+    axes.set(xlabel="complexity: bytes as JPEG, quality 75", ylabel="tokens", title="Tokens against complexity")
+    axes.set_ylim(0, native * 1.05)
+    axes.legend(loc="lower right", fontsize=8)
+    found: Figure = figure
+    return found
+
+
+def examples(rows: Mapping[str, Sequence[tuple[Tensor, Tensor, int, float]]]) -> Figure:
+    """Originals over reconstructions, with tokens and error below, a row for each family.
+
+    Args:
+        rows: by family, original and reconstruction `(3, H, W)`, tokens and error of a few images.
+    """
+    width = max(map(len, rows.values()))
+    figure, axes = new_figure(1.2 * width + 1.0, 2.6 * len(rows), nrows=2 * len(rows), ncols=width, squeeze=False)
+    for r, (family, shown) in enumerate(rows.items()):
+        for c in range(width):
+            above, below = axes[2 * r][c], axes[2 * r + 1][c]
+            for place in (above, below):
+                place.set(xticks=[], yticks=[], frame_on=False)
+            if c >= len(shown):
+                continue
+            original, made, tokens, error = shown[c]
+            above.imshow(original.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            below.imshow(made.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            below.set_xlabel(f"{tokens} tokens\nerror {error:.3f}", fontsize=7)
+        axes[2 * r][0].set_ylabel(f"{family}\noriginal", fontsize=8)
+        axes[2 * r + 1][0].set_ylabel("decoded", fontsize=8)
+    found: Figure = figure
+    return found

@@ -1,0 +1,146 @@
+"""One set of images at many budgets, for judging and calibrating a model: base features are computed once.
+
+Differs from encoding at every budget in nothing but time: where tokens are nested (the first n of m), one pass of the
+encoder serves all counts. Reconstructions are clipped to [0, 1], as what leaves `Karl.decode` for a file is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenthrift.karl.config import ERROR_BINS
+from tokenthrift.karl.halting import kept
+from tokenthrift.karl.losses import pixel_error
+
+if TYPE_CHECKING:
+    from tokenthrift.karl.model import Karl
+
+__all__ = ["LADDER", "Prepared", "at_counts", "at_errors", "fewest", "prepare", "sweep"]
+
+STRICTEST = ERROR_BINS[0]
+"""What a model is asked for where only the count is limited."""
+LADDER = tuple(e for e in ERROR_BINS if e <= 0.2)
+"""Requests to calibrate on; beyond them a reconstruction has little to do with its image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Images `(B, 3, H, W)` in [0, 1] and their base features `(B, C, h, w)`."""
+
+    images: Tensor
+    features: Tensor
+
+
+def prepare(karl: Karl, images: Tensor, batch: int = 64) -> Iterator[Prepared]:
+    """Batches of images with their base features.
+
+    Args:
+        karl: the model; its device is used.
+        images: `(N, 3, H, W)`, uint8 or in [0, 1].
+        batch: images at once.
+    """
+    device = karl.to_tokens.weight.device
+    for part in images.split(batch):
+        part = part.to(device)
+        part = part.float() / 255 if part.dtype == torch.uint8 else part
+        yield Prepared(part, karl.base.encode(part))
+
+
+def at_errors(karl: Karl, items: Prepared, error: float) -> tuple[Tensor, Tensor]:
+    """What a wanted error leads to.
+
+    Args:
+        karl: the model.
+        items: images.
+        error: the request.
+
+    Returns:
+        Tokens used `(B,)`, and reconstructions `(B, 3, H, W)`.
+    """
+    config = karl.config
+    count = torch.full((len(items.images),), config.max_tokens, device=items.images.device)
+    found = karl.distil(items.images, items.features, count, torch.full_like(items.images[:, 0, 0, 0], error))
+    keep = kept(found.halting_logits, found.mask, threshold=config.threshold, prefix=config.halting == "prefix")
+    return keep.sum(1), _decoded(karl, items, found.tokens, keep)
+
+
+def at_counts(karl: Karl, items: Prepared, counts: Sequence[int | Tensor]) -> Iterator[Tensor]:
+    """Reconstructions `(B, 3, H, W)` at each of some counts, the strictest error asked for and nothing halted.
+
+    Args:
+        karl: the model.
+        items: images.
+        counts: a number for all images, or `(B,)` int64 for each.
+    """
+    device = items.images.device
+    strict = torch.full_like(items.images[:, 0, 0, 0], STRICTEST)
+    each = [n if isinstance(n, Tensor) else torch.full((len(strict),), n, device=device) for n in counts]
+    nested = karl.support.nested
+    if nested and each:
+        most = torch.stack(each).amax(0)
+        found = karl.distil(items.images, items.features, most, strict)
+    for count in each:
+        if not nested:
+            found = karl.distil(items.images, items.features, count, strict)
+        width = int(count.max())
+        keep = torch.arange(width, device=device) < count[:, None]
+        yield _decoded(karl, items, found.tokens[:, :width], keep)
+
+
+@torch.inference_mode()
+def sweep(
+    karl: Karl, images: Tensor, *, errors: Sequence[float] = (), counts: Sequence[int] = (), batch: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and errors of all images at all budgets.
+
+    Args:
+        karl: the model.
+        images: `(N, 3, H, W)`, uint8 or in [0, 1].
+        errors: requests.
+        counts: fixed counts.
+        batch: images at once.
+
+    Returns:
+        Tokens used `(N, errors)`, errors reached at requests `(N, errors)` and at counts `(N, counts)`, on the CPU.
+    """
+    used, reached, fixed = [], [], []
+    for items in prepare(karl, images, batch):
+        size = len(items.images)
+        asked = [at_errors(karl, items, error) for error in errors]
+        device = items.images.device
+        used.append(torch.stack([n for n, _ in asked], 1) if asked else torch.empty(size, 0, device=device))
+        reached.append(_columns([pixel_error(made, items.images) for _, made in asked], items.images))
+        limited = [pixel_error(made, items.images) for made in at_counts(karl, items, counts)]
+        fixed.append(_columns(limited, items.images))
+    return torch.cat(used).cpu(), torch.cat(reached).cpu(), torch.cat(fixed).cpu()
+
+
+def fewest(errors: Tensor, counts: Sequence[int], wanted: float) -> Tensor:
+    """The search oracle: the smallest count that meets the wanted error, or the largest where none does.
+
+    Args:
+        errors: `(N, counts)`.
+        counts: ascending.
+        wanted: the error.
+
+    Returns:
+        `(N,)` int64.
+    """
+    meets = errors <= wanted
+    first = torch.where(meets.any(1), meets.long().argmax(1), len(counts) - 1)
+    return torch.tensor(counts)[first]
+
+
+def _columns(values: list[Tensor], images: Tensor) -> Tensor:
+    return torch.stack(values, 1) if values else images.new_empty(len(images), 0)
+
+
+def _decoded(karl: Karl, items: Prepared, tokens: Tensor, keep: Tensor) -> Tensor:
+    grid = (items.features.shape[2], items.features.shape[3])
+    output = karl.expand(karl.quantise(tokens, keep).values, keep, grid)
+    return karl.base.decode(karl.features_of(output, grid)).clamp(0, 1)
