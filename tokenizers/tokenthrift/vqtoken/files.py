@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
 from tokenthrift.hub import CONFIG
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
-from tokenthrift.media.video import probe, read_frames
+from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.tokenize import usage_row
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.answerer import VideoAnswerer
@@ -73,11 +73,11 @@ class VideoFiles:
         group.add_argument("--codes", action="store_true", help="write what every token stands for, and where it is")
 
     def plan(self, path: Path, budget: TokenBudget) -> TokenUsage:
-        """See `FileTokenizer.plan`; no frame is decoded."""
+        """See `FileTokenizer.plan`; no frame is decoded. A clip too short for its budget fails alone."""
         info = probe(path)
-        frames, height, width = self.encoder.grid(self.encoder.frames(self.wanted, info.frames))
-        native = frames * height * width + self.encoder.after
-        (cap,) = self.reducer.plan([native], budget, [info.seconds])
+        native, cap = self._cost(self.encoder.frames(self.wanted, info.frames), info.seconds, budget)
+        if isinstance(cap, BudgetError):
+            raise VideoError(path, str(cap))
         return TokenUsage(native=native, cap=cap, used=cap)
 
     def read(self, path: Path) -> Sampled:
@@ -86,18 +86,35 @@ class VideoFiles:
 
     def tokenize(self, items: Sequence[Sampled], budget: TokenBudget) -> list[dict[str, Any]]:
         """See `FileTokenizer.tokenize`: native, cap, tokens, error; seconds, frames, encoder, codes."""
-        grids = [self.encoder.grid(len(item.pixels)) for item in items]
-        features = [self.encoder.encode(item.pixels).float() for item in items]
-        batch = TokenBatch.from_items(features, [item.seconds for item in items], grids)
-        found = self.reducer.compress(batch, budget)
-        rows = []
-        for item, usage, index_map in zip(items, found.tokens.usage, found.maps, strict=True):
-            row = usage_row(usage)
-            row |= {"seconds": round(item.seconds, 3), "frames": len(item.pixels), "encoder": self.encoder.name}
+        costs = [self._cost(len(item.pixels), item.seconds, budget)[1] for item in items]
+        rows: list[dict[str, Any]] = [{"failed": str(cost)} for cost in costs]
+        able = [i for i, cost in enumerate(costs) if not isinstance(cost, BudgetError)]
+        if not able:
+            return rows
+        grids = [self.encoder.grid(len(items[i].pixels)) for i in able]
+        features = [self.encoder.encode(items[i].pixels).float() for i in able]
+        found = self.reducer.compress(TokenBatch.from_items(features, [items[i].seconds for i in able], grids), budget)
+        for i, usage, index_map in zip(able, found.tokens.usage, found.maps, strict=True):
+            item = items[i]
+            rows[i] = usage_row(usage)
+            rows[i] |= {"seconds": round(item.seconds, 3), "frames": len(item.pixels), "encoder": self.encoder.name}
             if self.codes:
-                row["codes"] = _codes(index_map.cpu(), item.times)
-            rows.append(row)
+                rows[i]["codes"] = _codes(index_map.cpu(), item.times)
         return rows
+
+    def _cost(self, frames: int, seconds: float, budget: TokenBudget) -> tuple[int, int | BudgetError]:
+        """Native tokens of a clip, and its cap or why it has none.
+
+        Raises:
+            BudgetError: the budget is beyond the model, whatever the clip.
+        """
+        self.reducer.support.check(budget)
+        count, height, width = self.encoder.grid(frames)
+        native = count * height * width + self.encoder.after
+        try:
+            return native, self.reducer.plan([native], budget, [seconds])[0]
+        except BudgetError as error:
+            return native, error
 
 
 def sample(path: Path, encoder: ClipEncoder, wanted: int) -> Sampled:

@@ -1,5 +1,7 @@
 """What real clips keep at a number of tokens: VQToken and its rivals on the features of any encoder, and pictures.
 
+    tokenthrift evaluate vqtoken_clips --data FOLDER --out REPORT --model model_cards/vqtoken-tiny
+
 No question is asked here, so no language model is needed and any clip will do. Every native token of a clip is rebuilt
 from the kept token nearest to it, which every method allows, whether it keeps, joins or clusters:
 
@@ -13,6 +15,9 @@ not what a language model makes of it, which is what the questions are for.
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,23 +30,27 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tokenthrift.budget import TokenBudget
-from tokenthrift.evaluation.report import Cell, Table, new_figure
+from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval
+from tokenthrift.extras import MissingExtraError
+from tokenthrift.hub import CONFIG
 from tokenthrift.media.files import find_files
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.encoders import ClipEncoder
+from tokenthrift.vqtoken.answerer import VideoAnswerer
+from tokenthrift.vqtoken.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches, VisionModel
 from tokenthrift.vqtoken.files import Sampled, sample
 from tokenthrift.vqtoken.model import VQToken
 from tokenthrift.vqtoken.rivals import RIVALS, rival
 from tokenthrift.vqtoken.strips import draw_strip
+from tokenthrift.vqtoken.vlm import VLM, VideoChat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Kept", "compare", "kept", "rebuild", "report"]
+__all__ = ["Kept", "compare", "kept", "main", "rebuild", "report"]
 
 COUNTS: Final = (8, 16, 32, 64)
 ERRORS: Final = (0.4, 0.3, 0.2)
@@ -253,3 +262,61 @@ def _plot(rows: Sequence[Kept]) -> Figure:
     left.set_ylim(bottom=max(low, -1.0) if low < 0 else 0)
     left.legend(frameon=False, fontsize=8)
     return figure
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures the clips of a folder and writes the report.
+
+    Returns:
+        0, or 1 where something could not be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tokenthrift evaluate vqtoken_clips",
+        description="What is left of the features of real clips, and pictures of what every token stands for.",
+    )
+    parser.add_argument("--data", required=True, type=Path, help="folder of clips")
+    parser.add_argument("--out", required=True, type=Path, help="folder for report.md, report.json and pictures")
+    parser.add_argument(
+        "--model",
+        help="whose encoder: a VideoAnswerer, a converted VQToken, or a folder of a vision transformer of "
+        "transformers; patches of pixels if not given",
+    )
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of a clip, evenly spread (%(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
+    parser.add_argument("--errors", type=float, nargs="*", default=ERRORS, help="of adaptive VQToken (0.4 0.3 0.2)")
+    arguments = parser.parse_args(argv)
+    try:
+        encoder = _encoder(arguments.model)
+        tables, figures, notes = report(
+            arguments.data,
+            encoder,
+            arguments.out,
+            counts=arguments.tokens,
+            errors=arguments.errors,
+            frames=arguments.frames,
+        )
+    except (MissingExtraError, OSError, ValueError) as error:
+        print(f"tokenthrift evaluate vqtoken_clips: {error}", file=sys.stderr)
+        return 1
+    settings = {
+        "data": str(arguments.data),
+        "encoder": encoder.name if arguments.model is None else arguments.model,
+        "frames": arguments.frames,
+        "command": "tokenthrift evaluate vqtoken_clips " + " ".join(argv),
+    }
+    write_report(
+        arguments.out, title="VQToken on real clips", settings=settings, tables=tables, figures=figures, notes=notes
+    )
+    print((arguments.out / "report.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def _encoder(model: str | None) -> ClipEncoder:
+    if model is None:
+        return PixelPatches()
+    folder = Path(model)
+    if (folder / VLM / CONFIG).is_file():
+        return ChatEncoder(VideoChat.from_pretrained(folder))
+    if (folder / CONFIG).is_file() and "model_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8")):
+        return VisionModel(folder)
+    return AnswererEncoder(VideoAnswerer.from_pretrained(model))

@@ -35,7 +35,13 @@ _log = logging.getLogger("tokenthrift")
 
 
 def register(
-    name: str, pretrained: str, *, budget: str | int = 33, device: str = "cuda", dtype: str = "bfloat16"
+    name: str,
+    pretrained: str,
+    *,
+    budget: str | int = 33,
+    max_new_tokens: int = 512,
+    device: str = "cuda",
+    dtype: str = "bfloat16",
 ) -> None:
     """Adds a model to VLMEvalKit's table; the weights are loaded when VLMEvalKit asks for it.
 
@@ -43,11 +49,12 @@ def register(
         name: By which `--model` calls it.
         pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
         budget: Ceilings for each video, newline included.
+        max_new_tokens: Of an answer.
         device: Where the model runs.
         dtype: Of the language model.
     """
     models = import_module("vlmeval.config").supported_VLM
-    models[name] = partial(_model_class(), pretrained, budget, device, dtype)
+    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,12 +100,14 @@ class _Model:
     nframe = 32
     fps = 0  # a data set sampled by rate is refused by VLMEvalKit itself
 
-    def __init__(self, pretrained: str, budget: str | int, device: str, dtype: str, **unknown: Any) -> None:
+    def __init__(
+        self, pretrained: str, budget: str | int, max_new_tokens: int, device: str, dtype: str, **unknown: Any
+    ) -> None:
         if unknown:
             raise TypeError(f"VQToken takes no {', '.join(unknown)}")
         super().__init__()
         self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype))
-        self.budget = str(budget)
+        self.budget, self.most = str(budget), max_new_tokens
 
     def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
         """The answer to a message of texts and at most one video."""
@@ -107,14 +116,14 @@ class _Model:
         if len(videos) > 1:
             raise ValueError(f"VQToken answers questions about one video, not {len(videos)}")
         if not videos:
-            return self.chat.answer(None, question).text
+            return self.chat.answer(None, question, max_new_tokens=self.most).text
         try:
             seconds = probe(videos[0]).seconds
             frames = read_frames(videos[0], count=self.nframe, size=self.chat.size).pixels
         except VideoError as error:
             _log.error("%s; answered with nothing", error)
             return ""
-        return self.chat.answer(frames, question, self.budget, seconds=seconds).text
+        return self.chat.answer(frames, question, self.budget, seconds=seconds, max_new_tokens=self.most).text
 
 
 if __name__ == "__main__":

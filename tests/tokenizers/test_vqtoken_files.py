@@ -1,0 +1,187 @@
+"""`tokenthrift plan` and `tokenize` on video files, and what real clips keep: every bad file has its line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.media_files import encode, film, voice
+from tests.tokenizers.published_vqtoken import attention, language_model, tensors, write
+from tokenthrift import cli
+from tokenthrift.media import video
+from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken import VQToken
+from tokenthrift.vqtoken.convert import vqtoken
+from tokenthrift.vqtoken.encoders import PixelPatches, VisionModel
+from tokenthrift.vqtoken.real_clips import compare, rebuild, report
+from tokenthrift.vqtoken.rivals import RIVALS
+from tokenthrift.vqtoken.strips import colours, draw_strip, overlay
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    VQToken().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of each kind that may lie in a folder, bad ones among them."""
+    folder = tmp_path_factory.mktemp("clips")
+    whole = film(folder / "a.mp4", 30)
+    film(folder / "short.mp4", 1)
+    film(folder / "uneven.mkv", 5, milliseconds=[0, 40, 80, 500, 2000])
+    film(folder / "av1.mp4", 12, "libsvtav1")
+    (folder / "cut.mp4").write_bytes(whole.read_bytes()[:-500])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "noise.avi").write_bytes(np.random.default_rng(0).bytes(3000))
+    encode(folder / "sound.mp4", voice(0.3), "aac", 16_000)
+    (folder / "notes.txt").write_text("not asked for")
+    return folder
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, dict[str, Any]], str]:
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    return {Path(row["file"]).name: row for row in found}, captured.err
+
+
+BAD = {
+    "cut.mp4": "not a video of a known format, or damaged",
+    "empty.mp4": "empty: a file of 0 bytes",
+    "noise.avi": "video",
+    "sound.mp4": "no video: the file holds no picture track",
+    "short.mp4": "leaves 0 of 196 tokens",  # 10 a second of 0.04 s
+}
+
+
+def test_plan_tells_the_cost_without_decoding_and_tokenize_keeps_to_it(
+    model: Path, clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(clips), "--model", str(model), "--budget", "50,10/s", "--frames", "8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "decode", lambda *_: pytest.fail("decoded"))
+        assert cli.main(["plan", *arguments]) == 1
+    planned, summary = rows(capsys)
+    assert set(planned) == {*BAD, "a.mp4", "uneven.mkv", "av1.mp4"}
+    assert {name for name, row in planned.items() if "failed" in row} == set(BAD)
+    assert all(message in planned[name]["failed"] for name, message in BAD.items())
+    assert "5 failed" in summary
+    # 30 frames at 25 a second are 1.2 s: 12 tokens; 8 frames of 196 patches.
+    assert (planned["a.mp4"]["native"], planned["a.mp4"]["cap"]) == (8 * 196, 12)
+    assert planned["uneven.mkv"]["cap"] >= 20
+    assert cli.main(["tokenize", *arguments, "--codes", "--batch-size", "3"]) == 1
+    made, _ = rows(capsys)
+    assert {name for name, row in made.items() if "failed" in row} == set(BAD)
+    for name in set(planned) - set(BAD):
+        assert made[name]["native"] == planned[name]["native"]
+        assert made[name]["tokens"] == made[name]["cap"] == planned[name]["cap"]
+        codes = made[name]["codes"]
+        assert len(codes) == made[name]["tokens"]
+        assert sum(code["share"] for code in codes) == pytest.approx(1, abs=0.01)
+        assert all(0 <= code["second"] <= made[name]["seconds"] for code in codes)
+    assert made["uneven.mkv"]["frames"] == 5
+    assert made["a.mp4"]["encoder"] == "pixels"
+    one = [str(clips / "short.mp4"), "--model", str(model), "--budget"]
+    assert cli.main(["plan", *one, "3"]) == 0
+    assert rows(capsys)[0]["short.mp4"] == {"file": one[0], "native": 196, "cap": 3}
+    assert cli.main(["tokenize", *one, "1000/s"]) == 0
+    assert rows(capsys)[0]["short.mp4"]["tokens"] == 40
+
+
+def test_a_converted_model_prices_its_own_patches_and_newline(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqtoken([write(tmp_path / "published", tensors(language_model(), attention()))]).save_pretrained(tmp_path / "ours")
+    arguments = [str(clips / "a.mp4"), "--model", str(tmp_path / "ours"), "--budget", "9", "--frames", "4"]
+    assert cli.main(["plan", *arguments]) == 0
+    planned, _ = rows(capsys)
+    assert (planned["a.mp4"]["native"], planned["a.mp4"]["cap"]) == (4 * 9 + 1, 9)
+    assert cli.main(["tokenize", *arguments]) == 0
+    made, _ = rows(capsys)
+    assert (made["a.mp4"]["native"], made["a.mp4"]["tokens"]) == (37, 9)
+    assert cli.main(["plan", *arguments[:-1], "0"]) == 2
+    assert "at least one frame" in capsys.readouterr().err
+
+
+def test_rebuilding_is_measured_against_the_mean() -> None:
+    native = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    assert rebuild(native, native) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    assert rebuild(native, native.mean(0, keepdim=True))[0] == pytest.approx(0)
+    assert rebuild(native, native.mean(0, keepdim=True) + 9)[0] < -1
+    assert rebuild(torch.ones(4, 3), torch.ones(1, 3))[0] == 1.0
+
+
+def test_every_method_is_compared_and_clusters_keep_the_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(6, 16, generator=generator) * 3
+    native = centres[torch.randint(6, (128,), generator=generator)] + 0.1 * torch.randn(128, 16, generator=generator)
+    batch = TokenBatch.from_items([native], [1.0], [(2, 8, 8)])
+    found = compare("clip", batch, VQToken(), (8,), (0.2,))
+    at = {row.method: row for row in found}
+    assert set(at) == {"VQToken", "VQToken, adaptive", *RIVALS}
+    assert at["VQToken"].tokens == 8
+    assert at["VQToken"].explained > 0.99
+    assert at["VQToken, adaptive"].tokens <= 8
+    assert all(at["VQToken"].explained >= at[name].explained for name in RIVALS)
+
+
+def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> None:
+    class Coarse(PixelPatches):
+        """Fewer patches, for speed."""
+
+        def grid(self, frames: int) -> tuple[int, int, int]:
+            return frames, 7, 7
+
+        def encode(self, frames: torch.Tensor) -> torch.Tensor:
+            return super().encode(frames).view(-1, 7, 2, 7, 2, 49).mean((2, 4)).view(-1, 49)
+
+    tables, figures, notes = report(clips, Coarse(), tmp_path, counts=(8,), errors=(0.3,), frames=4)
+    assert any("Left out: sound.mp4: no video" in note for note in notes)
+    assert {row[1] for row in tables[0].rows} == {"VQToken", "VQToken, adaptive", *RIVALS}
+    assert [row[0] for row in tables[1].rows] == ["a.mp4", "av1.mp4", "short.mp4", "uneven.mkv"]
+    assert set(figures) == {"real_clips"}
+    assert sorted(path.name for path in (tmp_path / "strips").iterdir()) == [
+        *("a.png", "av1.png", "short.png", "uneven.png")
+    ]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match="no clip could be read.*0 bytes"):
+        report(tmp_path / "bad", PixelPatches(), tmp_path)
+
+
+def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    assert len({tuple(colour) for colour in colours(32).round().tolist()}) == 32
+    grey = np.full((8, 8, 3), 100, dtype=np.uint8)
+    painted = overlay(grey, np.array([[0, 1], [0, 1]]), np.array([[255, 0, 0], [0, 0, 255]], dtype=np.float32))
+    assert painted[4, 0, 0] > painted[4, 0, 2]
+    assert painted[4, 7, 2] > painted[4, 7, 0]
+    assert (painted[:, 4] > painted[:, 5]).any()
+    frames = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    maps = {"2 tokens": torch.tensor([[[0, 1]], [[0, 1]], [[1, 1]]])}
+    for columns, aspect in ((2, 1.0), (8, 2.0)):
+        draw_strip(tmp_path / "strip.png", "a clip", frames, torch.arange(3.0), maps, columns=columns, aspect=aspect)
+        with image.open(tmp_path / "strip.png") as picture:
+            width = 144 * aspect + 6
+            assert picture.width == 6 + min(columns, 3) * width
+
+
+def test_any_vision_transformer_is_an_encoder(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "vit")
+    encoder = VisionModel(tmp_path / "vit", (28, 42))
+    assert encoder.grid(3) == (3, 2, 3)
+    frames = torch.randint(0, 256, (9, 3, 28, 42), dtype=torch.uint8)
+    tokens = encoder.encode(frames)
+    assert tokens.shape == (54, 16)
+    torch.testing.assert_close(tokens[-6:], encoder.encode(frames[8:]), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no multiple of patches of 14"):
+        VisionModel(tmp_path / "vit", (30, 28))
