@@ -125,8 +125,36 @@ def test_an_image_of_a_batch_has_the_tokens_of_the_image_alone(wanted: list[Toke
         images = model.decode(together)
         for i, budget in enumerate(wanted):
             alone = model.encode(IMAGES[i : i + 1], budget)
-            assert all(torch.equal(a, b) for a, b in zip(row(together, i), row(alone, 0), strict=True))
+            (values, *exact), (values_alone, *exact_alone) = row(together, i), row(alone, 0)
+            assert all(torch.equal(a, b) for a, b in zip(exact, exact_alone, strict=True))
+            torch.testing.assert_close(values, values_alone, rtol=0, atol=1e-5)
             torch.testing.assert_close(model.decode(alone)[0], images[i], rtol=0, atol=1e-5)
+
+
+def test_codes_and_counts_do_not_depend_on_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every code has a twin a hair away, and features of a batch are rounded otherwise than those of one image."""
+    model = tiny_karl(decisive=True)
+    assert model.quantiser is not None
+    images, noise = pictures(8), torch.randn(8, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        book = F.normalize(model.quantiser.codebook, dim=-1)
+        book[1::2] = book[::2] + 1e-6 * book[1::2]
+        model.quantiser.codebook.copy_(book)
+    encode = model.base.encode
+
+    def rounded(batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return encode(batch, generator) + (1e-6 * noise if len(batch) == 8 else 0)
+
+    monkeypatch.setattr(model.base, "encode", rounded)
+    alone = [model.encode(images[i : i + 1], "e0.05") for i in range(8)]
+
+    def same() -> bool:
+        together = model.encode(images, "e0.05")
+        return all(torch.equal(a, b) for i in range(8) for a, b in zip(row(together, i), row(alone[i], 0), strict=True))
+
+    assert same()
+    monkeypatch.setattr("tokenthrift.karl.model.CLOSE_COSINE", 0.0)
+    assert not same()
 
 
 @settings(deadline=None, max_examples=10)

@@ -37,7 +37,9 @@ from tokenthrift.tokens import TokenBatch
 
 __all__ = ["Distilled", "Karl"]
 
-CELLS_AT_ONCE = 4096  # grid cells that go through the model at once: 16 images of 256 pixels, 64 of 64
+PIXELS_AT_ONCE = 2**19  # that go through the model together: 8 images of 256 x 256, 128 of 64 x 64
+# A decision closer than this may fall otherwise in another batch: sums in float32 differ there by some 1e-6.
+CLOSE_COSINE, CLOSE_LOGIT = 2e-5, 1e-4
 
 
 class Distilled(NamedTuple):
@@ -119,8 +121,8 @@ class Karl(HubModel):
     ) -> TokenBatch:
         """Tokens of images, at most as many as their budgets allow.
 
-        Without `target_error` an image has as many as its budget allows. On the CPU every image is computed by itself,
-        so that its codes and counts are exactly those of the image alone.
+        Without `target_error` an image has as many as its budget allows. In float32, codes and counts are exactly those
+        of the image alone: where one was decided by less than rounding, the image is computed once more by itself.
 
         Args:
             images: `(B, 3, H, W)` floating-point in [0, 1], sides multiples of `config.base.factor`.
@@ -138,13 +140,13 @@ class Karl(HubModel):
             BudgetError: a budget cannot be honoured.
             TypeError, ValueError: images that cannot be encoded; nothing is computed then.
         """
-        grid = check_images(images, self.config)
+        check_images(images, self.config)
         budgets = per_image(budget, len(images))
         caps = self.plan([self.config.max_tokens] * len(images), budgets)
         asked = requested(self.config.calibration, budgets, caps) if calibrated else budgets
         weight = self.to_tokens.weight
         images = images.to(weight).contiguous()
-        at_once = 1 if images.device.type == "cpu" else max(1, CELLS_AT_ONCE // math.prod(grid))
+        at_once = max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:]))
         items: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for i in range(0, len(images), at_once):
             part = slice(i, i + at_once)
@@ -184,10 +186,28 @@ class Karl(HubModel):
             least=torch.tensor(least, device=device),
         )
         values, codes, _ = self.quantise(found.tokens, keep)
-        return [
-            (values[i, stays], stays.nonzero().flatten(), None if codes is None else codes[i, stays])
-            for i, stays in enumerate(keep)
-        ]
+        items = []
+        for i, (stays, close) in enumerate(zip(keep, self._close_calls(found, keep, targets), strict=True)):
+            if close and len(images) > 1 and generator is None:
+                one = slice(i, i + 1)
+                items += self._encode(images[one], budgets[one], caps[one], None)
+            else:
+                code = None if codes is None else codes[i, stays]
+                items.append((values[i, stays], stays.nonzero().flatten(), code))
+        return items
+
+    def _close_calls(self, found: Distilled, keep: Tensor, targets: Sequence[float | None]) -> list[bool]:
+        """Which images have a code or a halting that rounding may decide; none in half precision, where all have."""
+        if found.tokens.dtype in (torch.float16, torch.bfloat16):
+            return [False] * len(keep)
+        close = torch.zeros(len(keep), dtype=torch.bool, device=keep.device)
+        if self.quantiser is not None:
+            close = self.quantiser.margin(found.tokens, keep) < CLOSE_COSINE
+        distance = (found.halting_logits - torch.logit(found.halting_logits.new_tensor(self.config.threshold))).abs()
+        halting = ((distance < CLOSE_LOGIT) & found.mask).any(1)
+        adaptive = torch.tensor([target is not None for target in targets], device=keep.device)
+        marks: list[bool] = (close | (halting & adaptive)).tolist()
+        return marks
 
     @torch.no_grad()
     def decode(self, tokens: TokenBatch, size: tuple[int, int] | None = None) -> Tensor:
@@ -207,7 +227,7 @@ class Karl(HubModel):
         grid = grid_of(size or self.config.size, self.config)
         values, found, mask = pack(tokens.embeddings.to(self.to_tokens.weight), tokens.mask)
         positions = tokens.positions.gather(1, found.clamp(min=0))
-        at_once = max(1, CELLS_AT_ONCE // math.prod(grid))
+        at_once = max(1, PIXELS_AT_ONCE // (math.prod(grid) * self.config.base.factor**2))
         images = []
         for i in range(0, len(mask), at_once):
             part = slice(i, i + at_once)

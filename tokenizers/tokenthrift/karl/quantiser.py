@@ -78,6 +78,19 @@ class CosineQuantiser(nn.Module):
         return values.masked_fill((codes < 0)[..., None], 0)
 
     @torch.no_grad()
+    def margin(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """How clearly the codes of each image won: the least difference of the two largest cosines, `(B,)`.
+
+        Args:
+            tokens: `(B, T, width)`.
+            mask: `(B, T)` bool; what lies outside is not looked at.
+        """
+        book = F.normalize(self.codebook.float(), dim=-1)
+        best = (F.normalize(tokens[mask].float(), dim=-1) @ book.T).topk(2).values
+        gaps = torch.full(mask.shape, torch.inf, device=mask.device).masked_scatter(mask, best[:, 0] - best[:, 1])
+        return gaps.amin(1) if mask.shape[1] else gaps.new_full(mask.shape[:1], torch.inf)
+
+    @torch.no_grad()
     def _count(self, chosen: Tensor) -> None:
         counts = torch.bincount(chosen, minlength=len(self.usage)).to(self.usage.dtype)
         share = counts * (len(self.usage) / max(1, len(chosen)))
