@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, released_config, tiny_karl
 from tokenthrift.cli import main
+from tokenthrift.config import ConfigError, to_plain
 from tokenthrift.karl.config import named
 from tokenthrift.karl.convert import RENAMED, karl, our_name, released_model
 from tokenthrift.karl.convert import released_config as config_of
@@ -111,6 +112,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     torch.testing.assert_close(loaded.encoder.queries, model.encoder.queries, rtol=1e-3, atol=1e-3)
     assert main(["info", str(tmp_path / "out")]) == 0
     assert "max_tokens, retention, target_error (adaptive; at most 12 tokens)" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_our_training(tmp_path: Path) -> None:
+    model = tiny_karl(decisive=True)
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    options = {"model": to_plain(model.config), "learning_rate": 1e-3}
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {**weights, "offered": torch.zeros(3)}, "hyper_parameters": options, "loops": {}}, file)
+    again = karl([file])
+    assert isinstance(again, Karl)
+    assert again.config == model.config
+    assert torch.equal(again.encode(pictures(2)).embeddings, model.encode(pictures(2)).embeddings)
+    torch.save({"state_dict": weights, "hyper_parameters": {"model": {"max_tokens": 0}}}, file)
+    with pytest.raises(ConfigError, match="max_tokens must be between 1"):
+        karl([file])
 
 
 class Runs:

@@ -1,11 +1,12 @@
-"""The published checkpoints to a model folder: `tokenthrift convert karl FILE.pth OUT`.
+"""Checkpoints to a model folder: `tokenthrift convert karl FILE OUT`.
 
 Source: the authors' five files, `karl_small_{vqgan,vae}_{quantized,continuous}_latents.pth`: a dictionary whose "ema"
 is the model, beside optimiser, discriminators and the pickled `argparse.Namespace` of the training. Which of them a
 file is, is read off its tensors; the model computes as published (`compat="released"`).
 
 What differs: the published loader unpickles everything and ignores missing and unknown tensors. Here nothing but
-tensors is read, and every tensor must be there in its shape.
+tensors is read, and every tensor must be there in its shape. Checkpoints of our own training have their configuration
+inside and convert the same way; where the weights were averaged, the average is taken.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tokenthrift.config import from_plain
 from tokenthrift.hub import HubModel
 from tokenthrift.karl.config import NAMED_SIZES, KarlConfig, named
 from tokenthrift.karl.model import Karl
@@ -100,10 +102,16 @@ def released_model(tensors: Mapping[str, Tensor], config: KarlConfig | None = No
         WeightsError: a tensor is missing, unknown or of another shape.
     """
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_THE_MODEL)}
-    with torch.device("meta"):
-        model = Karl(config or released_config(tensors))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     found = {our_name(name): tensor for name, tensor in tensors.items()}
+    if "quantiser.codebook" in found:
+        found["quantiser.usage"] = torch.ones(len(found["quantiser.codebook"]))
+    return _model_of(config or released_config(tensors), found)
+
+
+def _model_of(config: KarlConfig, found: Mapping[str, Tensor]) -> Karl:
+    with torch.device("meta"):
+        model = Karl(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in expected]
     problems += [
@@ -113,23 +121,28 @@ def released_model(tensors: Mapping[str, Tensor], config: KarlConfig | None = No
     ]
     if problems:
         more = f"; and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
-        raise WeightsError(f"not the tensors of a published KARL: {'; '.join(problems[:NAMES_SHOWN])}{more}")
-    if model.quantiser is not None:
-        found["quantiser.usage"] = torch.ones(len(found["quantiser.codebook"]))
+        raise WeightsError(f"not the tensors of this KARL: {'; '.join(problems[:NAMES_SHOWN])}{more}")
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
     model.base.requires_grad_(False)
     return model.eval()
 
 
 def karl(checkpoints: Sequence[Path]) -> HubModel:
-    """The model of one published checkpoint.
+    """The model of one checkpoint, published or of `KarlStage1Module` or `KarlStage2Module`.
 
     Raises:
+        ConfigError: the configuration in our checkpoint is not valid.
         WeightsError: the file is another kind of checkpoint, or asks for code.
     """
     if len(checkpoints) != 1:
         raise WeightsError(f"a KARL checkpoint is one file, got {len(checkpoints)}")
     (path,) = checkpoints
     data = read_checkpoint(path, INERT)
-    state = data.get("ema", data.get("model")) if isinstance(data, dict) else None
-    return released_model(tensors_in(state, path))
+    if not isinstance(data, dict):
+        raise WeightsError(f"{path} is no KARL checkpoint but a {type(data).__name__}")
+    options = data.get("hyper_parameters")
+    if isinstance(options, dict) and "model" in options:
+        trained = tensors_in(data.get("state_dict"), path).items()
+        found = {name.removeprefix("model."): tensor for name, tensor in trained if name.startswith("model.")}
+        return _model_of(from_plain(KarlConfig, options["model"], f"{path}: model"), found)
+    return released_model(tensors_in(data.get("ema", data.get("model")), path))
