@@ -176,6 +176,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     stream = stream_hour(arguments.stream, 16) if arguments.stream else []
+    if stream:
+        show(f"Stream in chunks of 16 frames of 14 x 14 patches, {WIDTH} wide (synthetic)", stream)
     clip = features(arguments.frames, 27)
     tokens = clip.flatten(0, 2)
     unit = unit_tokens(tokens[None], None)[0][0]
@@ -218,12 +220,10 @@ def main() -> None:
             "/ fixed K": row["seconds"] / fixed,
             "unexplained": unexplained(unit, row.pop("labels")),
         }
-    encoder = encoder_seconds(arguments.layers) * arguments.frames if arguments.layers else None
-    if stream:
-        show(f"Stream in chunks of 16 frames of 14 x 14 patches, {WIDTH} wide (synthetic)", stream)
     show(
         f"Clustering {arguments.frames} frames x 729 patches x {WIDTH} (synthetic), {arguments.threads} thread(s)", rows
     )
+    encoder = encoder_seconds(arguments.layers) * arguments.frames if arguments.layers else None
     if encoder is not None:
         print(
             f"SigLIP so400m/14-384, {arguments.layers} layers, float32: {encoder:.1f} s for {arguments.frames} frames "
