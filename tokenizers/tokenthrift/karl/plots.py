@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.evaluation.report import new_figure
+from tokenthrift.karl.pictures import sheet
 from tokenthrift.karl.sweeps import fewest
 
 if TYPE_CHECKING:
@@ -93,19 +94,17 @@ def examples(rows: Mapping[str, Sequence[tuple[Tensor, Tensor, int, float]]]) ->
         rows: by family, original and reconstruction `(3, H, W)`, tokens and error of a few images.
     """
     width = max(map(len, rows.values()))
-    figure, axes = new_figure(1.2 * width + 1.0, 2.6 * len(rows), nrows=2 * len(rows), ncols=width, squeeze=False)
-    for r, (family, shown) in enumerate(rows.items()):
-        for c in range(width):
-            above, below = axes[2 * r][c], axes[2 * r + 1][c]
-            for place in (above, below):
-                place.set(xticks=[], yticks=[], frame_on=False)
-            if c >= len(shown):
-                continue
-            original, made, tokens, error = shown[c]
-            above.imshow(original.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            below.imshow(made.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            below.set_xlabel(f"{tokens} tokens\nerror {error:.3f}", fontsize=7)
-        axes[2 * r][0].set_ylabel(f"{family}\noriginal", fontsize=8)
-        axes[2 * r + 1][0].set_ylabel("decoded", fontsize=8)
+    figure, axes = new_figure(1.2 * width + 1.2, 2.7 * len(rows), nrows=len(rows), squeeze=False)
+    for place, (family, shown) in zip(axes[:, 0], rows.items(), strict=True):
+        # One picture a family: an axes for each image would take matplotlib a minute to lay out.
+        strip = sheet([torch.stack([example[which] for example in shown]) for which in (0, 1)])
+        place.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
+        step = strip.shape[2] / len(shown)
+        labels = [f"{tokens} tokens\nerror {error:.3f}" for _, _, tokens, error in shown]
+        place.set_xticks([step * (i + 0.5) for i in range(len(shown))], labels, fontsize=7)
+        place.set_yticks([strip.shape[1] * share for share in (0.25, 0.75)], ["original", "decoded"], fontsize=7)
+        place.tick_params(length=0)
+        place.set_frame_on(False)
+        place.set_title(family, fontsize=9, loc="left")
     found: Figure = figure
     return found
