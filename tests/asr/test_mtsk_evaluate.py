@@ -139,7 +139,7 @@ def test_promises_are_measured_in_points() -> None:
 
 def test_costs_fall_with_the_rates() -> None:
     table = cost_table("cost", tiny_model(**ALL), clips()[0], repeats=1)
-    cells = {row[0]: row[1:] for row in table.rows}
+    cells: dict[Any, Any] = {row[0]: row[1:] for row in table.rows}
     assert list(cells) == [str(rates) for rates in tiny_model(**ALL).config.scales]
     assert cells["(4, 2)"][0] == 26
     assert cells["(16, 5)"][0] == 9
@@ -172,7 +172,12 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         "--babble",
         str(folder / "0.flac"),
     ]
-    assert main(["evaluate", "mtsk", *arguments, "--snr", "clean", "0", "--out", str(out), "--limit", "2"]) == 0
+    more = ["--snr", "clean", "0", "--out", str(out), "--limit", "2", "--table", str(tmp_path / "measured")]
+    assert main(["evaluate", "mtsk", *arguments, *more]) == 0
+    table = json.loads((tmp_path / "measured" / "config.json").read_text())["table"]
+    assert {(line["audio"], line["video"], line["snr"]) for line in table} == {
+        (rates.audio, rates.video, snr) for rates in tiny_model(**ALL).config.scales for snr in (None, 0.0)
+    }
     report = json.loads((out / "report.json").read_text())
     assert [table["title"].split(":")[0] for table in report["tables"]] == ["synthetic"] * 4
     assert report["tables"][0]["rows"][0]["WER 0 dB"] >= 0

@@ -55,7 +55,7 @@ def module_of(parts: dict[str, str], **options: Any) -> MtskModule:
         "train_language_model": True,
         "learning_rate": 4e-3,
     }
-    return MtskModule(**parts, **{**settings, **options})
+    return MtskModule(**{**settings, **parts, **options})
 
 
 def fit(
@@ -185,4 +185,4 @@ def test_a_trained_model_loads_alone(parts: dict[str, str], states: Path, tmp_pa
 
 def test_tokens_that_the_language_model_lacks_are_named(parts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"no token '<\|end_of_text\|>'"):
-        MtskModule(**{**parts, "eos": "<|end_of_text|>"})
+        module_of(parts, eos="<|end_of_text|>")

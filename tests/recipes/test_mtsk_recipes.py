@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_dllm import write_whisper
+from tokenthrift.mtsk import lips
 from tokenthrift.mtsk.avhubert import AVHubert
 from tokenthrift.mtsk.data import CachedStates, ManifestClips
 
@@ -242,3 +244,22 @@ def test_recipes_comment_every_key_of_theirs(name: str) -> None:
     assert recipe["model"]["init_args"]["strategy"] == (strategy if strategy != "TINY" else "MS")
     own = text[text.index("model:") :].splitlines()
     assert [line for line in own if line.startswith("    ") and "#" not in line] == []
+
+
+def test_a_corpus_is_cropped_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lips, "_FaceFinder", SquareFinder)
+    write_video(tmp_path / "face.mkv", np.stack([face()] * 12), 12, torch.rand(8_000) - 0.5, 8_000)
+    write_video(tmp_path / "wall.mkv", np.full((5, 120, 160), 20, np.uint8))
+    rows = [{"text": name, "duration": 1.0, "video_filepath": f"{name}.mkv"} for name in ("face", "wall")]
+    rows[0]["audio_filepath"] = "face.mkv"
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        run(monkeypatch, "crop", tmp_path / "all.jsonl", tmp_path / "out")
+        (clip,) = [data[i] for data in [ManifestClips(tmp_path / "out" / "manifest.jsonl")] for i in range(len(data))]
+        assert clip.text == "face"
+        assert clip.audio is not None
+        assert clip.video is not None
+        assert (len(clip.audio), clip.video.shape) == (16_000, (25, 96, 96))
+        assert "wall.mkv: no face" in capsys.readouterr().err

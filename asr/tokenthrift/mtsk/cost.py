@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,9 +52,9 @@ def cost_table(title: str, model: LlamaMTSK, clip: Clip, repeats: int = 3) -> Ta
     for rates in model.config.scales:
         if (rates.audio and audio is None) or (rates.video and video is None):
             continue
-        one, prefix = counted(lambda r=rates: model.write(encoded, r, [1]))
-        _, whole = counted(lambda r=rates: model.write(encoded, r, [length]))
-        seconds = _fastest(lambda r=rates: model.write(encoded, r, [length]), repeats)
+        first, text = (partial(model.write, encoded, rates, [n]) for n in (1, length))
+        prefix, whole = counted(first)[1], counted(text)[1]
+        seconds = _fastest(text, repeats)
         prompt = len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
         around = prompt + 2 * (bool(rates.audio) + bool(rates.video)) + (model.config.bos_id is not None)
         tokens = price(rates, *states)

@@ -96,7 +96,6 @@ class ManifestClips(Dataset[Clip]):
         augmentation: of training clips; none for development and test.
         crop: side of the mouth crop that training augments to.
         seed: of the augmentation.
-        rows: only the items of these places.
 
     Raises:
         ValueError: a line is not what it should be; the message names it.
@@ -238,7 +237,8 @@ class _Part(Dataset[Clip]):
 
     def __init__(self, whole: ManifestClips | CachedStates, places: Sequence[int]) -> None:
         self.whole, self.places = whole, places
-        self.frames = [whole.frames[i] for i in places] if len(places) < len(whole) else whole.frames
+        frames = whole.frames
+        self.frames = [frames[i] for i in places]
         self.texts = [whole.texts[i] for i in places]
 
     def __len__(self) -> int:

@@ -27,15 +27,16 @@ from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.augmentation import mix
+from tokenthrift.mtsk.avhubert import FRAME_RATE
 from tokenthrift.mtsk.cost import cost_table
 from tokenthrift.mtsk.data import Clip, ManifestClips
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.module import carried_over
-from tokenthrift.mtsk.rates import Rates, price
+from tokenthrift.mtsk.rates import Measured, Rates, price
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.whisper import SAMPLE_RATE, states_of
 
-__all__ = ["CONTROLS", "Heard", "conditions", "evaluate", "main", "pooled", "promises", "spoilt"]
+__all__ = ["CONTROLS", "Heard", "conditions", "evaluate", "main", "measured", "pooled", "promises", "spoilt"]
 
 CONTROLS = ("shuffled video", "still video", "muted audio")
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
@@ -131,9 +132,7 @@ def conditions(snrs: Sequence[float | None], controls: bool) -> list[tuple[float
 
 def batches(clips: Sequence[Clip], size: int = 16) -> Iterator[list[int]]:
     """Places of clips of like length."""
-    order = sorted(
-        range(len(clips)), key=lambda i: len(clips[i].audio if clips[i].audio is not None else clips[i].video)
-    )  # type: ignore[arg-type]
+    order = sorted(range(len(clips)), key=lambda i: _seconds(clips[i]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -208,7 +207,8 @@ def error_table(title: str, rows: Sequence[Heard], snrs: Sequence[float | None])
         some = next((r for r in at if r is not None), None)
         if some is not None:
             words = [None if r is None else 100 * r.words.rate for r in at]
-            lines.append((model, str(rates), some.tokens, *words, *(r and 100 * r.characters.rate for r in at)))
+            letters = [None if r is None else 100 * r.characters.rate for r in at]
+            lines.append((model, str(rates), some.tokens, *words, *letters))
     columns = [f"{unit} {_level(snr)}" for unit in ("WER", "CER") for snr in snrs]
     return Table(
         title=title,
@@ -267,6 +267,18 @@ def promises(title: str, rows: Sequence[Heard], name: str, snr: float = 0.0) -> 
     return Table(title=title, columns=("what", "wanted", f"measured of {name}"), rows=tuple(lines))
 
 
+def measured(rows: Sequence[Heard], name: str) -> tuple[Measured, ...]:
+    """The table from which a model's budgets choose its rates: word errors by pair and level, over all sets given."""
+    counts: dict[tuple[Rates, float | None], ErrorCount] = {}
+    for r in rows:
+        if r.model == name and not r.control:
+            counts[r.rates, r.snr] = counts.get((r.rates, r.snr), ErrorCount()) + r.words
+    return tuple(
+        Measured(audio=rates.audio, video=rates.video, wer=round(count.rate, 5), snr=snr)
+        for (rates, snr), count in counts.items()
+    )
+
+
 def error_plot(rows: Sequence[Heard], snrs: Sequence[float | None]) -> Any:
     """Word errors against tokens, a panel for clean audio and one for the loudest babble."""
     levels = list(dict.fromkeys([snrs[0], snrs[-1]]))
@@ -294,6 +306,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help="most items of a set")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    kept = "save the first model here, with what was measured as the table its budgets choose by; development data only"
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help=kept)
     arguments = parser.parse_args(argv)
     try:
         snrs = [None if level == "clean" else float(level) for level in arguments.snr]
@@ -309,12 +323,14 @@ def main(argv: Sequence[str]) -> int:
     babble = read_audio(arguments.babble) if arguments.babble else None
     tables: list[Table] = []
     figures = {}
+    everything: list[Heard] = []
     for given in arguments.data:
         name, path = _named(given)
         name = name or Path(path).name
         data = ManifestClips(Path(path) / "manifest.jsonl")
         clips = [data[i] for i in range(min(len(data), arguments.limit or len(data)))]
         rows = evaluate(models, clips, babble, snrs, seed=arguments.seed)
+        everything += rows
         words = sum(len(clip.text.split()) for clip in clips)
         tables.append(error_table(f"{name}: {len(clips)} items, {words} words", rows, snrs))
         main_name = models[0][0]
@@ -323,6 +339,10 @@ def main(argv: Sequence[str]) -> int:
         tables.append(cost_table(f"{name}: cost of one item of middle length", models[0][1], _middle(clips)))
         figures[f"errors_{name}"] = error_plot(rows, snrs)
         print(tables[-len([t for t in more if t]) - 2].to_markdown(), flush=True)
+    if arguments.table is not None:
+        name, model = models[0]
+        model.config = replace(model.config, table=measured(everything, name))
+        model.save_pretrained(arguments.table, dtype=torch.float16)
     settings: Mapping[str, Cell] = {
         "command": f"tokenthrift evaluate mtsk {' '.join(argv)}",
         "models": ", ".join(arguments.model),
@@ -349,9 +369,14 @@ def _offered(model: LlamaMTSK, streams: tuple[bool, bool], control: str) -> list
 
 
 def _limit(model: LlamaMTSK, clip: Clip) -> int:
-    seconds = len(clip.audio) / SAMPLE_RATE if clip.audio is not None else len(clip.video) / 25  # type: ignore[arg-type]
     decode = model.config.decode
-    return min(decode.max_new_tokens, int(16 + decode.tokens_per_second * seconds))
+    return min(decode.max_new_tokens, int(16 + decode.tokens_per_second * _seconds(clip)))
+
+
+def _seconds(clip: Clip) -> float:
+    if clip.audio is not None:
+        return len(clip.audio) / SAMPLE_RATE
+    return 0.0 if clip.video is None else len(clip.video) / FRAME_RATE
 
 
 def _tokens(clips: Sequence[Clip], rates: Rates) -> float:
@@ -362,8 +387,7 @@ def _tokens(clips: Sequence[Clip], rates: Rates) -> float:
 
 
 def _middle(clips: Sequence[Clip]) -> Clip:
-    order = sorted(clips, key=lambda c: len(c.audio) if c.audio is not None else len(c.video))  # type: ignore[arg-type]
-    return order[len(order) // 2]
+    return sorted(clips, key=_seconds)[len(clips) // 2]
 
 
 def _same_encoders(one: LlamaMTSK, other: LlamaMTSK) -> bool:
