@@ -13,7 +13,8 @@ from tests.tokenizers.published_vqtoken import attention, language_model, tensor
 from tokenthrift import cli
 from tokenthrift.media import video
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken import VQToken
+from tokenthrift.vqtoken import VQToken, VQTokenConfig
+from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
 from tokenthrift.vqtoken.encoders import PixelPatches, VisionModel
 from tokenthrift.vqtoken.real_clips import compare, rebuild, report
@@ -108,9 +109,45 @@ def test_a_converted_model_prices_its_own_patches_and_newline(
     assert "at least one frame" in capsys.readouterr().err
 
 
+def test_an_answerer_uses_its_own_encoder_and_frames(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: dict[str, Any] = {
+        "frames": 4,
+        "side": 16,
+        "patch": 8,
+        "encoder_width": 16,
+        "encoder_layers": 1,
+        "encoder_heads": 2,
+    }
+    config = AnswererConfig(
+        **sizes, token_width=32, width=16, layers=1, heads=2, ffn=16, vqtoken=VQTokenConfig(), frames_per_second=2.0
+    )
+    VideoAnswerer(config).save_pretrained(tmp_path / "model")
+    arguments = [str(clips / "a.mp4"), str(clips / "short.mp4"), "--model", str(tmp_path / "model"), "--budget", "5"]
+    assert cli.main(["plan", *arguments]) == 0
+    planned, _ = rows(capsys)
+    assert cli.main(["tokenize", *arguments]) == 0
+    made, _ = rows(capsys)
+    for name in ("a.mp4", "short.mp4"):
+        assert (planned[name]["native"], planned[name]["cap"]) == (16, 5)
+        assert (made[name]["native"], made[name]["tokens"], made[name]["frames"]) == (16, 5, 4)
+    assert made["a.mp4"]["seconds"] == pytest.approx(1.2)
+    out = tmp_path / "report"
+    folder = str(clips)
+    evaluate = ["evaluate", "vqtoken_clips", "--data", folder, "--out", str(out), "--tokens", "4", "--errors"]
+    assert cli.main([*evaluate, "--model", str(tmp_path / "model")]) == 0
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "16 to 16 native tokens each" in report
+    assert "Left out: empty.mp4" in report
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["figures"] == ["real_clips.png"]
+    assert cli.main([*evaluate, "--model", str(tmp_path / "nothing")]) == 1
+    assert "nothing" in capsys.readouterr().err
+
+
 def test_rebuilding_is_measured_against_the_mean() -> None:
     native = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    assert rebuild(native, native) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    assert rebuild(native, native) == pytest.approx((1, 0), abs=1e-9)
     assert rebuild(native, native.mean(0, keepdim=True))[0] == pytest.approx(0)
     assert rebuild(native, native.mean(0, keepdim=True) + 9)[0] < -1
     assert rebuild(torch.ones(4, 3), torch.ones(1, 3))[0] == 1.0

@@ -99,7 +99,7 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
 def test_vlmevalkit_answers_messages(table: dict[str, Any], converted: Path, clip: Path, tmp_path: Path) -> None:
     vlmevalkit.register("VQToken-8", str(converted), budget=9, max_new_tokens=4, device="cpu", dtype="float32")
     model = table["VQToken-8"]()
-    assert isinstance(model, harnesses.BaseModel)
+    assert harnesses.BaseModel in type(model).__mro__
     assert model.VIDEO_LLM
     model.nframe = 4  # as VLMEvalKit does for a data set of four frames
     text = {"type": "text", "value": "w5 w6"}

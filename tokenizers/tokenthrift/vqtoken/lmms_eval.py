@@ -49,7 +49,8 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _model_class() -> type:
-    return new_class(_NAME, (_Model, import_module("lmms_eval.api.model").lmms))
+    bases = (_Model, import_module("lmms_eval.api.model").lmms)
+    return new_class(_NAME, bases, exec_body=lambda body: body.update(__module__=__name__))
 
 
 class _Model:

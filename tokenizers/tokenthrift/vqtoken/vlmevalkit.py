@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @cache
 def _model_class() -> type:
-    return new_class("VQTokenModel", (_Model, import_module("vlmeval.vlm.base").BaseModel))
+    bases = (_Model, import_module("vlmeval.vlm.base").BaseModel)
+    return new_class("VQTokenModel", bases, exec_body=lambda body: body.update(__module__=__name__))
 
 
 class _Model:
