@@ -55,7 +55,7 @@ class BaseConfig:
     def __post_init__(self) -> None:
         for name, high in (
             ("channels", 1024),
-            ("patch", 16),
+            ("patch", 64),
             ("blocks", 8),
             ("latent", 1024),
             ("groups", 64),

@@ -1,268 +1,89 @@
 """Training of KARL under Lightning: stage 1 distils a frozen base tokenizer, stage 2 tunes everything on pixels.
 
-Source: KARL (arXiv 2507.07995), section 3 and appendix. Each step makes two passes over a batch. *Estimating*: every
-image gets a random number of tokens, and the error it reaches is measured. *Tokenizing*: every image gets all tokens
-and is asked for that error; the halting head has to name the tokens that the first pass did without, and the decoder
-sees those that it lets through.
+Source: KARL (arXiv 2507.07995), section 3 and appendix; see `stage` for what both share.
 
-What differs: every image has its own count, where the published code draws one for the batch; dropped tokens are not
-computed; counts stop at the model's maximum; the curriculum is saved; tokens may stay continuous for the first steps,
-and dead codes are restarted; in stage 2 generator and discriminator step in turn, each with its own optimiser over its
-own parameters, where the published code takes eight discriminator steps for one of the generator, whose optimiser also
-holds the discriminators. The average of the weights is Lightning's `EMAWeightAveraging`, which goes on through epochs
-and checkpoints.
+What differs: tokens may be guided by a pyramid of means for the first steps of stage 1. In stage 2 generator and
+discriminator step in turn, each with its own optimiser over its own parameters, where the published code takes eight
+discriminator steps for one of the generator, whose optimiser also holds the discriminators.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from tokenthrift.config import from_plain
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
-from tokenthrift.karl.config import ERROR_BINS, KarlConfig
-from tokenthrift.karl.curriculum import ErrorCurriculum, draw_counts, other_errors
+from tokenthrift.karl.curriculum import draw_counts
 from tokenthrift.karl.discriminator import PatchDiscriminator
-from tokenthrift.karl.halting import kept
-from tokenthrift.karl.losses import (
-    Lpips,
-    adaptive_weight,
-    discriminator_hinge,
-    generator_hinge,
-    halting_loss,
-    pixel_error,
-)
-from tokenthrift.karl.model import Distilled, Karl
-from tokenthrift.karl.optimisation import adamw, warmup_cosine
-from tokenthrift.karl.pictures import draw, sheet
-from tokenthrift.karl.quantiser import Quantised
+from tokenthrift.karl.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge, pixel_error
+from tokenthrift.karl.optimisation import adamw
+from tokenthrift.karl.stage import NOISE, KarlModule, Pass, fast_attention
 from tokenthrift.karl.vqgan import Vqgan
 
-__all__ = ["KarlModule", "KarlStage1Module", "KarlStage2Module", "trained_weights"]
+__all__ = ["KarlStage1Module", "KarlStage2Module", "pyramid"]
 
-NOISE = 0.1  # of each number of a continuous token of length 1
-SHOWN = 12  # images in a picture of reconstructions
-
-
-class Pass(NamedTuple):
-    """One pass over a batch."""
-
-    distilled: Distilled
-    keep: Tensor
-    """`(B, T)` bool, the tokens that were decoded."""
-    quantised: Quantised
-    output: Tensor
-    """`(B, h * w, base.outputs)`."""
+GUIDE_BATCHES = 20  # whose principal components are found
+FAINTEST = 0.15  # of the largest component's deviation; smaller ones count for less
+CONSTANT = 2.0
 
 
-def trained_weights(source: str) -> dict[str, Tensor]:
-    """The tensors of a training checkpoint, or of a model folder as a checkpoint would name them."""
-    path = Path(source)
-    if path.is_dir():
-        from safetensors.torch import load_file
-
-        return {f"model.{name}": tensor.float() for name, tensor in load_file(path / "model.safetensors").items()}
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    return state
-
-
-def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU, attention by plain products: for short sequences its backward pass is four times as fast."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-class KarlModule(L.LightningModule):
-    """What both stages share: the two passes, dead codes, validation.
+def pyramid(features: Tensor, most: int) -> Tensor:
+    """Means of features over the whole, over quarters, over sixteenths and so on, coarse to fine.
 
     Args:
-        model: fields of a `KarlConfig`.
-        base_from: checkpoint of a `KarlBaseModule`, or model folder, whose base tokenizer is taken.
-        start_from: checkpoint of a stage, or model folder, to begin with; the schedule starts anew.
-        learning_rate: peak of the schedule.
-        warmup_steps: of linear warm-up, before the cosine.
-        weight_decay: of everything but vectors.
-        count_step: counts are multiples of it; also the fewest tokens that training uses.
-        exchange: share of the images at an extreme count that are asked for another error with the same answer.
-        halting_weight: of the halting loss.
-        quantiser_weight: of the codebook and commitment loss.
-        restart_every: steps between restarts of dead codes; 0 never restarts any.
-        restart_below: a code is dead where its use is below this share of the average code's.
-        restart_until: step after which no code is restarted, so that the average of the weights can settle.
-        quantise_from: steps before which tokens stay continuous, with a little noise; then the codebook is laid onto
-            tokens. A short run learns sooner what tokens are for.
-        val_error: error asked for in validation.
+        features: `(B, C, h, w)`.
+        most: means that are wanted.
+
+    Returns:
+        `(B, N, C)`, N at most `most`; the finest are single cells.
     """
-
-    offered: Tensor
-
-    def __init__(
-        self,
-        model: dict[str, Any],
-        base_from: str | None = None,
-        start_from: str | None = None,
-        learning_rate: float = 2e-4,
-        warmup_steps: int = 1000,
-        weight_decay: float = 0.05,
-        count_step: int = 16,
-        exchange: float = 0.45,
-        halting_weight: float = 1.0,
-        quantiser_weight: float = 1.0,
-        restart_every: int = 100,
-        restart_below: float = 0.03,
-        restart_until: int | None = None,
-        quantise_from: int = 0,
-        val_error: float = 0.05,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model = Karl(from_plain(KarlConfig, model, "model"))
-        self.curriculum = ErrorCurriculum()
-        self.register_buffer("offered", torch.randn(self.model.config.codes or 0, self.model.config.token_width))
-        for module in self.model.modules():
-            # The published 0.02 is right for a width of 1024; a narrow model would start almost blind to the image.
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.64 * module.in_features**-0.5)
-        if base_from is not None:
-            found = {n.removeprefix("model."): t for n, t in trained_weights(base_from).items()}
-            self.model.base.load_state_dict(
-                {n.removeprefix("base."): t for n, t in found.items() if n.startswith("base.")}
-            )
-        if start_from is not None:
-            found = {n: t for n, t in trained_weights(start_from).items() if n.startswith("model.")}
-            self.model.load_state_dict({n.removeprefix("model."): t for n, t in found.items()})
-
-    def on_fit_start(self) -> None:
-        """Keeps the data's names for what validation logs."""
-        self.dev_names = getattr(self.trainer.datamodule, "names", [])  # type: ignore[attr-defined]
-
-    def first_pass(self, images: Tensor, features: Tensor, counts: Tensor) -> Pass:
-        """Random counts, and errors out of reach.
-
-        Args:
-            images: `(B, 3, H, W)`.
-            features: of the base tokenizer, `(B, C, h, w)`.
-            counts: `(B,)`.
-        """
-        errors = self.curriculum.sample(len(images))
-        found = self.model.distil(images, features, counts, errors)
-        return self._finish(found, found.mask, features)
-
-    def second_pass(self, images: Tensor, features: Tensor, errors: Tensor) -> Pass:
-        """All tokens, a wanted error `(B,)`, and of the tokens those that the halting head keeps."""
-        config = self.model.config
-        counts = torch.full((len(images),), config.max_tokens, device=images.device)
-        found = self.model.distil(images, features, counts, errors)
-        keep = kept(
-            found.halting_logits.detach(),
-            found.mask,
-            threshold=config.threshold,
-            prefix=config.halting == "prefix",
-        )
-        return self._finish(found, keep, features)
-
-    def _finish(self, found: Distilled, keep: Tensor, features: Tensor) -> Pass:
-        if self.model.quantiser is not None and self.global_step < self.hparams["quantise_from"]:
-            unit = F.normalize(found.tokens.float(), dim=-1)
-            noisy = F.normalize(unit + NOISE * torch.randn_like(unit), dim=-1) if self.training else unit
-            quantised = Quantised(torch.where(keep[..., None], noisy, 0), None, unit.new_zeros(()))
-        else:
-            quantised = self.model.quantise(found.tokens, keep)
-        grid = (features.shape[2], features.shape[3])
-        return Pass(found, keep, quantised, self.model.expand(quantised.values, keep, grid))
-
-    def answers(self, counts: Tensor, reached: Tensor) -> Tensor:
-        """The errors `(B,)` to ask for in the second pass, and one step of the curriculum."""
-        h: Any = self.hparams
-        self.curriculum.update(reached)
-        return other_errors(reached, counts, h.count_step, self.model.config.max_tokens, h.exchange)
-
-    def common_loss(self, one: Pass, counts: Tensor | None) -> Tensor:
-        """Halting and quantisation of a pass, whose tokens are all needed, or the first `counts`."""
-        h: Any = self.hparams
-        if counts is None:
-            counts = one.distilled.mask.sum(1)
-        halting = halting_loss(one.distilled.halting_logits, one.distilled.mask, counts)
-        loss: Tensor = h.halting_weight * halting + h.quantiser_weight * one.quantised.loss
-        return loss
-
-    def counts(self, images: Tensor) -> Tensor:
-        """A random number of tokens for each image."""
-        return draw_counts(len(images), self.model.config.max_tokens, self.hparams["count_step"], images.device)
-
-    def log_passes(self, first: Pass, second: Pass, counts: Tensor, reached: Tensor) -> None:
-        """The use of the codebook, and how well the head names the counts."""
-        used = second.keep.sum(1).float()
-        self.log("train/reached", reached.mean(), prog_bar=True)
-        self.log("train/count_error", (used - counts).abs().mean() / self.model.config.max_tokens, prog_bar=True)
-        if first.quantised.codes is not None:
-            codes = torch.cat([p.quantised.codes[p.keep] for p in (first, second) if p.quantised.codes is not None])
-            share = torch.bincount(codes) / len(codes)
-            self.log("train/perplexity", torch.special.entr(share).sum().exp())
-
-    def offer_codes(self, one: Pass) -> None:
-        """Remembers the latest tokens as new places for codes; the codebook must not change before `backward`."""
-        tokens = one.distilled.tokens.detach()[one.keep].float()
-        self.offered = torch.cat([tokens, self.offered])[: len(self.offered)]
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Lays the codebook onto tokens when it is first used, and moves dead codes onto tokens every so many steps."""
-        h: Any = self.hparams
-        quantiser, step = self.model.quantiser, self.global_step
-        if quantiser is None:
-            return
-        tokens, mask = self.offered[None], torch.ones(1, len(self.offered), dtype=torch.bool, device=self.device)
-        if h.quantise_from and step == h.quantise_from:
-            quantiser.restart(tokens, mask, float("inf"))
-        elif step > h.quantise_from and h.restart_every and step % h.restart_every == 0:
-            self.log("train/codes_in_use", (quantiser.usage > h.restart_below).float().mean())
-            if h.restart_until is None or step <= h.restart_until:
-                self.log("train/codes_restarted", float(quantiser.restart(tokens, mask, h.restart_below)))
-
-    def decoded(self, one: Pass, features: Tensor) -> Tensor:
-        """The images of a pass."""
-        grid = (features.shape[2], features.shape[3])
-        return self.model.base.decode(self.model.features_of(one.output, grid))
-
-    def validation_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
-        """Errors with every count halved and with all, and error, tokens and misses under the wanted error."""
-        h: Any = self.hparams
-        features = self.model.base.encode(images)
-        most = self.model.config.max_tokens
-        shown, values = [images[:SHOWN]], {}
-        for count in (most // 4, most // 2, most):
-            counts = torch.full((len(images),), count, device=images.device)
-            found = self.model.distil(
-                images, features, counts, torch.full_like(counts, ERROR_BINS[0], dtype=torch.float)
-            )
-            made = self.decoded(self._finish(found, found.mask, features), features).clamp(0, 1)
-            values[f"l1_{count}"] = pixel_error(made, images).mean()
-            shown.append(made[:SHOWN])
-        wanted = torch.full((len(images),), h.val_error, device=images.device)
-        asked = self.second_pass(images, features, wanted)
-        made = self.decoded(asked, features).clamp(0, 1)
-        errors = pixel_error(made, images)
-        values |= {"l1": errors.mean(), "tokens": asked.keep.sum(1).float().mean()}
-        values["missed"] = (errors > h.val_error).float().mean()
-        name = self.dev_names[dataloader_idx] if self.dev_names else str(dataloader_idx)
-        for key, value in values.items():
-            self.log(f"val/{key}_{name}", value, add_dataloader_idx=False, prog_bar=key in ("l1", "tokens"))
-        if index == 0:
-            draw(self.logger, f"val/{name}", sheet([*shown, made[:SHOWN]]), self.global_step)
-
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        return {"scheduler": warmup_cosine(optimizer, steps, self.hparams["warmup_steps"]), "interval": "step"}
+    sides, side = [], 1
+    while side < 2 * max(features.shape[2:]):
+        sides.append((min(side, features.shape[2]), min(side, features.shape[3])))
+        side *= 2
+    means = [F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2) for size in dict.fromkeys(sides)]
+    return torch.cat(means, 1)[:, :most]
 
 
 class KarlStage1Module(KarlModule):
-    """Stage 1: the base tokenizer is frozen; its codes, or its latents, are what the decoder has to predict."""
+    """Stage 1: the base tokenizer is frozen; its codes, or its latents, are what the decoder has to predict.
+
+    Args:
+        model: fields of a `KarlConfig`.
+        guide_until: steps in which tokens are taught to be a pyramid of the features, in their principal components,
+            and the decoder to read it: a way to share the image out among tokens that a short run does not find alone.
+        second_from: steps before which there is no second pass.
+        shared: what `KarlModule` takes.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, model: dict[str, Any], *, guide_until: int = 0, second_from: int = 0, **shared: Any) -> None:
+        super().__init__(model, **shared)
+        self.save_hyperparameters()
+        config = self.model.config
+        count = min(config.token_width - 1, config.base.latent)
+        self.register_buffer("mean", torch.zeros(config.base.latent))
+        self.register_buffer("components", torch.zeros(count, config.base.latent))
+
+    def on_fit_start(self) -> None:
+        """Finds the principal components of the features of the first training images."""
+        super().on_fit_start()
+        if not self.hparams["guide_until"] or bool(self.components.any()):
+            return
+        batches = islice(self.trainer.datamodule.train_dataloader(), GUIDE_BATCHES)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            cells = torch.cat([self.model.base.rows(self.model.base.encode(b.to(self.device))) for b in batches])
+        cells = cells.flatten(0, 1).float()
+        self.mean.copy_(cells.mean(0))
+        _, sizes, directions = torch.linalg.svd(cells - self.mean, full_matrices=False)
+        deviations = (sizes / len(cells) ** 0.5).clamp(min=FAINTEST * sizes[0] / len(cells) ** 0.5)
+        self.components.copy_((directions / deviations[:, None])[: len(self.components)])
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
@@ -281,21 +102,49 @@ class KarlStage1Module(KarlModule):
         logits = output.float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten()) + F.mse_loss(mean, F.embedding(targets, book))
 
+    def guided_loss(self, images: Tensor, features: Tensor) -> Tensor:
+        """Tokens against the pyramid, and the decoder on the first some of it."""
+        wanted = (pyramid(features.float(), self.model.config.max_tokens) - self.mean) @ self.components.T
+        # Tokens are scaled to length 1; one number that is always the same lets the length of the others be told.
+        wanted = F.pad(wanted, (0, 1), value=CONSTANT)
+        wanted = F.pad(wanted, (0, self.model.config.token_width - wanted.shape[-1]))
+        told = wanted.shape[1]
+        counts = torch.full((len(images),), told, device=images.device)
+        found = self.model.distil(images, features, counts, self.curriculum.sample(len(images)))
+        taught = F.mse_loss(found.tokens.float(), wanted)
+        noisy = F.normalize(F.normalize(wanted, dim=-1) + NOISE * torch.randn_like(wanted), dim=-1)
+        some = draw_counts(len(images), told, 1, images.device)
+        keep = torch.arange(told, device=images.device) < some[:, None]
+        grid = (features.shape[2], features.shape[3])
+        read = self.distillation_loss(self.model.expand(noisy, keep, grid), features)
+        self.log_dict({"train/taught": taught, "train/read": read}, prog_bar=True)
+        self.offer(found.tokens[found.mask])
+        return taught + read
+
     def training_step(self, images: Tensor, index: int) -> Tensor:
         """Both passes; pixels are looked at to measure errors only."""
+        h: Any = self.hparams
         with fast_attention(self.device):
             with torch.no_grad():
                 features = self.model.base.encode(images)
+            if self.global_step < h.guide_until:
+                return self.guided_loss(images, features)
             counts = self.counts(images)
             first = self.first_pass(images, features, counts)
+            distilled = self.distillation_loss(first.output, features)
+            self.log("train/first", distilled, prog_bar=True)
+            loss = distilled + self.common_loss(first, None)
+            self.offer(first.distilled.tokens[first.keep])
+            if self.global_step < h.second_from:
+                return loss
             with torch.no_grad():
                 reached = pixel_error(self.decoded(first, features).clamp(0, 1), images)
             second = self.second_pass(images, features, self.answers(counts, reached))
-            distilled = [self.distillation_loss(one.output, features) for one in (first, second)]
-            loss = sum(distilled) + self.common_loss(first, None) + self.common_loss(second, counts)
-        self.log_dict({"train/first": distilled[0], "train/second": distilled[1]}, prog_bar=True)
+            again = self.distillation_loss(second.output, features)
+            loss = loss + again + self.common_loss(second, counts)
+        self.log("train/second", again, prog_bar=True)
         self.log_passes(first, second, counts, reached)
-        self.offer_codes(second)
+        self.offer(second.distilled.tokens[second.keep])
         return loss
 
 
@@ -377,7 +226,7 @@ class KarlStage2Module(KarlModule):
             self.log("train/discriminator", judged)
         self.log_dict({"train/first": loss.detach(), "train/second": loss_again.detach()}, prog_bar=True)
         self.log_passes(first, second, counts, reached)
-        self.offer_codes(second)
+        self.offer(second.distilled.tokens[second.keep])
         return total.detach()
 
     def _adversarial(self, pixels: Tensor, fakes: Tensor) -> Tensor:
