@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.asr.talking import SquareFinder, face, write_video
+from tests.asr.talking import SquareFinder, face, write_parts, write_states, write_video
 from tests.asr.tiny_dllm import write_whisper
-from tokenthrift.mtsk import lips
+from tokenthrift.cli import main
+from tokenthrift.mtsk import LlamaMTSK, Rates, lips
 from tokenthrift.mtsk.avhubert import AVHubert
 from tokenthrift.mtsk.data import CachedStates, ManifestClips
 
@@ -263,3 +264,33 @@ def test_a_corpus_is_cropped_once(
         assert clip.video is not None
         assert (len(clip.audio), clip.video.shape) == (16_000, (25, 96, 96))
         assert "wall.mkv: no face" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "parts")
+    write_states(tmp_path / "train" / "0.safetensors", [text for text in ("a fox", "no", "one two") for _ in range(4)])
+    write_states(tmp_path / "dev" / "0.safetensors", ["two", "a dog"])
+    own = {f"model.init_args.{name}": value for name, value in parts.items()}
+    own |= {f"data.init_args.{name}": str(tmp_path / name) for name in ("train", "dev")}
+    own |= {"trainer.max_steps": "2", "trainer.val_check_interval": "2", "trainer.enable_progress_bar": "false"}
+    own |= {"trainer.callbacks.init_args.every_n_train_steps": "2", "model.init_args.warmup_steps": "1"}
+    own |= {"model.init_args.projector_width": "16", "data.init_args.max_frames": "60", "trainer.accelerator": "cpu"}
+
+    def fit(name: str, recipes: list[str], more: dict[str, str]) -> Path:
+        options = own | {"trainer.default_root_dir": str(tmp_path / name)} | more
+        configs = [f"--config={RECIPE / recipe}.yaml" for recipe in recipes]
+        assert main(["fit", *configs, *(f"--{key}={value}" for key, value in options.items())]) == 0
+        (last,) = (tmp_path / name).rglob("last.ckpt")
+        return last
+
+    listener = fit("listener", ["tiny", "listener"], {})
+    start = {"model.init_args.start_from": str(listener)}
+    many = fit("many", ["tiny"], start | {"model.init_args.strategy": "MSS"})
+    fit("one", ["tiny"], start | {"model.init_args.audio_rates": "[16]", "model.init_args.video_rates": "[5]"})
+    assert main(["convert", "mtsk", str(many), str(tmp_path / "model")]) == 0
+    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    assert [str(rates) for rates in model.config.scales][:4] == ["(4, 2)", "(16, 2)", "(4, 5)", "(16, 5)"]
+    assert model.config.lora.strategy == "MSS"
+    (said,) = model.transcribe([torch.rand(8_000) - 0.5], None, Rates(16, 0))
+    assert said.usage.used == 2
