@@ -22,6 +22,7 @@ from tokenthrift.extras import require
 __all__ = ["colours", "draw_strip", "overlay"]
 
 _HEIGHT: Final = 144
+_WIDEST: Final = 1800
 _GAP: Final = 6
 _LINE: Final = 18
 _OPACITY: Final = 0.5
@@ -80,15 +81,15 @@ def draw_strip(
         seconds: (T,) when they are shown.
         maps: caption to (T, rows, columns) token of every cell.
         aspect: width of a frame as drawn, by its height; encoders take most clips squeezed.
-        columns: most frames.
+        columns: most frames; a wide clip has fewer.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
     image, drawing = require("PIL.Image"), require("PIL.ImageDraw")
-    count = min(columns, len(frames))
-    shown = [i * (len(frames) - 1) // max(count - 1, 1) for i in range(count)]
     width = round(_HEIGHT * min(max(aspect, 0.4), 2.5))
+    count = min(columns, len(frames), _WIDEST // (width + _GAP))
+    shown = [i * (len(frames) - 1) // max(count - 1, 1) for i in range(count)]
     small = interpolate(frames[shown].float(), (_HEIGHT, width), mode="bicubic", antialias=True)
     pixels = small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     band = _HEIGHT + _LINE + _GAP
