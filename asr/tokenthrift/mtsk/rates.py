@@ -11,7 +11,7 @@ Plain Python: the price of an input is known without torch, weights or device.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
 
@@ -116,7 +116,8 @@ def choose(
         BudgetError: no pair fits; the nearest legal value is the price of the cheapest.
     """
     SUPPORT.check(budget)
-    cap = budget.cap(native, seconds)
+    # The floor is held against what rates can give, so that the nearest legal value is one of theirs.
+    cap = replace(budget, min_tokens=0).cap(native, seconds)
     fitting = [rates for rates, tokens in prices.items() if min(budget.min_tokens, native) <= tokens <= cap]
     if not fitting:
         offered = ", ".join(f"{tokens} at {rates}" for rates, tokens in sorted(prices.items(), key=lambda p: p[1]))
