@@ -40,7 +40,7 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
 
     Args:
         config: `tiny_config()` if not given.
-        decisive: halting logits of mean 0 and deviation 1, other ones from token to token, image to image and error to
+        decisive: images that depend on their tokens, and halting logits of mean 0 and deviation 1, other ones from token to token, image to image and error to
             error, in place of all near 0.
     """
     with torch.random.fork_rng(devices=[]):
@@ -49,6 +49,8 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
         if decisive:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
+                    if name.startswith("decoder.") and parameter.ndim > 1:
+                        parameter.normal_(std=0.2)
                     if name.startswith(("encoder.", "halting.")) and parameter.ndim > 1:
                         parameter.normal_(std={"queries": 2.0, "error": 0.2}.get(name.split(".")[1], 0.4))
                 images = pictures(4)
