@@ -59,6 +59,7 @@ FRAMES: Final = 16
 OURS: Final = "VQToken"
 ADAPTIVE: Final = "VQToken, adaptive"
 _DRAWN: Final = (8, 32)
+_FLOOR: Final = -0.5  # of the plot; what explains less is worse than a single mean by far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +251,9 @@ def _plot(rows: Sequence[Kept]) -> Figure:
         tokens = [fmean(row.tokens for row in group) for group in groups]
         style = {"marker": "D" if method == ADAPTIVE else "o", "linewidth": 2.2 if ours else 1.2, "markersize": 4}
         style |= {"linestyle": ":" if method == ADAPTIVE else "-", "zorder": 3 if ours else 2}
-        left.plot(tokens, [fmean(row.explained for row in group) for group in groups], label=method, **style)
+        explained = [fmean(row.explained for row in group) for group in groups]
+        label = method if max(explained) > _FLOOR else f"{method} (below the axis)"
+        left.plot(tokens, explained, label=label, **style)
         right.plot(tokens, [fmean(row.error for row in group) for group in groups], **style)
     for axes, label in ((left, "explained variance"), (right, "feature error (1 - cosine)")):
         axes.set_xscale("log", base=2)
@@ -258,9 +261,9 @@ def _plot(rows: Sequence[Kept]) -> Figure:
         axes.set_xlabel("tokens of a clip")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    low = min(row.explained for row in rows)
-    left.set_ylim(bottom=max(low, -1.0) if low < 0 else 0)
-    left.legend(frameon=False, fontsize=8)
+    left.set_ylim(_FLOOR, 1.02)
+    right.set_yscale("log")
+    left.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
