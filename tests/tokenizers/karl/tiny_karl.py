@@ -40,8 +40,8 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
 
     Args:
         config: `tiny_config()` if not given.
-        decisive: images that depend on their tokens, and halting logits of mean 0 and deviation 1, other ones from token to token, image to image and error to
-            error, in place of all near 0.
+        decisive: images that depend on their tokens, and halting logits of mean 0 and deviation 1, other ones from
+            token to token, image to image and error to error, in place of all near 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
