@@ -101,6 +101,20 @@ class Answer(NamedTuple):
     usage: TokenUsage
 
 
+class Prefilled(NamedTuple):
+    """What the language model made of B clips, real tokens first.
+
+    Attributes:
+        cache: keys and values.
+        mask: (B, N) bool, which places are real.
+        states: (B, N, width) after the last layer.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    states: Tensor
+
+
 def place_code(grid: tuple[int, int, int]) -> Tensor:
     """(T * H * W, 24): sines and cosines of frame, row and column at four wavelengths; every row has length one.
 
@@ -140,7 +154,12 @@ class VideoAnswerer(HubModel):
         )
         self.project = nn.Linear(c.encoder_width, c.token_width - PLACE_WIDTH)
         self.vqtoken = VQToken(c.vqtoken)
-        self.read = nn.Sequential(nn.Linear(c.token_width + 1, 2 * c.width), nn.GELU(), nn.Linear(2 * c.width, c.width))
+        self.read = nn.Sequential(
+            nn.Linear(c.token_width + 1, 2 * c.width),
+            nn.GELU(),
+            nn.Linear(2 * c.width, c.width),
+            nn.LayerNorm(c.width),  # without it states grow until the layers of the language model add nothing to them
+        )
         self.lm = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(c.words),
@@ -151,6 +170,7 @@ class VideoAnswerer(HubModel):
                 num_key_value_heads=c.heads,
                 max_position_embeddings=c.frames + 64,
                 tie_word_embeddings=True,
+                initializer_range=0.05,
                 pad_token_id=0,
                 bos_token_id=None,
                 eos_token_id=None,
@@ -193,8 +213,8 @@ class VideoAnswerer(HubModel):
         tokens = TokenBatch.from_embeddings(embeddings, seconds=[c.frames / c.frames_per_second] * len(clips))
         return replace(tokens, grids=(c.grid,) * len(clips))
 
-    def prefill(self, tokens: TokenBatch) -> tuple[DynamicCache, Tensor]:
-        """What the language model keeps of clips: its cache, and (B, N) bool which of its places are real.
+    def prefill(self, tokens: TokenBatch) -> Prefilled:
+        """What the language model keeps of clips.
 
         Args:
             tokens: native or reduced; real tokens of an item in the order of their positions.
@@ -209,25 +229,31 @@ class VideoAnswerer(HubModel):
         # Every coordinate about as large as the next, whatever their shares in the length of a token are.
         contents = contents * math.sqrt(contents.shape[2])
         place = place * (math.sqrt(PLACE_WIDTH) / c.place_weight)
-        features = torch.cat([contents, place, sizes.to(embeddings).log()[..., None]], -1)
+        features = torch.cat([contents, place, sizes.to(embeddings).log()[..., None] / 4], -1)
         states = self.read(features.masked_fill(~mask[..., None], 0.0))
         cache = DynamicCache(config=self.lm.config)
         # Padding is on the right, so the causal mask alone keeps it from the real tokens.
         if states.shape[1]:
-            self.lm.model(inputs_embeds=states, position_ids=positions, past_key_values=cache, use_cache=True)
-        return cache, mask
+            states = self.lm.model(
+                inputs_embeds=states, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        return Prefilled(cache, mask, states)
 
     def forward(self, tokens: TokenBatch, questions: Tensor) -> Tensor:
+        """`ask` about clips that were not read yet; `tokens` of B of them, native or reduced."""
+        return self.ask(self.prefill(tokens), questions)
+
+    def ask(self, clips: Prefilled, questions: Tensor) -> Tensor:
         """Scores of every word as the answer to every question.
 
         Args:
-            tokens: of B clips, native or reduced.
+            clips: B of them, read once; a second call needs them read anew.
             questions: (B, Q, L) int64 words, 0 after the end of each. They do not see each other.
 
         Returns:
             (B, Q, V).
         """
-        cache, seen = self.prefill(tokens)
+        seen = clips.mask
         words, whose, step = _packed(questions)
         own = (whose[:, :, None] == whose[:, None]) & (step[:, :, None] >= step[:, None])
         sees = torch.cat([seen[:, None].expand(-1, words.shape[1], -1), own], 2)[:, None]
@@ -235,7 +261,7 @@ class VideoAnswerer(HubModel):
             input_ids=words,
             attention_mask=torch.zeros_like(sees, dtype=self.project.weight.dtype).masked_fill(~sees, -torch.inf),
             position_ids=self.config.frames + step,
-            past_key_values=cache,
+            past_key_values=clips.cache,
             use_cache=True,
         ).last_hidden_state
         lengths = (questions != 0).sum(2)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tokenthrift.vqtoken.questions import Question, Story, ask, make_story, spell
+from tokenthrift.vqtoken.questions import Question, Story, ask, make_story, names, spell
 from tokenthrift.vqtoken.scenes import Pixels, draw, patch_labels, read_backgrounds, texture, window
 
 __all__ = ["Clip", "ClipBatch", "SyntheticClips", "VQTokenDataModule", "collate", "spelt"]
@@ -44,7 +44,8 @@ class ClipBatch:
         frames: (B, T, 3, side, side) uint8.
         questions: (B, Q, L) int64 words, 0 after the end.
         answers: (B, Q) int64 words.
-        labels: (B, T, h, w, 2) int64 colour and shape of every patch, see `patch_labels`.
+        labels: (B, T, h, w, 3) int64 colour, shape and thing of every patch, see `patch_labels`.
+        names: (B, 6, 5) int64 words of every thing, see `names`; zeros first, for no thing.
         asked: the questions as text.
         seed: of whatever is random about the batch.
     """
@@ -53,15 +54,16 @@ class ClipBatch:
     questions: Tensor
     answers: Tensor
     labels: Tensor
+    names: Tensor
     asked: list[list[Question]]
     seed: int
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on another device."""
-        frames, questions, answers, labels = (
-            tensor.to(device) for tensor in (self.frames, self.questions, self.answers, self.labels)
+        frames, questions, answers, labels, names = (
+            tensor.to(device) for tensor in (self.frames, self.questions, self.answers, self.labels, self.names)
         )
-        return ClipBatch(frames, questions, answers, labels, self.asked, self.seed)
+        return ClipBatch(frames, questions, answers, labels, names, self.asked, self.seed)
 
 
 class SyntheticClips(Dataset[Clip]):
@@ -129,7 +131,10 @@ def collate(clips: Sequence[Clip], patch: int) -> ClipBatch:
     labels = torch.from_numpy(np.stack([patch_labels(clip.story, patch) for clip in clips]))
     asked = [clip.questions for clip in clips]
     seed = random.Random(repr(asked)).getrandbits(31)
-    return ClipBatch(frames, *spelt(asked), labels, asked, seed)
+    words = torch.zeros(len(clips), 6, 5, dtype=torch.long)
+    for row, clip in zip(words, clips, strict=True):
+        row[1 : 1 + len(clip.story.things)] = torch.tensor(names(clip.story))
+    return ClipBatch(frames, *spelt(asked), labels, words, asked, seed)
 
 
 class Onward(Sampler[int]):

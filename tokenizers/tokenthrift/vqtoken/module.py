@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tokenthrift.budget import TokenBudget
-from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
+from tokenthrift.vqtoken.attention import VQAttention
+from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
 from tokenthrift.vqtoken.data import ClipBatch
 from tokenthrift.vqtoken.questions import COLOURS, SHAPES
 from tokenthrift.vqtoken.rivals import RIVALS, rival
@@ -42,6 +43,7 @@ class VQTokenModule(L.LightningModule):
         counts: numbers of tokens that reduced clips are given, each as often.
         learning_rate: at its highest.
         encoder_learning_rate: of the encoder in "answers"; 0 leaves it as it is.
+        naming: weight of `naming_loss` beside the answers.
         warmup_steps: steps of linear warm-up, before a cosine decay over the rest of the run.
         weight_decay: of matrices.
         frames: of a clip.
@@ -65,6 +67,7 @@ class VQTokenModule(L.LightningModule):
         counts: list[int] | None = None,
         learning_rate: float = 1e-3,
         encoder_learning_rate: float = 0.0,
+        naming: float = 1.0,
         warmup_steps: int = 100,
         weight_decay: float = 0.01,
         frames: int = 8,
@@ -93,12 +96,19 @@ class VQTokenModule(L.LightningModule):
             layers=layers,
             heads=heads,
             ffn=ffn,
+            vqtoken=VQTokenConfig(
+                attention=AttentionConfig(width=token_width, heads=4, ffn=2 * token_width, patches=(side // patch) ** 2)
+            ),
         )
         self.mix = mix or {"full": 0.25, "vqtoken": 0.5, **dict.fromkeys(RIVALS, 0.05)}
         if unknown := set(self.mix) - {"full", "vqtoken", *RIVALS}:
             raise ValueError(f"mix: no kind of tokens is called {', '.join(sorted(unknown))}")
         self.counts = counts or [8, 16, 32, 64]
         self.model = VideoAnswerer(config)
+        attention = self.model.vqtoken.cross_attention
+        assert isinstance(attention, VQAttention)
+        # Closed, so that it disturbs no trained language model; here none is trained, and a closed gate opens slowly.
+        nn.init.ones_(attention.gate)
         contents = self.model.project.out_features
         self.heads = nn.ModuleList(nn.Linear(contents, 1 + len(names)) for names in (COLOURS, SHAPES))
         if start_from is not None:
@@ -154,10 +164,15 @@ class VQTokenModule(L.LightningModule):
         rng = random.Random(batch.seed)
         kind = rng.choices(list(self.mix), list(self.mix.values()))[0]
         count, seed = rng.choice(self.counts), rng.getrandbits(31)
-        scores = self.model(self.reduced(tokens, kind, count, seed), batch.questions)
-        loss = cross_entropy(scores.flatten(0, 1).float(), batch.answers.flatten())
+        reduced = self.reduced(tokens, kind, count, seed)
+        clips = self.model.prefill(reduced)
+        naming = self.naming_loss(clips.states, self.shown(reduced, kind, batch), batch.names)
+        scores = self.model.ask(clips, batch.questions)
+        answering = cross_entropy(scores.flatten(0, 1).float(), batch.answers.flatten())
+        loss = answering + self.hparams["naming"] * naming
         right = (scores.argmax(-1) == batch.answers).float().mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", answering, prog_bar=True)
+        self.log("train/naming", naming)
         self.log(f"train/{kind}", right, prog_bar=kind in ("full", "vqtoken"))
         return loss
 
@@ -176,8 +191,42 @@ class VQTokenModule(L.LightningModule):
         """Native tokens as a kind of `mix` keeps them."""
         if kind == "full":
             return tokens
-        reducer: TokenReducer = self.model.vqtoken if kind == "vqtoken" else rival(kind, self.model.config.grid, seed)
-        return reducer.reduce(tokens, TokenBudget(max_tokens=count))
+        budget = TokenBudget(max_tokens=count)
+        if kind != "vqtoken":
+            return rival(kind, self.model.config.grid, seed).reduce(tokens, budget)
+        done = self.model.vqtoken.compress(tokens, budget)
+        self.maps = torch.stack(done.maps).flatten(1)
+        return done.tokens
+
+    def shown(self, tokens: TokenBatch, kind: str, batch: ClipBatch) -> Tensor:
+        """(B, N) which thing each token shows, 0 for none: most of its cells for a code, else its place."""
+        things = batch.labels[..., 2].flatten(1)
+        if kind != "vqtoken":
+            return things.gather(1, tokens.positions.clamp(min=0))
+        slots = tokens.mask.shape[1]
+        votes = things.new_zeros(len(things), slots * batch.names.shape[1])
+        votes = votes.scatter_add(1, self.maps * batch.names.shape[1] + things, torch.ones_like(things))
+        return votes.unflatten(1, (slots, -1)).argmax(2)
+
+    def naming_loss(self, states: Tensor, shown: Tensor, names: Tensor) -> Tensor:
+        """Nats per word of what every token shows, said by the language model in the token's place.
+
+        A token of a thing should name its colour, shape, way, turn and end, each as likely; a token of nothing the
+        padding word, at a tenth of the weight. Answers alone would have to find out by themselves which token is of
+        what, which takes a small model very long.
+
+        Args:
+            states: (B, N, width) as in `Prefilled`.
+            shown: (B, N) things, 0 for none.
+            names: (B, things, words) as in `ClipBatch`.
+        """
+        nats = -self.model.lm.lm_head(states).float().log_softmax(-1)
+        words = names.gather(1, shown[..., None].expand(-1, -1, names.shape[2]))
+        said = nats.gather(2, words).mean(2)
+        thing = shown > 0
+        return (said * thing).sum() / thing.sum().clamp(min=1) + 0.1 * (said * ~thing).sum() / (~thing).sum().clamp(
+            min=1
+        )
 
     def patch_loss(self, tokens: TokenBatch, batch: ClipBatch) -> Tensor:
         """Nats of colour and of shape per patch; patches that show a thing weigh as much as those that show none."""
@@ -185,7 +234,7 @@ class VQTokenModule(L.LightningModule):
         seen = labels[..., 0] > 0
         weights = torch.where(seen, (~seen).sum() / seen.sum().clamp(min=1), 1.0)
         total = contents.new_zeros(())
-        for head, target in zip(self.heads, labels.unbind(-1), strict=True):
+        for head, target in zip(self.heads, labels[..., :2].unbind(-1), strict=True):
             nats = cross_entropy(head(contents).transpose(1, 2).float(), target, reduction="none")
             total = total + (nats * weights).sum() / weights.sum()
         return total
@@ -196,7 +245,7 @@ class VQTokenModule(L.LightningModule):
         if self.hparams["stage"] == "encoder":
             contents, labels = self._contents(tokens), batch.labels.flatten(1, 3)
             seen = labels[..., 0] > 0
-            for name, head, target in zip(("colour", "shape"), self.heads, labels.unbind(-1), strict=True):
+            for name, head, target in zip(("colour", "shape"), self.heads, labels[..., :2].unbind(-1), strict=True):
                 right = (head(contents).argmax(-1) == target).float()
                 self.scores[f"{name} of things"].append(right[seen])
                 self.scores[f"{name} of nothing"].append(right[~seen])

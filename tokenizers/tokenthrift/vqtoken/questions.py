@@ -28,6 +28,7 @@ __all__ = [
     "ask",
     "blind_accuracy",
     "make_story",
+    "names",
     "spell",
 ]
 
@@ -83,6 +84,19 @@ class Question(NamedTuple):
     kind: str
 
 
+def names(story: Story) -> list[list[int]]:
+    """Words of every thing: its colour, its shape, the way it moves, its place among the comers, where it ends."""
+    return [
+        [_IDS[word] for word in (thing.colour, thing.shape, thing.step, _ORDINALS[i], _corner(thing, story))]
+        for i, thing in enumerate(story.things)
+    ]
+
+
+def _corner(thing: Thing, story: Story) -> str:
+    x, y = (at > story.side / 2 for at in thing.stop)
+    return _CORNERS[2 * y + x]
+
+
 def spell(text: str) -> list[int]:
     """Tokens of a text of known words.
 
@@ -96,9 +110,9 @@ def spell(text: str) -> list[int]:
 
 
 def make_story(rng: random.Random, frames: int = 8, side: int = 64) -> Story:
-    """Two to five things, each pair of colour and shape once, coming at different times and keeping apart."""
+    """Two to five things, each of a colour of its own, coming at different times and keeping apart."""
     count = min(rng.randint(2, 5), max(frames - 3, 2))
-    looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
+    looks = [(colour, rng.choice(SHAPES)) for colour in rng.sample(COLOURS, count)]
     enters = sorted(rng.sample(range(max(frames - 3, count)), count))
     things: list[Thing] = []
     for look, enter in zip(looks, enters, strict=True):
@@ -148,12 +162,10 @@ def ask(story: Story, rng: random.Random, count: int) -> list[Question]:
 
 
 def _name(thing: Thing, story: Story, rng: random.Random) -> str:
-    """The shortest of the ways to call a thing that fit no other, or one of the longer ones."""
+    """A way to call a thing that fits no other."""
     ways = [f"the {thing.colour} {thing.shape}"]
     if sum(other.colour == thing.colour for other in story.things) == 1:
         ways.append(f"the {thing.colour} thing")
-    if sum(other.shape == thing.shape for other in story.things) == 1:
-        ways.append(f"the {thing.shape}")
     return rng.choice(ways)
 
 
@@ -167,7 +179,7 @@ def _mover(story: Story, rng: random.Random) -> Question | None:
     movers = [thing for thing in story.things if thing.step == step]
     if len(movers) != 1:
         return None
-    if rng.random() < 0.5:
+    if rng.random() < 0.75:
         return Question(f"what colour was the thing moved {step} ?", movers[0].colour, "what moved")
     return Question(f"which shape moved {step} ?", movers[0].shape, "what moved")
 
@@ -177,8 +189,7 @@ def _place(story: Story, rng: random.Random) -> Question | None:
     offsets = [at - story.side / 2 for at in thing.stop]
     if min(map(abs, offsets)) < 0.08 * story.side:
         return None  # too near the middle to say
-    corner = _CORNERS[2 * (offsets[1] > 0) + (offsets[0] > 0)]
-    return Question(f"where did {_name(thing, story, rng)} end ?", corner, "where to")
+    return Question(f"where did {_name(thing, story, rng)} end ?", _corner(thing, story), "where to")
 
 
 def _first(story: Story, rng: random.Random) -> Question | None:
@@ -195,7 +206,7 @@ def _order(story: Story, rng: random.Random) -> Question | None:
     if place >= len(story.things):
         return None
     thing = story.things[place]
-    if rng.random() < 0.5:
+    if rng.random() < 0.75:
         return Question(f"what colour came {_ORDINALS[place]} ?", thing.colour, "order")
     return Question(f"which shape came {_ORDINALS[place]} ?", thing.shape, "order")
 

@@ -99,14 +99,14 @@ def draw(story: Story, background: Pixels) -> Pixels:
 
 
 def patch_labels(story: Story, patch: int) -> NDArray[np.int64]:
-    """What each patch shows: (frames, side / patch, side / patch, 2), the numbers of colour and shape, 0 for neither.
+    """What each patch shows: (frames, side / patch, side / patch, 3), numbers of colour, shape and thing, 0 for none.
 
     A patch shows the topmost thing that covers at least a fifteenth of it.
     """
     grid = story.side // patch
-    labels = np.zeros((story.frames, grid, grid, 2), np.int64)
-    for thing in story.things:
-        number = (1 + COLOURS.index(thing.colour), 1 + SHAPES.index(thing.shape))
+    labels = np.zeros((story.frames, grid, grid, 3), np.int64)
+    for place, thing in enumerate(story.things, 1):
+        number = (1 + COLOURS.index(thing.colour), 1 + SHAPES.index(thing.shape), place)
         for frame in range(thing.enter, thing.leave):
             rows, columns = _box(thing.at(frame), thing.size)
             plane = np.zeros((story.side, story.side), np.float32)
