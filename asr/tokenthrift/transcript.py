@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.budget import BudgetSupport, DecodeBudget, TokenBudget, TokenUsage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
-__all__ = ["Recogniser", "Transcript", "TranscriptToken"]
+__all__ = ["AudioVisualRecogniser", "Recogniser", "Transcript", "TranscriptToken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,72 @@ class Recogniser(Protocol):
         Args:
             audio: One (samples,) float32 mono tensor per item at ``sample_rate``, any lengths up to ``max_seconds``.
             budget: Ceilings for every item; None means the recogniser's own defaults.
+
+        Returns:
+            One transcript per item, in the order given.
+        """
+        ...
+
+
+@runtime_checkable
+class AudioVisualRecogniser(Protocol):
+    """Sound, lips or both in, transcripts out, at a price in tokens; as :class:`Recogniser` otherwise."""
+
+    @property
+    def support(self) -> BudgetSupport:
+        """Which token budgets are honoured."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that ``transcribe`` expects."""
+        ...
+
+    @property
+    def frame_rate(self) -> int:
+        """Pictures per second that ``transcribe`` expects."""
+        ...
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest that one item may be."""
+        ...
+
+    def accepts(self, *, audio: bool, video: bool) -> bool:
+        """Whether an item with these streams, or some of them, can be transcribed."""
+        ...
+
+    def read_lips(self, path: Path) -> Tensor | None:
+        """The lips in a file at ``frame_rate``, (T, H, W), or None for a file without pictures.
+
+        Raises:
+            ValueError: There are pictures, and no face in them.
+        """
+        ...
+
+    def check_price(self, samples: int, frames: int, budget: TokenBudget) -> None:
+        """Raises BudgetError where an item of so many samples and frames (0 without) cannot have what it costs."""
+        ...
+
+    def transcribe(
+        self,
+        audio: Sequence[Tensor | None],
+        video: Sequence[Tensor | None],
+        budget: TokenBudget | None = None,
+        *,
+        decode: DecodeBudget | None = None,
+        coarse_to_fine: bool = False,
+        noise_aware: bool = False,
+    ) -> list[Transcript]:
+        """Transcribe a batch.
+
+        Args:
+            audio: One (samples,) float32 mono tensor per item, or None where there is no sound.
+            video: One (T, H, W) tensor of lips per item, or None where there are none.
+            budget: Ceilings in tokens for every item; None means whatever writes best.
+            decode: Ceilings for every text.
+            coarse_to_fine: Pay for detail only where the cheapest rates leave the text unsure.
+            noise_aware: Choose rates by the noise of the item.
 
         Returns:
             One transcript per item, in the order given.

@@ -357,6 +357,30 @@ class LlamaMTSK(HubModel):
             self, items, _budget(budget), decode, coarse_to_fine=coarse_to_fine, noise_aware=noise_aware
         )
 
+    def accepts(self, *, audio: bool, video: bool) -> bool:
+        """Whether the model has rates for items with these streams, or for some of them."""
+        return any((audio or not rates.audio) and (video or not rates.video) for rates in self.config.scales)
+
+    def check_price(self, samples: int, frames: int, budget: TokenBudget) -> None:
+        """Raises BudgetError where an item cannot have what it costs; 0 samples or frames are none."""
+        self.plan([samples or None], [frames or None], budget)
+
+    def read_lips(self, path: Path) -> Tensor | None:
+        """The mouth crops in a file, or None where the model does not look or the file has no pictures.
+
+        Raises:
+            FaceError: there are pictures, and no face in them.
+        """
+        if self.config.video is None:
+            return None
+        from tokenthrift.media.video import VideoError
+        from tokenthrift.mtsk.lips import read_lips
+
+        try:
+            return read_lips(path).pixels
+        except VideoError:
+            return None
+
     def adapted(self, rates: Rates) -> AbstractContextManager[None]:
         """The language model as it is at a pair of rates."""
         return self.lora.at(self.scale_of(rates))

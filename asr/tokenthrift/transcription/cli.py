@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.media.files import InputError, find_files
 from tokenthrift.media.suffixes import MEDIA_SUFFIXES
@@ -187,7 +187,14 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
         model = load_recogniser(arguments.model, _device(arguments.device))
-        return Transcriber(model, budget=budget, batch_seconds=arguments.batch_seconds)
+        return Transcriber(
+            model,
+            budget=budget,
+            tokens=None if arguments.budget is None else TokenBudget.parse(arguments.budget),
+            coarse_to_fine=arguments.coarse_to_fine,
+            noise_aware=arguments.noise_aware,
+            batch_seconds=arguments.batch_seconds,
+        )
 
 
 def _device(wanted: str | None) -> str:
@@ -250,6 +257,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="probability from which a token is kept; lower is faster and less exact (default: the model's own)",
     )
+    price = parser.add_argument_group("price, for models with a choice of rates, each window of at most 30 s")
+    price.add_argument("--budget", metavar="B", help="most tokens: 64, 25%%, 12.5/s (default: what writes best)")
+    price.add_argument("--coarse-to-fine", action="store_true", help="pay for detail only where a text is unsure")
+    price.add_argument("--noise-aware", action="store_true", help="choose audio and video rates by the noise")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-seconds",

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.media.audio import AudioError, stream_audio
-from tokenthrift.transcript import Recogniser, Transcript
+from tokenthrift.transcript import AudioVisualRecogniser, Recogniser, Transcript
+from tokenthrift.transcription.lips import Streams, check_budget, lips_in, lips_windows, streams_of
 from tokenthrift.transcription.results import Transcription, place, total_usage
 from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
 
@@ -59,7 +61,8 @@ class _Piece:
     draft: _Draft
     index: int
     share: float
-    audio: Tensor
+    length: int
+    streams: Streams
 
 
 class Transcriber:
@@ -72,21 +75,36 @@ class Transcriber:
     """
 
     def __init__(
-        self, model: Recogniser, *, budget: DecodeBudget | None = None, batch_seconds: float = BATCH_SECONDS
+        self,
+        model: Recogniser | AudioVisualRecogniser,
+        *,
+        budget: DecodeBudget | None = None,
+        tokens: TokenBudget | None = None,
+        coarse_to_fine: bool = False,
+        noise_aware: bool = False,
+        batch_seconds: float = BATCH_SECONDS,
     ) -> None:
         """Sets up the job.
 
         Args:
             model: Any recogniser.
-            budget: Ceilings for every window; None means the recogniser's own defaults.
+            budget: Ceilings for the text of every window; None means the recogniser's own defaults.
+            tokens: Ceilings for what the language model reads of every window, where the recogniser has a choice.
+            coarse_to_fine: Pay for detail only where the cheapest rates leave the text unsure.
+            noise_aware: Choose rates by the noise of every window.
             batch_seconds: Most seconds of audio in a batch, padding counted; a longer window goes alone.
 
         Raises:
-            ValueError: `batch_seconds` is not above 0.
+            BudgetError: The recogniser has no choice of rates.
+            ValueError: `batch_seconds` is not above 0, or a choice is asked of a recogniser that has none.
         """
         if not batch_seconds > 0:
             raise ValueError(f"batch_seconds must be above 0, not {batch_seconds}")
-        self.model, self.budget, self.batch_seconds = model, budget, batch_seconds
+        check_budget(model, tokens)
+        if (coarse_to_fine or noise_aware) and not isinstance(model, AudioVisualRecogniser):
+            raise ValueError("coarse_to_fine and noise_aware choose rates, and the model's rate is fixed")
+        self.model, self.budget, self.tokens, self.batch_seconds = model, budget, tokens, batch_seconds
+        self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
 
     def transcribe(self, *paths: str | Path) -> list[Transcription]:
         """Transcribes files and returns all results, one per path in the order given. Never raises for a bad file."""
@@ -116,7 +134,7 @@ class Transcriber:
             drafts.append(draft)
             for piece in self._pieces(draft):
                 pool.append(piece)
-                if sum(len(p.audio) for p in pool) >= _POOL_BATCHES * self.batch_seconds * self.model.sample_rate:
+                if sum(p.length for p in pool) >= _POOL_BATCHES * self.batch_seconds * self.model.sample_rate:
                     self._run_pool(pool, report)
                     yield from _take_finished(drafts, report, self.model.sample_rate)
             if not pool:
@@ -125,29 +143,63 @@ class Transcriber:
         yield from _take_finished(drafts, report, self.model.sample_rate)
 
     def _pieces(self, draft: _Draft) -> Iterator[_Piece]:
-        """Windows of a recording that hold sound. An error is kept in the draft."""
+        """Windows of a recording that hold sound, or all of one to be lip-read. An error is kept in the draft."""
         rate = self.model.sample_rate
+        longest = min(_MAX_WINDOW_SECONDS, self.model.max_seconds)
         kept: list[Tensor] = []
         try:
-            levels, total = frame_levels(_keep_short(stream_audio(draft.path, rate), kept, rate), rate)
-            draft.seconds = total / rate
-            windows = plan_windows(levels, total, rate, min(_MAX_WINDOW_SECONDS, self.model.max_seconds))
-            if draft.seconds < _MIN_SECONDS:
+            lips = lips_in(self.model, draft.path)
+            silent = self._lip_windows(lips, longest)
+            try:
+                levels, total = frame_levels(_keep_short(stream_audio(draft.path, rate), kept, rate), rate)
+            except AudioError:
+                if not silent:
+                    raise
+                levels, total = np.zeros(0), 0
+            draft.seconds = max(total, silent[-1].stop if silent else 0) / rate
+            windows = plan_windows(levels, total, rate, longest)
+            if total / rate < _MIN_SECONDS:
                 windows = []
+            sounds: Iterable[Tensor | None] = cut(kept or stream_audio(draft.path, rate), windows)
+            if not windows and silent:
+                windows, sounds = silent, [None] * len(silent)
             draft.windows = windows
-            for index, audio in enumerate(cut(kept or stream_audio(draft.path, rate), windows)):
-                yield _Piece(draft, index, 1 / len(windows), audio)
+            for index, (window, audio) in enumerate(zip(windows, sounds, strict=True)):
+                streams = streams_of(self.model, audio, lips, window, self.tokens)
+                yield _Piece(draft, index, 1 / len(windows), window.stop - window.start, streams)
         except AudioError as error:
             draft.error = error.reason
+        except BudgetError as error:
+            draft.error = str(error)
         except Exception as error:  # Whatever else a decoder may raise concerns this file alone.
             draft.error = f"{type(error).__name__}: {error}"
 
+    def _lip_windows(self, lips: Tensor | None, longest: float) -> list[Window]:
+        """Windows over the lips of a file, for a model that can do without sound."""
+        model = self.model
+        if lips is None or not isinstance(model, AudioVisualRecogniser) or not model.accepts(audio=False, video=True):
+            return []
+        return lips_windows(len(lips), model.frame_rate, model.sample_rate, longest)
+
+    def _transcribe(self, batch: list[_Piece]) -> list[Transcript]:
+        audio, video = [piece.streams.audio for piece in batch], [piece.streams.video for piece in batch]
+        if isinstance(self.model, AudioVisualRecogniser):
+            return self.model.transcribe(
+                audio,
+                video,
+                self.tokens,
+                decode=self.budget,
+                coarse_to_fine=self.coarse_to_fine,
+                noise_aware=self.noise_aware,
+            )
+        return self.model.transcribe([samples for samples in audio if samples is not None], self.budget)
+
     def _run_pool(self, pool: list[_Piece], report: ProgressCallback) -> None:
         """Transcribes all that waits, longest batches first so that memory runs out early if it does."""
-        pool.sort(key=lambda piece: len(piece.audio), reverse=True)
+        pool.sort(key=lambda piece: piece.length, reverse=True)
         limit = self.batch_seconds * self.model.sample_rate
         while pool:
-            size = max(1, min(len(pool), int(limit // len(pool[0].audio))))
+            size = max(1, min(len(pool), int(limit // pool[0].length)))
             self._run_batch(pool[:size], report)
             del pool[:size]
 
@@ -156,7 +208,7 @@ class Transcriber:
         if not batch:
             return
         try:
-            transcripts = self.model.transcribe([piece.audio for piece in batch], self.budget)
+            transcripts = self._transcribe(batch)
             if len(transcripts) != len(batch):
                 raise RuntimeError(f"the model gave {len(transcripts)} transcripts for {len(batch)} windows")
         except BudgetError:

@@ -8,12 +8,12 @@ from typing import cast
 from tokenthrift.config import ConfigError
 from tokenthrift.models import model_class
 from tokenthrift.sources import fetch
-from tokenthrift.transcript import Recogniser
+from tokenthrift.transcript import AudioVisualRecogniser, Recogniser
 
 __all__ = ["load_recogniser"]
 
 
-def load_recogniser(source: str | Path, device: str = "cpu") -> Recogniser:
+def load_recogniser(source: str | Path, device: str = "cpu") -> Recogniser | AudioVisualRecogniser:
     """Loads a speech model of any system.
 
     Args:
@@ -28,4 +28,4 @@ def load_recogniser(source: str | Path, device: str = "cpu") -> Recogniser:
     kind = model_class(fetch(source, ("config.json",)))
     if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
         raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")
-    return cast(Recogniser, kind.from_pretrained(source, device=device))
+    return cast(Recogniser | AudioVisualRecogniser, kind.from_pretrained(source, device=device))

@@ -1,0 +1,95 @@
+"""Lips beside the sound: what a file gives a recogniser that reads both, and what happens where one is missing.
+
+A file with pictures and no face, or whose pictures end early, is heard alone if the model can do that, and is an error
+with that reason if it cannot. A file without an audio track, or with a silent one, is lip-read from end to end, if the
+model can; without that a silent file has no text and one without audio is an error. Recognisers that only listen never
+look at pictures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.transcript import AudioVisualRecogniser, Recogniser
+from tokenthrift.transcription.windows import Window
+
+__all__ = ["Streams", "check_budget", "lips_in", "lips_windows", "streams_of"]
+
+
+class Streams(NamedTuple):
+    """A window of a recording: (samples,) of sound, (T, H, W) of lips, or one of them."""
+
+    audio: Tensor | None
+    video: Tensor | None
+
+
+def check_budget(model: Recogniser | AudioVisualRecogniser, tokens: TokenBudget | None) -> None:
+    """Raises BudgetError where a model cannot keep to a token budget."""
+    support = getattr(model, "support", None)
+    if tokens is None:
+        return
+    if support is not None:
+        support.check(tokens)
+    if not isinstance(model, AudioVisualRecogniser):
+        raise BudgetError(f"a token budget {tokens.to_dict()}", "none, the model's rate is fixed", "no token budget")
+
+
+def lips_in(model: Recogniser | AudioVisualRecogniser, path: Path) -> Tensor | None:
+    """The lips in a file, or None where there are none or the model does not look.
+
+    Raises:
+        ValueError: no face is found, and the model cannot do without.
+    """
+    if not isinstance(model, AudioVisualRecogniser):
+        return None
+    try:
+        return model.read_lips(path)
+    except ValueError:
+        if model.accepts(audio=True, video=False):
+            return None
+        raise
+
+
+def lips_windows(frames: int, frame_rate: int, sample_rate: int, max_seconds: float) -> list[Window]:
+    """Equal windows over a video, none longer than `max_seconds`, in samples."""
+    count = -(-frames // int(max_seconds * frame_rate))
+    edges = [round(frames * i / count) * sample_rate // frame_rate for i in range(count + 1)] if frames else [0]
+    return [Window(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def streams_of(
+    model: Recogniser | AudioVisualRecogniser,
+    audio: Tensor | None,
+    lips: Tensor | None,
+    window: Window,
+    tokens: TokenBudget | None,
+) -> Streams:
+    """What a window gives the model.
+
+    Args:
+        model: any.
+        audio: the sound of the window.
+        lips: of the whole file.
+        window: in samples.
+        tokens: what it may cost.
+
+    Raises:
+        BudgetError: the window costs more than that.
+        ValueError: a stream is missing that the model cannot do without.
+    """
+    if not isinstance(model, AudioVisualRecogniser):
+        return Streams(audio, None)
+    if lips is not None:
+        first, last = (round(edge * model.frame_rate / model.sample_rate) for edge in (window.start, window.stop))
+        lips = lips[first:last]
+    video = lips if lips is not None and len(lips) else None
+    if not model.accepts(audio=audio is not None, video=video is not None):
+        missing = "no lips" if video is None else "no sound"
+        second = window.start / model.sample_rate
+        raise ValueError(f"the model was not trained for this: {missing} in the file from {second:.1f} s on")
+    model.check_price(0 if audio is None else len(audio), 0 if video is None else len(video), tokens or TokenBudget())
+    return Streams(audio, video)
