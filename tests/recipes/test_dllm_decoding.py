@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from tests.asr.tiny_dllm import speech, tiny_model, write_shard
 from tests.recipes.dllm_scripts import run, script
@@ -40,3 +41,19 @@ def test_the_best_setting_within_the_rounds_is_written(
 
     with pytest.raises(SystemExit, match="nothing stays within 0"):
         run(monkeypatch, decoding, *options, *grid, "--rounds", 0)
+
+
+def test_checkpoints_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    average = script("average")
+    options = {"train_draft": False, "train_denoiser": True}
+    for name, value in (("a", 1.0), ("b", 4.0)):
+        state = {"model.w": torch.full((3,), value), "model.n": torch.tensor(2)}
+        torch.save({"state_dict": state, "hyper_parameters": options, "optimizer_states": [1]}, tmp_path / name)
+    torch.save({"state_dict": {}}, tmp_path / "other")
+    run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    made = torch.load(tmp_path / "out", weights_only=True)
+    assert made["state_dict"]["model.w"].tolist() == [2.5, 2.5, 2.5]
+    assert made["state_dict"]["model.n"].dtype == torch.int64
+    assert made["hyper_parameters"] == options
+    with pytest.raises(SystemExit, match="different models"):
+        run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "other")
