@@ -1,0 +1,31 @@
+"""The mean of the weights of training checkpoints: `python average.py OUT.ckpt A.ckpt B.ckpt ...`.
+
+Source: model soups (Wortsman et al., 2022). Checkpoints of one run, or of runs that went on from each other, are near
+enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. The
+result starts a training or becomes a model folder like any checkpoint; it cannot be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    read = [torch.load(path, map_location="cpu", weights_only=True) for path in arguments.checkpoints]
+    states = [checkpoint["state_dict"] for checkpoint in read]
+    if any(state.keys() != states[0].keys() for state in states):
+        raise SystemExit("the checkpoints are of different models")
+    mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
+    kept = {name: mean[name].to(weight.dtype) for name, weight in states[0].items()}
+    torch.save({**read[-1], "state_dict": kept, "optimizer_states": []}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
