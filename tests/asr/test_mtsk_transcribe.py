@@ -40,7 +40,7 @@ budgets = st.builds(
 
 
 @given(st.integers(0, 1500), st.integers(0, 750), budgets, st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_laws_of_the_budget(states: int, frames: int, budget: TokenBudget, ladder: bool, measured: bool) -> None:
     config = replace(CONFIG, table=TABLE if measured else ())
     if not (states or frames):

@@ -157,9 +157,7 @@ class Transcriber:
                     raise
                 levels, total = np.zeros(0), 0
             draft.seconds = max(total, silent[-1].stop if silent else 0) / rate
-            windows = plan_windows(levels, total, rate, longest)
-            if total / rate < _MIN_SECONDS:
-                windows = []
+            windows = plan_windows(levels, total, rate, longest) if total / rate >= _MIN_SECONDS else []
             sounds: Iterable[Tensor | None] = cut(kept or stream_audio(draft.path, rate), windows)
             if not windows and silent:
                 windows, sounds = silent, [None] * len(silent)
