@@ -167,10 +167,11 @@ def main() -> None:
         raise SystemExit("cutting tokens needs a model whose tokens are nested")
     data = np.load(options.cifar)
     words = [str(name) for name in data["names"]]
+    classes = data["label"].tolist()
     sets: dict[str, tuple[TokenBatch, list[int], list[int]]] = {}
     for part, limit in (("train", options.images), ("test", 2000)):
         images = torch.from_numpy(np.load(options.data / f"photos_{part}.npy")[:limit])
-        labels = [int(data["label"][index]) for index in PHOTOS[part]][: len(images)]
+        labels = [classes[index] for index in PHOTOS[part]][: len(images)]
         sets[part] = (*tokens_of(karl, images, options.error), labels)
         print(f"{part}: {len(images)} photos encoded", flush=True)
 

@@ -1,0 +1,44 @@
+"""Calibrates a KARL model on images that it was not trained on, and keeps the result in its folder.
+
+Give sources in the mixture that the model will meet; as many images of each are taken. Errors to be wanted can be
+named, so that near them no tokens are spent on promising too much.
+
+    python recipes/karl/calibrate.py model_cards/karl-tiny-64 data/karl/photos_dev.npy data/karl/emoji_dev.npy \
+        --wanted 0.1 0.12
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tokenthrift.karl import Karl
+from tokenthrift.karl.evaluate import calibrate
+from tokenthrift.karl.sources import read_set
+
+
+def main() -> None:
+    """Adds `calibration` to the model's config.json; weights and other files stay as they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("sources", type=Path, nargs="+", help="folder, .npy, .npz or .jsonl manifest")
+    parser.add_argument("--alpha", type=float, default=0.1, help="share that may miss (default: %(default)s)")
+    parser.add_argument("--wanted", type=float, nargs="*", default=[], help="errors that will be wanted")
+    parser.add_argument("--seed", type=int, default=0, help="of which images are taken (default: 0)")
+    options = parser.parse_args()
+    karl = Karl.from_pretrained(options.model)
+    sets = [read_set(source, karl.config.size[0], None, options.seed) for source in options.sources]
+    count = min(map(len, sets))
+    images = torch.cat([images[:count] for images in sets])
+    calibration = calibrate(karl, images, options.alpha, options.wanted)
+    karl.config = replace(karl.config, calibration=calibration)
+    karl.save_pretrained(options.model, dtype=torch.float16)
+    for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
+        print(f"asked for {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
+
+
+if __name__ == "__main__":
+    main()
