@@ -49,7 +49,7 @@ class TestVideoAnswerer(ModelContract):
         tokens = model.encode(torch.stack([frames for frames, _ in items]))
         most = max(len(texts) for _, texts in items)
         questions = torch.stack([words(texts, most) for _, texts in items])
-        return model(model.vqtoken.reduce(tokens, TokenBudget(max_tokens=9)), questions)
+        return model.ask(model.prefill(model.vqtoken.reduce(tokens, TokenBudget(max_tokens=9))), questions)
 
     def outputs(self, model: VideoAnswerer, items: list[Any]) -> Outputs:
         scores = self.scores(model, items)

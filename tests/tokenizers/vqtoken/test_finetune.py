@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 from tests.multimodal.tiny_vlms import IMAGE, PAD, VIDEO, VOCABULARY, build
 from tokenthrift.attachment import attach
 from tokenthrift.vqtoken import LlavaVQTokenModule, VideoConversationsDataModule, VQToken
+from tokenthrift.vqtoken.attention import VQAttention
 from tokenthrift.vqtoken.finetune_data import ConversationBatch, Conversations, read_manifest
 
 # Advice about loaders, folders and the next release of torch.
@@ -196,8 +197,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path)
 def test_what_was_trained_is_used_with_attach(folder: Path, tmp_path: Path) -> None:
     module, batch = module_of(folder), conversations(folder)[0]
     gate = module.vqtoken.cross_attention
-    assert gate is not None
-    torch.nn.init.ones_(gate.gate)  # type: ignore[arg-type]
+    assert isinstance(gate, VQAttention)
+    torch.nn.init.ones_(gate.gate)
     module.save_pretrained(tmp_path)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "llava", dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,6 @@ def test_a_few_clips_can_be_learnt(stage: Any) -> None:
 @pytest.mark.parametrize("stage", ["encoder", "answers"])
 def test_gradients_reach_what_the_stage_trains_and_nothing_else(stage: Any) -> None:
     module = module_of(stage=stage, mix={"vqtoken": 1.0})
-    module.model.load_state_dict(tiny_answerer().state_dict(), strict=False) if stage == "answers" else None
     overfit(module, batch(), 2)
     parts = {"encoder": {"encoder", "project"}, "answers": {"vqtoken", "read", "lm"}}[stage]
     got = {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None and name[:5] == "model"}
@@ -124,9 +124,38 @@ def test_the_second_stage_starts_from_the_first(tmp_path: Path) -> None:
     assert torch.equal(second.model.project.weight, before)
     second.model.save_pretrained(tmp_path / "model")
     third = module_of(start_from=str(tmp_path / "model"), layers=2)
-    assert torch.equal(third.model.read[0].weight, second.model.read[0].weight)
+    assert torch.equal(third.model.lm.lm_head.weight, second.model.lm.lm_head.weight)
     with pytest.raises(ValueError, match="other sizes"):
         module_of(start_from=str(tmp_path / "step=3.ckpt"), encoder_width=32)
+
+
+def test_tokens_are_named_after_what_most_of_them_shows() -> None:
+    module, items = module_of(), batch()
+    tokens = module.encode(items)
+    things = items.labels[..., 2].flatten(1)
+    assert torch.equal(module.shown(tokens, "full", items), things)
+    few = module.reduced(tokens, "uniform", 9)
+    assert torch.equal(module.shown(few, "uniform", items), things.gather(1, few.positions))
+    codes = module.reduced(tokens, "vqtoken", 9)
+    shown = module.shown(codes, "vqtoken", items)
+    for row, index_map, truth in zip(shown, module.maps, things, strict=True):
+        sure = [k for k in range(9) if len(truth[index_map == k].unique()) == 1]
+        assert [int(truth[index_map == k][0]) for k in sure] == row[sure].tolist()
+
+
+def test_naming_is_cheapest_when_all_words_of_the_thing_are_said() -> None:
+    module, items = module_of(), batch(2)
+    assert items.names[0, 1:3].all()
+    assert not items.names[:, 0].any()
+    vocabulary = module.model.lm.lm_head.weight
+    module.model.lm.lm_head = torch.nn.Identity()
+    shown = torch.tensor([[1, 0]])
+    said = torch.full((1, 2, len(vocabulary)), -30.0)
+    said[0, 0, items.names[0, 1]] = 0.0
+    said[0, 1, 0] = 0.0
+    assert module.naming_loss(said, shown, items.names[:1]).item() == pytest.approx(math.log(5), abs=1e-4)
+    said[0, 0] = said[0, 1]
+    assert module.naming_loss(said, shown, items.names[:1]).item() > 20
 
 
 def test_every_kind_of_tokens_can_be_trained_on() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from tokenthrift.vqtoken import AttentionConfig, VideoAnswerer, VQTokenConfig
 from tokenthrift.vqtoken.answerer import AnswererConfig
+from tokenthrift.vqtoken.attention import VQAttention
 
 SIZES: dict[str, Any] = {
     "frames": 4,
@@ -30,6 +31,6 @@ def tiny_answerer(seed: int = 0) -> VideoAnswerer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VideoAnswerer(AnswererConfig(vqtoken=vqtoken, encoder_heads=2, **SIZES))
-        assert model.vqtoken.cross_attention is not None
+        assert isinstance(model.vqtoken.cross_attention, VQAttention)
         torch.nn.init.normal_(model.vqtoken.cross_attention.gate, 0.5)
     return model.eval()

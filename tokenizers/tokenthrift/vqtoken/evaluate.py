@@ -169,7 +169,7 @@ def _batches(clips: SyntheticClips, size: int, patch: int, watch: Stopwatch) -> 
 def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Table:
     """One line a method: tokens, accuracy, density, work and time."""
     full = mean_and_interval([run[0].accuracy for run in runs])[0]
-    lines = []
+    lines: list[tuple[Cell, ...]] = []
     for i, row in enumerate(rows):
         done = [run[i] for run in runs]
         accuracy, sure = mean_and_interval([result.accuracy for result in done])
@@ -183,7 +183,7 @@ def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -
                 tokens,
                 accuracy,
                 sure,
-                100 * accuracy / full,
+                100 * accuracy / full if full else None,
                 accuracy / tokens,
                 sum(result.module for result in done) / counted / 1e6,
                 sum(result.language for result in done) / counted / 1e6,

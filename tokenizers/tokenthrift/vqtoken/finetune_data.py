@@ -100,7 +100,7 @@ def encode(processor: Any, pixels: Tensor, turns: tuple[tuple[str, str], ...], l
         longest: tokens, native visual ones included, after which the text is cut.
     """
     tokenizer, ids, labels = processor.tokenizer, list[int](), list[int]()
-    pixel_values = None
+    pixel_values = torch.empty(0)
     for place, (question, answer) in enumerate(turns):
         if place == 0:
             text = f"{_SYSTEM}<|im_start|>user\n{processor.video_token}\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -169,7 +169,7 @@ class VQTokenModule(L.LightningModule):
         naming = self.naming_loss(clips.states, self.shown(reduced, kind, batch), batch.names)
         scores = self.model.ask(clips, batch.questions)
         answering = cross_entropy(scores.flatten(0, 1).float(), batch.answers.flatten())
-        loss = answering + self.hparams["naming"] * naming
+        loss: Tensor = answering + self.hparams["naming"] * naming
         right = (scores.argmax(-1) == batch.answers).float().mean()
         self.log("train/loss", answering, prog_bar=True)
         self.log("train/naming", naming)
@@ -206,7 +206,8 @@ class VQTokenModule(L.LightningModule):
         slots = tokens.mask.shape[1]
         votes = things.new_zeros(len(things), slots * batch.names.shape[1])
         votes = votes.scatter_add(1, self.maps * batch.names.shape[1] + things, torch.ones_like(things))
-        return votes.unflatten(1, (slots, -1)).argmax(2)
+        winners: Tensor = votes.unflatten(1, (slots, -1)).argmax(2)
+        return winners
 
     def naming_loss(self, states: Tensor, shown: Tensor, names: Tensor) -> Tensor:
         """Nats per word of what every token shows, said by the language model in the token's place.
@@ -224,9 +225,9 @@ class VQTokenModule(L.LightningModule):
         words = names.gather(1, shown[..., None].expand(-1, -1, names.shape[2]))
         said = nats.gather(2, words).mean(2)
         thing = shown > 0
-        return (said * thing).sum() / thing.sum().clamp(min=1) + 0.1 * (said * ~thing).sum() / (~thing).sum().clamp(
-            min=1
-        )
+        things, rest = ((said * which).sum() / which.sum().clamp(min=1) for which in (thing, ~thing))
+        loss: Tensor = things + 0.1 * rest
+        return loss
 
     def patch_loss(self, tokens: TokenBatch, batch: ClipBatch) -> Tensor:
         """Nats of colour and of shape per patch; patches that show a thing weigh as much as those that show none."""
