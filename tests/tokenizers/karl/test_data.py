@@ -102,12 +102,17 @@ def test_random_views_have_the_size_and_stay_inside(size: int, area: tuple[float
         assert any(torch.equal(view, c) or torch.equal(view.flip(-1), c) for c in crops), "a crop of its size is exact"
 
 
+def floats(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.zeros((2, 3, 16, 16)))
+    return folder / "x.npy"
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda folder: folder / "none", FileNotFoundError, "no array"),
         (lambda folder: folder, FileNotFoundError, "no image"),
-        (lambda folder: np.save(folder / "x.npy", np.zeros((2, 16, 16, 3))) or folder / "x.npy", ValueError, "uint8"),
+        (floats, ValueError, "uint8"),
     ],
 )
 def test_sources_that_cannot_be_used_say_why(
