@@ -169,7 +169,7 @@ class VQTokenModule(L.LightningModule):
         naming = self.naming_loss(clips.states, self.shown(reduced, kind, batch), batch.names)
         scores = self.model.ask(clips, batch.questions)
         answering = cross_entropy(scores.flatten(0, 1).float(), batch.answers.flatten())
-        loss: Tensor = answering + self.hparams["naming"] * naming
+        loss = answering + self.hparams["naming"] * naming
         right = (scores.argmax(-1) == batch.answers).float().mean()
         self.log("train/loss", answering, prog_bar=True)
         self.log("train/naming", naming)
