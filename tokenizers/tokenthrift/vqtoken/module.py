@@ -158,9 +158,9 @@ class VQTokenModule(L.LightningModule):
         """Cross-entropy of patches, or of answers read from one kind and number of tokens."""
         tokens = self.encode(batch)
         if self.hparams["stage"] == "encoder":
-            loss = self.patch_loss(tokens, batch)
-            self.log("train/patches", loss, prog_bar=True)
-            return loss
+            patches = self.patch_loss(tokens, batch)
+            self.log("train/patches", patches, prog_bar=True)
+            return patches
         rng = random.Random(batch.seed)
         kind = rng.choices(list(self.mix), list(self.mix.values()))[0]
         count, seed = rng.choice(self.counts), rng.getrandbits(31)
@@ -169,7 +169,7 @@ class VQTokenModule(L.LightningModule):
         naming = self.naming_loss(clips.states, self.shown(reduced, kind, batch), batch.names)
         scores = self.model.ask(clips, batch.questions)
         answering = cross_entropy(scores.flatten(0, 1).float(), batch.answers.flatten())
-        loss = answering + self.hparams["naming"] * naming
+        loss: Tensor = answering + self.hparams["naming"] * naming
         right = (scores.argmax(-1) == batch.answers).float().mean()
         self.log("train/loss", answering, prog_bar=True)
         self.log("train/naming", naming)
