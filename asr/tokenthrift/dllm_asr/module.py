@@ -117,9 +117,9 @@ class DllmAsrModule(L.LightningModule):
             named = [item for part in parts for item in part.named_parameters() if item[1].requires_grad]
             # Matrices decay; the bias of the fading causal mask is a table of (layers, heads), not a matrix.
             decays = [p.ndim > 1 and not name.endswith("future") for name, p in named]
-            for decay in (True, False):
-                chosen = [p for (_, p), d in zip(named, decays, strict=True) if d == decay]
-                groups.append({"params": chosen, "lr": rate, "weight_decay": h.weight_decay if decay else 0.0})
+            for matrices in (True, False):
+                chosen = [p for (_, p), d in zip(named, decays, strict=True) if d == matrices]
+                groups.append({"params": chosen, "lr": rate, "weight_decay": h.weight_decay if matrices else 0.0})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
         steps = int(self.trainer.estimated_stepping_batches)
         first = max(1, h.warmup_steps)  # with none, torch's schedule would stay at its first, tiny rate

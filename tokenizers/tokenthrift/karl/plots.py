@@ -97,7 +97,8 @@ def examples(rows: Mapping[str, Sequence[tuple[Tensor, Tensor, int, float]]]) ->
     figure, axes = new_figure(1.2 * width + 1.2, 2.7 * len(rows), nrows=len(rows), squeeze=False)
     for place, (family, shown) in zip(axes[:, 0], rows.items(), strict=True):
         # One picture a family: an axes for each image would take matplotlib a minute to lay out.
-        strip = sheet([torch.stack([example[which] for example in shown]) for which in (0, 1)])
+        originals, decoded = [image for image, _, _, _ in shown], [image for _, image, _, _ in shown]
+        strip = sheet([torch.stack(originals), torch.stack(decoded)])
         place.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
         step = strip.shape[2] / len(shown)
         labels = [f"{tokens} tokens\nerror {error:.3f}" for _, _, tokens, error in shown]
