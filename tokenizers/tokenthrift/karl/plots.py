@@ -82,7 +82,7 @@ def scatter(points: Mapping[str, tuple[Sequence[int], Sequence[int]]], native: i
     axes.axhline(native, color="0.7", linewidth=1, linestyle=":")
     axes.set(xlabel="complexity: bytes as JPEG, quality 75", ylabel="tokens", title="Tokens against complexity")
     axes.set_ylim(0, native * 1.05)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     found: Figure = figure
     return found
 
