@@ -23,6 +23,12 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: what is wrong, where, and what is allowed."""
 
 
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Raises a ConfigError that names a number out of its range."""
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads one JSON object.
 

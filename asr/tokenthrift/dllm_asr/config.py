@@ -10,14 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tokenthrift.config import ConfigError
+from tokenthrift.config import ConfigError, check_within
 
 __all__ = ["AdapterConfig", "BackboneConfig", "DecodeConfig", "DllmAsrConfig", "DraftConfig", "EncoderConfig"]
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +27,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384), ("bins", 128)):
-            _within(f"encoder.{name}", getattr(self, name), 1, high)
+            check_within(f"encoder.{name}", getattr(self, name), 1, high)
         if self.width % self.heads or self.width % 2:
             raise ConfigError(f"encoder.width {self.width} must be even and a multiple of heads {self.heads}")
 
@@ -47,8 +42,8 @@ class AdapterConfig:
     """Stride of the convolution after it; 2 gives 12.5 a second, 1 leaves the convolution and the projection out."""
 
     def __post_init__(self) -> None:
-        _within("adapter.pool", self.pool, 1, 8)
-        _within("adapter.stride", self.stride, 1, 8)
+        check_within("adapter.pool", self.pool, 1, 8)
+        check_within("adapter.stride", self.stride, 1, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,7 @@ class DraftConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 4096), ("layers", 32), ("heads", 64), ("ffn", 16_384)):
-            _within(f"draft.{name}", getattr(self, name), 1, high)
+            check_within(f"draft.{name}", getattr(self, name), 1, high)
         if self.width % self.heads:
             raise ConfigError(f"draft.width {self.width} must be a multiple of heads {self.heads}")
 
@@ -82,8 +77,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 8192), ("layers", 128), ("heads", 128), ("ffn", 65_536)):
-            _within(f"backbone.{name}", getattr(self, name), 1, high)
-        _within("backbone.positions", self.positions, 16, 16_384)
+            check_within(f"backbone.{name}", getattr(self, name), 1, high)
+        check_within("backbone.positions", self.positions, 16, 16_384)
         if self.width % self.heads:
             raise ConfigError(f"backbone.width {self.width} must be a multiple of heads {self.heads}")
 
@@ -112,14 +107,14 @@ class DecodeConfig:
     """Slots for each second of audio where the draft gives no length."""
 
     def __post_init__(self) -> None:
-        _within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
+        check_within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
         if self.max_rounds is not None:
-            _within("decode.max_rounds", self.max_rounds, 1, 1024)
-        _within("decode.draft_threshold", self.draft_threshold, 0.0, 1.0)
-        _within("decode.slack", self.slack, 0.0, 4.0)
-        _within("decode.margin", self.margin, 0, 64)
-        _within("decode.verify", self.verify, 0.0, 1.0)
-        _within("decode.tokens_per_second", self.tokens_per_second, 0.1, 50.0)
+            check_within("decode.max_rounds", self.max_rounds, 1, 1024)
+        check_within("decode.draft_threshold", self.draft_threshold, 0.0, 1.0)
+        check_within("decode.slack", self.slack, 0.0, 4.0)
+        check_within("decode.margin", self.margin, 0, 64)
+        check_within("decode.verify", self.verify, 0.0, 1.0)
+        check_within("decode.tokens_per_second", self.tokens_per_second, 0.1, 50.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +129,7 @@ class DllmAsrConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
-        _within("vocab_size", self.vocab_size, 8, 300_000)
+        check_within("vocab_size", self.vocab_size, 8, 300_000)
         if self.adapter.stride == 1 and self.encoder.width != self.backbone.width:
             raise ConfigError(
                 f"without a convolution (adapter.stride 1) the backbone reads encoder states as they are: "

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenthrift.dllm_asr.draft import DraftWord
+from tokenthrift.training.resuming import ResumableDataModule
 
 __all__ = ["Batch", "BatchOrder", "CachedStates", "DllmAsrDataModule", "Utterance"]
 
@@ -140,7 +140,7 @@ class BatchOrder(Sampler[list[int]]):
         return batches
 
 
-class DllmAsrDataModule(L.LightningDataModule):
+class DllmAsrDataModule(ResumableDataModule):
     """Training shards, synthetic development shards, and real development recordings.
 
     Args:
@@ -161,7 +161,6 @@ class DllmAsrDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.consumed = 0
 
     def setup(self, stage: str) -> None:
         """Opens the shards."""
@@ -189,15 +188,6 @@ class DllmAsrDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Utterance]]:
         """Synthetic development utterances, then real ones."""
         return [DataLoader(d, batch_size=8, collate_fn=collate) for d in self.dev]
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches have been used."""
-        trainer = self.trainer
-        return {"consumed": trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after that many batches."""
-        self.consumed = int(state["consumed"])
 
     def _recordings(self, folder: Path) -> list[Utterance]:
         from tokenthrift.dllm_asr.module import DllmAsrModule

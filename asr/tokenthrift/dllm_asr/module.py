@@ -26,6 +26,7 @@ from tokenthrift.dllm_asr.examples import responses
 from tokenthrift.dllm_asr.model import STATE_RATE
 from tokenthrift.dllm_asr.pretrained import assemble
 from tokenthrift.evaluation.wer import word_errors
+from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["DllmAsrModule", "trained_weights"]
 
@@ -122,10 +123,7 @@ class DllmAsrModule(L.LightningModule):
                 groups.append({"params": chosen, "lr": rate, "weight_decay": h.weight_decay if matrices else 0.0})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
         steps = int(self.trainer.estimated_stepping_batches)
-        first = max(1, h.warmup_steps)  # with none, torch's schedule would stay at its first, tiny rate
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, first)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - first), 1e-6)
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [first])
+        schedule = warmup_cosine(optimizer, steps, h.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

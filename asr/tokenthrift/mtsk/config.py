@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
-from tokenthrift.config import ConfigError
+from tokenthrift.config import ConfigError, check_within
 from tokenthrift.mtsk.compression import Compression
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.rates import Measured, Rates
@@ -19,11 +19,6 @@ from tokenthrift.mtsk.rates import Measured, Rates
 __all__ = ["AudioConfig", "DecodeConfig", "LanguageModelConfig", "LoraConfig", "MTSKConfig", "Task", "VideoConfig"]
 
 Task = Literal["asr", "vsr", "avsr"]
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +35,7 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384), ("bins", 128)):
-            _within(f"audio.{name}", getattr(self, name), 1, high)
+            check_within(f"audio.{name}", getattr(self, name), 1, high)
         if self.width % self.heads or self.width % 2:
             raise ConfigError(f"audio.width {self.width} must be even and a multiple of heads {self.heads}")
 
@@ -66,11 +61,11 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384)):
-            _within(f"video.{name}", getattr(self, name), 1, high)
+            check_within(f"video.{name}", getattr(self, name), 1, high)
         for channels in self.channels:
-            _within("video.channels", channels, 1, 4096)
-        _within("video.crop", self.crop, 16, 256)
-        _within("video.lora", self.lora, 0, 4096)
+            check_within("video.channels", channels, 1, 4096)
+        check_within("video.crop", self.crop, 16, 256)
+        check_within("video.lora", self.lora, 0, 4096)
         if self.width % self.heads or self.width % 16:
             raise ConfigError(f"video.width {self.width} must be a multiple of 16 and of heads {self.heads}")
         if self.source is not None and self.trained:
@@ -101,8 +96,8 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         limits = (("vocab_size", 1_000_000), ("width", 16_384), ("layers", 256), ("heads", 256), ("kv_heads", 256))
         for name, high in (*limits, ("head_dim", 1024), ("ffn", 131_072), ("positions", 2_000_000)):
-            _within(f"language_model.{name}", getattr(self, name), 1, high)
-        _within("language_model.norm_eps", self.norm_eps, 1e-12, 1e-2)
+            check_within(f"language_model.{name}", getattr(self, name), 1, high)
+        check_within("language_model.norm_eps", self.norm_eps, 1e-12, 1e-2)
         if self.heads % self.kv_heads:
             raise ConfigError(f"language_model.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
 
@@ -118,8 +113,8 @@ class LoraConfig:
     """Factor of an adapter's output; alpha over the published code's `rank`, which is a divisor of the width."""
 
     def __post_init__(self) -> None:
-        _within("lora.bottleneck", self.bottleneck, 1, 16_384)
-        _within("lora.scale", self.scale, 1e-4, 100.0)
+        check_within("lora.bottleneck", self.bottleneck, 1, 16_384)
+        check_within("lora.scale", self.scale, 1e-4, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +131,10 @@ class DecodeConfig:
     """Coarse-to-fine keeps a text whose tokens are this likely on (geometric) average."""
 
     def __post_init__(self) -> None:
-        _within("decode.beams", self.beams, 1, 64)
-        _within("decode.max_new_tokens", self.max_new_tokens, 1, 4096)
-        _within("decode.tokens_per_second", self.tokens_per_second, 0.1, 100.0)
-        _within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
+        check_within("decode.beams", self.beams, 1, 64)
+        check_within("decode.max_new_tokens", self.max_new_tokens, 1, 4096)
+        check_within("decode.tokens_per_second", self.tokens_per_second, 0.1, 100.0)
+        check_within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +173,10 @@ class MTSKConfig:
                 raise ConfigError(f"tasks {list(self.tasks)} need {'an' if needed else 'no'} encoder and rates: {name}")
             if list(rates) != sorted(set(rates)) or any(not 1 <= rate <= 100 for rate in rates):
                 raise ConfigError(f"{name}_rates must be ascending and within 1 to 100, not {list(rates)}")
-        _within("projector_width", self.projector_width, 1, 65_536)
+        check_within("projector_width", self.projector_width, 1, 65_536)
         for name, token in (("eos_id", self.eos_id), ("bos_id", self.bos_id)):
             if token is not None:
-                _within(name, token, 0, self.language_model.vocab_size - 1)
+                check_within(name, token, 0, self.language_model.vocab_size - 1)
         unknown = [str(line.rates) for line in self.table if line.rates not in self.scales]
         if unknown:
             raise ConfigError(f"table has rates that the model has not: {', '.join(unknown)}")

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -33,6 +32,7 @@ from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.augmentation import Augmentation
 from tokenthrift.mtsk.avhubert import FRAME_RATE
 from tokenthrift.mtsk.lips import read_lips
+from tokenthrift.training.resuming import ResumableDataModule
 
 __all__ = ["Batch", "BucketBatches", "CachedStates", "Clip", "ManifestClips", "MtskDataModule", "collate", "held_out"]
 
@@ -249,7 +249,7 @@ class _Part(Dataset[Clip]):
         return self.whole[epoch, self.places[index]]
 
 
-class MtskDataModule(L.LightningDataModule):
+class MtskDataModule(ResumableDataModule):
     """Training and development clips.
 
     Args:
@@ -274,7 +274,6 @@ class MtskDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.consumed = 0
 
     def setup(self, stage: str) -> None:
         """Opens the data."""
@@ -299,15 +298,6 @@ class MtskDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Clip]:
         """Development clips as they are."""
         return DataLoader(self.dev, batch_size=16, collate_fn=collate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches have been used."""
-        trainer = self.trainer
-        return {"consumed": trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after that many batches."""
-        self.consumed = int(state["consumed"])
 
 
 def _open(source: str, augmentation: Augmentation | None, crop: int, seed: int) -> ManifestClips | CachedStates:

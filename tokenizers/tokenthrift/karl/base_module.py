@@ -20,9 +20,10 @@ from tokenthrift.config import from_plain
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.config import BaseConfig
 from tokenthrift.karl.losses import Lpips
-from tokenthrift.karl.optimisation import adamw, warmup_cosine
+from tokenthrift.karl.optimisation import adamw
 from tokenthrift.karl.pictures import draw, sheet
 from tokenthrift.karl.vqgan import Vqgan
+from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["KarlBaseModule"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
-from tokenthrift.config import ConfigError
+from tokenthrift.config import ConfigError, check_within
 from tokenthrift.karl.calibration import Calibration
 
 __all__ = ["BASES", "ERROR_BINS", "NAMED_SIZES", "BaseConfig", "KarlConfig", "TransformerConfig", "named"]
@@ -23,11 +23,6 @@ ERROR_BINS: Final = (
     0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.09, 0.10, 0.12, 0.14, 0.16, 0.18, 0.20, 0.24, 0.28, 0.32, 0.38,
 )  # fmt: skip
 """Mean absolute errors per pixel in [0, 1] that the published model can be asked for."""
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +56,11 @@ class BaseConfig:
             ("groups", 64),
             ("codes", 65_536),
         ):
-            _within(f"base.{name}", getattr(self, name), 1, high)
-        _within("base.multipliers: their number", len(self.multipliers), 1, 8)
+            check_within(f"base.{name}", getattr(self, name), 1, high)
+        check_within("base.multipliers: their number", len(self.multipliers), 1, 8)
         for multiplier in self.multipliers:
-            _within("base.multipliers", multiplier, 1, 16)
-        _within("base.scale", self.scale, 1e-4, 1e4)
+            check_within("base.multipliers", multiplier, 1, 16)
+        check_within("base.scale", self.scale, 1e-4, 1e4)
         if self.channels % self.groups:
             raise ConfigError(f"base.channels {self.channels} must be a multiple of groups {self.groups}")
 
@@ -90,7 +85,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 8192), ("layers", 64), ("heads", 64)):
-            _within(f"transformer {name}", getattr(self, name), 1, high)
+            check_within(f"transformer {name}", getattr(self, name), 1, high)
         if self.width % self.heads:
             raise ConfigError(f"transformer width {self.width} must be a multiple of heads {self.heads}")
 
@@ -126,15 +121,15 @@ class KarlConfig:
     """Rows and columns of the published position tables, of which the grid reads every fourth; only for "released"."""
 
     def __post_init__(self) -> None:
-        _within("released_table", self.released_table, max(self.grid), 256)
+        check_within("released_table", self.released_table, max(self.grid), 256)
         for side in self.grid:
-            _within("grid", side, 1, 64)
-        _within("max_tokens", self.max_tokens, 1, 4096)
-        _within("table", self.table, self.max_tokens, 4096)
-        _within("token_width", self.token_width, 1, 1024)
-        _within("threshold", self.threshold, 0.0, 1.0)
+            check_within("grid", side, 1, 64)
+        check_within("max_tokens", self.max_tokens, 1, 4096)
+        check_within("table", self.table, self.max_tokens, 4096)
+        check_within("token_width", self.token_width, 1, 1024)
+        check_within("threshold", self.threshold, 0.0, 1.0)
         if self.codes is not None:
-            _within("codes", self.codes, 2, 1_048_576)
+            check_within("codes", self.codes, 2, 1_048_576)
         if self.encoder.width <= self.base.latent:
             raise ConfigError(
                 f"encoder.width {self.encoder.width} must exceed base.latent {self.base.latent}: a grid cell is the "

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenthrift.media.image import ImageError, read_image, square
+from tokenthrift.training.resuming import ResumableDataModule
 
 __all__ = ["Draws", "Images", "KarlDataModule", "random_view"]
 
@@ -157,7 +157,7 @@ class Draws(Sampler[list[tuple[int, int]]]):
             yield [(int(order[p]), draw + p) for p in range(first, first + self.batch_size)]
 
 
-class KarlDataModule(L.LightningDataModule):
+class KarlDataModule(ResumableDataModule):
     """Images for training, development and test.
 
     Args:
@@ -186,7 +186,6 @@ class KarlDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.consumed = 0
 
     def setup(self, stage: str) -> None:
         """Opens the sources that the stage needs."""
@@ -223,12 +222,3 @@ class KarlDataModule(L.LightningDataModule):
         places = [(i, 0) for i in range(min(len(images), h.dev_images))]
         batches = [places[i : i + h.batch_size] for i in range(0, len(places), h.batch_size)]
         return DataLoader(images, batch_sampler=batches, collate_fn=collate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches have been used."""
-        trainer = self.trainer
-        return {"consumed": trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after that many batches."""
-        self.consumed = int(state["consumed"])

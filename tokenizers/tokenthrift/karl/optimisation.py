@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-__all__ = ["adamw", "warmup_cosine"]
+__all__ = ["adamw"]
 
 
 def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -25,11 +25,3 @@ def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) 
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], rate, betas=(0.9, 0.95))
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.SequentialLR:
-    """Linear up for `warmup` steps, then half a cosine down to a millionth of the rate at `steps`."""
-    first = max(1, warmup)  # with none, torch's schedule would stay at its first, tiny rate
-    up = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, first)
-    down = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - first), 1e-6)
-    return torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], [first])

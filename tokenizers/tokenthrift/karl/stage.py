@@ -32,9 +32,9 @@ from tokenthrift.karl.losses import (
     pixel_error,
 )
 from tokenthrift.karl.model import Distilled, Karl
-from tokenthrift.karl.optimisation import warmup_cosine
 from tokenthrift.karl.pictures import draw, sheet
 from tokenthrift.karl.quantiser import Quantised
+from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["NOISE", "KarlModule", "Pass", "fast_attention", "trained_weights"]
 

@@ -9,14 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenthrift.config import ConfigError
+from tokenthrift.config import ConfigError, check_within
 
 __all__ = ["AttentionConfig", "VQTokenConfig"]
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +28,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         for name, high in (("width", 16_384), ("heads", 128), ("ffn", 65_536), ("patches", 65_536)):
-            _within(f"attention.{name}", getattr(self, name), 1, high)
+            check_within(f"attention.{name}", getattr(self, name), 1, high)
         if self.width % self.heads:
             raise ConfigError(f"attention.width {self.width} must be a multiple of heads {self.heads}")
 
@@ -61,9 +56,9 @@ class VQTokenConfig:
     """Of the published k-means++; the corrected clustering draws nothing."""
 
     def __post_init__(self) -> None:
-        _within("most", self.most, 1, 1024)
-        _within("least", self.least, 1, self.most)
-        _within("iterations", self.iterations, 1, 1000)
-        _within("seed", self.seed, 0, 2**63 - 1)
+        check_within("most", self.most, 1, 1024)
+        check_within("least", self.least, 1, self.most)
+        check_within("iterations", self.iterations, 1, 1000)
+        check_within("seed", self.seed, 0, 2**63 - 1)
         if self.compat == "released" and self.codes == "medoid":
             raise ConfigError("codes: the published code knows means only, not medoids; use compat 'corrected'")

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tokenthrift.training.resuming import ResumableDataModule
 from tokenthrift.vqtoken.questions import Question, Story, ask, make_story, names, spell
 from tokenthrift.vqtoken.scenes import Pixels, draw, patch_labels, read_backgrounds, texture, window
 
@@ -153,7 +153,7 @@ class Onward(Sampler[int]):
         yield from range(first, stop)
 
 
-class VQTokenDataModule(L.LightningDataModule):
+class VQTokenDataModule(ResumableDataModule):
     """Synthetic clips with questions, over real backgrounds where a folder of them is given.
 
     Args:
@@ -189,7 +189,6 @@ class VQTokenDataModule(L.LightningDataModule):
         if clips % batch_size:
             raise ValueError(f"clips ({clips}) must be a multiple of batch_size ({batch_size})")
         self.save_hyperparameters()
-        self.consumed = 0
 
     def clips(self, part: str, count: int) -> SyntheticClips:
         """Clips of a part.
@@ -233,12 +232,3 @@ class VQTokenDataModule(L.LightningDataModule):
     def _loader(self, clips: SyntheticClips, sampler: Onward | None = None) -> DataLoader[Clip]:
         h: Any = self.hparams
         return DataLoader(clips, h.batch_size, sampler=sampler, collate_fn=partial(collate, patch=h.patch))
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches have been used."""
-        trainer = self.trainer
-        return {"consumed": trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after that many batches."""
-        self.consumed = int(state["consumed"])

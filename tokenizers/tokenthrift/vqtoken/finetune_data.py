@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenthrift.media.video import VideoError, read_frames
+from tokenthrift.training.resuming import ResumableDataModule
 from tokenthrift.vqtoken.data import Onward
 
 __all__ = [
@@ -153,7 +153,7 @@ class Conversations(Dataset[ConversationBatch]):
         raise ValueError(f"none of {min(_TRIES, len(order))} videos in a row could be read; the last was {item.video}")
 
 
-class VideoConversationsDataModule(L.LightningDataModule):
+class VideoConversationsDataModule(ResumableDataModule):
     """One conversation a batch, as published; `accumulate_grad_batches` and devices make batches larger.
 
     Args:
@@ -178,7 +178,6 @@ class VideoConversationsDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.consumed = 0
 
     def setup(self, stage: str) -> None:
         """Reads the manifests and the processor."""
@@ -200,12 +199,3 @@ class VideoConversationsDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[ConversationBatch]]:
         """The development conversations, if there are any."""
         return [] if self.dev is None else [DataLoader(self.dev, None, num_workers=self.hparams["workers"])]
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches have been used by each device."""
-        trainer = self.trainer
-        return {"consumed": trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after that many batches."""
-        self.consumed = int(state["consumed"])

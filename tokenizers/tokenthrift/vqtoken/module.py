@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from tokenthrift.budget import TokenBudget
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.training.schedule import warmup_cosine
 from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.attention import VQAttention
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
@@ -148,10 +149,7 @@ class VQTokenModule(L.LightningModule):
             groups.append({"params": [p for p in own if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
         steps = int(self.trainer.estimated_stepping_batches)
-        first = max(1, h.warmup_steps)  # with none, torch's schedule would stay at its first, tiny rate
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, first)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - first), 1e-6)
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [first])
+        schedule = warmup_cosine(optimizer, steps, h.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
