@@ -19,7 +19,7 @@ from tokenthrift.budget import DecodeBudget
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
 from tokenthrift.dllm_asr.corruption import diffusion_loss
-from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss
+from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss, likelihood
 from tokenthrift.dllm_asr.examples import responses
 from tokenthrift.hub import ConfigError, WeightsError
 from tokenthrift.transcript import Recogniser, Transcript
@@ -214,7 +214,23 @@ def test_a_draft_without_doubts_is_the_transcript(whisper: DllmAsr) -> None:
         assert {t.confidence for t in transcript.tokens} == {w.confidence for w in words}
 
 
-@pytest.mark.parametrize("draft", ["confident", "length", "none"])
+def test_of_two_responses_the_one_that_the_draft_head_likes_better_stays(whisper: DllmAsr) -> None:
+    states, lengths = whisper.encode(AUDIO)
+    log_p = whisper.draft(states, lengths).detach()
+    one, two, both = (
+        whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, draft_threshold=0.01, verify=0.0))
+        for draft in ("confident", "length", "both")
+    )
+    assert any(a.text != b.text for a, b in zip(one, two, strict=True))
+    for i, (a, b, c) in enumerate(zip(one, two, both, strict=True)):
+        score = [likelihood(log_p[i, : lengths[i]], t.text) for t in (a, b)]
+        best = b if score[1] > score[0] else a
+        assert c.text == best.text
+        assert [t.start for t in c.tokens] == [t.start for t in best.tokens]
+        assert c.usage.rounds == max(a.usage.rounds, b.usage.rounds)
+
+
+@pytest.mark.parametrize("draft", ["confident", "length", "both", "none"])
 def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch, draft: Any) -> None:
     """A denoiser that wants nothing but the end gets it in spare slots only: all of them where there is no draft."""
     forward = whisper.backbone.forward
@@ -233,7 +249,7 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
 
 
 def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [[] for _ in lengths])
+    monkeypatch.setattr("tokenthrift.dllm_asr.model.draft_words", lambda log_p: [])
     (transcript,) = whisper.transcribe([torch.zeros(8000)])
     assert (transcript.text, transcript.tokens, transcript.usage.rounds) == ("", (), 0)
     assert transcript.usage.native == 25
@@ -246,7 +262,7 @@ def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.Monke
     (token,) = set(vocab.word("a"))
     logits = torch.zeros(vocab.size)
     logits[token], logits[vocab.eos_id] = 20.0, 40.0
-    monkeypatch.setattr(whisper, "drafts", lambda states, lengths: [words])
+    monkeypatch.setattr("tokenthrift.dllm_asr.model.draft_words", lambda log_p: words)
     monkeypatch.setattr(whisper.backbone, "forward", lambda ids, *_: logits.repeat(*ids.shape, 1))
     states, lengths = whisper.encode([speech(1.0, 1)])
     (canvas,) = whisper.canvases([words], lengths, whisper.config.decode)

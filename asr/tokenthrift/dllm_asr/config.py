@@ -12,7 +12,18 @@ from typing import Literal
 
 from tokenthrift.config import ConfigError, check_within
 
-__all__ = ["AdapterConfig", "BackboneConfig", "DecodeConfig", "DllmAsrConfig", "DraftConfig", "EncoderConfig"]
+__all__ = [
+    "AdapterConfig",
+    "BackboneConfig",
+    "DecodeConfig",
+    "DllmAsrConfig",
+    "DraftConfig",
+    "DraftUse",
+    "EncoderConfig",
+]
+
+
+DraftUse = Literal["confident", "length", "both", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +102,9 @@ class DecodeConfig:
     """Probability from which a token is committed in a round."""
     max_rounds: int | None = None
     """Most rounds; the last one commits what is still open."""
-    draft: Literal["confident", "length", "none"] = "confident"
-    """What the CTC draft gives: its sure words and the length, the length, or nothing (length from the duration)."""
+    draft: DraftUse = "confident"
+    """What the CTC draft gives: its sure words and the length, the length, or nothing (length from the duration).
+    "both" denoises the first two side by side, in the same rounds, and keeps the one the CTC head likes better."""
     draft_threshold: float = 0.9
     """CTC posterior below which a word of the draft is left to the language model."""
     slack: float = 0.3
@@ -101,6 +113,8 @@ class DecodeConfig:
     """Spare slots at the end."""
     verify: float = 0.05
     """Draft tokens that the language model gives less than this in round 1 are opened again; 0 trusts the draft."""
+    recheck: bool = False
+    """Doubt committed tokens too, after every round; a text then ends with a round that changes nothing."""
     prune: Literal["every", "first", "never"] = "every"
     """When a committed end of text shortens the response: after every round, after the first as published, or never."""
     tokens_per_second: float = 5.0

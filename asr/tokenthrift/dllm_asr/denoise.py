@@ -9,7 +9,8 @@ Differs from the released loop, which decodes one utterance and cannot run as pu
 - a committed EOS shortens the canvas after every round; released, only after the first (`prune="first"` restores that);
 - MASK is never a candidate; released, a slot that predicts MASK would loop for ever;
 - `max_rounds` ends a row by committing whatever is still open;
-- a draft can be verified: in the first pass, draft tokens that the model finds unlikely are opened again;
+- a draft can be verified: in the first pass, draft tokens that the model finds unlikely are opened again; with
+  `recheck` also tokens of its own that were committed beside each other and do not fit together;
 - a deletion token may be written into a slot, so that a slot too many costs no words.
 """
 
@@ -122,6 +123,7 @@ def denoise(
     threshold: float = 0.9,
     prune: Prune = "every",
     verify: float | None = None,
+    recheck: bool = False,
     delete_id: int | None = None,
 ) -> Denoised:
     """Decides every MASK of a batch of responses.
@@ -140,6 +142,8 @@ def denoise(
         prune: when a decided EOS removes itself and all slots right of it.
         verify: probability in (0, 1]; a draft token that the model gives less in the first round becomes open in that
             round. Rows with nothing but draft then run one round too. None trusts the draft.
+        recheck: apply `verify` in every round, to committed tokens too; each slot is opened again at most once. A row
+            then ends in the round that changes nothing.
         delete_id: id that `text_ids` drops; it is an ordinary token to the loop.
     """
     ids = ids.masked_fill(~mask, eos_id)
@@ -147,7 +151,8 @@ def denoise(
     lengths, rounds = mask.sum(1), torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     running = mask.any(1) if verify is not None else (mask & (ids == mask_id)).any(1)
     threshold = threshold if budget.confidence_threshold is None else budget.confidence_threshold
-    last = budget.max_rounds if budget.max_rounds is not None else ids.shape[1]
+    last = budget.max_rounds if budget.max_rounds is not None else 2 * ids.shape[1] + 1
+    reopened = torch.zeros_like(mask)
     forwards = 0
     while forwards < last and bool(running.any()):
         rows = running.nonzero().squeeze(1)
@@ -155,16 +160,18 @@ def denoise(
         now, sure = ids[rows, :width], confidence[rows, :width]
         alive = torch.arange(width, device=ids.device) < lengths[rows, None]
         undecided = alive & (now == mask_id)
-        seen = alive if forwards == 0 else undecided
+        seen = alive if forwards == 0 or recheck else undecided
         logits = predict(now, alive, rows)
         forwards += 1
 
-        token, likely = now.clone(), torch.zeros_like(sure)
-        token[seen], likely[seen], own = score(logits[seen], now[seen], mask_id)
+        token, likely, own = now.clone(), torch.zeros_like(sure), torch.ones_like(sure)
+        token[seen], likely[seen], own[seen] = score(logits[seen], now[seen], mask_id)
         if forwards == 1:
-            sure[seen] = own
-            if verify is not None:
-                undecided |= alive & (sure < verify)
+            sure = torch.where(alive, own, sure)
+        if verify is not None:
+            doubted = alive & ~undecided & (own < verify) & ~reopened[rows, :width]
+            reopened[rows, :width] |= doubted
+            undecided |= doubted
         fixed = commit(likely, undecided, threshold) if forwards < last else undecided
         now = torch.where(fixed, token, now.masked_fill(undecided, mask_id))
         sure = torch.where(fixed, likely, sure)
@@ -176,5 +183,6 @@ def denoise(
         ids[rows, :width] = now.masked_fill(~kept, eos_id)
         confidence[rows, :width] = sure.masked_fill(~kept, float("nan"))
         lengths[rows], rounds[rows] = left, forwards
-        running[rows] = (kept & (now == mask_id)).any(1)
+        undone = (now == mask_id) | fixed if recheck else now == mask_id  # no pass has read what was just committed
+        running[rows] = (kept & undone).any(1)
     return Denoised(ids, confidence, lengths, rounds, forwards, eos_id, delete_id)

@@ -30,6 +30,7 @@ __all__ = [
     "character_ids",
     "ctc_loss",
     "draft_words",
+    "likelihood",
     "open_slots",
     "span_windows",
 ]
@@ -125,6 +126,18 @@ def draft_words(log_p: Tensor) -> list[DraftWord]:
         previous = token
     flush()
     return words
+
+
+def likelihood(log_p: Tensor, text: str) -> float:
+    """Log-probability that the CTC head gives a text: `(N, 29)` log-probabilities and lower-case words.
+
+    What is written in other characters, and an empty text or one that has more characters than frames, is never likely.
+    """
+    if not text or set(text) - set(CHARACTERS):
+        return -math.inf
+    ids = torch.tensor([character_ids(text)])
+    sizes = torch.tensor([len(log_p)]), torch.tensor([ids.shape[1]])
+    return -float(F.ctc_loss(log_p[:, None].float().cpu(), ids, *sizes, reduction="sum"))
 
 
 @dataclass(slots=True)

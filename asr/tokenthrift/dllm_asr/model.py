@@ -23,9 +23,9 @@ from torch import Tensor
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
 from tokenthrift.budget import BudgetSupport, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
-from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig
+from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, DraftUse
 from tokenthrift.dllm_asr.denoise import denoise
-from tokenthrift.dllm_asr.draft import Canvas, DraftHead, DraftWord, canvas_of, draft_words
+from tokenthrift.dllm_asr.draft import Canvas, DraftHead, DraftWord, canvas_of, draft_words, likelihood
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel
 from tokenthrift.transcript import Transcript, TranscriptToken
@@ -171,8 +171,12 @@ class DllmAsr(HubModel):
         settings = settings or self.config.decode
         budget = budget or DecodeBudget()
         budget = replace(budget, max_rounds=budget.max_rounds or settings.max_rounds)
-        canvases = self.canvases(self.drafts(states, lengths), lengths, settings)
+        log_p = self.draft(states, lengths).cpu()
+        drafts = [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
+        ways: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
+        canvases = [c for way in ways for c in self.canvases(drafts, lengths, replace(settings, draft=way))]
         canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
+        utterance = torch.arange(len(states), device=states.device).repeat(len(ways))  # of each canvas
         width = max(1, *(len(c.ids) for c in canvases))
         end = self.vocabulary.eos_id
         ids = torch.tensor([c.ids + [end] * (width - len(c.ids)) for c in canvases], device=states.device)
@@ -187,7 +191,7 @@ class DllmAsr(HubModel):
 
         def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
             near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
-            logits = cast(Tensor, self.backbone(now, alive, context.select(rows), near, hint))
+            logits = cast(Tensor, self.backbone(now, alive, context.select(utterance[rows]), near, hint))
             # A slot that belongs to a word of the draft cannot end the text; only the spare ones after it can.
             logits[..., end].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
             return logits
@@ -203,19 +207,27 @@ class DllmAsr(HubModel):
             threshold=settings.confidence_threshold,
             prune=settings.prune,
             verify=settings.verify or None,
+            recheck=settings.recheck,
         )
+        slots = done.text_slots()
+        texts = [
+            self.vocabulary.text([found[i] for i in at]) for found, at in zip(done.ids.tolist(), slots, strict=True)
+        ]
         used = memory_mask.sum(1).tolist()
         transcripts = []
-        for row, (canvas, slots) in enumerate(zip(canvases, done.text_slots(), strict=True)):
-            found, sure = done.ids[row].tolist(), done.confidence[row].tolist()
-            written = [found[i] for i in slots]
+        for row, n in enumerate(lengths.tolist()):
+            rows = range(row, len(canvases), len(states))
+            best = row if len(ways) == 1 else max(rows, key=lambda r: likelihood(log_p[row, :n], texts[r]))
+            found, sure, canvas = done.ids[best].tolist(), done.confidence[best].tolist(), canvases[best]
+            pieces = self.vocabulary.pieces([found[i] for i in slots[best]])
             tokens = tuple(
                 TranscriptToken(piece, _known(sure[i], canvas.confidence[i]), *canvas.times[i])
-                for i, piece in zip(slots, self.vocabulary.pieces(written), strict=True)
+                for i, piece in zip(slots[best], pieces, strict=True)
                 if piece
             )
-            usage = TokenUsage(native=int(lengths[row]), cap=used[row], used=used[row], rounds=int(done.rounds[row]))
-            transcripts.append(Transcript(self.vocabulary.text(written), tokens, usage))
+            rounds = max(int(done.rounds[r]) for r in rows)
+            usage = TokenUsage(native=n, cap=used[row], used=used[row], rounds=rounds)
+            transcripts.append(Transcript(texts[best], tokens, usage))
         return transcripts
 
     def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
@@ -237,7 +249,7 @@ class DllmAsr(HubModel):
             elif not words:
                 canvas = Canvas()
             else:
-                threshold = settings.draft_threshold if settings.draft == "confident" else 2.0
+                threshold = 2.0 if settings.draft == "length" else settings.draft_threshold
                 canvas = canvas_of(
                     words, self.vocabulary, threshold=threshold, slack=settings.slack, margin=settings.margin
                 )
