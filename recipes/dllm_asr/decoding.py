@@ -1,7 +1,8 @@
 """Decoding settings by development data: `python decoding.py MODEL [--write]`.
 
-Word error rate and rounds of every combination of the commit threshold, the most rounds, the posterior from which a
-word of the draft is kept, and the probability below which the language model opens it again; over the real development
+Word error rate and rounds of every combination of what is made of the draft, the commit threshold, the most rounds, the
+posterior from which a word of the draft is kept, the probability below which the language model opens it again, and
+whether it does so with its own words too; over the real development
 prompts of three words or more and over some synthetic development utterances, never mixed. The best is the lowest mean
 of the two error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json.
 """
@@ -62,26 +63,35 @@ def main() -> None:
     parser.add_argument("model", help="model folder")
     parser.add_argument("--dev", type=Path, default=Path("data/dllm_asr/dev/asterisk"))
     parser.add_argument("--features", type=Path, default=Path("data/dllm_asr/features"))
-    parser.add_argument("--utterances", type=int, default=24, help="synthetic ones (default: %(default)s)")
+    parser.add_argument("--utterances", type=int, default=60, help="synthetic ones (default: %(default)s)")
     parser.add_argument("--rounds", type=float, default=4.0, help="most mean rounds (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, nargs="+", default=[0.5, 0.7, 0.8])
-    parser.add_argument("--max-rounds", type=int, nargs="+", default=[4, 5])
-    parser.add_argument("--draft-threshold", type=float, nargs="+", default=[0.95, 0.98])
-    parser.add_argument("--verify", type=float, nargs="+", default=[0.3, 0.5])
+    parser.add_argument("--draft", nargs="+", default=["confident", "both"])
+    parser.add_argument("--threshold", type=float, nargs="+", default=[0.5, 0.6, 0.7])
+    parser.add_argument("--max-rounds", type=int, nargs="+", default=[4])
+    parser.add_argument("--draft-threshold", type=float, nargs="+", default=[0.95])
+    parser.add_argument("--verify", type=float, nargs="+", default=[0.2, 0.3])
+    parser.add_argument("--recheck", type=int, choices=[0, 1], nargs="+", default=[0, 1])
     parser.add_argument("--write", action="store_true", help="store the best in the model's config.json")
     arguments = parser.parse_args()
     model = DllmAsr.from_pretrained(arguments.model)
     sets = [real_items(model, arguments.dev), synthetic_items(arguments.features, arguments.utterances)]
     best: tuple[float, dict[str, Any]] | None = None
     print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances")
-    print("threshold max_rounds draft_threshold verify | real: WER draft rounds | synthetic: WER draft rounds")
-    names = ("confidence_threshold", "max_rounds", "draft_threshold", "verify")
-    grid = (arguments.threshold, arguments.max_rounds, arguments.draft_threshold, arguments.verify)
+    print("draft threshold max_rounds draft_threshold verify recheck | real: WER draft rounds | synthetic: the same")
+    names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify", "recheck")
+    grid = (
+        arguments.draft,
+        arguments.threshold,
+        arguments.max_rounds,
+        arguments.draft_threshold,
+        arguments.verify,
+        map(bool, arguments.recheck),
+    )
     for values in itertools.product(*grid):
         chosen = dict(zip(names, values, strict=True))
         rows = [measure(model, items, replace(model.config.decode, **chosen)) for items in sets]
         figures = " | ".join(f"{wer:.3f} {draft_wer:.3f} {rounds:.2f}" for draft_wer, wer, rounds in rows)
-        print(" ".join(f"{value:g}" for value in values), "|", figures, flush=True)
+        print(" ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values), "|", figures, flush=True)
         mean = sum(wer for _, wer, _ in rows) / len(rows)
         if all(rounds <= arguments.rounds for _, _, rounds in rows) and (best is None or mean < best[0]):
             best = mean, chosen
@@ -89,7 +99,8 @@ def main() -> None:
         raise SystemExit(f"nothing stays within {arguments.rounds:g} rounds")
     print("best:", best[1])
     if arguments.write:
-        model.with_decoding(**best[1]).save_pretrained(arguments.model, dtype=torch.float16)
+        model.config = replace(model.config, decode=replace(model.config.decode, **best[1]))
+        model.save_pretrained(arguments.model, dtype=torch.float16)
 
 
 if __name__ == "__main__":

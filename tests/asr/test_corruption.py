@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.corruption import (
-    Corrupted,
-    corrupt,
-    diffusion_loss,
-    hide_spans,
-    mask_rates,
-    self_committed,
-)
+from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, hide_spans, mask_rates
 
 VOCAB, MASK = 6, 5
 
@@ -244,25 +237,3 @@ def test_about_the_asked_share_of_states_is_hidden(share: float, longest: int) -
     hidden = hide_spans(torch.ones(20, 3000, 1), torch.full((20,), 3000), share, longest=longest)
     # Spans may overlap, which hides a little less: 1 - exp(-share) in the mean.
     assert 1 - hidden.mean().item() == pytest.approx(1 - math.exp(-share), rel=0.1)
-
-
-def test_what_the_model_is_sure_of_is_shown_as_it_would_write_it() -> None:
-    mask_id, end = 5, 4
-    seen = Corrupted(
-        torch.tensor([[5, 5, 5, 1]] * 2),
-        torch.tensor([[True, True, True, False]] * 2),
-        torch.zeros(2, 4, dtype=torch.bool),
-        torch.tensor([0.75, 0.75]),
-    )
-    targets = torch.tensor([[0, 1, 4, 1]] * 2)
-    logits = torch.zeros(2, 4, 6)
-    logits[:, 0, 2] = 9.0  # sure and wrong
-    logits[:, 1, 1] = 1.0  # right and unsure
-    logits[:, 2, end] = 9.0  # the end is never shown
-    logits[:, 3, 3] = 9.0  # visible already
-    logits[..., mask_id] = 20.0  # no candidate
-    shown = self_committed(seen, logits, targets, torch.tensor([0.9, 2.0]), mask_id=mask_id, end=end)
-    assert shown.ids.tolist() == [[2, 5, 5, 1], [5, 5, 5, 1]]
-    assert shown.masked.tolist() == [[False, True, True, False], [True, True, True, False]]
-    assert shown.substituted.tolist() == [[True, False, False, False], [False] * 4]
-    torch.testing.assert_close(shown.rates, torch.tensor([0.75 * 2 / 3, 0.75]))

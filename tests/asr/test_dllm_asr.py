@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -66,7 +68,7 @@ class Contract(ModelContract):
         states, lengths = (part.clone() for part in model.encode([samples for samples, _ in items]))
         texts, seconds = [text for _, text in items], (lengths / 50).tolist()
         drafts = [[DraftWord("dogs", 0.5, 0.1, 0.6)], [DraftWord("jumps", 0.5, 0.1, 0.6)], []][: len(items)]
-        made = responses(texts, seconds, drafts, vocabulary(), random.Random(0))
+        made = responses(texts, seconds, drafts, vocabulary(), random.Random(0), positions=64)
         context = model.backbone.context(*model.adapter(states, lengths))
         logits = model.backbone(made.seen.ids, made.mask, context, made.windows * 50 / model.adapter.rate, made.hints)
         return diffusion_loss(logits, made.targets, made.mask, made.seen) + ctc_loss(
@@ -108,17 +110,33 @@ def whisper() -> DllmAsr:
 AUDIO = [speech(seconds, seed) for seed, seconds in enumerate([0.5, 0.2, 0.8, 0.02, 0.5, 0.3])]
 
 
-@pytest.mark.parametrize("draft", ["confident", "length", "none"])
-def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, draft: Any) -> None:
+@contextmanager
+def decoding(model: DllmAsr, **changes: Any) -> Iterator[DllmAsr]:
+    """The model with other decoding settings, for a while."""
     config = model.config
+    model.config = replace(config, decode=replace(config.decode, **changes))
     try:
-        model.with_decoding(draft=draft, draft_threshold=0.5)
+        yield model
+    finally:
+        model.config = config
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"draft": "confident"},
+        {"draft": "length"},
+        {"draft": "none"},
+        {"draft": "both"},
+        {"draft": "both", "recheck": True, "verify": 0.3},
+    ],
+)
+def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, settings: dict[str, Any]) -> None:
+    with decoding(model, draft_threshold=0.5, **settings):
         together = model.transcribe(AUDIO)
         assert len({t.text for t in together}) > 2, "equal texts would prove little"
         for samples, transcript in zip(AUDIO, together, strict=True):
             alike(model.transcribe([samples])[0], transcript)
-    finally:
-        model.config = config
 
 
 @given(st.permutations(range(len(AUDIO))), st.integers(1, len(AUDIO)))
@@ -170,15 +188,11 @@ def test_rounds_are_limited(model: DllmAsr) -> None:
     for most in (1, 2):
         limited = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0, max_rounds=most))
         assert [t.usage.rounds for t in limited] == [min(most, t.usage.rounds) for t in free]
-        config = model.config
-        try:
-            own = model.with_decoding(confidence_threshold=1.0, max_rounds=most)
+        with decoding(model, confidence_threshold=1.0, max_rounds=most) as own:
             for one, other in zip(own.transcribe(AUDIO), limited, strict=True):
                 alike(one, other)
             more = own.transcribe(AUDIO, DecodeBudget(max_rounds=99))
             assert [t.usage.rounds for t in more] == [t.usage.rounds for t in free]
-        finally:
-            model.config = config
 
 
 def test_new_tokens_are_limited(model: DllmAsr) -> None:
@@ -194,14 +208,10 @@ def test_the_threshold_is_kept(model: DllmAsr) -> None:
     assert {t.usage.rounds for t in bold} <= {0, 1}
     careful = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0))
     assert sum(t.usage.rounds for t in careful) > sum(t.usage.rounds for t in bold)
-    config = model.config
-    try:
-        model.with_decoding(confidence_threshold=1e-6)
+    with decoding(model, confidence_threshold=1e-6):
         for budget in (None, DecodeBudget(), DecodeBudget(max_rounds=9)):  # a budget without one leaves it to the model
             for one, other in zip(model.transcribe(AUDIO, budget), bold, strict=True):
                 alike(one, other)
-    finally:
-        model.config = config
 
 
 def test_a_draft_without_doubts_is_the_transcript(whisper: DllmAsr) -> None:
@@ -246,6 +256,17 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
     assert [bool(t.text) for t in transcripts] == [
         draft != "none" and bool(words) for words in whisper.drafts(states, lengths)
     ]
+
+
+def test_fast_speech_gives_up_spare_slots_before_words(whisper: DllmAsr) -> None:
+    words = [DraftWord("dog", 0.1, i / 8, (i + 1) / 8) for i in range(60)]
+    piece, room = len(whisper.vocabulary.word("dog")), whisper.room(500)
+    enough = (room - whisper.config.decode.margin) // piece
+    assert enough * (piece + 1) > room, "with one spare slot each they would not fit"
+    (canvas,) = whisper.canvases([words[:enough]], torch.tensor([500]), whisper.config.decode)
+    assert canvas.hints[: enough * piece] == list(whisper.vocabulary.word("dog")) * enough
+    few = whisper.canvases([words[:2]], torch.tensor([500]), whisper.config.decode)[0]
+    assert len(few.ids) > 2 * piece + whisper.config.decode.margin
 
 
 def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:

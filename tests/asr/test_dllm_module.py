@@ -71,7 +71,6 @@ def module_of(whisper: Path, kind: type[DllmAsrModule] = DllmAsrModule, **option
         "learning_rate": 3e-3,
         "draft_learning_rate": 3e-3,
         "hidden_states": 0.05,
-        "own_share": 0.5,
     }
     return kind(str(whisper), **{**settings, **options})
 

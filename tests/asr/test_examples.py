@@ -52,7 +52,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def make(case: Case, seed: int, **options: Any) -> Responses:
-    return responses(*case, vocabulary(), random.Random(seed), **options)
+    return responses(*case, vocabulary(), random.Random(seed), **{"positions": 248, **options})
 
 
 def written(ids: list[int]) -> list[int]:

@@ -114,7 +114,8 @@ class DecodeConfig:
     verify: float = 0.05
     """Draft tokens that the language model gives less than this in round 1 are opened again; 0 trusts the draft."""
     recheck: bool = False
-    """Doubt committed tokens too, after every round; a text then ends with a round that changes nothing."""
+    """Doubt committed tokens too, after every round; a text then ends with a round that changes nothing, or at the most
+    rounds. Needs `verify`, below which a token is doubted."""
     prune: Literal["every", "first", "never"] = "every"
     """When a committed end of text shortens the response: after every round, after the first as published, or never."""
     tokens_per_second: float = 5.0
@@ -128,6 +129,8 @@ class DecodeConfig:
         check_within("decode.slack", self.slack, 0.0, 4.0)
         check_within("decode.margin", self.margin, 0, 64)
         check_within("decode.verify", self.verify, 0.0, 1.0)
+        if self.recheck and not self.verify:
+            raise ConfigError("decode.recheck needs decode.verify above 0: nothing is doubted at 0")
         check_within("decode.tokens_per_second", self.tokens_per_second, 0.1, 50.0)
 
 

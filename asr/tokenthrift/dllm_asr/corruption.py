@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Corrupted", "corrupt", "diffusion_loss", "hide_spans", "mask_rates", "self_committed", "substitute"]
+__all__ = ["Corrupted", "corrupt", "diffusion_loss", "hide_spans", "mask_rates", "substitute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,31 +141,6 @@ def diffusion_loss(
     used = mask & (weights > 0)
     losses = functional.cross_entropy(logits[used].float(), targets[used], reduction="none")
     return (losses * weights[used]).sum() / len(mask)
-
-
-def self_committed(
-    seen: Corrupted, logits: Tensor, targets: Tensor, thresholds: Tensor, *, mask_id: int, end: int
-) -> Corrupted:
-    """The batch one round of decoding later: hidden slots that the model is sure of show its own token.
-
-    Slots decided together do not know of each other: their tokens may be wrong in ways that random substitution never
-    shows: the same piece twice, or two halves of different words.
-
-    Args:
-        seen: (B, L) what the model saw.
-        logits: (B, L, V) what it made of that.
-        targets: (B, L) int64 true tokens.
-        thresholds: (B,) probability from which a slot is committed; above 1 leaves the row as it is.
-        mask_id: id that is never a candidate.
-        end: id that is not committed: after it the row would end.
-    """
-    never = torch.tensor([mask_id], device=logits.device)
-    likely, token = logits.float().index_fill(-1, never, float("-inf")).softmax(-1).max(-1)
-    now = seen.masked & (token != end) & (likely >= thresholds[:, None])
-    masked, ids = seen.masked & ~now, torch.where(now, token, seen.ids)
-    # The rate is that of the slots still hidden, or each would weigh less than if it had been drawn so.
-    rates = seen.rates * masked.sum(1).clamp(min=1) / seen.masked.sum(1).clamp(min=1)
-    return Corrupted(ids, masked, seen.substituted | (now & (token != targets)), rates)
 
 
 def hide_spans(states: Tensor, lengths: Tensor, share: float, *, longest: int = 15, seed: int = 0) -> Tensor:

@@ -184,13 +184,18 @@ def span_windows(start: float, end: float, slots: int) -> list[tuple[float, floa
     return [(start + k * share, start + min(slots, 1.6 * (k + 1)) * share) for k in range(slots)]
 
 
-def open_slots(draft_tokens: int, slack: float) -> int:
-    """Slots of an unsure word whose draft had so many tokens: those, one more, and a share of them."""
-    return draft_tokens + 1 + math.floor(slack * draft_tokens)
+def open_slots(draft_tokens: int, slack: float, spare: int = 1) -> int:
+    """Slots of an unsure word whose draft had so many tokens: those, some to spare, and a share of them."""
+    return draft_tokens + spare + math.floor(slack * draft_tokens)
 
 
 def canvas_of(
-    words: Sequence[DraftWord], vocabulary: Vocabulary, *, threshold: float, slack: float, margin: int
+    words: Sequence[DraftWord],
+    vocabulary: Vocabulary,
+    threshold: float,
+    slack: float,
+    margin: int,
+    spare: int = 1,
 ) -> Canvas:
     """Lays a draft out in slots.
 
@@ -198,14 +203,15 @@ def canvas_of(
         words: the draft.
         vocabulary: gives the tokens of a word.
         threshold: words less sure than this become open slots; above 1, all of them.
-        slack: spare slots of an unsure word, as a share of its draft tokens, on top of one.
+        slack: spare slots of an unsure word, as a share of its draft tokens, on top of `spare`.
         margin: open slots at the end.
+        spare: spare slots of an unsure word.
     """
     canvas, mask = Canvas(), vocabulary.mask_id
     for word in words:
         tokens = vocabulary.word(word.text)
         if word.confidence < threshold:
-            slots = open_slots(len(tokens), slack)
+            slots = open_slots(len(tokens), slack, spare)
             canvas.extend([mask] * slots, [*tokens, *[mask] * (slots - len(tokens))], 0.0, word.start, word.end)
         else:
             canvas.extend(tokens, [mask] * len(tokens), word.confidence, word.start, word.end)

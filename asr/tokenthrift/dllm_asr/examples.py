@@ -133,10 +133,10 @@ def responses(
     vocabulary: Vocabulary,
     rng: random.Random,
     *,
+    positions: int,
     draft_share: float = 0.5,
     decided_share: float = 0.0,
     substitution: float = 0.03,
-    positions: int = 248,
 ) -> Responses:
     """A batch of training responses.
 

@@ -171,8 +171,7 @@ class DllmAsr(HubModel):
         settings = settings or self.config.decode
         budget = budget or DecodeBudget()
         budget = replace(budget, max_rounds=budget.max_rounds or settings.max_rounds)
-        log_p = self.draft(states, lengths).cpu()
-        drafts = [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
+        log_p, drafts = self._drafts(states, lengths)
         ways: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
         canvases = [c for way in ways for c in self.canvases(drafts, lengths, replace(settings, draft=way))]
         canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
@@ -230,10 +229,14 @@ class DllmAsr(HubModel):
             transcripts.append(Transcript(texts[best], tokens, usage))
         return transcripts
 
+    @torch.inference_mode()
     def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
         """The CTC words of encoded recordings."""
+        return self._drafts(states, lengths)[1]
+
+    def _drafts(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, list[list[DraftWord]]]:
         log_p = self.draft(states, lengths).cpu()
-        return [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
+        return log_p, [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
 
     def canvases(self, drafts: Sequence[Sequence[DraftWord]], lengths: Tensor, settings: DecodeConfig) -> list[Canvas]:
         """The responses the denoiser starts from; a recording without a single draft word has an empty one."""
@@ -250,16 +253,13 @@ class DllmAsr(HubModel):
                 canvas = Canvas()
             else:
                 threshold = 2.0 if settings.draft == "length" else settings.draft_threshold
-                canvas = canvas_of(
-                    words, self.vocabulary, threshold=threshold, slack=settings.slack, margin=settings.margin
-                )
+                # Very fast speech has no room for spare slots: they go before any word does.
+                for slack, spare in ((settings.slack, 1), (0.0, 1), (0.0, 0)):
+                    canvas = canvas_of(words, self.vocabulary, threshold, slack, settings.margin, spare)
+                    if len(canvas.ids) <= self.room(n):
+                        break
             out.append(canvas.clipped(self.room(n)))
         return out
-
-    def with_decoding(self, **changes: Any) -> DllmAsr:
-        """This model (the same weights) with other decoding defaults; see `DecodeConfig`."""
-        self.config = replace(self.config, decode=replace(self.config.decode, **changes))
-        return self
 
 
 def check_audio(audio: Sequence[Tensor]) -> None:

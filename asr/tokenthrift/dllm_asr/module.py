@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.dllm_asr.config import AdapterConfig
-from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss, hide_spans, self_committed
+from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss, hide_spans
 from tokenthrift.dllm_asr.data import Batch
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
 from tokenthrift.dllm_asr.examples import responses
@@ -62,8 +62,6 @@ class DllmAsrModule(L.LightningModule):
         weight_decay: of matrices.
         draft_share: share of training rows that look like drafts.
         decided_share: share of those that are shown as they look some rounds later.
-        own_share: share of the rows in which open slots that the model is sure of show what it would write there, right
-            or wrong, as they do in decoding: neighbours that are committed together may not fit together.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
         hidden_states: share of the encoder states that training hides, in spans of up to 0.3 s.
@@ -87,7 +85,6 @@ class DllmAsrModule(L.LightningModule):
         weight_decay: float = 0.01,
         draft_share: float = 0.5,
         decided_share: float = 0.5,
-        own_share: float = 0.0,
         substitution: float = 0.03,
         visible_weight: float = 0.1,
         hidden_states: float = 0.0,
@@ -161,7 +158,7 @@ class DllmAsrModule(L.LightningModule):
             draft_share=h.draft_share,
             decided_share=h.decided_share,
             substitution=h.substitution,
-            positions=min(248, self.model.room(int(batch.lengths.max()))),
+            positions=self.model.room(int(batch.lengths.max())),
         )
         targets, mask, hints = (t.to(self.device) for t in (made.targets, made.mask, made.hints))
         seen = Corrupted(
@@ -169,14 +166,6 @@ class DllmAsrModule(L.LightningModule):
         )
         windows = made.windows.to(self.device) * (STATE_RATE / self.model.adapter.rate)
         context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
-        own = torch.tensor([rng.random() < h.own_share for _ in batch.texts], device=self.device)
-        if bool(own.any()):
-            thresholds = torch.tensor([rng.uniform(0.3, 0.9) for _ in batch.texts], device=self.device)
-            thresholds = thresholds.masked_fill(~own, 2.0)
-            with torch.no_grad():
-                logits = self.model.backbone(seen.ids, mask, context, windows, hints)
-            vocabulary = self.model.vocabulary
-            seen = self_committed(seen, logits, targets, thresholds, mask_id=vocabulary.mask_id, end=vocabulary.eos_id)
         logits = self.model.backbone(seen.ids, mask, context, windows, hints)
         return diffusion_loss(logits, targets, mask, seen, visible_weight=h.visible_weight)
 
