@@ -144,6 +144,38 @@ def test_one_pair_of_rates_starts_many(parts: dict[str, str], states: Path, tmp_
     assert same(weights_of(again, "language_model", "audio_proj"), weights_of(many, "language_model", "audio_proj"))
 
 
+@pytest.mark.parametrize("strategy", ["SS", "MSS"])
+def test_one_adapter_for_all_scales_starts_those_of_each(parts: dict[str, str], strategy: str) -> None:
+    one = module_of(parts, audio_rates=[2], video_rates=[1]).model.eval()
+    with torch.no_grad():
+        for name, weight in one.lora.named_parameters():
+            if "down" in name:
+                weight.normal_()
+    many = module_of(parts, strategy=strategy).model.eval()
+    many.load_state_dict(carried_over(many, one.state_dict()))
+    clips = [torch.randn(8_000) * 0.1], [torch.zeros(12, 96, 96, dtype=torch.uint8)]
+    encoded, ids = one.encode(*clips), [one.token_ids(TEXTS[0])]
+    with torch.no_grad():
+        expected = one.loss(encoded, ids, Rates(2, 1))
+        torch.testing.assert_close(many.loss(encoded, ids, Rates(2, 1)), expected)
+    used = {name.split(".")[3] for name, weight in many.lora.named_parameters() if "down" in name and weight.any()}
+    assert used == ({"0", "1", "2", "3"} if strategy == "SS" else {"4"})
+
+
+def test_adapters_of_scales_do_not_start_others(parts: dict[str, str]) -> None:
+    for_scales = module_of(parts, strategy="SS").model
+    with torch.no_grad():
+        for weight in for_scales.lora.parameters():
+            weight.fill_(1.0)
+    for strategy in ("MS", "MSS"):
+        other = module_of(parts, strategy=strategy).model
+        filled = carried_over(other, for_scales.state_dict())
+        assert all(torch.equal(filled[f"lora.{name}"], own) for name, own in other.lora.state_dict().items())
+    again = module_of(parts, strategy="SS").model
+    filled = carried_over(again, for_scales.state_dict())
+    assert all(filled[f"lora.{name}"].eq(1).all() for name in again.lora.state_dict())
+
+
 def test_what_does_not_fit_stays(parts: dict[str, str]) -> None:
     many = module_of(parts, strategy="SS").model
     given = {"markers": torch.zeros(4, 64), "lora.nothing": torch.zeros(1), "audio_proj.0.0.weight": torch.zeros(1, 1)}

@@ -24,7 +24,7 @@ from torch import Tensor
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.mtsk.config import LoraConfig, Task, VideoConfig
 from tokenthrift.mtsk.data import Batch
-from tokenthrift.mtsk.lora import Strategy
+from tokenthrift.mtsk.lora import Lora, Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.pretrained import assemble
 from tokenthrift.mtsk.rates import Rates
@@ -231,7 +231,9 @@ def carried_over(model: LlamaMTSK, given: Mapping[str, Tensor]) -> dict[str, Ten
     """A whole state dict for a model: given tensors where they fit, the model's own elsewhere.
 
     A projector that was not given comes from the given one of the nearest place in the list of rates, so a model of one
-    pair of rates starts one of many. Adapters of another strategy or number of scales start as they are.
+    pair of rates starts one of many. One adapter for all scales (MS) starts that of every scale (SS), or the shared one
+    (MSS), so that the model begins with the outputs of the given one; adapters of any other strategy or number of
+    scales start as they are.
 
     Args:
         model: to be filled.
@@ -239,13 +241,25 @@ def carried_over(model: LlamaMTSK, given: Mapping[str, Tensor]) -> dict[str, Ten
     """
     out = {}
     for name, own in model.state_dict().items():
-        found = given.get(name)
+        found = _adapter(name, model.lora, given) if name.startswith("lora.") else given.get(name)
         if found is None and "_proj." in name and name.startswith(("audio_proj", "video_proj")):
             head, place, rest = name.split(".", 2)
             known = {int(key.split(".")[1]) for key in given if key.startswith(f"{head}.")}
             found = given.get(f"{head}.{min(known, key=lambda k: abs(k - int(place)))}.{rest}") if known else None
         out[name] = found.to(own) if found is not None and found.shape == own.shape else own
     return out
+
+
+def _adapter(name: str, lora: Lora, given: Mapping[str, Tensor]) -> Tensor | None:
+    """The given matrix with which a matrix of an adapter starts, if any does."""
+    head, place, matrix, weight = name.rsplit(".", 3)
+    count = 0
+    while f"{head}.{count}.{matrix}.{weight}" in given:
+        count += 1
+    if count == 1:
+        heir = {"MS": "0", "SS": place, "MSS": str(lora.scales)}[lora.strategy]
+        return given[f"{head}.0.{matrix}.{weight}"] if place == heir else None
+    return given[name] if count == {"MS": 1, "SS": lora.scales, "MSS": lora.scales + 1}[lora.strategy] else None
 
 
 def _weights_of(source: str) -> dict[str, Tensor]:
