@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tests.asr.tiny_dllm import write_bpe, write_wordpiece
+from tokenthrift.config import ConfigError
 from tokenthrift.dllm_asr.vocabulary import SPECIAL, Vocabulary, trim
 
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -107,3 +109,20 @@ def test_other_tokenizers_are_refused(tokenizer_json: Path, tmp_path: Path) -> N
 def test_a_tokenizer_that_was_not_cut_is_refused(tokenizer_json: Path) -> None:
     with pytest.raises(ValueError, match="lacks one of"):
         Vocabulary.load(tokenizer_json)
+
+
+@pytest.mark.parametrize("content", ["{}", "", "not JSON", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: ")):
+        Vocabulary.load(path)
+
+
+def test_an_id_beyond_the_embedding_is_refused(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    data = json.loads(vocabulary.tokenizer.to_str())
+    data["model"]["vocab"]["a"] = vocabulary.size + 7
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}.* ids up to {vocabulary.size + 7}"):
+        Vocabulary.load(path)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from tokenthrift.config import ConfigError
+
 SPECIAL = ("<|mask|>", "<|end|>", "<|delete|>", "<|start|>")
 UNKNOWN = "[UNK]"
 _BPE_PIECE = re.compile(r"\u0120?[a-z']+|\u0120")
@@ -27,6 +29,9 @@ class Vocabulary:
 
     Args:
         tokenizer: holds the four special tokens as its last ones.
+
+    Raises:
+        ValueError: it lacks one of them, or an id is not below the number of tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -35,13 +40,22 @@ class Vocabulary:
         found = [i for t in SPECIAL if (i := tokenizer.token_to_id(t)) is not None]
         if len(found) != len(SPECIAL):
             raise ValueError(f"the tokenizer lacks one of {SPECIAL}")
+        if (last := max(tokenizer.get_vocab().values())) >= self.size:
+            raise ValueError(f"the tokenizer has {self.size} tokens, but ids up to {last}")
         self.mask_id, self.eos_id, self.delete_id, self.start_id = found
         self._encode = lru_cache(maxsize=65_536)(self._encode_word)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Reads a `tokenizer.json`."""
-        return cls(Tokenizer.from_file(str(path)))
+        """Reads a `tokenizer.json`.
+
+        Raises:
+            ConfigError: it is damaged, or of another vocabulary than `trim` makes.
+        """
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # The tokenizers package raises a bare Exception whatever is wrong.
+            raise ConfigError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
         """Writes a `tokenizer.json`."""
