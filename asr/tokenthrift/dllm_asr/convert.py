@@ -7,8 +7,10 @@ dLLM-ASR weights need LLaDA-8B and Step-Audio's encoder and are not read.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ def dllm_asr(checkpoints: Sequence[Path]) -> HubModel:
     """The model that checkpoints of `DllmAsrModule` make together; one that trained the denoiser names the sizes.
 
     Raises:
-        ValueError: a checkpoint is of another model.
+        ValueError: a file is no such checkpoint, or they are of unlike models.
     """
     return _merged(checkpoints).model
 
@@ -37,11 +39,23 @@ def autoregressive(checkpoints: Sequence[Path]) -> HubModel:
 
 
 def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
-    found = []
-    for path in checkpoints:
-        options = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
-        if "train_denoiser" not in options:
-            raise ValueError(f"{path} is no checkpoint of a dLLM-ASR training")
-        found.append({name: value for name, value in options.items() if not name.startswith("_")})
+    found = [_options(path) for path in checkpoints]
     options = next((o for o in found if o["train_denoiser"]), found[0])
-    return DllmAsrModule(**{**options, "start_from": [str(path) for path in checkpoints]})
+    try:
+        return DllmAsrModule(**{**options, "start_from": [str(path) for path in checkpoints]})
+    except (RuntimeError, TypeError) as error:  # weights of other sizes; options of another release
+        names = ", ".join(map(str, checkpoints))
+        raise ValueError(f"no model can be made of {names}: {error}") from error
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """What a checkpoint was trained with; its weights are not read yet."""
+    reason = f"{path} is no checkpoint of a dLLM-ASR training"
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, AttributeError, LookupError, pickle.UnpicklingError) as error:
+        raise ValueError(reason) from error
+    match data:
+        case {"hyper_parameters": {"train_draft": bool(), "train_denoiser": bool()} as options, "state_dict": {}}:
+            return {name: value for name, value in options.items() if not name.startswith("_")}
+    raise ValueError(reason)
