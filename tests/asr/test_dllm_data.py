@@ -105,6 +105,15 @@ def test_shards_give_their_utterances(features: Path) -> None:
     assert len(CachedStates(shards, limit=4)) == 4
 
 
+@pytest.mark.parametrize("count", [8, 10])
+def test_drafts_of_another_shard_are_refused(features: Path, count: int) -> None:
+    """They would be handed to the wrong utterances, of this shard and of all after it."""
+    shards = sorted(features.glob("0*.safetensors"))
+    shards[0].with_suffix(".drafts.json").write_text(json.dumps([[]] * count))
+    with pytest.raises(ValueError, match=rf"0000-slt-0\.drafts\.json has drafts of {count} utterances, .* has 9"):
+        CachedStates(shards)
+
+
 class Recorder(L.LightningModule):
     """Notes the texts of each batch."""
 

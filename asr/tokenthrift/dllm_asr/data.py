@@ -76,6 +76,9 @@ class CachedStates(Dataset[Utterance]):
         shards: files written by `features.py`; `.drafts.json` beside one, by `drafts.py`, holds what the CTC head
             writes.
         limit: use only the first so many utterances.
+
+    Raises:
+        ValueError: a `.drafts.json` is of another number of utterances.
     """
 
     def __init__(self, shards: list[Path], limit: int | None = None) -> None:
@@ -87,7 +90,10 @@ class CachedStates(Dataset[Utterance]):
             texts = json.loads(file.metadata()["texts"])
             self.rows += [(i, a, b, t) for a, b, t in zip(offset[:-1], offset[1:], texts, strict=True)]
             drafts = shards[i].with_suffix(".drafts.json")
-            self.drafts += json.loads(drafts.read_text()) if drafts.exists() else [[] for _ in texts]
+            heard = json.loads(drafts.read_text()) if drafts.exists() else [[] for _ in texts]
+            if len(heard) != len(texts):
+                raise ValueError(f"{drafts} has drafts of {len(heard)} utterances, its shard has {len(texts)}")
+            self.drafts += heard
         self.rows = self.rows[:limit]
 
     def __len__(self) -> int:
