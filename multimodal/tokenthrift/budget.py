@@ -147,9 +147,9 @@ class DecodeBudget:
     """Ceilings for one decoded text of an iterative (masked diffusion) decoder."""
 
     max_new_tokens: int | None = None
-    """Most tokens to write; None leaves it to the draft or to the model's canvas."""
+    """Most tokens to write; None is the model's own."""
     max_rounds: int | None = None
-    """Most forward passes of the denoiser; None runs until every token is committed."""
+    """Most forward passes of the denoiser; None is the model's own."""
     confidence_threshold: float | None = None
     """Probability from which a token is committed in a round, above 0 and at most 1; None is the model's own."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tests import fake_recogniser
 from tests.asr.tiny_dllm import tiny_model
 from tests.media_files import encode, voice, write
 from tokenthrift import cli
+from tokenthrift.transcription import Transcription
+from tokenthrift.transcription import cli as command_line
 
 PROGRAM = """
 import os, signal, sys, time
@@ -116,6 +119,44 @@ def test_one_bad_file(calls: Path, model: str, tmp_path: Path, capsys: pytest.Ca
     assert complaints[0].startswith(f"failed: {calls}/bad.mp3: not a recording")
     assert complaints[1] == f"failed: {calls}/empty.wav: empty: a file of 0 bytes"
     assert complaints[2].startswith(f"failed: {calls}/loud.wav: transcription failed")
+
+
+def test_a_name_that_is_not_utf8(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of old systems are transcribed as any other, and their names printed as far as they can be."""
+    folder = tmp_path / "in"
+    good = write(folder / "a.wav", voice(2.0))
+    try:
+        shutil.copyfile(good, os.path.join(os.fsencode(folder), b"caf\xe9.wav"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    (folder / os.fsdecode(b"na\xefve.wav")).write_text("this is not sound")
+    assert run(folder, "--model", model) == 1
+    printed = capsys.readouterr()
+    assert "caf\ufffd.wav" in printed.out
+    assert printed.err.startswith(f"failed: {folder}/na\ufffdve.wav: not a recording")
+    out = os.path.join(os.fsencode(tmp_path), b"\xe0")
+    assert run(folder, "--model", model, "--out-dir", os.fsdecode(out), "--format", "json", "txt") == 1
+    printed = capsys.readouterr()
+    assert "2 done, 1 failed" in printed.out
+    assert f"{tmp_path}/\ufffd" in printed.out
+    assert sorted(os.listdir(out)) == [b"a.json", b"a.txt", b"caf\xe9.json", b"caf\xe9.txt"]
+    with open(os.path.join(out, b"caf\xe9.json"), encoding="utf-8") as file:
+        assert json.load(file)["file"] == f"{folder}/caf\ufffd.wav"
+    (tmp_path / "caf\udce8").mkdir()
+    assert run(tmp_path / "caf\udce8", "--model", model) == 2
+    assert "caf\ufffd: a folder without recordings" in capsys.readouterr().err
+
+
+def test_a_text_without_utf8_form_fails_alone(
+    calls: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoilt(result: Transcription) -> str:
+        return "\udce9" if result.path.name == "a.wav" else "fine"
+
+    monkeypatch.setattr(command_line, "WRITERS", {"txt": spoilt})
+    assert run(calls, "--model", model, "--out-dir", tmp_path / "out") == 1
+    assert files(tmp_path / "out") == {"long.txt": "fine", "sub/b.txt": "fine"}
+    assert "a.txt cannot be written: " in capsys.readouterr().err
 
 
 def test_silence_is_written_as_empty_text(model: str, tmp_path: Path) -> None:
@@ -241,6 +282,7 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("--out-dir", "--format", "--max-rounds", "--references", "--overwrite", "exit status", "examples"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 82
+    assert "no limit" not in text, "a model has limits of its own: transcribe() and its configuration say so"
 
 
 def test_help_and_wrong_paths_do_not_wait_for_torch() -> None:

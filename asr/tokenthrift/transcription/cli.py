@@ -26,7 +26,7 @@ from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 from tokenthrift.transcription.references import ManifestError, References, read_references
 from tokenthrift.transcription.report import Bar, Tally, print_summary, results_table
 from tokenthrift.transcription.results import Transcription
-from tokenthrift.transcription.writers import WRITERS, write_atomically
+from tokenthrift.transcription.writers import WRITERS, printable, write_atomically
 
 if TYPE_CHECKING:
     from tokenthrift.transcription.job import Transcriber
@@ -130,8 +130,9 @@ def _write(result: Transcription, files: dict[str, Path]) -> Transcription:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, WRITERS[form](result))
-        except OSError as error:
-            return replace(result, error=f"{path} cannot be written: {error.strerror}")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            return replace(result, error=f"{path} cannot be written: {reason}")
     return result
 
 
@@ -178,7 +179,7 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
     budget = None
     if any(limit is not None for limit in limits):
         budget = DecodeBudget(max_new_tokens=limits[0], max_rounds=limits[1], confidence_threshold=limits[2])
-    with console.status(f"loading {escape(arguments.model)}"):
+    with console.status(f"loading {escape(printable(arguments.model))}"):
         import torch
 
         from tokenthrift.transcription.job import Transcriber
@@ -222,7 +223,7 @@ def _interrupted(console: Console) -> int:
 
 def _complain(console: Console, kind: str, message: str) -> None:
     # A log wants a line per complaint, however long; a person wants words kept whole.
-    console.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=not console.is_terminal)
+    console.print(Text.assemble((f"{kind}: ", "bold red"), printable(message)), soft_wrap=not console.is_terminal)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -249,8 +250,12 @@ def _parser() -> argparse.ArgumentParser:
         f"to FILE (without FILE: {_MANIFEST} beside the recordings)",
     )
     decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
-    decoding.add_argument("--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: no limit)")
-    decoding.add_argument("--max-new-tokens", type=_count, metavar="N", help="most tokens to write (default: no limit)")
+    decoding.add_argument(
+        "--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: the model's own)"
+    )
+    decoding.add_argument(
+        "--max-new-tokens", type=_count, metavar="N", help="most tokens to write (default: the model's own)"
+    )
     decoding.add_argument(
         "--confidence-threshold",
         type=_number(0, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,12 @@ from tokenthrift.budget import TokenUsage
 from tokenthrift.transcription.results import Transcription
 from tokenthrift.transcription.subtitles import make_cues, srt, vtt
 
-__all__ = ["WRITERS", "write_atomically"]
+__all__ = ["WRITERS", "printable", "write_atomically"]
+
+
+def printable(name: str | Path) -> str:
+    """A file's name for text and screen: bytes of it that are not UTF-8 cannot be written there and become U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", str(name))
 
 
 def to_text(result: Transcription) -> str:
@@ -29,7 +35,7 @@ def to_json(result: Transcription) -> str:
     another batch size may change the last digit of a confidence.
     """
     data = {
-        "file": str(result.path),
+        "file": printable(result.path),
         "seconds": round(result.seconds, 3),
         "text": result.text,
         "usage": _usage(result.usage),
@@ -69,6 +75,7 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises:
         OSError: The disk is full, the folder read-only and the like; `path` is as it was.
+        ValueError: The text has no UTF-8 form; `path` is as it was.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
