@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 # The word in a model's config.json, and its class.
 SYSTEMS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
+    "dllm_asr_autoregressive": "tokenthrift.dllm_asr.autoregressive:AutoregressiveDecoder",
     "mtsk": "tokenthrift.mtsk:LlamaMTSK",
     "karl": "tokenthrift.karl:Karl",
     "vqtoken": "tokenthrift.vqtoken:VQToken",

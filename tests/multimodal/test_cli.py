@@ -143,6 +143,13 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_info_of_the_rival_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(ROOT / "benchmarks" / "dllm-asr-autoregressive")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("system      dllm_asr_autoregressive (")
+    assert "\ndecoding " not in shown, "it writes for the benchmark alone"
+
+
 def test_info_of_a_repository(hub: HubServer, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commit = hub.add("org/small", {path.name: path.read_bytes() for path in small.iterdir()})
     assert cli.main(["info", "org/small"]) == 0
