@@ -170,15 +170,24 @@ def test_ties_do_not_depend_on_the_batch(reducer: ItemReducer) -> None:
             torch.testing.assert_close(row(out, i)[0], item[: out.usage[i].used])
 
 
+def keeps_prefixes(reducer: ItemReducer, native: int, few: int, more: int) -> bool:
+    """Whether the tokens of a small budget are the first ones of a larger budget, bit for bit."""
+    short, long = (reducer.reduce(batch_of([native]), TokenBudget(max_tokens=n)) for n in (few, more))
+    (x, places, *_), (y, others, *_) = row(short, 0), row(long, 0)
+    return places == others[: len(places)] and torch.equal(x[:, :6], y[: len(x), :6])
+
+
 @EVERY
+def test_reducers_are_called_nested_where_they_keep_prefixes(reducer: ItemReducer) -> None:
+    found = [keeps_prefixes(reducer, 30, few, more) for few, more in ((3, 4), (5, 10), (7, 29), (12, 18))]
+    assert all(found) == reducer.support.nested
+
+
+@pytest.mark.parametrize("reducer", [r for r in REDUCERS if r.support.nested], ids=lambda r: type(r).__name__)
 @FEW
 @given(native=st.integers(0, 30), few=st.integers(1, 30), more=st.integers(0, 20))
 def test_nested_reducers_keep_prefixes(reducer: ItemReducer, native: int, few: int, more: int) -> None:
-    tokens = batch_of([native])
-    short, long = (reducer.reduce(tokens, TokenBudget(max_tokens=n)) for n in (few, few + more))
-    (x, places, *_), (y, others, *_) = row(short, 0), row(long, 0)
-    prefix = places == others[: len(places)] and torch.equal(x[:, :6], y[: len(x), :6])
-    assert prefix or not reducer.support.nested
+    assert keeps_prefixes(reducer, native, few, few + more)
 
 
 @EVERY
