@@ -2,7 +2,7 @@
 
 The denoiser learns to mend real drafts, so they are made once the draft head is trained: each shard gets a
 `.drafts.json` beside it, for every utterance a list of [word, confidence, start, end]. `--again` replaces those of an
-earlier checkpoint.
+earlier checkpoint. A model folder gives its draft head as a checkpoint does.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ import torch
 from tokenthrift.dllm_asr.config import DraftConfig
 from tokenthrift.dllm_asr.data import CachedStates, collate
 from tokenthrift.dllm_asr.draft import DraftHead, draft_words
+from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.dllm_asr.module import trained_weights
+from tokenthrift.hub import read_config
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--draft", type=Path, required=True, help="training checkpoint with a trained CTC head")
+    parser.add_argument("--draft", required=True, help="model folder, or training checkpoint with a trained CTC head")
     parser.add_argument("--again", action="store_true", help="make drafts also where there are some")
     arguments = parser.parse_args()
-    weights = torch.load(arguments.draft, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    weights = trained_weights(arguments.draft)
     head = {k.removeprefix("model.draft."): v for k, v in weights.items() if k.startswith("model.draft.")}
-    draft = DraftHead(DraftConfig(), head["conv.weight"].shape[1])
+    if not head:
+        parser.error(f"--draft: the CTC head was not trained in {arguments.draft}")
+    # Training makes heads of the default size; a model folder says which size its head has.
+    folder = Path(arguments.draft)
+    sizes = read_config(folder, DllmAsr).draft if folder.is_dir() else DraftConfig()
+    draft = DraftHead(sizes, head["conv.weight"].shape[1]).eval()
     draft.load_state_dict(head)
     for shard in sorted(arguments.features.glob("*.safetensors")):
         target = shard.with_suffix(".drafts.json")

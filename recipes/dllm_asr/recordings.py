@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,11 @@ def main() -> None:
     parser.add_argument("--fsdd", type=Path, help="tar file of the Free Spoken Digit Dataset")
     parser.add_argument("--lj", type=Path, help="folder of LJ Speech sentences with a manifest.jsonl")
     arguments = parser.parse_args()
+    for option in ("fsdd", "lj"):
+        path = getattr(arguments, option)
+        if path is not None and not path.exists():
+            print(f"--{option}: there is no {path}, so the set is left out", file=sys.stderr)
+            setattr(arguments, option, None)
     out, work = arguments.out, arguments.out / "packages"
     prompts = list(asterisk(work))
     test = [c for c in prompts if hashed(c[0]) % 5 == 0]

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
+from tests.asr.tiny_dllm import WIDTH, speech, tiny_model, write_shard, write_whisper
 from tests.media_files import encode
 from tests.recipes.dllm_scripts import RECIPE, run, script
 from tokenthrift.cli import main
@@ -112,7 +112,10 @@ def test_recordings_are_split_by_name(
             member.size = len(data.getvalue())
             data.seek(0)
             tar.addfile(member, data)
-    run(monkeypatch, recordings, tmp_path, "--fsdd", archive)
+    run(monkeypatch, recordings, tmp_path, "--fsdd", archive, "--lj", tmp_path / "nowhere")
+    captured = capsys.readouterr()
+    assert captured.err == f"--lj: there is no {tmp_path}/nowhere, so the set is left out\n"
+    assert not (tmp_path / "test" / "lj").exists()
     found = {}
     for part in ("test/asterisk", "test/asterisk-short", "dev/asterisk", "test/librivox", "test/fsdd"):
         rows = [json.loads(line) for line in (tmp_path / part / "manifest.jsonl").read_text().splitlines()]
@@ -142,7 +145,7 @@ def test_recordings_are_split_by_name(
         "9002-fsdd-nicolas.npz",
     ]
     assert read_speech(tmp_path / "speech" / "9001-fsdd-george.npz")[1][0]["text"] == "three"
-    assert "test/asterisk" in capsys.readouterr().out
+    assert "test/asterisk" in captured.out
 
 
 # Features
@@ -247,17 +250,28 @@ def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pyt
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == made
 
 
-def test_drafts_are_what_the_head_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafts = script("drafts")
+def draft_checkpoint(path: Path) -> DraftHead:
+    """A checkpoint of a training of the draft alone, and its head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = DraftHead(DraftConfig(), WIDTH).eval()
         torch.nn.init.normal_(head.output.weight, std=1.0)
     state = {f"model.draft.{name}": value for name, value in head.state_dict().items()}
-    torch.save({"state_dict": {**state, "model.other": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    options = {"train_draft": True, "train_denoiser": False}
+    torch.save({"state_dict": {**state, "model.other": torch.zeros(1)}, "hyper_parameters": options}, path)
+    return head
+
+
+@pytest.mark.parametrize("source", ["last.ckpt", "model"])
+def test_drafts_are_what_the_head_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    head = draft_checkpoint(tmp_path / "last.ckpt")
+    if source == "model":
+        model = tiny_model()
+        model.save_pretrained(tmp_path / "model")
+        head = model.draft
     shard = write_shard(tmp_path / "features" / "0000-slt-0.safetensors", ["the dog", "a", "jumps over"])
     write_shard(tmp_path / "features" / "dev-0000-slt.safetensors", ["held out"])
-    run(monkeypatch, drafts, tmp_path / "features", "--draft", tmp_path / "last.ckpt")
+    run(monkeypatch, script("drafts"), tmp_path / "features", "--draft", tmp_path / source)
     written = sorted(p.name for p in (tmp_path / "features").glob("*.json"))
     assert written == ["0000-slt-0.drafts.json"]
     data = CachedStates([shard])
@@ -269,6 +283,19 @@ def test_drafts_are_what_the_head_writes(tmp_path: Path, monkeypatch: pytest.Mon
         # In bfloat16 a neighbour in the batch may tip a frame; nearly all words are the same.
         same = [w for w in item.draft if any(w.text == e.text and abs(w.start - e.start) < 1e-6 for e in expected)]
         assert len(same) >= 0.7 * len(expected)
+
+
+def test_drafts_of_an_untrained_head_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every checkpoint holds a head, but one of the denoiser alone holds random weights."""
+    draft_checkpoint(tmp_path / "last.ckpt")
+    data = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    data["hyper_parameters"] = {"train_draft": False, "train_denoiser": True}
+    torch.save(data, tmp_path / "denoiser.ckpt")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, script("drafts"), tmp_path, "--draft", tmp_path / "denoiser.ckpt")
+    assert f"the CTC head was not trained in {tmp_path}/denoiser.ckpt" in capsys.readouterr().err
 
 
 # Whisper out of a package
