@@ -109,6 +109,32 @@ def test_a_converted_model_prices_its_own_patches_and_newline(
     assert "at least one frame" in capsys.readouterr().err
 
 
+def test_a_clip_too_short_for_the_published_attention_fails_alone(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqtoken([write(tmp_path / "published", tensors(language_model(), attention()))]).save_pretrained(tmp_path / "ours")
+    files = [str(clips / "a.mp4"), str(clips / "uneven.mkv")]  # of 1.2 and 2 seconds and more: 4 and 7 tokens
+    arguments = [*files, "--model", str(tmp_path / "ours"), "--budget", "4/s", "--frames", "5"]
+    for command in ("plan", "tokenize"):
+        assert cli.main([command, *arguments]) == 1
+        made, _ = rows(capsys)
+        assert "4 tokens for 5 frames" in made["a.mp4"]["failed"]
+        assert made["uneven.mkv"]["cap"] >= 6
+
+
+def test_a_header_that_counts_frames_that_are_not_there(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bytearray(film(tmp_path / "whole.mp4", 30).read_bytes())
+    table = whole.index(b"stsz")
+    whole[table + 16 + 4 * 29 : table + 16 + 4 * 30] = bytes(4)  # the size of the last frame
+    (tmp_path / "z.mp4").write_bytes(whole)
+    arguments = [str(tmp_path), "--model", str(model), "--budget", "9"]
+    assert cli.main(["tokenize", *arguments]) == 0
+    made, _ = rows(capsys)
+    assert made["whole.mp4"]["tokens"] == made["z.mp4"]["tokens"] == 9
+
+
 def test_an_answerer_uses_its_own_encoder_and_frames(
     tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,18 @@ def test_tokens_of_length_zero_are_alike_and_unlike_others() -> None:
     assert same_partition(cluster(x[None], 3).labels[0], truth)
 
 
+@pytest.mark.parametrize("length", [1e-33, 1e-40])
+def test_tokens_of_hardly_any_length_are_as_those_of_none(length: float) -> None:
+    x = noise(0, 1, 8, 4)
+    x[0, 3] = length
+    x[0, 5] = 0
+    x[0, 6] *= 1e-20
+    found = cluster(x, 6)
+    assert bool(found.sums.isfinite().all())
+    assert found.labels[0, 3] == found.labels[0, 5]
+    assert found.counts.sum() == 8
+
+
 @FEW
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4),

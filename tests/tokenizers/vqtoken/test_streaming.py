@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.tokenizers.vqtoken.clips import noise, same_partition
-from tokenthrift.budget import BudgetError
+from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.vqtoken.clustering import cluster
 from tokenthrift.vqtoken.streaming import Stream
 
@@ -75,6 +75,24 @@ def test_half_precision_and_equal_frames() -> None:
     assert done.tokens.embeddings.dtype == torch.bfloat16
     assert done.tokens.usage[0].used == 1
     assert torch.equal(done.tokens.embeddings.float(), torch.ones(1, 1, 8))
+    still = Stream(96)
+    ids = [still.push(torch.ones(1, 2, 2, 8)) for _ in range(2)]
+    few = still.finish(8)
+    (usage,) = few.tokens.usage
+    assert (usage.native, usage.cap) == (8, 8)
+    assert usage.used == few.tokens.mask.sum() < 8
+    assert few.tokens.sizes is not None
+    assert few.tokens.sizes.sum() == 8
+    assert max(int(few.resolve(part).max()) for part in ids) < usage.used
+
+
+def test_a_budget_of_nothing_leaves_nothing() -> None:
+    stream = Stream()
+    ids = stream.push(noise(0, 2, 2, 2, 8))
+    done = stream.finish(TokenBudget(retention=0.05, min_tokens=0), seconds=1.0)
+    assert done.tokens.embeddings.shape == (1, 0, 8)
+    assert (done.tokens.usage[0].native, done.tokens.usage[0].cap) == (8, 0)
+    assert done.resolve(ids).unique().tolist() == [-1]
 
 
 def test_wrong_use_is_named() -> None:

@@ -36,6 +36,7 @@ SETTLED = 1e-3
 """Share of the tokens of a clip that may still change cluster when the iterations end."""
 _GRID = 2.0**26
 _SAMPLE = 2048
+_SHORTEST = 1e-30  # of a token that has a direction: dividing the grid by less would overflow float32
 _MOST_MERGED = 512  # seeds up to which twice as many are taken; above, merging would cost more than it gains
 _NEAR_TIE = 1e-5  # twice the error of a float32 product of unit vectors, amply
 _TIE = 2.0**40
@@ -134,7 +135,7 @@ def number(clusters: Clusters, layout: Layout) -> Clusters:
 def unit_tokens(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens divided by their length, on a grid of 2^-26: (B, N, D) float32, zero in padding; and the mask.
 
-    A token of length zero has no direction; the diagonal stands for it, so that such tokens are alike.
+    A token of length zero, or below 1e-30, has no direction; the diagonal stands for it, so that such tokens are alike.
 
     Raises:
         ValueError: A real token is NaN or infinite.
@@ -147,8 +148,9 @@ def unit_tokens(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     if broken := (~length.isfinite()).any(1).nonzero().flatten().tolist():
         raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or mend the encoder")
-    unit = x * (_GRID / length).where(length > 0, 0.0).float()[..., None]
-    if bool((directionless := mask & (length == 0)).any()):
+    long = length >= _SHORTEST
+    unit = x * (_GRID / length).where(long, 0.0).float()[..., None]
+    if bool((directionless := mask & ~long).any()):
         unit = unit.masked_fill(directionless[..., None], _GRID / math.sqrt(max(unit.shape[2], 1)))
     return unit.round_().mul_(1 / _GRID), mask
 

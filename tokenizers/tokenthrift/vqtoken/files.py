@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
 from tokenthrift.hub import CONFIG
+from tokenthrift.media.picture_track import read_track
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.tokenize import usage_row
@@ -112,7 +113,9 @@ class VideoFiles:
         count, height, width = self.encoder.grid(frames)
         native = count * height * width + self.encoder.after
         try:
-            return native, self.reducer.plan([native], budget, [seconds])[0]
+            (cap,) = self.reducer.plan([native], budget, [seconds])
+            self.reducer.check_frames((count, height, width), native, cap)
+            return native, cap
         except BudgetError as error:
             return native, error
 
@@ -123,7 +126,7 @@ def sample(path: Path, encoder: ClipEncoder, wanted: int) -> Sampled:
     Raises:
         VideoError: the clip cannot be read.
     """
-    info = probe(path)
+    info = read_track(path).info  # a header may count frames that are not there
     count = encoder.frames(wanted, info.frames)
     places = [i * (info.frames - 1) // max(count - 1, 1) for i in range(count)]
     frames = read_frames(path, indices=places, size=encoder.size)

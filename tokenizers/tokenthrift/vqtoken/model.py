@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenthrift.budget import BudgetSupport, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
 from tokenthrift.reducers.base import Item, check_finite, pad_items, unpad
 from tokenthrift.tokens import TokenBatch
@@ -111,7 +111,7 @@ class VQToken(HubModel):
             budget: Ceilings for each clip. One at or above native returns the tokens bit for bit.
 
         Raises:
-            BudgetError: The budget cannot be honoured.
+            BudgetError: The budget cannot be honoured, or has fewer tokens than frames for the published attention.
             ValueError: A real token is not finite, or a grid has more cells than its clip has tokens.
         """
         native = tokens.mask.sum(1).tolist()
@@ -136,6 +136,29 @@ class VQToken(HubModel):
                 usage[i] = replace(usage[i], used=len(item.positions), error=error)
         return Compressed(pad_items(items, tokens.seconds, tuple(usage)), tuple(maps))
 
+    def check_frames(self, grid: Grid, native: int, cap: int) -> None:
+        """Checks that a clip of so many frames may be reduced to a cap; anything may, but for the published attention.
+
+        Args:
+            grid: Frames, rows and columns of its tokens.
+            native: Its tokens, with a newline after the frames if there is one.
+            cap: As `plan` gives it.
+
+        Raises:
+            BudgetError: The published attention would make more tokens.
+        """
+        if self.cross_attention is None or self.config.compat == "corrected" or not 0 < cap < native:
+            return
+        frames, height, width = grid
+        rest = min(native - frames * height * width, cap - 1)
+        if frames > cap - rest:
+            raise BudgetError(
+                f"{cap} tokens for {frames} frames",
+                "with the published attention at least one token a frame, and those after the frames; compat "
+                "'corrected' has no such limit",
+                frames + rest,
+            )
+
     def _chooses(self, native: int, cap: int, budget: TokenBudget) -> bool:
         """Whether content decides how many codes a clip gets. A rule never touches a clip that may stay whole."""
         return budget.target_error is not None or (self.config.choose != "fixed" and cap < native)
@@ -145,6 +168,8 @@ class VQToken(HubModel):
     ) -> list[tuple[Item, Tensor, float | None]]:
         """Clips of at least one token each: what is left of them, their index maps, and the error where one counts."""
         self._check(items, grids)
+        for item, grid, cap in zip(items, grids, caps, strict=True):
+            self.check_frames(grid, len(item.positions), cap)
         cells = [t * h * w for t, h, w in grids]
         # What follows the frames (a newline) stays where the budget has room for it and a code.
         rests = [min(len(i.positions) - n, cap - 1) for i, n, cap in zip(items, cells, caps, strict=True)]
@@ -218,11 +243,6 @@ class VQToken(HubModel):
         codes = released.code_means(tokens, labels, centres)
         mass = means(tokens[None, :, :0], labels[None], len(codes), clip.weights()[None])[1][0]
         if self.cross_attention is not None:
-            if grid[0] > wanted:
-                raise ValueError(
-                    f"the published attention makes at least one token a frame: {grid[0]} frames do not fit {wanted} "
-                    f"tokens; use compat 'corrected', or at most {wanted} frames"
-                )
             codes = self.cross_attention(labels.view(grid[0], -1), codes)
             # Which tokens a row stands for is lost in the attention; all stand for an equal part of the clip.
             mass = clip.weights().sum().expand(len(codes)) / len(codes)

@@ -112,11 +112,12 @@ class Stream:
         """The codes of all frames so far; more may be pushed afterwards.
 
         Args:
-            budget: Ceilings for the whole clip; with a target error, the fewest codes that reach it.
+            budget: Ceilings for the whole clip; with a target error, the fewest codes that reach it. Frames that are
+                alike may have left fewer codes than it allows; then those are all there are.
             seconds: The duration, which `tokens_per_second` needs.
 
         Raises:
-            BudgetError: The budget cannot be honoured, or asks for more codes than are held.
+            BudgetError: The budget cannot be honoured, or asks for more codes than may be held.
             ValueError: There was no frame.
         """
         budget = TokenBudget.parse(budget)
@@ -127,15 +128,17 @@ class Stream:
         chooses = budget.target_error is not None
         if chooses:
             cap = min(cap, self.held)
-        elif cap > len(self._counts):
-            raise BudgetError(f"{cap} tokens of a stream", f"at most the {len(self._counts)} codes held", self.held)
+        elif cap > self.held:
+            raise BudgetError(f"{cap} tokens of a stream", f"at most the {self.held} codes held", self.held)
+        if not cap:
+            return self._nothing(native, seconds)
         clusters, tree = self._tree()
         most = torch.tensor([min(cap, len(self._counts))], device=self._counts.device)
         if chooses:
             least = most.clamp(max=max(budget.min_tokens, 1))
             most = adaptive.by_error(adaptive.errors(clusters, tree), budget.target_error or 0.0, least, most)
         k = int(most)
-        error = float(adaptive.errors(clusters, tree)[0, k - 1]) if k else None
+        error = float(adaptive.errors(clusters, tree)[0, k - 1])
         owner = tree.at(most)[0]
         counts, raw, cells = (_joined(part, owner, k) for part in (self._counts, self._raw, self._cells))
         middle = (2 * cells + counts[:, None]) // (2 * counts[:, None])
@@ -151,7 +154,19 @@ class Stream:
             seconds=None if seconds is None else (seconds,),
             usage=(TokenUsage(native=native, cap=cap, used=k, error=error),),
         )
-        return Streamed(tokens, rank[owner][self._owner] if k else torch.full_like(self._owner, -1))
+        return Streamed(tokens, rank[owner][self._owner])
+
+    def _nothing(self, native: int, seconds: float | None) -> Streamed:
+        """What a budget leaves that allows no token."""
+        tokens = TokenBatch(
+            embeddings=self._raw[None, :0].to(self._dtype),
+            mask=self._counts[None, :0].bool(),
+            positions=self._counts[None, :0],
+            sizes=self._counts[None, :0].float(),
+            seconds=None if seconds is None else (seconds,),
+            usage=(TokenUsage(native=native, cap=0, used=0),),
+        )
+        return Streamed(tokens, torch.full_like(self._owner, -1))
 
     def _begin(self, frames: Tensor) -> None:
         self._side, self._dtype = (frames.shape[1], frames.shape[2]), frames.dtype

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetLike, TokenUsage
+from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
 from tokenthrift.hub import CONFIG
 from tokenthrift.sources import SourceError
 from tokenthrift.vqtoken.model import VQToken
@@ -34,6 +34,7 @@ __all__ = ["VLM", "Answer", "VideoChat", "unpooled"]
 VLM: Final = "vlm"
 """The folder inside a converted model's that holds the language model in transformers' own format."""
 NEWLINES: Final = 1
+_LONG: Final = 1e6  # seconds, in which no rate allows less than the other ceilings
 
 
 class Answer(NamedTuple):
@@ -99,6 +100,17 @@ class VideoChat:
         side = vision.image_size // vision.patch_size
         side = math.ceil(side / 2) if self.pooled else side
         return frames, side, side
+
+    def check(self, frames: int, budget: BudgetLike) -> None:
+        """Checks that a long video of so many frames can be answered about under a budget.
+
+        Raises:
+            BudgetError: The budget cannot be honoured, however long the video.
+        """
+        grid = self.grid(frames)
+        native = math.prod(grid) + NEWLINES
+        (cap,) = self.reducer.plan([native], TokenBudget.parse(budget), [_LONG])
+        self.reducer.check_frames(grid, native, cap)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
