@@ -1,6 +1,6 @@
 """The batch job: recordings of any length and format to text, subtitles and JSON, through any recogniser.
 
-`job` is the work itself (`Transcriber`), `windows` cuts where it is quiet, `lips` pairs sound with the lips that were seen,
+`job` is the work itself (`Transcriber`), `windows` cuts where it is quiet, `lips` pairs sound with lips in the picture,
 `results` and `writers` hold and write what came out, `subtitles` makes cues, `references` scores against what was said,
 `models` knows which class reads which model folder, `report` prints, and `cli` is the command.
 """
