@@ -1,11 +1,12 @@
 """What KARL's saved tokens save in time, in one run: `python benchmarks/karl.py --json out.json`.
 
 The model has the published size (`karl_small` on MaskGIT's VQGAN, 256 pixels) and random weights, which cost what
-trained ones do. Three questions: how much faster the latent decoder is when it computes the kept tokens only, against
-the same weights over all 512 positions behind the published mask (the outputs are checked to agree); what that is worth
-in the whole pipeline, part by part; and one pass against a search for the smallest count by bisection, whose eight
-steps encode and decode each, as the search that KARL replaces does, or only decode, which nested tokens allow. Both end
-at the same tokens of the same images, hence at the same error.
+trained ones do. Three questions. How much faster is the latent decoder when it computes the kept tokens only, against
+the same weights over all 512 positions behind the published mask (the outputs are checked to agree)? What is that worth
+in the whole pipeline, from pixels to pixels, timed end to end with its parts beside it? And what does one pass save
+against a search by bisection for the smallest count, whose eight steps encode and decode each, as the search that KARL
+replaces does, or only decode, which nested tokens allow? Every search has to end at the error of the one pass, which is
+checked.
 
 Rivals take turns in one thread. Figures are medians of processor time, which other work on the machine hardly changes.
 """
@@ -16,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ from tokenthrift.karl.latent import LatentDecoder
 from tokenthrift.karl.model import Karl
 
 KEPT = (32, 128, 225)
+WHOLE = (32, 128)  # of the pipelines, which take a minute each
 STEPS = 8
 BARS = {32: 1.6, 128: 1.25, 225: 1.0}
+PUBLISHED = "all"
+PARTS = ("base encoder", "latent encoder", "latent decoder", "base decoder")
+WAYS = ("one pass", "search, encoder and decoder", "search, decoder only")
+SEARCH_BAR = 5.0
+SAME_ERROR = 1e-5
 
 
 def all_positions(decoder: LatentDecoder, values: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -56,6 +63,11 @@ def all_positions(decoder: LatentDecoder, values: Tensor, keep: Tensor, grid: tu
     return out
 
 
+def first(values: Tensor, kept: int) -> Tensor:
+    """Keeps the first tokens of `values` `(B, T, token_width)`: `(B, T)` bool."""
+    return (torch.arange(values.shape[1]) < kept).expand(len(values), -1)
+
+
 def medians(ways: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any, float]:
     """Seconds of processor time that each way takes, taking turns."""
     found: dict[Any, list[float]] = {way: [] for way in ways}
@@ -67,69 +79,96 @@ def medians(ways: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any,
     return {way: statistics.median(values) for way, values in found.items()}
 
 
-def decoders(karl: Karl, tokens: Tensor, repeats: int) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds over the kept tokens and over all positions, by the number of kept tokens."""
-    grid = karl.config.grid
-    ways: dict[Any, Callable[[], object]] = {}
+def decoders(karl: Karl, tokens: Tensor, repeats: int) -> dict[Any, float]:
+    """Seconds over the kept tokens, by their number, and over all positions, which cost the same whatever is masked."""
+    grid, one = karl.config.grid, tokens[:1]
     for kept in KEPT:
-        keep = torch.zeros(tokens.shape[:2], dtype=torch.bool)
-        keep[:, :kept] = True
-        mine, theirs = karl.expand(tokens, keep, grid), all_positions(karl.decoder, tokens, keep, grid)
+        mine, theirs = (
+            karl.expand(one, first(one, kept), grid),
+            all_positions(karl.decoder, one, first(one, kept), grid),
+        )
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
-        ways[kept, "kept"] = partial(karl.expand, tokens, keep, grid)
-        ways[kept, "all"] = partial(all_positions, karl.decoder, tokens, keep, grid)
-    seconds = medians(ways, repeats)
-    return {k: seconds[k, "kept"] for k in KEPT}, {k: seconds[k, "all"] for k in KEPT}
+    ways: dict[Any, Callable[[], object]] = {k: partial(karl.expand, tokens, first(tokens, k), grid) for k in KEPT}
+    ways[PUBLISHED] = partial(all_positions, karl.decoder, tokens, first(tokens, KEPT[-1]), grid)
+    return medians(ways, repeats)
 
 
-def pipeline(karl: Karl, images: Tensor, repeats: int) -> dict[str, float]:
-    """Seconds of the parts that do not depend on the count."""
-    features = karl.base.encode(images)
+def pipelines(karl: Karl, images: Tensor, ways: Sequence[Any], repeats: int) -> dict[Any, dict[str, float]]:
+    """Seconds from pixels to pixels, and of each part of the same runs, by the tokens kept or as published."""
+    grid = karl.config.grid
     counts = torch.full((len(images),), karl.config.max_tokens)
     errors = torch.full((len(images),), ERROR_BINS[0])
-    return medians(
-        {
-            "base encoder": lambda: karl.base.encode(images),
-            "latent encoder": lambda: karl.distil(images, features, counts, errors),
-            "base decoder": lambda: karl.base.decode(features),
-        },
-        repeats,
-    )
+
+    def run(way: Any) -> list[float]:
+        marks = [time.process_time()]
+        features = karl.base.encode(images)
+        marks.append(time.process_time())
+        found = karl.distil(images, features, counts, errors)
+        values = karl.quantise(found.tokens, found.mask).values
+        marks.append(time.process_time())
+        if way == PUBLISHED:
+            output = all_positions(karl.decoder, values, first(values, KEPT[-1]), grid)
+        else:
+            output = karl.expand(values, first(values, way), grid)
+        marks.append(time.process_time())
+        karl.base.decode(karl.features_of(output, grid))
+        marks.append(time.process_time())
+        return marks
+
+    runs: dict[Any, list[list[float]]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, seen in runs.items():
+            seen.append(run(way))
+    found = {}
+    for way, seen in runs.items():
+        found[way] = {
+            part: statistics.median(marks[i + 1] - marks[i] for marks in seen) for i, part in enumerate(PARTS)
+        }
+        found[way]["end to end"] = statistics.median(marks[-1] - marks[0] for marks in seen)
+    return found
 
 
-def searches(karl: Karl, images: Tensor, kept: int, repeats: int) -> dict[str, float]:
-    """Seconds of one pass and of bisection that ends at the same count."""
-    size, most = len(images), karl.config.max_tokens
-    errors = torch.full((size,), ERROR_BINS[0])
+def searches(karl: Karl, images: Tensor, kept: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of one pass and of bisection, and the errors that they end at, which are the same.
+
+    Raises:
+        AssertionError: a search ends at another error than one pass.
+    """
+    most = karl.config.max_tokens
+    errors = torch.full((len(images),), ERROR_BINS[0])
+    ends: dict[str, float] = {}
 
     def encode(features: Tensor, count: int) -> Tensor:
-        found = karl.distil(images, features, torch.full((size,), count), errors)
+        found = karl.distil(images, features, torch.full((len(images),), count), errors)
         return karl.quantise(found.tokens, found.mask).values
 
     def decode(values: Tensor, count: int) -> float:
-        keep = (torch.arange(values.shape[1]) < count).expand(size, -1)
-        made = karl.base.decode(karl.features_of(karl.expand(values, keep)))
+        made = karl.base.decode(karl.features_of(karl.expand(values, first(values, count))))
         return float((made - images).abs().mean())
 
-    def one_pass() -> float:
-        return decode(encode(karl.base.encode(images), most), kept)
+    def one_pass() -> None:
+        ends[WAYS[0]] = decode(encode(karl.base.encode(images), most), kept)
 
-    def search(nested: bool) -> Callable[[], float]:
-        def run() -> float:
-            features = karl.base.encode(images)
-            whole = encode(features, most) if nested else None
-            low, high, error = 0, most, float("nan")
-            for _ in range(STEPS):
-                middle = (low + high) // 2
-                error = decode(encode(features, middle) if whole is None else whole, middle)
-                # Random weights have no error to search for; the steps are those that lead to the wanted count.
-                low, high = (low, middle) if middle >= kept else (middle, high)
-            return error
+    def search(way: str, nested: bool) -> None:
+        features = karl.base.encode(images)
+        whole = encode(features, most) if nested else None
+        low, high = 0, most
+        for _ in range(STEPS):
+            middle = (low + high) // 2
+            error = decode(encode(features, middle) if whole is None else whole, middle)
+            # With random weights errors do not fall with the count; the steps are those that lead to the wanted one.
+            if middle >= kept:
+                high, ends[way] = middle, error
+            else:
+                low = middle
+        assert high == kept, f"the search ended at {high} tokens"
 
-        return run
-
-    ways: dict[str, Callable[[], object]] = {"one pass": one_pass, "search, encoder and decoder": search(False)}
-    return medians({**ways, "search, nested tokens": search(True)}, repeats)
+    seconds = medians(
+        {WAYS[0]: one_pass, WAYS[1]: partial(search, WAYS[1], False), WAYS[2]: partial(search, WAYS[2], True)}, repeats
+    )
+    for way in WAYS:
+        assert abs(ends[way] - ends[WAYS[0]]) <= SAME_ERROR, f"{way}: error {ends[way]}, one pass {ends[WAYS[0]]}"
+    return seconds, ends
 
 
 @torch.inference_mode()
@@ -138,8 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="karl_small", help="named size (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that are counted (default: %(default)s)")
-    parser.add_argument("--searches", type=int, default=1, help="rounds of the search (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="of the decoders (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="of pipelines and searches (default: %(default)s)")
+    parser.add_argument("--searched", type=int, default=1, help="images that are searched (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -150,34 +190,42 @@ def main() -> None:
 
     console = Console(width=110)
     setting = f"{options.size}, random weights, CPU, one thread, batch {options.batch}, float32"
-    searches(karl, images[:1], 128, 1)  # warm-up
-    mine, theirs = decoders(karl, tokens, options.repeats)
+    pipelines(karl, images[:1], KEPT[:1], 1)  # warm-up
+    alone = decoders(karl, tokens, options.repeats)
     table = Table(
         "kept of 256", "kept only, s", "all 512 positions, s", "ratio", "bar", title=f"Latent decoder: {setting}"
     )
     for kept in KEPT:
-        ratio = theirs[kept] / mine[kept]
-        table.add_row(str(kept), f"{mine[kept]:.2f}", f"{theirs[kept]:.2f}", f"{ratio:.2f}x", f">= {BARS[kept]:g}x")
+        ratio = alone[PUBLISHED] / alone[kept]
+        bar = f">= {BARS[kept]:g}x"
+        table.add_row(str(kept), f"{alone[kept]:.2f}", f"{alone[PUBLISHED]:.2f}", f"{ratio:.2f}x", bar)
     console.print(table)
 
-    parts = pipeline(karl, images, options.repeats)
+    whole = pipelines(karl, images, (*WHOLE, PUBLISHED), options.rounds)
+    table = Table("kept of 256", *PARTS, "end to end", "ratio", title="Whole pipeline, pixels to pixels, seconds")
+    for way, parts in whole.items():
+        name = "all 512 positions, as published" if way == PUBLISHED else str(way)
+        ratio = whole[PUBLISHED]["end to end"] / parts["end to end"]
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in parts.values()), f"{ratio:.2f}x")
+    console.print(table)
+
+    seconds, errors = searches(karl, images[: options.searched], 128, options.rounds)
     table = Table(
-        "kept of 256", *parts, "latent decoder", "sum, s", "published, s", "ratio", title="Whole pipeline, seconds"
+        "way",
+        "seconds",
+        "error at the end",
+        "of one pass",
+        "bar",
+        title=f"One pass against an {STEPS}-step search at equal error, 128 tokens, batch {options.searched}",
     )
-    for kept in KEPT:
-        whole, published = sum(parts.values()) + mine[kept], sum(parts.values()) + theirs[kept]
-        figures = [f"{value:.2f}" for value in (*parts.values(), mine[kept], whole, published)]
-        table.add_row(str(kept), *figures, f"{published / whole:.2f}x")
-    console.print(table)
-
-    found = searches(karl, images, 128, options.searches)
-    table = Table("way", "seconds", "of one pass", title=f"Finding 128 tokens: one pass or {STEPS} steps; bar >= 5x")
-    for way, seconds in found.items():
-        table.add_row(way, f"{seconds:.2f}", f"{seconds / found['one pass']:.2f}x")
+    for way in WAYS:
+        bar = f">= {SEARCH_BAR:g}x" if way == WAYS[1] else ""
+        ratio = seconds[way] / seconds[WAYS[0]]
+        table.add_row(way, f"{seconds[way]:.2f}", f"{errors[way]:.6f}", f"{ratio:.2f}x", bar)
     console.print(table)
     if options.json is not None:
-        figures_out = {"setting": setting, "kept": mine, "all": theirs, "parts": parts, "search": found}
-        options.json.write_text(json.dumps(figures_out, indent=2) + "\n", encoding="utf-8")
+        figures = {"setting": setting, "decoder": alone, "pipeline": whole, "search": seconds, "errors": errors}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
