@@ -1,14 +1,15 @@
 """dLLM-ASR against its parts and its rivals, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
 Every system hears the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
-diffusion model without draft, with the draft's length only, with the whole draft, with and without pruning; the
-autoregressive decoder of the same size over the same encoder and adapter, with a key-value cache; and Whisper tiny.en
-itself, on 30 s of padded audio as it needs. Word error rates follow Whisper's English normaliser over the whole set;
-the real-time factor is seconds of work, encoder included, over seconds of audio.
+diffusion model without draft, with the draft's length only, with its sure words, by the model's own settings, with and
+without pruning, and with an encoder that always reads 30 s; the autoregressive decoder of the same size over the same
+encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error
+rates follow Whisper's English normaliser over the whole set; a forward pass of two responses side by side counts
+twice; the real-time factor is seconds of work, encoder included, over seconds of audio.
 
 Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`
 and `whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with
-`lj/` and `fsdd.tar`.
+`lj/` and `fsdd.tar`. A set that is neither there nor can be made is named on stderr and left out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -33,10 +35,14 @@ from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
 from tokenthrift.media.audio import read_audio
+from tokenthrift.whisper import MAX_STATES, STATE_SAMPLES, states_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "dllm_asr"
 SETS = ("asterisk", "lj", "librivox", "asterisk-short", "fsdd")
+
+# In no package: what `recordings.py` makes these of, below --public, and its option.
+PUBLIC = {"lj": "lj", "fsdd": "fsdd.tar"}
 
 Answer = tuple[str, int, int]  # text, denoising rounds, forward passes of the language model
 System = Callable[[Tensor], Answer]
@@ -70,14 +76,34 @@ class Result:
         }
 
 
-def diffusion(model: DllmAsr, settings: DecodeConfig) -> System:
-    """The whole model under one way of decoding."""
+def diffusion(model: DllmAsr, settings: DecodeConfig, *, crop: bool = True) -> System:
+    """The whole model under one way of decoding; without `crop` the encoder reads 30 s, as Whisper's own does."""
+    # Two responses side by side are two rows of every forward pass, and cost as much as two passes of one.
+    ways = 2 if settings.draft == "both" else 1
 
     def hear(audio: Tensor) -> Answer:
-        (done,) = model.decode(*model.encode([audio]), settings=settings)
-        return done.text, done.usage.rounds, done.usage.rounds
+        filled = audio if crop else F.pad(audio, (0, max(0, MAX_STATES * STATE_SAMPLES - len(audio))))
+        states, lengths = model.encode([filled])
+        lengths = lengths.clamp_max(states_of(len(audio)))
+        (done,) = model.decode(states[:, : int(lengths)], lengths, settings=settings)
+        return done.text, done.usage.rounds, ways * done.usage.rounds
 
     return hear
+
+
+def ablations(model: DllmAsr) -> dict[str, System]:
+    """The model by its own settings, and with one part or another left out."""
+    usual = model.config.decode
+    settings = {
+        "diffusion, no draft": replace(usual, draft="none"),
+        "diffusion, draft length": replace(usual, draft="length", recheck=False),
+        "diffusion, draft's sure words": replace(usual, draft="confident", recheck=False),
+        "diffusion, draft": usual,
+        "diffusion, draft, no pruning": replace(usual, prune="never"),
+        "diffusion, no draft, no pruning": replace(usual, draft="none", prune="never"),
+    }
+    systems = {name: diffusion(model, way) for name, way in settings.items()}
+    return {**systems, "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False)}
 
 
 def draft_alone(model: DllmAsr) -> System:
@@ -159,15 +185,25 @@ def read_set(folder: Path, limit: int | None) -> list[tuple[Tensor, str]]:
     return [(read_audio(folder / row["audio_filepath"]), row["text"]) for row in rows[:limit]]
 
 
-def prepare(data: Path, public: Path, whisper_folder: str | None) -> str:
-    """Makes what is missing below `data`; the Whisper checkpoint to use."""
-    if not (data / "test").is_dir():
-        command = [sys.executable, str(RECIPE / "recordings.py"), str(data)]
-        for option, path in (("--lj", public / "lj"), ("--fsdd", public / "fsdd.tar")):
-            command += [option, str(path)] if path.exists() else []
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    if whisper_folder:
-        return whisper_folder
+def prepare_sets(data: Path, public: Path, names: list[str]) -> list[str]:
+    """Makes the test sets that are missing below `data`; those of `names` that are there then, the others are named."""
+    sources = {name: public / file for name, file in PUBLIC.items() if (public / file).exists()}
+    missing = [name for name in names if not (data / "test" / name).is_dir()]
+    if any(name in sources or name in set(SETS) - set(PUBLIC) for name in missing):
+        options = [part for name, path in sources.items() for part in (f"--{name}", str(path))]
+        subprocess.run(
+            [sys.executable, str(RECIPE / "recordings.py"), str(data), *options], check=True, stdout=sys.stderr
+        )
+    there = [name for name in names if (data / "test" / name).is_dir()]
+    for name in names:
+        if name not in there:
+            hint = f"; --public FOLDER makes it of FOLDER/{PUBLIC[name]}" if name in PUBLIC else ""
+            print(f"{name} is left out: there is no {data / 'test' / name}{hint}", file=sys.stderr)
+    return there
+
+
+def prepare_whisper(data: Path) -> str:
+    """The Whisper checkpoint below `data`, made if it is missing."""
     made = data / "whisper-tiny.en"
     if not made.is_dir():
         subprocess.run(
@@ -215,34 +251,25 @@ def main() -> None:
     parser.add_argument("--rival", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
     parser.add_argument("--whisper", help="transformers checkpoint; by default the one of a package, made below --data")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
-    parser.add_argument("--public", type=Path, default=ROOT / ".." / "shared" / "data", help="holds lj/ and fsdd.tar")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all there are)")
+    parser.add_argument("--public", type=Path, default=ROOT / "data" / "public", help="holds lj/ and fsdd.tar")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all)")
     parser.add_argument("--systems", nargs="+", help="measure only these, by the names in the table (default: all)")
     parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    whisper_folder = prepare(arguments.data, arguments.public, arguments.whisper)
+    sets = prepare_sets(arguments.data, arguments.public, arguments.sets)
     model = DllmAsr.from_pretrained(arguments.model)
-    usual = model.config.decode
-    systems: dict[str, System] = {
-        "CTC draft alone": draft_alone(model),
-        "diffusion, no draft": diffusion(model, replace(usual, draft="none")),
-        "diffusion, draft length": diffusion(model, replace(usual, draft="length")),
-        "diffusion, draft": diffusion(model, usual),
-        "diffusion, draft, no pruning": diffusion(model, replace(usual, prune="never")),
-        "diffusion, no draft, no pruning": diffusion(model, replace(usual, draft="none", prune="never")),
-    }
+    systems: dict[str, System] = {"CTC draft alone": draft_alone(model), **ablations(model)}
     if arguments.rival.is_dir():
         rival = AutoregressiveDecoder.from_pretrained(arguments.rival)
         systems["autoregressive, same size"] = autoregressive(model, rival)
-    systems["Whisper tiny.en"] = whisper(whisper_folder)
+    systems["Whisper tiny.en"] = whisper(arguments.whisper or prepare_whisper(arguments.data))
     if unknown := set(arguments.systems or ()) - set(systems):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(systems)}")
     systems = {name: system for name, system in systems.items() if name in (arguments.systems or systems)}
     results = []
-    sets = [s for s in arguments.sets if (arguments.data / "test" / s).is_dir()]
     for name in sets:
         clips = read_set(arguments.data / "test" / name, arguments.limit)
         for label, system in systems.items():

@@ -1,0 +1,124 @@
+"""The benchmark of dLLM-ASR: what it counts, which settings it compares, and what it says of absent test sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.asr.tiny_dllm import speech, tiny_model
+from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.whisper import states_of
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "dllm_asr.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    spec = importlib.util.spec_from_file_location("benchmark_of_dllm_asr", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> DllmAsr:
+    return tiny_model(draft="both", recheck=True, verify=0.3, max_rounds=3)
+
+
+@pytest.fixture
+def heard(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor, Tensor, DecodeConfig]]:
+    """Samples that are encoded, and states, lengths and settings that are decoded, call by call."""
+    calls: list[tuple[int, Tensor, Tensor, DecodeConfig]] = []
+    samples: list[int] = []
+    encode, decode = model.encode, model.decode
+
+    def note_encode(audio: list[Tensor]) -> tuple[Tensor, Tensor]:
+        samples.append(len(audio[0]))
+        return encode(audio)
+
+    def note_decode(states: Tensor, lengths: Tensor, *, settings: DecodeConfig) -> Any:
+        calls.append((samples[-1], states, lengths, settings))
+        return decode(states, lengths, settings=settings)
+
+    monkeypatch.setattr(model, "encode", note_encode)
+    monkeypatch.setattr(model, "decode", note_decode)
+    return calls
+
+
+def test_two_responses_side_by_side_count_twice(benchmark: Any, model: DllmAsr) -> None:
+    systems = benchmark.ablations(model)
+    for name, ways in (("diffusion, draft", 2), ("diffusion, draft's sure words", 1), ("diffusion, no draft", 1)):
+        _, rounds, forwards = systems[name](speech(1.0))
+        assert 0 < forwards == ways * rounds, name
+
+
+def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, heard: list[Any]) -> None:
+    found = {}
+    for name, system in benchmark.ablations(model).items():
+        system(speech(0.5))
+        settings = heard[-1][-1]
+        found[name] = settings.draft, settings.recheck, settings.prune
+    assert found == {
+        "diffusion, no draft": ("none", True, "every"),
+        "diffusion, draft length": ("length", False, "every"),
+        "diffusion, draft's sure words": ("confident", False, "every"),
+        "diffusion, draft": ("both", True, "every"),
+        "diffusion, draft, no pruning": ("both", True, "never"),
+        "diffusion, no draft, no pruning": ("none", True, "never"),
+        "diffusion, draft, 30 s encoder": ("both", True, "every"),
+    }
+
+
+def test_the_encoder_that_is_not_cropped_reads_silence_up_to_30_seconds(
+    benchmark: Any, model: DllmAsr, heard: list[Any]
+) -> None:
+    systems, audio = benchmark.ablations(model), speech(1.3)
+    for name in ("diffusion, draft", "diffusion, draft, 30 s encoder"):
+        systems[name](audio)
+    (cropped, states, lengths, _), (filled, others, same, _) = heard
+    assert (cropped, filled) == (len(audio), 30 * 16_000)
+    assert lengths.tolist() == same.tolist() == [states_of(len(audio))]
+    assert states.shape == others.shape
+    assert not torch.allclose(states, others), "the states of the sound saw the silence after it"
+
+
+def test_absent_sets_are_named(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, public = tmp_path / "data", tmp_path / "public"
+    (data / "test" / "asterisk").mkdir(parents=True)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command))
+    assert benchmark.prepare_sets(data, public, ["asterisk", "lj", "typo"]) == ["asterisk"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["lj is left out", "typo is left out"]
+    assert "--public" in lines[0]
+    assert commands == [], "nothing that is absent could be made"
+
+
+def test_absent_sets_are_made_where_they_can_be(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a set whose recordings came after the others were made."""
+    data, public = tmp_path / "data", tmp_path / "public"
+    for name in ("asterisk", "librivox"):
+        (data / "test" / name).mkdir(parents=True)
+    (public / "lj").mkdir(parents=True)
+
+    def make(command: list[str], **options: Any) -> None:
+        assert command[2:] == [str(data), "--lj", str(public / "lj")]
+        (data / "test" / "lj").mkdir()
+
+    monkeypatch.setattr(subprocess, "run", make)
+    assert benchmark.prepare_sets(data, public, ["lj", "librivox"]) == ["lj", "librivox"]
+    assert capsys.readouterr().err == ""
