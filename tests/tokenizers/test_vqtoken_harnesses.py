@@ -79,6 +79,10 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
     assert "broken.mp4" in caplog.text
     assert "2 videos, 9.00 tokens each, newline included" in caplog.text
     assert [kept[2] for kept in model.cache_hook.kept] == answers
+    model.budget = "9,2/s"
+    assert model.generate_until([request("w5 w6", [str(clip)], 0)]) == [""]  # 0.48 s
+    assert "clip.mp4: {" in caplog.text
+    model.budget = "9"
     with pytest.raises(ValueError, match="one video file a question, not 2 of str"):
         model.generate_until([request("w5", [str(clip)] * 2, 0)])
     with pytest.raises(ValueError, match="one video file a question, not 1 of bytes"):
@@ -88,6 +92,8 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
     for method in (model.loglikelihood, model.generate_until_multi_round):
         with pytest.raises(NotImplementedError, match="tokenthrift_vqtoken"):
             method([])
+    with pytest.raises(ValueError, match="4 tokens for 4 frames"):
+        kind.create_from_arg_string(f"pretrained={converted},budget=4,max_frames_num=4,dtype=float32,device=cpu")
     with pytest.raises(ValueError, match="--batch_size 1"):
         kind.create_from_arg_string(f"pretrained={converted}", {"batch_size": 2})
     with pytest.raises(TypeError, match="unknown"):
@@ -109,6 +115,11 @@ def test_vlmevalkit_answers_messages(table: dict[str, Any], converted: Path, cli
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"")
     assert model.generate([{"type": "video", "value": str(broken)}, text]) == ""
+    model.budget = "9,2/s"
+    assert model.generate([{"type": "video", "value": str(clip)}, text]) == ""
+    model.budget = "4"
+    with pytest.raises(ValueError, match="4 frames"):
+        model.generate([{"type": "video", "value": str(clip)}, text])
     with pytest.raises(ValueError, match="one video, not 2"):
         model.generate([{"type": "video", "value": str(clip)}] * 2)
     with pytest.raises(AssertionError, match="Invalid input type"):

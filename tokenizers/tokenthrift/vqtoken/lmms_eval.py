@@ -7,8 +7,9 @@ Written against lmms-eval 0.7.3: `lmms_eval.models.registry_v2.ModelManifest`, t
 `lmms_eval.models`, and a "simple" model of `lmms_eval.api.model.lmms`. Nothing of lmms-eval is imported before it asks.
 
 One process, one video or none a question, greedy. Frames are spread evenly over the video, without a word of time in
-the prompt, as in the published evaluation. A video that cannot be read is logged and gets an empty answer, which counts
-as wrong; upstream's adapters answer it without a video. The mean number of tokens is logged at the end, for TokDense.
+the prompt, as in the published evaluation. A video that cannot be read, or is too short for the budget, is logged and
+gets an empty answer, which counts as wrong; upstream's adapters answer it without a video. The mean number of tokens is
+logged at the end, for TokDense.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from tokenthrift.budget import TokenUsage
+from tokenthrift.budget import BudgetError, TokenUsage
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.vlm import VideoChat
 
@@ -85,6 +86,7 @@ class _Model:
         self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype))
         self.budget = str(budget)
         self.frames = int(max_frames_num)
+        self.chat.check(self.frames, self.budget)
         self.usages: list[TokenUsage] = []
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -127,9 +129,9 @@ class _Model:
         try:
             info = probe(visuals[0])
             frames = read_frames(visuals[0], count=self.frames, size=self.chat.size).pixels
-        except VideoError as error:
-            _log.error(f"{error}; answered with nothing")
+            answer = tell(frames, question.strip(), self.budget, seconds=info.seconds, **options)
+        except (VideoError, BudgetError) as error:
+            _log.error(f"{visuals[0]}: {getattr(error, 'reason', error)}; answered with nothing")
             return ""
-        answer = tell(frames, question.strip(), self.budget, seconds=info.seconds, **options)
         self.usages.append(answer.usage)
         return str(answer.text)

@@ -8,7 +8,8 @@ follows `--`. From Python, call `register` before anything looks a model up.
 
 Written against `vlmeval.vlm.base.BaseModel` (`generate_inner(message, dataset)` over `[{type, value}]`, `VIDEO_LLM`,
 `nframe`, which the data set overrules) and the table `vlmeval.config.supported_VLM` as of VLMEvalKit 0.3. One video or
-none a question, greedy. A video that cannot be read is logged and gets an empty answer.
+none a question, greedy. A video that cannot be read, or is too short for the budget, is logged and gets an empty
+answer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from tokenthrift.budget import BudgetError
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.vlm import VideoChat
 
@@ -118,13 +120,14 @@ class _Model:
             raise ValueError(f"VQToken answers questions about one video, not {len(videos)}")
         if not videos:
             return self.chat.answer(None, question, max_new_tokens=self.most).text
+        self.chat.check(self.nframe, self.budget)
         try:
             seconds = probe(videos[0]).seconds
             frames = read_frames(videos[0], count=self.nframe, size=self.chat.size).pixels
-        except VideoError as error:
-            _log.error("%s; answered with nothing", error)
+            return self.chat.answer(frames, question, self.budget, seconds=seconds, max_new_tokens=self.most).text
+        except (VideoError, BudgetError) as error:
+            _log.error("%s: %s; answered with nothing", videos[0], getattr(error, "reason", error))
             return ""
-        return self.chat.answer(frames, question, self.budget, seconds=seconds, max_new_tokens=self.most).text
 
 
 if __name__ == "__main__":
