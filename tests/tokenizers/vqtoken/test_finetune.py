@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,31 @@ def test_a_broken_video_gives_way_to_the_next(folder: Path, caplog: pytest.LogCa
     items = conversations(folder)
     assert torch.equal(items[2].inputs["pixel_values_videos"], items[3].inputs["pixel_values_videos"])
     assert "2.mp4" in caplog.text
-    items.items = [items.items[2]]
+    items = Conversations([items.items[2]], items.processor, 4, 1000)
     with pytest.raises(ValueError, match=r"none of 1 videos.*2\.mp4"):
         items[0]
+
+
+def test_a_conversation_cut_before_its_first_answer_gives_way_to_the_next(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = conversations(folder)
+    whole = items[0]
+    items.longest = int((whole.labels[0] >= 0).nonzero()[0])  # 4 frames; number 1 has 3 and 4 tokens fewer
+    assert (items[0].labels >= 0).any()
+    assert torch.equal(items[0].inputs["input_ids"], items[1].inputs["input_ids"])
+    assert "0.mp4: its first answer" in caplog.text
+    items.longest = int((whole.inputs["input_ids"][0] == VIDEO).nonzero()[0]) + 2
+    with pytest.raises(ValueError, match="none of 4 videos"):
+        items[0]
+
+
+def test_an_order_is_drawn_once_an_epoch(folder: Path) -> None:
+    items = conversations(folder)
+    items.seed = 0
+    assert items.order(1) is items.order(1)
+    assert sorted(items.order(2)) == [0, 1, 2, 3]
+    assert len({tuple(items.order(epoch)) for epoch in range(6)}) > 1
 
 
 def test_every_epoch_has_all_videos_in_an_order_of_its_own(folder: Path) -> None:
@@ -127,6 +150,10 @@ def test_bad_manifests_name_their_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"video": "b.mp4", "turns": TURNS}) + "\n" + line)
     with pytest.raises(ValueError, match="line 2"):
         read_manifest(tmp_path / "m.jsonl")
+    asked = {"question": "a\u2028b", "answer": "c\x85"}
+    row = json.dumps({"video": "b.mp4", "turns": [asked]}, ensure_ascii=False)
+    (tmp_path / "m.jsonl").write_text(f"{row}\n{row}\n", encoding="utf-8")
+    assert [item.turns for item in read_manifest(tmp_path / "m.jsonl")] == [(("a\u2028b", "c\x85"),)] * 2
     (tmp_path / "m.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no conversations"):
         read_manifest(tmp_path / "m.jsonl")
@@ -144,10 +171,24 @@ def test_a_conversation_is_learnt_and_every_part_gets_a_gradient(folder: Path) -
         losses.append(loss.item())
         optimizer.step()
     assert losses[-1] < 0.3 * losses[0]
-    without = {n.split(".")[2] for n, p in module.named_parameters() if p.grad is None or not p.grad.any()}
-    # What only pictures use, and the last layer of the tower, which LLaVA-OneVision leaves out, stay as they are.
-    assert not without & {"language_model", "multi_modal_projector"}
-    assert not [n for n, p in module.vqtoken.named_parameters() if p.grad is None or not p.grad.any()]
+    learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert not [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
+    assert {name.split(".")[2] for name in module.state_dict() if name not in learning} == {"vision_tower"}
+
+
+@pytest.mark.parametrize("layer", [-2, [-1, -2]])
+def test_what_the_features_leave_out_is_frozen(folder: Path, tmp_path: Path, layer: Any) -> None:
+    model = build("llava_onevision")
+    model.config.vision_feature_layer = layer
+    if not isinstance(layer, int):
+        model.model.multi_modal_projector = type(model.model.multi_modal_projector)(model.config)
+    shutil.copytree(folder / "base", tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    module, batch = module_of(tmp_path), conversations(folder)[0]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    module.loss(batch).backward()
+    for name, weight in module.named_parameters():
+        assert weight.requires_grad == (weight.grad is not None), name
 
 
 def test_rates_of_the_parts(folder: Path) -> None:
@@ -157,9 +198,9 @@ def test_rates_of_the_parts(folder: Path) -> None:
     sizes: dict[float, int] = {}
     for group in groups:
         sizes[group["initial_lr"]] = sizes.get(group["initial_lr"], 0) + sum(p.numel() for p in group["params"])
-    tower = sum(p.numel() for p in module.model.model.vision_tower.parameters())
+    tower = sum(p.numel() for p in module.model.model.vision_tower.parameters() if p.requires_grad)
     assert sizes[2e-6] == tower
-    assert sum(sizes.values()) == sum(p.numel() for p in module.parameters())
+    assert sum(sizes.values()) == sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = module_of(folder, vision_learning_rate=0.0)
     assert not any(p.requires_grad for p in frozen.model.model.vision_tower.parameters())
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tokenthrift.training.resuming import ResumableDataModule
 from tokenthrift.vqtoken.questions import Question, Story, ask, make_story, names, spell
@@ -97,15 +97,22 @@ class SyntheticClips(Dataset[Clip]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Clip:
+    def questions_of(self, index: int) -> list[Question]:
+        """The questions of a clip, without drawing it."""
+        return self._story(index)[1]
+
+    def _story(self, index: int) -> tuple[Story, list[Question], random.Random]:
+        """What happens, what is asked, and the numbers that the background is drawn with."""
         rng = random.Random((self.seed * len(_PARTS) + _PARTS[self.part]) * 2**40 + index)
         while True:
             story = make_story(rng, self.frames, self.side)
             try:
-                questions = ask(story, rng, self.questions)
-                break
+                return story, ask(story, rng, self.questions), rng
             except ValueError:  # a story of few things, all doing the same, has few questions
                 continue
+
+    def __getitem__(self, index: int) -> Clip:
+        story, questions, rng = self._story(index)
         if self.backgrounds and rng.random() >= self.textures:
             background = window(self.backgrounds, rng, self.frames, self.side)
         else:
@@ -137,20 +144,27 @@ def collate(clips: Sequence[Clip], patch: int) -> ClipBatch:
     return ClipBatch(frames, *spelt(asked), labels, words, asked, seed)
 
 
-class Onward(Sampler[int]):
-    """`count` numbers from `start` on, then the `count` after them."""
+class Onward(DistributedSampler[int]):
+    """An endless row of numbers, `count` of them an epoch, dealt out to processes in turns.
 
-    def __init__(self, start: int, count: int) -> None:
-        self.start, self.count = start, count
+    A DistributedSampler, since Lightning would put one of its own around any other, which knows no resuming.
 
-    def __len__(self) -> int:
-        return self.count
+    Args:
+        done: how many numbers this process has had before.
+        count: numbers of an epoch, of all processes together.
+        rank: of this process.
+        world: how many processes there are.
+    """
+
+    def __init__(self, done: int, count: int, rank: int = 0, world: int = 1) -> None:
+        super().__init__(cast(Dataset[int], range(count)), num_replicas=world, rank=rank, shuffle=False)
+        self.done = done
 
     def __iter__(self) -> Iterator[int]:
         # Lightning asks once an epoch; after a resume in the middle of one, the first is shorter.
-        stop = (self.start // self.count + 1) * self.count
-        first, self.start = self.start, stop
-        yield from range(first, stop)
+        stop = (self.done // self.num_samples + 1) * self.num_samples
+        first, self.done = self.done, stop
+        yield from range(first * self.num_replicas + self.rank, stop * self.num_replicas, self.num_replicas)
 
 
 class VQTokenDataModule(ResumableDataModule):
@@ -217,9 +231,16 @@ class VQTokenDataModule(ResumableDataModule):
         self.dev, self.test = self.clips("dev", h.dev_clips), self.clips("test", h.test_clips)
 
     def train_dataloader(self) -> DataLoader[Clip]:
-        """The clips after the last."""
+        """The clips after the last.
+
+        Raises:
+            ValueError: the batches of an epoch cannot be shared out evenly.
+        """
         h: Any = self.hparams
-        return self._loader(self.train, Onward(self.consumed * h.batch_size, h.clips))
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if h.clips % (h.batch_size * world):
+            raise ValueError(f"clips ({h.clips}) must be a multiple of batch_size ({h.batch_size}) x {world} processes")
+        return self._loader(self.train, Onward(self.consumed * h.batch_size, h.clips, rank, world))
 
     def val_dataloader(self) -> DataLoader[Clip]:
         """The same clips every time."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokenthrift.attachment import attach
 from tokenthrift.budget import TokenBudget
+from tokenthrift.training.schedule import warmup_cosine
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
 from tokenthrift.vqtoken.finetune_data import ConversationBatch
 from tokenthrift.vqtoken.model import VQToken
@@ -64,17 +65,31 @@ class LlavaVQTokenModule(L.LightningModule):
 
         self.save_hyperparameters()
         self.budget = TokenBudget.parse(budget)
-        self.model = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+        self.model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True
+        )
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
-        self.model.model.vision_tower.requires_grad_(vision_learning_rate > 0)
+        self._freeze(vision_learning_rate)
         if vqtoken is not None:
             self.vqtoken = VQToken.from_pretrained(vqtoken)
         else:
             width = self.model.config.text_config.hidden_size
             attention = AttentionConfig(width=width, heads=heads, ffn=ffn)
             self.vqtoken = VQToken(VQTokenConfig(attention=attention))
+
+    def _freeze(self, vision_learning_rate: float) -> None:
+        """What gets no gradient asks for none, as DistributedDataParallel waits for all that do."""
+        tower = self.model.model.vision_tower
+        tower.requires_grad_(vision_learning_rate > 0)
+        layer = self.model.config.vision_feature_layer
+        blocks = tower.encoder.layers
+        # Hidden state n is what n blocks give; the norm and the pooling after them are no hidden state.
+        last = max(n % (len(blocks) + 1) for n in ([layer] if isinstance(layer, int) else layer))
+        for part in (*blocks[last:], tower.post_layernorm, getattr(tower, "head", None)):
+            if part is not None:
+                part.requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a rate for each part, warm-up and cosine decay."""
@@ -97,10 +112,7 @@ class LlavaVQTokenModule(L.LightningModule):
         ]
         optimizer = torch.optim.AdamW(groups)
         steps = int(self.trainer.estimated_stepping_batches)
-        first = max(1, round(h.warmup * steps))
-        rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, 1.0, first)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - first))
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], [first])
+        schedule = warmup_cosine(optimizer, steps, round(h.warmup * steps), floor=0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def loss(self, batch: ConversationBatch) -> Tensor:

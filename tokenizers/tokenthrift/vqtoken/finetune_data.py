@@ -3,8 +3,8 @@
 Source: the published recipe of VQToken (arXiv 2503.16980; finetune_ov_all.sh): up to 32 frames spread over the clip,
 one placeholder for the video in the first turn of a ChatML conversation, loss on the answers only. Differs: a manifest
 of one JSON object a line, `{"video": "a.mp4", "turns": [{"question": "...", "answer": "..."}]}`, with paths relative to
-it; a video that cannot be read is skipped for the next and named, instead of ending the run; the order depends on seed
-and epoch alone, and a resumed run goes on with the item after the last.
+it; a video that cannot be read, or whose first answer is cut off, is skipped for the next and named, instead of ending
+the run; the order depends on seed and epoch alone, and a resumed run goes on with the item after the last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -72,19 +73,20 @@ def read_manifest(path: str | Path) -> list[Conversation]:
         OSError: the file cannot be read.
     """
     path, out = Path(path), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            turns = tuple((str(turn["question"]), str(turn["answer"])) for turn in row["turns"])
-            out.append(Conversation(path.parent / row["video"], turns))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: expected video and turns of question and answer: {error}"
-            ) from None
-        if not turns:
-            raise ValueError(f"{path}, line {number}: a conversation needs at least one turn")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                turns = tuple((str(turn["question"]), str(turn["answer"])) for turn in row["turns"])
+                out.append(Conversation(path.parent / row["video"], turns))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: expected video and turns of question and answer: {error}"
+                ) from None
+            if not turns:
+                raise ValueError(f"{path}, line {number}: a conversation needs at least one turn")
     if not out:
         raise ValueError(f"{path} holds no conversations")
     return out
@@ -133,15 +135,23 @@ class Conversations(Dataset[ConversationBatch]):
         self, items: list[Conversation], processor: Any, frames: int, longest: int, seed: int | None = None
     ) -> None:
         self.items, self.processor, self.frames, self.longest, self.seed = items, processor, frames, longest, seed
+        self._drawn: tuple[int, array[int]] | None = None
+
+    def order(self, epoch: int) -> array[int]:
+        """Places in the manifest; drawn once an epoch, since a corpus has a million."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            places = array("L", range(len(self.items)))
+            if self.seed is not None:
+                random.Random(self.seed * 1_000_003 + epoch).shuffle(places)
+            self._drawn = (epoch, places)
+        return self._drawn[1]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, number: int) -> ConversationBatch:
         epoch, place = divmod(number, len(self.items))
-        order = list(range(len(self.items)))
-        if self.seed is not None:
-            random.Random(self.seed * 1_000_003 + epoch).shuffle(order)
+        order = self.order(epoch)
         for further in range(min(_TRIES, len(order))):
             item = self.items[order[(place + further) % len(order)]]
             try:
@@ -149,8 +159,12 @@ class Conversations(Dataset[ConversationBatch]):
             except VideoError as error:
                 _LOG.warning("left out: %s", error)
                 continue
-            return encode(self.processor, pixels, item.turns, self.longest)
-        raise ValueError(f"none of {min(_TRIES, len(order))} videos in a row could be read; the last was {item.video}")
+            made = encode(self.processor, pixels, item.turns, self.longest)
+            if (made.labels >= 0).any():
+                return made
+            # Nothing to learn; the loss would be no number, and the video's placeholders may be cut too.
+            _LOG.warning("left out: %s: its first answer lies beyond %d tokens", item.video, self.longest)
+        raise ValueError(f"none of {min(_TRIES, len(order))} videos in a row could be used; the last was {item.video}")
 
 
 class VideoConversationsDataModule(ResumableDataModule):
@@ -192,9 +206,9 @@ class VideoConversationsDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[ConversationBatch]:
         """The conversations after the last."""
-        world = self.trainer.world_size if self.trainer else 1
-        start = self.consumed * world
-        return DataLoader(self.train, None, sampler=Onward(start, len(self.train)), num_workers=self.hparams["workers"])
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = Onward(self.consumed, len(self.train), rank, world)
+        return DataLoader(self.train, None, sampler=sampler, num_workers=self.hparams["workers"])
 
     def val_dataloader(self) -> list[DataLoader[ConversationBatch]]:
         """The development conversations, if there are any."""
