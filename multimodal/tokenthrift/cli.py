@@ -63,7 +63,6 @@ EVALUATORS: Final[dict[str, str]] = {
     "karl": "tokenthrift.karl.evaluate:main",
     "mtsk": "tokenthrift.mtsk.evaluate:main",
     "vqtoken": "tokenthrift.vqtoken.evaluate:main",
-    "vqtoken_clips": "tokenthrift.vqtoken.real_clips:main",
 }
 
 

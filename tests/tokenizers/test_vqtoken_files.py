@@ -16,7 +16,7 @@ from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig
 from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
-from tokenthrift.vqtoken.encoders import PixelPatches, VisionModel
+from tokenthrift.vqtoken.encoders import PixelPatches
 from tokenthrift.vqtoken.real_clips import compare, rebuild, report
 from tokenthrift.vqtoken.rivals import RIVALS
 from tokenthrift.vqtoken.strips import colours, draw_strip, overlay
@@ -159,16 +159,6 @@ def test_an_answerer_uses_its_own_encoder_and_frames(
         assert (planned[name]["native"], planned[name]["cap"]) == (16, 5)
         assert (made[name]["native"], made[name]["tokens"], made[name]["frames"]) == (16, 5, 4)
     assert made["a.mp4"]["seconds"] == pytest.approx(1.2)
-    out = tmp_path / "report"
-    folder = str(clips)
-    evaluate = ["evaluate", "vqtoken_clips", "--data", folder, "--out", str(out), "--tokens", "4", "--errors"]
-    assert cli.main([*evaluate, "--model", str(tmp_path / "model")]) == 0
-    report = (out / "report.md").read_text(encoding="utf-8")
-    assert "16 to 16 native tokens each" in report
-    assert "Left out: empty.mp4" in report
-    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["figures"] == ["real_clips.png"]
-    assert cli.main([*evaluate, "--model", str(tmp_path / "nothing")]) == 1
-    assert "nothing" in capsys.readouterr().err
 
 
 def test_rebuilding_is_measured_against_the_mean() -> None:
@@ -207,6 +197,9 @@ def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> No
     assert any("Left out: sound.mp4: no video" in note for note in notes)
     assert {row[1] for row in tables[0].rows} == {"VQToken", "VQToken, adaptive", *RIVALS}
     assert [row[0] for row in tables[1].rows] == ["a.mp4", "av1.mp4", "short.mp4", "uneven.mkv"]
+    assert tables[2].columns == ("clip", "frames", "decode", "encode", "reduce to 8")
+    assert [row[:2] for row in tables[2].rows] == [("a.mp4", 4), ("av1.mp4", 4), ("short.mp4", 1), ("uneven.mkv", 4)]
+    assert all(isinstance(spent, float) and spent > 0 for row in tables[2].rows for spent in row[2:])
     assert set(figures) == {"real_clips"}
     assert sorted(path.name for path in (tmp_path / "strips").iterdir()) == [
         *("a.png", "av1.png", "short.png", "uneven.png")
@@ -215,6 +208,15 @@ def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> No
     (tmp_path / "bad" / "x.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match="no clip could be read.*0 bytes"):
         report(tmp_path / "bad", PixelPatches(), tmp_path)
+
+
+def test_clips_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+    for folder, count in (("a", 4), ("b", 30)):
+        film(tmp_path / "clips" / folder / "x.mp4", count)
+    tables, _, notes = report(tmp_path / "clips", PixelPatches(), tmp_path, counts=(8,), errors=(), frames=2)
+    assert [row[0] for row in tables[1].rows] == ["a/x.mp4", "b/x.mp4"]
+    assert tables[1].rows[0][1] != tables[1].rows[1][1]
+    assert "a/x.mp4, b/x.mp4" in notes[-1]
 
 
 def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
@@ -232,19 +234,3 @@ def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
         with image.open(tmp_path / "strip.png") as picture:
             width = 144 * aspect + 6
             assert picture.width == 6 + min(columns, 3) * width
-
-
-def test_any_vision_transformer_is_an_encoder(tmp_path: Path) -> None:
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "vit")
-    encoder = VisionModel(tmp_path / "vit", (28, 42))
-    assert encoder.grid(3) == (3, 2, 3)
-    frames = torch.randint(0, 256, (9, 3, 28, 42), dtype=torch.uint8)
-    tokens = encoder.encode(frames)
-    assert tokens.shape == (54, 16)
-    torch.testing.assert_close(tokens[-6:], encoder.encode(frames[8:]), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no multiple of patches of 14"):
-        VisionModel(tmp_path / "vit", (30, 28))

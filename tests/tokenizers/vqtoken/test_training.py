@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DistributedSampler
 
+from tests.media_files import film
 from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
 from tokenthrift.cli import main
 from tokenthrift.training.random_state import RandomState
-from tokenthrift.vqtoken import VideoAnswerer, VQTokenDataModule, VQTokenModule
+from tokenthrift.vqtoken import VideoAnswerer, VQTokenDataModule, VQTokenModule, evaluate
 from tokenthrift.vqtoken.data import ClipBatch, Onward, SyntheticClips, collate
 from tokenthrift.vqtoken.rivals import RIVALS
 
@@ -185,6 +188,33 @@ def test_clips_go_on_after_the_last(start: int, expected: Sequence[Sequence[int]
     assert rows(Onward(start, 4)) == expected
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_processes_share_the_clips_and_go_on_after_a_resume(done: int) -> None:
+    assert isinstance(Onward(0, 4), DistributedSampler), "Lightning would put another around it"
+    shares = [Onward(done, 4, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    stop = 4 if done < 2 else 8
+    for first, last in ((2 * done, stop), (stop, stop + 4)):
+        dealt = [list(share) for share in shares]
+        assert [number for turn in zip(*dealt, strict=True) for number in turn] == list(range(first, last))
+
+
+def test_a_second_process_trains_on_other_clips() -> None:
+    firsts = []
+    for rank in range(2):
+        data = VQTokenDataModule(clips=8, batch_size=2, **DATA)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        data.setup("fit")
+        firsts.append([items.frames for items in data.train_dataloader()])
+    assert [len(batches) for batches in firsts] == [2, 2]
+    assert not torch.equal(firsts[0][0], firsts[1][0])
+    data = VQTokenDataModule(clips=6, batch_size=2, **DATA)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
+    data.setup("fit")
+    with pytest.raises(ValueError, match="x 2 processes"):
+        data.train_dataloader()
+
+
 def test_an_epoch_is_a_whole_number_of_batches() -> None:
     with pytest.raises(ValueError, match="multiple of batch_size"):
         VQTokenDataModule(clips=10, batch_size=4)
@@ -212,6 +242,34 @@ def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert report["settings"]["native tokens"] == 64
     assert len(report["tables"]) == 4
     assert (tmp_path / "r" / "accuracy.png").stat().st_size > 1000
+
+
+def test_the_command_measures_real_clips_too_and_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, clips = tmp_path / "model", tmp_path / "backgrounds" / "test", tmp_path / "clips"
+    tiny_answerer().save_pretrained(model)
+    data.mkdir(parents=True)
+    np.save(data / "noise.npy", np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8))
+    film(clips / "a.mp4", 12)
+    (clips / "empty.mp4").write_bytes(b"")
+    options = ["--count", "1", "--seeds", "2", "--tokens", "8", "--errors", "--out", str(tmp_path / "r")]
+    command = ["evaluate", "vqtoken", "--model", str(model), "--data", str(data.parent), *options, "--clips"]
+    assert main([*command, str(clips)]) == 0
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["figures"] == ["accuracy.png", "real_clips.png"]
+    assert any("64 to 64 native tokens each" in note for note in report["notes"])
+    assert any("Left out: empty.mp4" in note for note in report["notes"])
+    assert [row["clip"] for row in report["tables"][-1]["rows"]] == ["a.mp4"]
+    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured before the clips were found"))
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "misspelt")]) == 1
+    assert "misspelt: no such file" in capsys.readouterr().err
+
+
+def test_questions_are_read_without_drawing() -> None:
+    clips = SyntheticClips("dev", 3, frames=4, side=16, questions=4)
+    assert [clips.questions_of(number) for number in range(3)] == [clips[number].questions for number in range(3)]
 
 
 def test_what_cannot_be_read_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What makes the native tokens of a clip: the encoder of a model at hand, any vision transformer, or none at all.
+"""What makes the native tokens of a clip: the encoder of a model at hand, or none at all.
 
 VQToken clusters whatever an encoder says. Those here share one shape, so that the command and the evaluation on real
 clips do not care which it is; each tells the grid of a clip before a frame is decoded.
@@ -6,10 +6,8 @@ clips do not care which it is; each tells the grid of a clip before a frame is d
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +17,7 @@ from tokenthrift.vqtoken.answerer import VideoAnswerer
 from tokenthrift.vqtoken.places import Grid
 from tokenthrift.vqtoken.vlm import NEWLINES, VideoChat
 
-__all__ = ["AnswererEncoder", "ChatEncoder", "ClipEncoder", "PixelPatches", "VisionModel"]
-
-_FRAMES_AT_ONCE: Final = 8
+__all__ = ["AnswererEncoder", "ChatEncoder", "ClipEncoder", "PixelPatches"]
 
 
 class ClipEncoder(Protocol):
@@ -118,57 +114,3 @@ class ChatEncoder:
     def encode(self, frames: Tensor) -> Tensor:
         """(T * h * w + 1, D)."""
         return self.chat.encode(frames)
-
-
-class VisionModel:
-    """A vision transformer of transformers, one frame at a time; class and register tokens are left out.
-
-    Args:
-        folder: With config.json and model.safetensors; the mean and deviation of pixels from preprocessor_config.json
-            where there is one, else ImageNet's.
-        size: Height and width of frames, multiples of the model's patch.
-        device: Where the model runs.
-
-    Raises:
-        ValueError: The size is no multiple of the patch.
-    """
-
-    after = 0
-
-    def __init__(
-        self, folder: str | Path, size: tuple[int, int] = (224, 224), device: str | torch.device = "cpu"
-    ) -> None:
-        from transformers import AutoModel
-
-        self.name = Path(folder).name
-        self.size = size
-        model: Any = AutoModel.from_pretrained(folder, use_safetensors=True)
-        # Of a two-tower model the tower that sees.
-        self.model = getattr(model, "vision_model", model).to(device).eval()
-        self.device = device
-        patch = getattr(self.model.config, "patch_size", 0)
-        if not isinstance(patch, int) or patch < 1 or size[0] % patch or size[1] % patch:
-            raise ValueError(f"{folder}: frames of {size[0]} x {size[1]} are no multiple of patches of {patch} pixels")
-        self.side = (size[0] // patch, size[1] // patch)
-        settings = Path(folder) / "preprocessor_config.json"
-        known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        mean, deviation = known.get("image_mean", (0.485, 0.456, 0.406)), known.get("image_std", (0.229, 0.224, 0.225))
-        self.mean, self.deviation = (torch.tensor(v, device=device)[:, None, None] for v in (mean, deviation))
-
-    def frames(self, wanted: int, available: int) -> int:
-        """As many as wanted."""
-        return min(wanted, available)
-
-    def grid(self, frames: int) -> Grid:
-        """A token a patch."""
-        return frames, *self.side
-
-    @torch.inference_mode()
-    def encode(self, frames: Tensor) -> Tensor:
-        """(T * h * w, D) float32."""
-        cells = math.prod(self.side)
-        parts = []
-        for some in frames.split(_FRAMES_AT_ONCE):
-            pixels = (some.to(self.device).float() / 255 - self.mean) / self.deviation
-            parts.append(self.model(pixels).last_hidden_state[:, -cells:].flatten(0, 1))
-        return torch.cat(parts)

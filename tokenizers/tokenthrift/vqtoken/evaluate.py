@@ -16,7 +16,6 @@ With `--clips FOLDER`, what real clips keep under the same methods is measured t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ import torch
 from tokenthrift.budget import TokenBudget
 from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
-from tokenthrift.extras import MissingExtraError
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.answerer import VideoAnswerer
@@ -239,7 +237,7 @@ def time_table(shared: dict[str, float], clips: int) -> Table:
         title="Time of a clip before reduction",
         columns=("step", "ms"),
         rows=tuple((name, 1000 * seconds / clips) for name, seconds in shared.items()),
-        note="Frames are drawn here; for files, decoding takes the place of drawing.",
+        note="Frames are drawn here; for files, decoding takes the place of drawing (--clips measures it).",
     )
 
 
@@ -269,7 +267,10 @@ def main(argv: Sequence[str]) -> int:
     """Measures a model and writes the report.
 
     Returns:
-        0, or 1 where something could not be read.
+        0.
+
+    Raises:
+        ValueError, OSError, MissingExtraError: something could not be read.
     """
     parser = argparse.ArgumentParser(
         prog="tokenthrift evaluate vqtoken", description="Accuracy against tokens on synthetic video questions."
@@ -286,34 +287,29 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--errors", type=float, nargs="*", default=ERRORS, help="of adaptive VQToken")
     parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
     arguments = parser.parse_args(argv)
-    try:
-        model = VideoAnswerer.from_pretrained(arguments.model)
-        backgrounds = read_backgrounds(arguments.data / arguments.part)
-    except (MissingExtraError, OSError, ValueError) as error:
-        print(f"tokenthrift evaluate vqtoken: {error}", file=sys.stderr)
-        return 1
+    model = VideoAnswerer.from_pretrained(arguments.model)
+    backgrounds = read_backgrounds(arguments.data / arguments.part)
+    more, plots, remarks = list[Table](), dict[str, "Figure"](), list[str]()
+    if arguments.clips is not None:  # first, so that a misspelt folder does not cost the long part
+        from tokenthrift.vqtoken.encoders import AnswererEncoder
+        from tokenthrift.vqtoken.real_clips import report
+
+        more, plots, remarks = report(arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens)
     config, rows = model.config, methods(model, arguments.tokens, arguments.errors)
     clips_of = partial(SyntheticClips, frames=config.frames, side=config.side)
     runs, asked, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
     for seed in range(arguments.seeds):
         clips = clips_of(arguments.part, arguments.count, backgrounds, seed=seed)
-        asked += [question for number in range(len(clips)) for question in clips[number].questions]
+        asked += [question for number in range(len(clips)) for question in clips.questions_of(number)]
         results, shared = measure(model, clips, rows, seed)
         runs.append(results)
         for name, spent in shared.items():
             seconds[name] += spent
     stories = clips_of("train", 4000, seed=0)
-    known = [question for number in range(len(stories)) for question in stories[number].questions]
+    known = [question for number in range(len(stories)) for question in stories.questions_of(number)]
     tables = [accuracy_table(rows, runs)]
     tables += [kinds_table(rows, runs, count) for count in arguments.tokens if count == 32]
     tables += [blind_table(known, asked), time_table(seconds, arguments.seeds * arguments.count)]
-    figures, notes = {"accuracy": plot(rows, runs)}, [_NOTE]
-    if arguments.clips is not None:
-        from tokenthrift.vqtoken.encoders import AnswererEncoder
-        from tokenthrift.vqtoken.real_clips import report
-
-        more, plots, remarks = report(arguments.clips, AnswererEncoder(model), arguments.out)
-        tables, figures, notes = [*tables, *more], {**figures, **plots}, [*notes, *remarks]
     write_report(
         arguments.out,
         title="VQToken on synthetic video questions",
@@ -327,9 +323,9 @@ def main(argv: Sequence[str]) -> int:
             "threads": torch.get_num_threads(),
             "command": "tokenthrift evaluate vqtoken " + " ".join(argv),
         },
-        tables=tables,
-        figures=figures,
-        notes=notes,
+        tables=[*tables, *more],
+        figures={"accuracy": plot(rows, runs), **plots},
+        notes=[_NOTE, *remarks],
     )
     print((arguments.out / "report.md").read_text(encoding="utf-8"))
     return 0

@@ -1,6 +1,6 @@
 """What real clips keep at a number of tokens: VQToken and its rivals on the features of any encoder, and pictures.
 
-    tokenthrift evaluate vqtoken_clips --data FOLDER --out REPORT --model model_cards/vqtoken-tiny
+    tokenthrift evaluate vqtoken --model model_cards/vqtoken-tiny --data BACKGROUNDS --clips FOLDER --out REPORT
 
 No question is asked here, so no language model is needed and any clip will do. Every native token of a clip is rebuilt
 from the kept token nearest to it, which every method allows, whether it keeps, joins or clusters:
@@ -15,9 +15,6 @@ not what a language model makes of it, which is what the questions are for.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,27 +27,24 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tokenthrift.budget import TokenBudget
-from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
+from tokenthrift.evaluation.report import Cell, Table, new_figure
 from tokenthrift.evaluation.statistics import bootstrap_interval
-from tokenthrift.extras import MissingExtraError
-from tokenthrift.hub import CONFIG
 from tokenthrift.media.files import find_files
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.answerer import VideoAnswerer
-from tokenthrift.vqtoken.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches, VisionModel
+from tokenthrift.vqtoken.encoders import ClipEncoder
 from tokenthrift.vqtoken.files import Sampled, sample
+from tokenthrift.vqtoken.flops import Stopwatch
 from tokenthrift.vqtoken.model import VQToken
 from tokenthrift.vqtoken.rivals import RIVALS, rival
 from tokenthrift.vqtoken.strips import draw_strip
-from tokenthrift.vqtoken.vlm import VLM, VideoChat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Kept", "compare", "kept", "main", "rebuild", "report"]
+__all__ = ["Kept", "compare", "kept", "rebuild", "report"]
 
 COUNTS: Final = (8, 16, 32, 64)
 ERRORS: Final = (0.4, 0.3, 0.2)
@@ -158,16 +152,29 @@ def report(
         ValueError: None of them can be read.
     """
     reducer, rows, notes, natives = VQToken(), list[Kept](), list[str](), list[int]()
+    times = list[tuple[Cell, ...]]()
     for found in find_files([str(folder)], VIDEO_SUFFIXES, "video"):
+        # Below the folder, with the suffix of the file: names alone may repeat.
+        name, watch = found.output.with_name(found.path.name).as_posix(), Stopwatch()
         try:
-            clip = sample(found.path, encoder, frames)
+            with watch.measure("decode"):
+                clip = sample(found.path, encoder, frames)
         except VideoError as problem:
-            notes.append(f"Left out: {found.path.name}: {problem.reason}.")
+            notes.append(f"Left out: {name}: {problem.reason}.")
             continue
-        name, grid = found.path.name, encoder.grid(len(clip.pixels))
-        cells = encoder.encode(clip.pixels).float().cpu()[: grid[0] * grid[1] * grid[2]]
+        grid = encoder.grid(len(clip.pixels))
+        with watch.measure("encode"):
+            features = encoder.encode(clip.pixels)
+        cells = features.float().cpu()[: grid[0] * grid[1] * grid[2]]
         native = TokenBatch.from_items([cells], [clip.seconds], [grid])
         natives.append(len(cells))
+        for count in counts:
+            if count < len(cells):
+                with watch.measure(f"reduce to {count}"):
+                    reducer.reduce(native, TokenBudget(max_tokens=count))
+        steps = ("decode", "encode", *(f"reduce to {count}" for count in counts))
+        spent = (1000 * watch.seconds[step] if step in watch.seconds else None for step in steps)
+        times.append((name, len(clip.pixels), *spent))
         rows += compare(name, native, reducer, [count for count in counts if count < len(cells)], errors)
         _draw(out / "strips" / f"{found.output.as_posix().replace('/', '-')}.png", name, clip, native, reducer)
     if not rows:
@@ -177,7 +184,7 @@ def report(
         f"Real clips: {len(clips)} ({', '.join(clips)}), {min(natives)} to {max(natives)} native tokens each from the "
         f"encoder “{encoder.name}”; VQToken without weights. Pictures of the regions: strips/."
     )
-    return [_summary(rows), _by_clip(rows)], {"real_clips": _plot(rows)}, notes
+    return [_summary(rows), _by_clip(rows), _times(times, counts)], {"real_clips": _plot(rows)}, notes
 
 
 def _draw(path: Path, name: str, clip: Sampled, native: TokenBatch, reducer: VQToken) -> None:
@@ -241,6 +248,16 @@ def _by_clip(rows: Sequence[Kept]) -> Table:
     )
 
 
+def _times(rows: Sequence[tuple[Cell, ...]], counts: Sequence[int]) -> Table:
+    return Table(
+        title="Clip by clip: time of the steps, ms",
+        columns=("clip", "frames", "decode", "encode", *(f"reduce to {count}" for count in counts)),
+        rows=tuple(rows),
+        note="Wall clock, one run each. Decoding is from the file to frames of the encoder's size; the first clip also "
+        "pays for whatever is set up once.",
+    )
+
+
 def _plot(rows: Sequence[Kept]) -> Figure:
     figure, (left, right) = new_figure(10, 4.2, ncols=2)
     by_method: dict[str, list[list[Kept]]] = defaultdict(list)
@@ -265,61 +282,3 @@ def _plot(rows: Sequence[Kept]) -> Figure:
     right.set_yscale("log")
     left.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
-
-
-def main(argv: Sequence[str]) -> int:
-    """Measures the clips of a folder and writes the report.
-
-    Returns:
-        0, or 1 where something could not be read.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift evaluate vqtoken_clips",
-        description="What is left of the features of real clips, and pictures of what every token stands for.",
-    )
-    parser.add_argument("--data", required=True, type=Path, help="folder of clips")
-    parser.add_argument("--out", required=True, type=Path, help="folder for report.md, report.json and pictures")
-    parser.add_argument(
-        "--model",
-        help="whose encoder: a VideoAnswerer, a converted VQToken, or a folder of a vision transformer of "
-        "transformers; patches of pixels if not given",
-    )
-    parser.add_argument("--frames", type=int, default=FRAMES, help="of a clip, evenly spread (%(default)s)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
-    parser.add_argument("--errors", type=float, nargs="*", default=ERRORS, help="of adaptive VQToken (0.4 0.3 0.2)")
-    arguments = parser.parse_args(argv)
-    try:
-        encoder = _encoder(arguments.model)
-        tables, figures, notes = report(
-            arguments.data,
-            encoder,
-            arguments.out,
-            counts=arguments.tokens,
-            errors=arguments.errors,
-            frames=arguments.frames,
-        )
-    except (MissingExtraError, OSError, ValueError) as error:
-        print(f"tokenthrift evaluate vqtoken_clips: {error}", file=sys.stderr)
-        return 1
-    settings = {
-        "data": str(arguments.data),
-        "encoder": encoder.name if arguments.model is None else arguments.model,
-        "frames": arguments.frames,
-        "command": "tokenthrift evaluate vqtoken_clips " + " ".join(argv),
-    }
-    write_report(
-        arguments.out, title="VQToken on real clips", settings=settings, tables=tables, figures=figures, notes=notes
-    )
-    print((arguments.out / "report.md").read_text(encoding="utf-8"))
-    return 0
-
-
-def _encoder(model: str | None) -> ClipEncoder:
-    if model is None:
-        return PixelPatches()
-    folder = Path(model)
-    if (folder / VLM / CONFIG).is_file():
-        return ChatEncoder(VideoChat.from_pretrained(folder))
-    if (folder / CONFIG).is_file() and "model_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8")):
-        return VisionModel(folder)
-    return AnswererEncoder(VideoAnswerer.from_pretrained(model))
