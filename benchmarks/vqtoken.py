@@ -194,7 +194,7 @@ def main() -> None:
         fit = fit_2026(tokens, 32, 0)
         return fit.labels, fit.iterations
 
-    plain, (plain_labels, plain_steps) = seconds(lambda: plain_kmeans(tokens, 32), 1)
+    plain, (plain_labels, plain_steps) = seconds(lambda: plain_kmeans(tokens, 32), arguments.runs)
     rows = []
     methods: list[tuple[str, Callable[[], tuple[Tensor, int]]]] = [
         ("published rules of 2026, K = 32", lean),
