@@ -89,6 +89,24 @@ def test_development_images_are_the_middle_square(tmp_path: Path) -> None:
         assert (batch == 1).all()
 
 
+def test_a_corrupt_development_file_does_not_end_a_run(tmp_path: Path) -> None:
+    """It may be the only one of the last batch."""
+    for n in range(4):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{n}.png")
+    (tmp_path / "z.png").write_bytes(b"broken")
+    data = KarlDataModule({}, dev={"d": str(tmp_path)}, test={"t": str(tmp_path)}, size=16, batch_size=4)
+    data.setup("validate")
+    for make in (data.val_dataloader, data.test_dataloader):
+        with pytest.warns(UserWarning, match=r"left out: .*z\.png"):
+            (loader,) = make()
+        assert [len(batch) for batch in loader] == [4]
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    data.setup("validate")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="none of the 5 images"):
+        data.val_dataloader()
+
+
 @pytest.mark.parametrize(("size", "area"), [(16, (0.25, 0.25)), (24, (0.5, 1.0)), (64, (0.8, 1.0))])
 def test_random_views_have_the_size_and_stay_inside(size: int, area: tuple[float, float]) -> None:
     image = torch.rand(3, 32, 40)

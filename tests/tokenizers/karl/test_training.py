@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from tokenthrift.karl.base_module import KarlBaseModule
 from tokenthrift.karl.data import KarlDataModule
 from tokenthrift.karl.discriminator import PatchDiscriminator
 from tokenthrift.karl.losses import Lpips
 from tokenthrift.karl.module import KarlStage1Module, KarlStage2Module, pyramid
+from tokenthrift.karl.quantiser import CosineQuantiser
 from tokenthrift.karl.stage import KarlModule, trained_weights
 from tokenthrift.training.random_state import RandomState
 
@@ -245,6 +246,23 @@ def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pac
 
 
 @pytest.mark.usefixtures("small_judge")
+def test_steps_are_batches_also_with_a_discriminator(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning counts the steps of every optimiser: schedule and limit would part, and restarts be skipped."""
+    module = stage(2, adversarial={1: 0.5}, quantise_from=3, restart_every=4)
+    seen: list[tuple[int, float]] = []
+
+    def restart(self: CosineQuantiser, tokens: Tensor, mask: Tensor, threshold: float) -> int:
+        seen.append((module.global_step, threshold))
+        return 0
+
+    monkeypatch.setattr(CosineQuantiser, "restart", restart)
+    assert len(fit(module, pack, steps=8).losses) == module.global_step == 8
+    assert seen == [(3, float("inf")), (4, 0.03), (8, 0.03)]
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in module.trainer.optimizers]
+    assert max(rates) < 1e-4, "both cosines have ended"
+
+
+@pytest.mark.usefixtures("small_judge")
 def test_the_adversarial_loss_joins_at_its_epoch(pack: Path) -> None:
     module = stage(2, adversarial={1: 0.2, 3: 0.8})
     weights: list[float] = []
@@ -277,9 +295,10 @@ def test_lpips_is_given_images_between_minus_one_and_one() -> None:
 @pytest.mark.parametrize("kind", ["vqgan", "vae"])
 def test_grids_need_not_be_square(kind: Kind) -> None:
     """The published VQGAN path works for 16 x 16 cells of 256 channels only."""
-    module = stage(1, kind, model=model_of(kind, grid=[2, 4]))
-    images = torch.rand(2, 3, 8, 16)
+    module = stage(1, kind, model=model_of(kind, grid=[2, 6]))
+    images = torch.rand(2, 3, 8, 24)
     features = module.model.base.encode(images)
+    assert features.shape[2:] == (2, 6), "as many cells as no square has"
     one = module.first_pass(images, features, torch.tensor([3, 5]))
     assert module.decoded(one, features).shape == images.shape
     assert module.distillation_loss(one.output, features).isfinite()
@@ -341,6 +360,83 @@ def test_validation_logs_by_name_and_draws_reconstructions(pack: Path, tmp_path:
     assert {"train/perplexity", "train/reached", "train/count_error"} <= set(header)
     (path,) = (Path(logger.log_dir) / "pictures").glob("val-smooth-*.png")
     assert Image.open(path).size == (4 * SIZE + 3 * 2, 5 * SIZE + 4 * 2), "originals, three counts, the wanted error"
+
+
+@pytest.mark.parametrize("kind", ["base", "stage"])
+def test_test_images_are_judged_like_development_images(pack: Path, kind: str) -> None:
+    module = stage(1) if kind == "stage" else KarlBaseModule(base_of("vae"))
+    data = KarlDataModule({}, dev={"smooth": str(pack)}, test={"unseen": str(pack)}, size=SIZE, batch_size=BATCH)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (validated,) = trainer.validate(module, data, verbose=False)
+    (tested,) = trainer.test(module, data, verbose=False)
+    assert "val/l1_smooth" in validated
+    assert tested == {name.replace("val/", "test/").replace("smooth", "unseen"): v for name, v in validated.items()}
+
+
+class Stepped(KarlStage1Module):
+    """Without a trainer."""
+
+    global_step: Any = 0
+
+
+def restarted(rank: int, module: Stepped, folder: Path) -> None:
+    """Lays a codebook onto tokens of this process, moves dead codes, and saves what came of it as `RANK.pt`."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    quantiser = module.model.quantiser
+    assert quantiser is not None
+    torch.manual_seed(1 + rank)
+    module.offer(torch.randn(32, 6))
+    module.global_step = 2
+    module.on_train_batch_end(None, None, 1)
+    found = {"offered": module.offered, "laid": quantiser.codebook.detach().clone()}
+    quantiser.usage[: 4 + rank] = 0
+    module.global_step = 4
+    module.on_train_batch_end(None, None, 3)
+    torch.save({**found, "moved": quantiser.codebook.detach(), "usage": quantiser.usage}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_codes_move_to_the_same_places_in_every_process(tmp_path: Path) -> None:
+    """Otherwise the processes train different models from the first restart on."""
+    module = Stepped(model_of("vae"), restart_every=4, quantise_from=2)
+    context = torch.multiprocessing.get_context("fork")  # a new interpreter would take seconds to import everything
+    processes = [context.Process(target=restarted, args=(rank, module, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert not torch.equal(one["offered"], other["offered"])
+    for name in ("laid", "usage", "moved"):
+        assert torch.equal(one[name], other[name])
+    assert not torch.equal(one["laid"], one["moved"])
+
+
+def test_extreme_counts_are_asked_for_other_errors(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published code has the paper's augmentation, and no longer calls it."""
+    asked: list[tuple[Tensor, Tensor, Tensor]] = []
+    answers, second = KarlModule.answers, KarlModule.second_pass
+
+    def spy(self: KarlModule, counts: Tensor, reached: Tensor) -> Tensor:
+        asked.append((counts, reached, reached))
+        return answers(self, counts, reached)
+
+    def pass_spy(self: KarlModule, images: Tensor, features: Tensor, errors: Tensor) -> Any:
+        asked[-1] = (*asked[-1][:2], errors)
+        return second(self, images, features, errors)
+
+    monkeypatch.setattr(KarlModule, "answers", spy)
+    monkeypatch.setattr(KarlModule, "second_pass", pass_spy)
+    fit(stage(1, exchange=1.0, count_step=4), pack, steps=4)  # 4 or 8 tokens: the fewest or the most
+    counts, reached, errors = map(torch.cat, zip(*asked, strict=True))
+    assert (errors[counts == 4] > reached[counts == 4]).all()
+    assert (errors[counts == TOKENS] < reached[counts == TOKENS]).all()
+    assert set(counts.tolist()) == {4, TOKENS}
+    module = stage(1, exchange=1.0)
+    middle = torch.full((9,), 0.1)
+    assert torch.equal(module.answers(torch.full((9,), 5), middle), middle)
 
 
 def test_each_stage_starts_from_the_one_before(pack: Path, tmp_path: Path) -> None:

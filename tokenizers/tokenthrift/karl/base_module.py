@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tokenthrift.config import from_plain
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.config import BaseConfig
+from tokenthrift.karl.data import source_name
 from tokenthrift.karl.losses import Lpips
 from tokenthrift.karl.optimisation import adamw
 from tokenthrift.karl.pictures import draw, sheet
@@ -107,10 +108,17 @@ class KarlBaseModule(L.LightningModule):
 
     def validation_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
         """Pixel L1 of what `Karl` will use: the mean latent, or the features before the codebook."""
+        self._judge(images, index, "val", dataloader_idx)
+
+    def test_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
+        """The same of the test images."""
+        self._judge(images, index, "test", dataloader_idx)
+
+    def _judge(self, images: Tensor, index: int, part: str, loader: int) -> None:
         features = self.base.encode(images)
         made = self.base.decode(features).clamp(0, 1)
-        name = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        self.log(f"val/l1_{name}", (made - images).abs().mean(), add_dataloader_idx=False, prog_bar=True)
-        self.log(f"val/std_{name}", features.std(), add_dataloader_idx=False)
+        name = source_name(self.trainer, part, loader)
+        self.log(f"{part}/l1_{name}", (made - images).abs().mean(), add_dataloader_idx=False, prog_bar=True)
+        self.log(f"{part}/std_{name}", features.std(), add_dataloader_idx=False)
         if index == 0:
-            draw(self.logger, f"val/base_{name}", sheet([images[:SHOWN], made[:SHOWN]]), self.global_step)
+            draw(self.logger, f"{part}/base_{name}", sheet([images[:SHOWN], made[:SHOWN]]), self.global_step)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tokenthrift.media.image import ImageError, read_image, square
 from tokenthrift.training.resuming import ResumableDataModule
 
-__all__ = ["Draws", "Images", "KarlDataModule", "random_view"]
+__all__ = ["Draws", "Images", "KarlDataModule", "random_view", "source_name"]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -64,7 +65,7 @@ class Images(Dataset[Any]):
     """
 
     def __init__(self, sources: dict[str, int], size: int, area: tuple[float, float] | None, seed: int = 0) -> None:
-        self.size, self.area, self.seed = size, area, seed
+        self.size, self.area, self.seed, self.sources = size, area, seed, list(sources)
         self.parts: list[Any] = [_open(Path(name)) for name in sources]
         lengths = [len(part) for part in self.parts]
         self.starts = np.cumsum([0, *lengths])
@@ -81,13 +82,21 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor | None:
         index, draw = place
-        part = int(np.searchsorted(self.starts, index, "right")) - 1
-        image = self._read(self.parts[part][index - self.starts[part]])
+        image = self._read(self._item(index))
         if image is None:
             return None
         if self.area is None:
             return square(image, self.size)
         return random_view(image, self.size, self.area, np.random.default_rng((self.seed, draw)))
+
+    def readable(self, index: int) -> bool:
+        """Whether there is an image behind an index; reports a file that holds none."""
+        item = self._item(index)
+        return not isinstance(item, Path) or self._read(item) is not None
+
+    def _item(self, index: int) -> Any:
+        part = int(np.searchsorted(self.starts, index, "right")) - 1
+        return self.parts[part][index - self.starts[part]]
 
     def _read(self, item: Any) -> Tensor | None:
         if not isinstance(item, Path):
@@ -114,6 +123,18 @@ def _open(source: Path) -> Any:
     if not paths:
         raise FileNotFoundError(f"{source}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
     return paths
+
+
+def source_name(trainer: Any, part: str, loader: int) -> str:
+    """What logged values of a loader are called: its source's name, or its number with other data.
+
+    Args:
+        trainer: with the data module, if there is one.
+        part: "val" or "test".
+        loader: its number.
+    """
+    names: list[str] = getattr(trainer.datamodule, "names" if part == "val" else "test_names", [])
+    return names[loader] if names else str(loader)
 
 
 def collate(images: list[Tensor | None]) -> Tensor:
@@ -168,7 +189,7 @@ class KarlDataModule(ResumableDataModule):
         batch_size: images a batch, of each process; several need `use_distributed_sampler: false`.
         area: least and greatest share of an image that a training crop covers.
         workers: processes that read images; 0 reads in the training process.
-        dev_images: most images of each source to validate on.
+        dev_images: most images of each source to validate or test on.
         seed: of order and crops.
     """
 
@@ -217,8 +238,16 @@ class KarlDataModule(ResumableDataModule):
         """What the development sources are called."""
         return list(self.hparams["dev"] or {})
 
+    @property
+    def test_names(self) -> list[str]:
+        """What the test sources are called."""
+        return list(self.hparams["test"] or {})
+
     def _plain(self, images: Images) -> DataLoader[Any]:
         h: Any = self.hparams
-        places = [(i, 0) for i in range(min(len(images), h.dev_images))]
+        # A file that cannot be read has to go before there are batches: it may be the only one of the last.
+        places = list(islice(((i, 0) for i in range(len(images)) if images.readable(i)), h.dev_images))
+        if not places:
+            raise ValueError(f"none of the {len(images)} images of {', '.join(images.sources)} could be read")
         batches = [places[i : i + h.batch_size] for i in range(0, len(places), h.batch_size)]
         return DataLoader(images, batch_sampler=batches, collate_fn=collate)

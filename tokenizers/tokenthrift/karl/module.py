@@ -222,7 +222,7 @@ class KarlStage2Module(KarlModule):
             self._step(generator, total)
         if self.discriminator is not None and weight:
             judged = discriminator_hinge(self.discriminator(images), self.discriminator(fakes.detach()))
-            self._step(others[0], judged)
+            self._step(others[0], judged, counted=False)
             self.log("train/discriminator", judged)
         self.log_dict({"train/first": loss.detach(), "train/second": loss_again.detach()}, prog_bar=True)
         self.log_passes(first, second, counts, reached)
@@ -238,11 +238,16 @@ class KarlStage2Module(KarlModule):
         last = self.model.base.decoder.conv_out.weight
         return adaptive_weight(pixels, fooled, last) * fooled
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
+    def _step(self, optimizer: Any, loss: Tensor, counted: bool = True) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer, self.hparams["clip"], "norm")
-        optimizer.step()
+        if counted:
+            optimizer.step()
+        else:
+            # Lightning's optimiser would count: `max_steps`, the schedule, restarts, checkpoints and the average of the
+            # weights go by `global_step`, which has to be the number of batches.
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             if scheduler.optimizer is optimizer.optimizer:

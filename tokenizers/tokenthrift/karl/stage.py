@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenthrift.config import from_plain
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
 from tokenthrift.karl.curriculum import ErrorCurriculum, draw_counts, other_errors
+from tokenthrift.karl.data import source_name
 from tokenthrift.karl.halting import kept
 from tokenthrift.karl.losses import (
     halting_loss,
@@ -145,10 +146,6 @@ class KarlModule(L.LightningModule):
             found = {n: t for n, t in trained_weights(start_from).items() if n.startswith("model.")}
             self.model.load_state_dict({n.removeprefix("model."): t for n, t in found.items()})
 
-    def on_fit_start(self) -> None:
-        """Keeps the data's names for what validation logs."""
-        self.dev_names = getattr(self.trainer.datamodule, "names", [])  # type: ignore[attr-defined]
-
     def first_pass(self, images: Tensor, features: Tensor, counts: Tensor) -> Pass:
         """Random counts, and errors out of reach.
 
@@ -225,11 +222,21 @@ class KarlModule(L.LightningModule):
             return
         tokens, mask = self.offered[None], torch.ones(1, len(self.offered), dtype=torch.bool, device=self.device)
         if h.quantise_from and step == h.quantise_from:
-            quantiser.restart(tokens, mask, float("inf"))
+            self._restart(tokens, mask, float("inf"))
         elif step > h.quantise_from and h.restart_every and step % h.restart_every == 0:
             self.log("train/codes_in_use", (quantiser.usage > h.restart_below).float().mean())
             if h.restart_until is None or step <= h.restart_until:
-                self.log("train/codes_restarted", float(quantiser.restart(tokens, mask, h.restart_below)))
+                self.log("train/codes_restarted", float(self._restart(tokens, mask, h.restart_below)))
+
+    def _restart(self, tokens: Tensor, mask: Tensor, threshold: float) -> int:
+        quantiser = self.model.quantiser
+        assert quantiser is not None
+        moved = quantiser.restart(tokens, mask, threshold)
+        if distributed.is_available() and distributed.is_initialized():
+            # Every process has offered tokens of its own images; the first one's choice is everybody's.
+            for tensor in (quantiser.codebook.data, quantiser.usage):
+                distributed.broadcast(tensor, 0)
+        return moved
 
     def decoded(self, one: Pass, features: Tensor) -> Tensor:
         """The images of a pass."""
@@ -238,6 +245,13 @@ class KarlModule(L.LightningModule):
 
     def validation_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
         """Errors with every count halved and with all, and error, tokens and misses under the wanted error."""
+        self._judge(images, index, "val", dataloader_idx)
+
+    def test_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
+        """The same of the test images."""
+        self._judge(images, index, "test", dataloader_idx)
+
+    def _judge(self, images: Tensor, index: int, part: str, loader: int) -> None:
         h: Any = self.hparams
         features = self.model.base.encode(images)
         most = self.model.config.max_tokens
@@ -256,11 +270,11 @@ class KarlModule(L.LightningModule):
         errors = pixel_error(made, images)
         values |= {"l1": errors.mean(), "tokens": asked.keep.sum(1).float().mean()}
         values["missed"] = (errors > h.val_error).float().mean()
-        name = self.dev_names[dataloader_idx] if self.dev_names else str(dataloader_idx)
+        name = source_name(self.trainer, part, loader)
         for key, value in values.items():
-            self.log(f"val/{key}_{name}", value, add_dataloader_idx=False, prog_bar=key in ("l1", "tokens"))
+            self.log(f"{part}/{key}_{name}", value, add_dataloader_idx=False, prog_bar=key in ("l1", "tokens"))
         if index == 0:
-            draw(self.logger, f"val/{name}", sheet([*shown, made[:SHOWN]]), self.global_step)
+            draw(self.logger, f"{part}/{name}", sheet([*shown, made[:SHOWN]]), self.global_step)
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
