@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
+from tokenthrift.karl import guarantee
 from tokenthrift.karl.calibration import Calibration
-from tokenthrift.karl.guarantee import bisect, first_tokens, measure, repair, rows, verdict
+from tokenthrift.karl.guarantee import bisect, encoder_passes, first_tokens, measure, repair, rows, verdict
 from tokenthrift.karl.model import Karl
 from tokenthrift.tokens import TokenBatch
 
@@ -123,6 +124,36 @@ def test_verification_needs_a_target(karl: Karl) -> None:
         karl.encode(pictures(1), 4, verify=True)
     with pytest.raises(ValueError, match="verdict"):
         verdict(karl.encode(pictures(1), 4).usage[0], TokenBudget())
+
+
+def test_an_image_that_may_have_no_token_is_best_effort(karl: Karl) -> None:
+    none = TokenBudget(retention=0.01, min_tokens=0, target_error=1e-6)
+    some = TokenBudget(max_tokens=3, target_error=1e-6)
+    tokens = karl.encode(pictures(3), [none, some, none], verify=True)
+    assert [(usage.cap, usage.used, usage.rounds) for usage in tokens.usage][::2] == [(0, 0, 1)] * 2
+    assert tokens.usage[1].rounds > 1
+    assert [verdict(usage, none) for usage in tokens.usage] == ["best_effort"] * 3
+
+
+def test_encoder_passes_are_those_that_are_stated(karl: Karl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is encoded twice at one count."""
+    shown = pictures(1, seed=3)
+    passes: list[int] = []
+    monkeypatch.setattr(type(karl), "_close_calls", lambda self, found, keep, targets: [False] * len(keep))
+    hook = karl.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    # Errors of random weights do not fall with the count; these do, and one pass misses all but the last.
+    monkeypatch.setattr(guarantee, "measure", lambda karl, images, tokens: 1.0 / (1 + tokens.mask.sum(1)))
+    monkeypatch.setattr(
+        "tokenthrift.karl.model.kept", lambda logits, mask, least, **_: mask & (mask.cumsum(1) <= least[:, None])
+    )
+    rounds = set()
+    for wanted in (0.01, 0.08, 0.2, 0.6):
+        passes.clear()
+        (usage,) = karl.encode(shown, TokenBudget(target_error=wanted), verify=True).usage
+        rounds.add(usage.rounds)
+        assert len(passes) == encoder_passes(usage.rounds, karl.support.nested)
+    hook.remove()
+    assert {1, 2} < rounds, "searches too"
 
 
 def test_a_floor_is_kept() -> None:

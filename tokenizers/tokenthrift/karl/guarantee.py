@@ -27,7 +27,7 @@ from tokenthrift.tokens import TokenBatch
 if TYPE_CHECKING:
     from tokenthrift.karl.model import Karl
 
-__all__ = ["bisect", "first_tokens", "measure", "repair", "rows", "verdict"]
+__all__ = ["bisect", "encoder_passes", "first_tokens", "measure", "repair", "rows", "verdict"]
 
 PASSES = 6
 """Decoder passes that a missed image may cost, the first included."""
@@ -42,6 +42,14 @@ def verdict(usage: TokenUsage, budget: TokenBudget) -> Literal["met", "best_effo
     if usage.error is None or budget.target_error is None:
         raise ValueError("only an image that was verified against a target_error has a verdict")
     return "met" if usage.error <= budget.target_error else "best_effort"
+
+
+def encoder_passes(rounds: int, nested: bool) -> int:
+    """How often an image went through the encoder, that took so many decoder passes to verify.
+
+    A miss is encoded once more, and where tokens are not nested, at every count that the search tries.
+    """
+    return min(rounds, 2) if nested else rounds
 
 
 def measure(karl: Karl, images: Tensor, tokens: TokenBatch) -> Tensor:
@@ -73,7 +81,8 @@ def repair(
     if bool((wanted < 0).any()):
         raise BudgetError("verification without target_error", "a target_error to verify", "e0.05")
     best = _with_errors(tokens, measure(karl, images, tokens), 1)
-    missed = [i for i, usage in enumerate(best.usage) if verdict(usage, budgets[i]) != "met"]
+    # An image that may have no token at all is as good as it gets.
+    missed = [i for i, usage in enumerate(best.usage) if usage.cap and verdict(usage, budgets[i]) != "met"]
     if not missed or passes < 2:
         return best
     where = torch.tensor(missed, device=images.device)
@@ -82,15 +91,18 @@ def repair(
     allowed = [replace(budgets[i], max_tokens=cap, target_error=None) for i, cap in zip(missed, caps, strict=True)]
     whole = karl.encode(again, allowed)
 
+    seen = {(i, cap): (whole, i) for i, cap in enumerate(caps)}
+
     def encoded(counts: Sequence[int], chosen: Sequence[int]) -> TokenBatch:
-        """Of some of the missed images: this many tokens each."""
+        """Of some of the missed images: this many tokens each; what was encoded once is not encoded again."""
         if karl.support.nested:
             return first_tokens(rows([(whole, i) for i in chosen]), counts)
-        fewer = [
-            replace(allowed[i], max_tokens=n, min_tokens=min(n, allowed[i].min_tokens))
-            for i, n in zip(chosen, counts, strict=True)
-        ]
-        return karl.encode(again[torch.tensor(chosen, device=again.device)], fewer)
+        new = [(i, n) for i, n in zip(chosen, counts, strict=True) if (i, n) not in seen]
+        if new:
+            fewer = [replace(allowed[i], max_tokens=n, min_tokens=min(n, allowed[i].min_tokens)) for i, n in new]
+            made = karl.encode(again[torch.tensor([i for i, _ in new], device=again.device)], fewer)
+            seen.update({key: (made, place) for place, key in enumerate(new)})
+        return rows([seen[key] for key in zip(chosen, counts, strict=True)])
 
     def errors(counts: Sequence[int], chosen: Sequence[int]) -> list[float]:
         found = encoded(counts, chosen)
@@ -104,20 +116,20 @@ def repair(
     places = dict(zip(missed, range(len(missed)), strict=True))
     out: list[tuple[TokenBatch, int]] = []
     usage: list[TokenUsage] = []
-    for i, seen in enumerate(best.usage):
+    for i, first in enumerate(best.usage):
         place = places.get(i)
-        assert seen.error is not None
+        assert first.error is not None
         if place is None:
             out.append((best, i))
-            usage.append(seen)
+            usage.append(first)
             continue
         spent = 1 + rounds[place]
-        if reached[place] <= wanted[place] or reached[place] < seen.error:
+        if reached[place] <= wanted[place] or reached[place] < first.error:
             out.append((mended, place))
-            usage.append(replace(seen, used=counts[place], rounds=spent, error=reached[place]))
+            usage.append(replace(first, used=counts[place], rounds=spent, error=reached[place]))
         else:
             out.append((best, i))
-            usage.append(replace(seen, rounds=spent))
+            usage.append(replace(first, rounds=spent))
     return replace(rows(out), usage=tuple(usage))
 
 
