@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "Method", "main", "measure", "methods"]
 
 COUNTS = (8, 16, 32, 64)
+FIXED = (4, 5, 6, 12)
 TIMED = 3  # batches of a seed whose prefill is timed apart from their answers
 ERRORS = (0.5, 0.4, 0.3, 0.2, 0.1)
 FULL = "all tokens"
@@ -96,13 +97,17 @@ class Measured:
         return sum(self.tokens) / len(self.tokens)
 
 
-def methods(model: VideoAnswerer, counts: Sequence[int] = COUNTS, errors: Sequence[float] = ERRORS) -> list[Method]:
-    """All rows: native tokens, every rival and VQToken at every count, and VQToken that stops at every error."""
+def methods(
+    model: VideoAnswerer, counts: Sequence[int] = COUNTS, errors: Sequence[float] = ERRORS, fixed: Sequence[int] = FIXED
+) -> list[Method]:
+    """All rows: native tokens, every rival and VQToken at every count, VQToken alone at some more, which adaptive rows
+    can be compared with, and VQToken that stops at every error."""
     rows = [Method(FULL, TokenBudget(), None)]
     for count in counts:
         budget = TokenBudget(max_tokens=count)
         rows += [Method(name, budget, name) for name in RIVALS]
         rows.append(Method(OURS, budget, model.vqtoken))
+    rows += [Method(OURS, TokenBudget(max_tokens=count), model.vqtoken) for count in fixed if count not in counts]
     for error in errors:
         rows.append(Method(ADAPTIVE, TokenBudget(max_tokens=max(counts), target_error=error), model.vqtoken))
     return rows
@@ -284,6 +289,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=400, help="clips of a seed (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="sets of clips (%(default)s)")
     parser.add_argument("--tokens", type=int, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
+    parser.add_argument("--fixed", type=int, nargs="*", default=FIXED, help="more budgets of VQToken alone (4 5 6 12)")
     parser.add_argument("--errors", type=float, nargs="*", default=ERRORS, help="of adaptive VQToken")
     parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
     arguments = parser.parse_args(argv)
@@ -295,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
         from tokenthrift.vqtoken.real_clips import report
 
         more, plots, remarks = report(arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens)
-    config, rows = model.config, methods(model, arguments.tokens, arguments.errors)
+    config, rows = model.config, methods(model, arguments.tokens, arguments.errors, arguments.fixed)
     clips_of = partial(SyntheticClips, frames=config.frames, side=config.side)
     runs, asked, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
     for seed in range(arguments.seeds):
