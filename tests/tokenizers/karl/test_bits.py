@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError
+from tests.tokenizers.karl.tiny_karl import SIZE, pictures, tiny_config, tiny_karl
+from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.karl.bits import BitFormat, BitStringError, lengths_within, read_codes, write_codes
 from tokenthrift.karl.config import KarlConfig
 
@@ -41,7 +42,12 @@ def test_round_trip_at_the_stated_price(batch: tuple[BitFormat, Tensor, Tensor])
     assert read_codes(data, layout) == (
         [row[row >= 0].tolist() for row in codes],
         [row[row >= 0].tolist() for row in positions],
+        None,
     )
+    grid = (3, 300)
+    data = write_codes(codes, positions, layout, grid)
+    assert 8 * len(data) == layout.string_bits((codes >= 0).sum(1).tolist(), grid)
+    assert read_codes(data, layout)[2] == grid
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,6 +65,30 @@ def test_damage_is_found(batch: tuple[BitFormat, Tensor, Tensor], data: st.DataO
         read_codes(bytes(flipped), layout)
     with pytest.raises(BitStringError):
         read_codes(whole + b"\0", layout)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("size", [SIZE, (24, 32)])
+def test_images_survive_the_byte_string(nested: bool, size: tuple[int, int]) -> None:
+    config = tiny_config() if nested else tiny_config(latent_attention="full", halting="subset")
+    karl = tiny_karl(config, decisive=True)
+    tokens = karl.encode(pictures(3, size), TokenBudget(target_error=0.1, min_tokens=1))
+    data = karl.to_bytes(tokens, size)
+    counts = [usage.used for usage in tokens.usage]
+    layout = BitFormat.of(karl.config)
+    assert 8 * len(data) == layout.string_bits(counts, None if size == SIZE else (6, 8))
+    again, stated = karl.from_bytes(data)
+    assert stated == size
+    assert [usage.used for usage in again.usage] == counts
+    assert torch.equal(karl.decode(again, stated), karl.decode(tokens, size))
+
+
+def test_continuous_tokens_have_no_byte_string() -> None:
+    karl = tiny_karl(tiny_config(codes=None))
+    with pytest.raises(BudgetError, match="continuous"):
+        karl.to_bytes(karl.encode(pictures(1)))
+    with pytest.raises(ValueError, match="without codes"):
+        tiny_karl().to_bytes(karl.encode(pictures(1)))
 
 
 def test_another_model_does_not_read_it() -> None:

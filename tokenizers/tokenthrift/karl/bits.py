@@ -4,10 +4,11 @@ Source: KARL (arXiv 2507.07995) counts tokens and nothing else. Its kept tokens 
 needs the list of which: at 32 of 256 tokens, a third more than the codes alone take, if that list is coded well. With
 prefix halting (`KarlConfig.halting`) a count is enough. Everything a decoder needs is in the string and is counted.
 
-The string: a byte for the version and kind, the number of images (7 bits a byte, high bit: more follow), the images one
-after the other without alignment, zeros up to a whole byte, and a CRC-16 of it all that starts from the model's sizes,
-so that a string of another kind of model does not pass. An image is its number of tokens minus 1, for subset halting a
-bit for each native token, and the codes. Continuous tokens have no codes, hence no bits.
+The string: a byte for the version and kind; the number of images (7 bits a byte, high bit: more follow); rows and
+columns of their grid, likewise, where it is not the one that the model is trained on; the images one after the other
+without alignment; zeros up to a whole byte; and a CRC-16 of it all that starts from the model's sizes, so that a string
+of another kind of model does not pass. An image is its number of tokens minus 1, for subset halting a bit for each
+native token, and the codes. Continuous tokens have no codes, hence no bits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["BitFormat", "BitStringError", "lengths_within", "read_codes", "write
 
 _VERSION: Final = 1
 _SUBSET: Final = 0x80
+_GRID: Final = 0x40
 _FRAME_BYTES: Final = 3  # version and checksum
 
 Bits = NDArray[np.uint8]
@@ -77,10 +79,10 @@ class BitFormat:
         """Bits of one image, its share of the string's frame not included."""
         return self.length_bits + tokens * self.code_bits
 
-    def string_bits(self, counts: Sequence[int]) -> int:
-        """Bits of the whole byte string of images with these token counts."""
+    def string_bits(self, counts: Sequence[int], grid: tuple[int, int] | None = None) -> int:
+        """Bits of the whole byte string of images with these token counts; a grid as in `write_codes`."""
         body = sum(map(self.cost, counts))
-        return 8 * (_FRAME_BYTES + len(_varint(len(counts))) + (body + 7) // 8)
+        return 8 * (_FRAME_BYTES + sum(map(len, map(_varint, (len(counts), *(grid or ()))))) + (body + 7) // 8)
 
     def tokens_within(self, bits: int) -> int:
         """The most tokens for which the string of one image takes no more than `bits`.
@@ -96,13 +98,14 @@ class BitFormat:
         return tokens
 
 
-def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat) -> bytes:
+def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat, grid: tuple[int, int] | None = None) -> bytes:
     """The byte string of a batch.
 
     Args:
         codes: `(B, N)` int64, -1 in padding.
         positions: `(B, N)` int64, where each token stood, ascending; -1 in padding.
         layout: of the model.
+        grid: rows and columns of the images, to be written too.
 
     Raises:
         ValueError: an image without tokens, a code or position out of range, or with a prefix layout, not a prefix.
@@ -123,27 +126,33 @@ def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat) -> bytes:
             raise ValueError(f"with prefix halting the kept tokens are the first ones, not {where.tolist()}")
         pieces.append(_to_bits(values, layout.code_bits))
     body = np.packbits(np.concatenate(pieces)).tobytes() if pieces else b""
-    frame = bytes([_VERSION | (0 if layout.prefix else _SUBSET)]) + _varint(len(codes)) + body
+    kind = _VERSION | (0 if layout.prefix else _SUBSET) | (_GRID if grid else 0)
+    frame = bytes([kind]) + b"".join(map(_varint, (len(codes), *(grid or ())))) + body
     return frame + _checksum(frame, layout).to_bytes(2, "big")
 
 
-def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[list[int]]]:
+def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[list[int]], tuple[int, int] | None]:
     """The reverse of `write_codes`.
 
     Returns:
-        Codes and positions of each image, as `Karl.from_codes` takes them.
+        Codes and positions of each image, as `Karl.from_codes` takes them, and the grid if it was written.
 
     Raises:
         BitStringError: the string is damaged, cut short, or of another kind of model.
     """
     if len(data) < _FRAME_BYTES + 1:
         raise BitStringError(f"a string of {len(data)} bytes holds no tokens")
-    if data[0] & ~_SUBSET != _VERSION:
-        raise BitStringError(f"version {data[0] & ~_SUBSET} of the format; this release reads version {_VERSION}")
+    if (version := data[0] & ~(_SUBSET | _GRID)) != _VERSION:
+        raise BitStringError(f"version {version} of the format; this release reads version {_VERSION}")
     frame = data[:-2]
     if _checksum(frame, layout) != int.from_bytes(data[-2:], "big") or bool(data[0] & _SUBSET) == layout.prefix:
         raise BitStringError("the checksum does not match: damaged, cut short, or written by another kind of model")
-    count, start = _read_varint(frame)
+    count, start = _read_varint(frame, 1)
+    grid = None
+    if data[0] & _GRID:
+        rows, start = _read_varint(frame, start)
+        columns, start = _read_varint(frame, start)
+        grid = (rows, columns)
     bits = np.unpackbits(np.frombuffer(frame, dtype=np.uint8)[start:])
     codes: list[list[int]] = []
     positions: list[list[int]] = []
@@ -161,7 +170,7 @@ def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[li
         positions.append(where.tolist())
     if len(bits) - at >= 8 or bits[at:].any():
         raise BitStringError("more data than the images that the string announces")
-    return codes, positions
+    return codes, positions, grid
 
 
 def lengths_within(halting_logits: Tensor, mask: Tensor, bits: int, layout: BitFormat) -> Tensor:
@@ -223,14 +232,14 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def _read_varint(frame: bytes) -> tuple[int, int]:
-    """The number of images, and where they start."""
+def _read_varint(frame: bytes, start: int) -> tuple[int, int]:
+    """A number from place `start`, and the place after it."""
     number = 0
-    for place, byte in enumerate(frame[1:6]):
+    for place, byte in enumerate(frame[start : start + 5]):
         number |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return number, place + 2
-    raise BitStringError("the number of images has no end")
+            return number, start + place + 1
+    raise BitStringError("a number of the frame has no end")
 
 
 def _checksum(frame: bytes, layout: BitFormat) -> int:

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenthrift.budget import BudgetLike, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
 from tokenthrift.karl.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.bits import BitFormat, read_codes, write_codes
 from tokenthrift.karl.calibration import requested
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
 from tokenthrift.karl.guarantee import repair
@@ -273,6 +274,33 @@ class Karl(HubModel):
             codes=ids,
             usage=tuple(TokenUsage(native=native, cap=len(row), used=len(row)) for row in codes),
         )
+
+    def to_bytes(self, tokens: TokenBatch, size: tuple[int, int] | None = None) -> bytes:
+        """The tokens as a byte string of `bits.BitFormat.string_bits` bits, for `from_bytes` of the same kind of model.
+
+        Args:
+            tokens: as `encode` or `from_codes` make them; only codes and positions are read.
+            size: height and width in pixels of the images, which are kept; those of `config.size` if not given.
+
+        Raises:
+            BudgetError: the model has continuous tokens.
+            ValueError: an image without tokens, or a size that the model has no grid for.
+        """
+        layout, grid = BitFormat.of(self.config), grid_of(size or self.config.size, self.config)
+        if tokens.codes is None:
+            raise ValueError("tokens without codes cannot be written; encode them with a model that has a codebook")
+        return write_codes(tokens.codes, tokens.positions, layout, None if grid == self.config.grid else grid)
+
+    def from_bytes(self, data: bytes) -> tuple[TokenBatch, tuple[int, int]]:
+        """The tokens of a byte string, and height and width in pixels: `decode(*from_bytes(data))` gives the images.
+
+        Raises:
+            BitStringError: the string is damaged, cut short, or of another kind of model.
+            BudgetError: the model has continuous tokens.
+        """
+        codes, positions, grid = read_codes(data, BitFormat.of(self.config))
+        rows, columns = grid or self.config.grid
+        return self.from_codes(codes, positions), (rows * self.config.base.factor, columns * self.config.base.factor)
 
     def distil(self, images: Tensor, features: Tensor, counts: Tensor, errors: Tensor) -> Distilled:
         """The encoder's pass.
