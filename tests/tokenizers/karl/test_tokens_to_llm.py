@@ -72,14 +72,20 @@ def test_masked_diffusion_backbones_take_them_too() -> None:
     assert logits.shape == (3, 4, 40)
 
 
-def test_order_and_codes_matter() -> None:
+@pytest.mark.parametrize("source", ["codes", "values"])
+def test_order_and_codes_matter(source: Literal["codes", "values"]) -> None:
     karl = tiny_karl()
-    tokens = karl.encode(pictures(1), 4)
-    out = TokenProjector(karl.config, 16)(tokens).embeddings
-    swapped = karl.from_codes([tokens.codes[0].flip(0).tolist()]) if tokens.codes is not None else tokens
-    other = TokenProjector(karl.config, 16)
+    codes = [3, 1, 4, 15]
+    projector = TokenProjector(karl.config, 16, source)
+    out = projector(karl.from_codes([codes])).embeddings
     assert out.shape == (1, 4, 16)
-    assert not torch.allclose(other(tokens).embeddings, other(swapped).embeddings)
+    # Without positions a token would give the same embedding wherever it stands.
+    moved = projector(karl.from_codes([codes[::-1]])).embeddings.flip(1)
+    assert ((out - moved).abs().amax(2) > 1e-3).all()
+    later = projector(karl.from_codes([codes], [[5, 6, 7, 8]])).embeddings
+    assert ((out - later).abs().amax(2) > 1e-3).all()
+    other = projector(karl.from_codes([[3, 1, 5, 15]])).embeddings
+    assert ((out - other).abs().amax(2) > 1e-3).tolist() == [[False, False, True, False]]
 
 
 def test_continuous_tokens_have_no_codes() -> None:
