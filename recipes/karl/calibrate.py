@@ -10,11 +10,12 @@ named, so that near them no tokens are spent on promising too much.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import torch
 
+from tokenthrift.config import read_json, to_plain
 from tokenthrift.karl import Karl
 from tokenthrift.karl.evaluate import calibrate
 from tokenthrift.karl.sources import read_set
@@ -34,8 +35,11 @@ def main() -> None:
     count = min(map(len, sets))
     images = torch.cat([images[:count] for images in sets])
     calibration = calibrate(karl, images, options.alpha, options.wanted)
-    karl.config = replace(karl.config, calibration=calibration)
-    karl.save_pretrained(options.model, dtype=torch.float16)
+    path = options.model / "config.json"
+    partial = path.with_suffix(".partial")
+    fields = read_json(path) | {"calibration": to_plain(calibration)}
+    partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
     for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
         print(f"asked for {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
 

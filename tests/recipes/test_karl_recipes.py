@@ -1,0 +1,115 @@
+"""KARL's recipes: every file is understood, commented and makes a module; data are split; calibration is kept."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
+from tokenthrift.cli import main
+from tokenthrift.karl import Karl
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "karl"
+NAMES = ("tiny_base", "tiny_stage1", "tiny_stage2", "imagenet100_stage1", "imagenet100_stage2")
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(RECIPE))
+    return importlib.import_module(name)
+
+
+def test_no_recipe_is_left_out() -> None:
+    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_are_understood_and_make_a_module(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(RECIPE / f"{name}.yaml"), "--print_config"])
+    assert caught.value.code == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    module, _, kind = model["class_path"].rpartition(".")
+    given = {key: value for key, value in model["init_args"].items() if key not in ("base_from", "start_from")}
+    if "lpips_weight" in given:
+        given["lpips_weight"] = 0.0  # its weights would be downloaded
+    with torch.device("meta"):
+        made = getattr(importlib.import_module(module), kind)(**given)
+    assert kind in ("KarlBaseModule", "KarlStage1Module", "KarlStage2Module")
+    assert made.hparams["learning_rate"] == given["learning_rate"]
+    width = given["model"]["encoder"]["width"] if "model" in given else None
+    assert width is None or made.model.to_tokens.in_features == width
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_comment_every_key(name: str) -> None:
+    lines = (RECIPE / f"{name}.yaml").read_text().splitlines()
+    assert [line for line in lines if line.strip(" -") not in ("init_args:", "") and "#" not in line] == []
+
+
+def test_the_tiny_recipes_are_of_one_model() -> None:
+    base, first, second = (
+        yaml.safe_load((RECIPE / f"tiny_{part}.yaml").read_text()) for part in ("base", "stage1", "stage2")
+    )
+    assert first["model"]["init_args"]["model"] == second["model"]["init_args"]["model"]
+    assert first["model"]["init_args"]["model"]["base"] == base["model"]["init_args"]["base"]
+    assert first["model"]["init_args"]["base_from"] == f"{base['trainer']['default_root_dir']}/last.ckpt"
+    assert second["model"]["init_args"]["start_from"] == f"{first['trainer']['default_root_dir']}/last.ckpt"
+
+
+def test_no_base_character_is_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = script("pack", monkeypatch)
+    assert pack.base_character("1f44d-1f3fd") == pack.base_character("1f44d") == "1f44d", "skin tones"
+    assert pack.base_character("1f468-200d-1f4bb") == pack.base_character("1f9d1-1f3ff-200d-1f680"), "people"
+    assert pack.base_character("1f1e9-1f1ea") != pack.base_character("1f1eb-1f1f7"), "flags"
+    drawn: dict[tuple[int, ...], str] = {}
+    for artist in ("a", "b"):
+        (tmp_path / artist).mkdir()
+        for number in range(60):
+            colour = (number, 100, 200 if artist == "a" else 50)
+            for tone in ("", "-1f3fb", "-1f3ff"):
+                name = f"{0x1F400 + number:x}{tone}"
+                Image.new("RGBA", (8, 8), (*colour, 255)).save(tmp_path / artist / f"{name}.png")
+                drawn[colour] = pack.base_character(name)
+    counts, bases = {}, {}
+    for part in ("train", "dev", "test"):
+        seen = [image.getpixel((0, 0)) for image in pack.emoji(tmp_path, part, 8)]
+        counts[part], bases[part] = len(seen), {drawn[colour] for colour in seen}
+    assert sum(map(len, bases.values())) == len(set.union(*bases.values())) == 60
+    assert all(bases.values())
+    assert counts["train"] == 6 * len(bases["train"])
+    for part in ("dev", "test"):
+        assert counts[part] == 2 * len(bases[part]), "one drawing of each artist"
+    photos = [set(indices) for indices in pack.PHOTOS.values()]
+    assert sum(map(len, photos)) == len(set.union(*photos)) == 50_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_calibration_is_kept_beside_untouched_weights(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    tiny_karl(tiny_config(grid=(4, 4)), decisive=True).save_pretrained(folder, dtype=dtype)
+    before = (folder / "model.safetensors").read_bytes()
+    for seed in range(2):
+        np.save(tmp_path / f"{seed}.npy", (pictures(12 + seed, (16, 16), seed) * 255).to(torch.uint8).numpy())
+    arguments = [folder, tmp_path / "0.npy", tmp_path / "1.npy", "--alpha", "0.2"]
+    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
+    script("calibrate", monkeypatch).main()
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values() if t.is_floating_point()} == {dtype}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    config = Karl.from_pretrained(folder).config
+    assert config.calibration is not None
+    assert (config.calibration.images, config.calibration.tokens, config.calibration.alpha) == (24, TOKENS, 0.2)
+    assert replace(config, calibration=None) == tiny_config(grid=(4, 4))
+    assert f"all but 20% stay within {config.calibration.bounds[0]:.4f}" in capsys.readouterr().out
