@@ -20,11 +20,12 @@ from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.reducers import AveragePooling, TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken import VQToken, VQTokenConfig
+from tokenthrift.vqtoken import VQToken, VQTokenConfig, released
 
 MEAN, MEDOID, ELBOW = VQToken(), VQToken(VQTokenConfig(codes="medoid")), VQToken(VQTokenConfig(choose="elbow"))
 SILHOUETTE = VQToken(VQTokenConfig(choose="silhouette", least=2))
 RELEASED = VQToken(VQTokenConfig(compat="released"))
+OF_2025 = VQToken(VQTokenConfig(compat="released_2025"))
 MODELS = [MEAN, MEDOID, ELBOW, SILHOUETTE, RELEASED]
 EVERY = pytest.mark.parametrize("model", MODELS, ids=["mean", "medoid", "elbow", "silhouette", "released"])
 LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=3)
@@ -166,6 +167,51 @@ def test_codes_are_means_or_members_at_their_own_scale(model: VQToken) -> None:
             place = int(done.tokens.positions[0, k])
             assert labels[place] == k
             assert torch.equal(code, x[place])
+
+
+def test_the_rules_of_2025_are_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = TokenBatch.from_items([mixture(9, 60, spread=0.3)[0]])
+    fixed = OF_2025.compress(tokens, TokenBudget(max_tokens=7))
+    (usage,) = fixed.tokens.usage
+    assert (usage.cap, usage.used) == (7, 7)
+    assert fixed.maps[0].max() < 7
+    assert (fixed.tokens.embeddings.norm(dim=2) <= 1 + 1e-5).all(), "means of unit tokens"
+    again = OF_2025.compress(tokens, TokenBudget(max_tokens=7)).tokens
+    assert torch.equal(again.embeddings, fixed.tokens.embeddings)
+    fits: list[tuple[int, int]] = []
+
+    def noted(x: torch.Tensor, centres: torch.Tensor, iterations: int) -> released.Fit:
+        fits.append((len(centres), iterations))
+        return kmeans(x, centres, 3)
+
+    kmeans = released.kmeans_2025
+    monkeypatch.setattr(released, "kmeans_2025", noted)
+    model = VQToken(VQTokenConfig(compat="released_2025", choose="elbow", least=12, most=32))
+    (usage,) = model.reduce(tokens, TokenBudget(max_tokens=40)).usage
+    assert fits[:-1] == [(k, 100) for k in range(12, 33)], "21 fits"
+    assert fits[-1] == (usage.used, 100), "and one more"
+    assert 12 <= usage.used <= 22
+    assert model.reduce(tokens, TokenBudget(max_tokens=5)).usage[0].used == 5
+    silhouette = VQToken(VQTokenConfig(compat="released_2025", choose="silhouette", least=12, most=32))
+    assert silhouette.reduce(tokens, TokenBudget(max_tokens=40)).usage[0].used == 12
+    with pytest.raises(ValueError, match="length zero"):
+        OF_2025.reduce(TokenBatch.from_items([torch.zeros(9, 4)]), TokenBudget(max_tokens=3))
+
+
+def test_a_published_search_stops_at_100_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    kmeans = released.kmeans_2026
+
+    def noted(x: torch.Tensor, centres: torch.Tensor, iterations: int) -> released.Fit:
+        seen.append(iterations)
+        return kmeans(x, centres, 2)
+
+    monkeypatch.setattr(released, "kmeans_2026", noted)
+    tokens = TokenBatch.from_items([noise(0, 30, 6)])
+    fixed = VQTokenConfig(compat="released", least=2, most=4, iterations=50)
+    for config in (fixed, replace(fixed, choose="elbow")):
+        VQToken(config).reduce(tokens, TokenBudget(max_tokens=4))
+    assert seen == [50, 100, 100, 100]
 
 
 def test_a_newline_after_the_frames_stays_if_there_is_room() -> None:

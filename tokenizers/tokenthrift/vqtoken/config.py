@@ -37,8 +37,8 @@ class AttentionConfig:
 class VQTokenConfig:
     """A whole model; the defaults need no weights."""
 
-    compat: Literal["corrected", "released"] = "corrected"
-    """"released" clusters, chooses K and attends as the published code of 2026 does."""
+    compat: Literal["corrected", "released", "released_2025"] = "corrected"
+    """"released" clusters, chooses K and attends as the published code of 2026, "released_2025" as that of 2025."""
     attention: AttentionConfig | None = None
     """None gives the codes as they are ("centroids" in the published configuration)."""
     codes: Literal["mean", "medoid"] = "mean"
@@ -51,14 +51,15 @@ class VQTokenConfig:
     most: int = 256
     """Most codes that a rule or a target error may choose; 32 in the published model."""
     iterations: int = 20
-    """Most passes of k-means over the tokens; 50 in the published model, 100 where a rule chooses."""
+    """Most passes of k-means over the tokens; 50 in the published model. Where a published rule chooses K, the fits of
+    its search stop at 100, as published, whatever stands here."""
     seed: int = 0
-    """Of the published k-means++; the corrected clustering draws nothing."""
+    """Of the published k-means++, which in 2025 nothing seeded; the corrected clustering draws nothing."""
 
     def __post_init__(self) -> None:
         check_within("most", self.most, 1, 1024)
         check_within("least", self.least, 1, self.most)
         check_within("iterations", self.iterations, 1, 1000)
         check_within("seed", self.seed, 0, 2**63 - 1)
-        if self.compat == "released" and self.codes == "medoid":
+        if self.compat != "corrected" and self.codes == "medoid":
             raise ConfigError("codes: the published code knows means only, not medoids; use compat 'corrected'")

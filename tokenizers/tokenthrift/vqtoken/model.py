@@ -69,7 +69,7 @@ class VQToken(HubModel):
         super().__init__(config or VQTokenConfig())
         sizes = self.config.attention
         self.cross_attention: nn.Module | None = None  # the name it has in published checkpoints
-        if sizes is not None and self.config.compat == "released":
+        if sizes is not None and self.config.compat != "corrected":
             self.cross_attention = ReleasedVQAttention(sizes.width, sizes.heads, sizes.ffn, sizes.patches)
         elif sizes is not None:
             self.cross_attention = VQAttention(sizes.width, sizes.heads, sizes.ffn)
@@ -175,7 +175,7 @@ class VQToken(HubModel):
         rests = [min(len(i.positions) - n, cap - 1) for i, n, cap in zip(items, cells, caps, strict=True)]
         clips = [i.select(torch.arange(n, device=i.positions.device)) for i, n in zip(items, cells, strict=True)]
         wanted = [cap - rest for cap, rest in zip(caps, rests, strict=True)]
-        if self.config.compat == "released":
+        if self.config.compat != "corrected":
             done = [self._released(clip, grid, k) for clip, grid, k in zip(clips, grids, wanted, strict=True)]
         else:
             done = self._corrected(clips, grids, wanted, budget)
@@ -226,18 +226,12 @@ class VQToken(HubModel):
         return done
 
     def _released(self, clip: Item, grid: Grid, wanted: int) -> tuple[Item, Tensor, float | None]:
-        """One clip by the rules of 2026. The order of its codes is no order in time: places are spread evenly."""
+        """One clip by the published rules. The order of its codes is no order in time: places are spread evenly."""
         tokens, settings = clip.embeddings, self.config
         with torch.no_grad():
-            if settings.choose == "fixed":
-                fit = released.fit_2026(tokens.detach(), wanted, settings.seed, settings.iterations)
-            else:
-                least = min(settings.least, wanted)
-                fit = released.search_2026(
-                    tokens.detach(), least, wanted, settings.choose, settings.seed, settings.iterations
-                )
+            fit = self._published_fit(tokens.detach(), wanted)
             labels, centres = fit.labels, fit.centres
-            if self.cross_attention is None:
+            if self.cross_attention is None and settings.compat == "released":
                 labels, order = released.first_occurrence(labels, len(centres))
                 centres = centres[order]
         codes = released.code_means(tokens, labels, centres)
@@ -249,6 +243,18 @@ class VQToken(HubModel):
         places = torch.arange(len(codes), device=labels.device) * len(labels) // len(codes)
         return Item(codes.to(tokens.dtype), clip.positions[places], None, mass), labels.view(grid), None
 
+    def _published_fit(self, tokens: Tensor, wanted: int) -> released.Fit:
+        """The clustering of one clip by the rules of either era; of `wanted` clusters, or of at most as many."""
+        settings, least = self.config, min(self.config.least, wanted)
+        if settings.compat == "released_2025":
+            generator = torch.Generator(tokens.device).manual_seed(settings.seed)
+            if settings.choose == "fixed":
+                return released.fit_2025(tokens, wanted, generator, settings.iterations)
+            return released.search_2025(tokens, least, wanted, settings.choose, generator)
+        if settings.choose == "fixed":
+            return released.fit_2026(tokens, wanted, settings.seed, settings.iterations)
+        return released.search_2026(tokens, least, wanted, settings.choose, settings.seed)
+
     def _check(self, items: Sequence[Item], grids: Sequence[Grid]) -> None:
         """Raises a ValueError where a grid, or the width that the attention reads, does not fit."""
         sizes = self.config.attention
@@ -258,7 +264,7 @@ class VQToken(HubModel):
                 raise ValueError(f"a grid of {frames} x {height} x {width} cells for {native} tokens")
             if sizes is not None and item.embeddings.shape[1] != sizes.width:
                 raise ValueError(f"tokens are {item.embeddings.shape[1]} wide, the attention reads {sizes.width}")
-            if sizes is not None and self.config.compat == "released" and height * width != sizes.patches:
+            if sizes is not None and self.config.compat != "corrected" and height * width != sizes.patches:
                 raise ValueError(
                     f"a grid has {height} x {width} cells a frame, the published attention reads {sizes.patches}"
                 )

@@ -22,10 +22,13 @@ __all__ = [
     "elbow_2025",
     "elbow_2026",
     "first_occurrence",
+    "fit_2025",
     "fit_2026",
     "kmeans_2025",
     "kmeans_2026",
+    "search_2025",
     "search_2026",
+    "seeds_2025",
     "seeds_2026",
     "silhouette_2025",
     "silhouette_2026",
@@ -145,12 +148,15 @@ def distortion_2026(tokens: Tensor, fit: Fit) -> float:
     return float((1 - (x * normalize(fit.centres, dim=1)[fit.labels]).sum(1)).sum())
 
 
-def elbow_2025(distortions: Sequence[float]) -> int:
-    """K from the distortions of K = 12, 13, ..., 32 as in 2025.
+def elbow_2025(distortions: Sequence[float], least: int = 12) -> int:
+    """K from the distortions of K = least, least + 1, ... as in 2025, where that was 12 to 32.
 
-    The second difference peaks at index j for K = 13 + j, but the code answers j + 4, and at least 12.
+    The second difference peaks at index j for K = least + 1 + j, but the code answers j + 4, and at least `least`. With
+    fewer than three candidates, for which the published code has no answer, the first.
     """
-    return max(12, int(torch.tensor(distortions).diff(n=2).argmax()) + 2 + 2)
+    if len(distortions) < 3:
+        return least
+    return max(least, int(torch.tensor(distortions).diff(n=2).argmax()) + 2 + 2)
 
 
 def elbow_2026(distortions: Sequence[float], least: int) -> int:
@@ -198,6 +204,61 @@ def fit_2026(tokens: Tensor, clusters: int, seed: int, iterations: int = 50) -> 
     generator = torch.Generator(tokens.device).manual_seed(seed)
     x = normalize(tokens.float(), dim=1, eps=1e-12)
     return kmeans_2026(tokens, x[seeds_2026(tokens, clusters, generator)], iterations)
+
+
+def seeds_2025(tokens: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ of 2025: (clusters,) int64 places; as in 2026, but 1e-6 is added to every squared distance.
+
+    Args:
+        tokens: (N, D).
+        clusters: At most N.
+        generator: On the device of the tokens; the published code draws from the global one, which nothing seeds.
+
+    Raises:
+        ValueError: A token has length zero, for which the published code divides by zero.
+    """
+    length = tokens.float().norm(dim=1, keepdim=True)
+    if not bool((length > 0).all()):
+        raise ValueError("the rules of 2025 cannot divide a token of length zero; use compat 'corrected'")
+    x = tokens.float() / length
+    places = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    distance = (x - x[places[0]]).square().sum(1)
+    for _ in range(clusters - 1):
+        places.append(torch.multinomial(distance + 1e-6, 1, generator=generator))
+        distance = distance.minimum((x - x[places[-1]]).square().sum(1))
+    return torch.cat(places)
+
+
+def fit_2025(tokens: Tensor, clusters: int, generator: torch.Generator, iterations: int = 50) -> Fit:
+    """Seeds and fit of 2025 for one clip; its fixed mode, meant to stop at 50, cannot run as published."""
+    x = tokens.float() / tokens.float().norm(dim=1, keepdim=True)
+    return kmeans_2025(tokens, x[seeds_2025(tokens, clusters, generator)], iterations)
+
+
+def search_2025(
+    tokens: Tensor, least: int, most: int, rule: str, generator: torch.Generator, iterations: int = 100
+) -> Fit:
+    """The search of 2025: a fit for every K, 21 of them from 12 to 32, and one more at the K that they lead to.
+
+    The last fit draws seeds of its own, so it is not the one that was judged. The silhouette is the same for all, so
+    only its last fit is made.
+
+    Args:
+        tokens: (N, D).
+        least: Fewest clusters; at most N.
+        most: Most clusters; at most N.
+        rule: "elbow" or "silhouette".
+        generator: On the device of the tokens; of all fits, one after the other.
+        iterations: Most iterations of every fit.
+    """
+    candidates = range(least, most + 1)
+    if rule == "silhouette":
+        chosen = silhouette_2025(candidates)
+    else:
+        fits = (fit_2025(tokens, k, generator, iterations) for k in candidates)
+        # Few candidates from a low least would be overshot by the wrong index.
+        chosen = min(elbow_2025([distortion_2025(tokens, fit) for fit in fits], least), most)
+    return fit_2025(tokens, chosen, generator, iterations)
 
 
 def search_2026(tokens: Tensor, least: int, most: int, rule: str, seed: int, iterations: int = 100) -> Fit:
