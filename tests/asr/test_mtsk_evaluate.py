@@ -16,10 +16,12 @@ from tests.asr.tiny_mtsk import lips, speech, tiny_model
 from tokenthrift.cli import main
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.mtsk.augmentation import snr_of
-from tokenthrift.mtsk.cost import cost_table
+from tokenthrift.mtsk.conditions import CONTROLS, conditions, noisy, spoilt
+from tokenthrift.mtsk.cost import cost_table, costs, counted
 from tokenthrift.mtsk.data import Clip
-from tokenthrift.mtsk.evaluate import CONTROLS, Heard, conditions, evaluate, noisy, pooled, promises, spoilt
+from tokenthrift.mtsk.evaluate import evaluate, pooled
 from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.tables import Heard, control_table, error_plot, measured, promises
 
 TEXTS = ["the lazy dog", "a fox", "five"]
 ALL: Any = {"tasks": ("avsr", "asr", "vsr")}
@@ -37,7 +39,8 @@ def test_controls_spoil_one_stream() -> None:
         theirs, ours = shuffled[i].video, items[i].video
         assert theirs is not None
         assert ours is not None
-        assert theirs is not ours, "nobody keeps the own lips"
+        assert theirs.shape == ours.shape, "as long as before"
+        assert not torch.equal(theirs, ours), "nobody keeps the own lips"
         assert shuffled[i].audio is items[i].audio
         frames, silence = still[i].video, muted[i].audio
         assert frames is not None
@@ -45,8 +48,21 @@ def test_controls_spoil_one_stream() -> None:
         assert torch.equal(frames, ours[:1].expand_as(ours))
         assert not silence.any()
         assert muted[i].video is ours
-    assert {id(clip.video) for clip in shuffled} == {id(clip.video) for clip in items}
     assert spoilt(items, "") == items
+
+
+def test_shuffled_lips_say_something_else_in_the_same_time() -> None:
+    lengths = {"a": (1.0, "one"), "b": (0.52, "One."), "c": (0.6, "two"), "d": (0.96, "three")}
+    items = [Clip(text, speech(s, i), lips(s, i)) for i, (s, text) in enumerate(lengths.values())]
+    one, also_one, two, three = (clip.video for clip in spoilt(items, "shuffled video"))
+    pictures = [clip.video for clip in items if clip.video is not None]
+    assert torch.equal(one, torch.cat([pictures[3], pictures[3][-1:]]))  # type: ignore[arg-type]
+    assert torch.equal(also_one, pictures[2][:13]), "not the lips of the other one"  # type: ignore[arg-type]
+    assert torch.equal(two, pictures[3][:15])  # type: ignore[arg-type]
+    assert torch.equal(three, pictures[0][:24])  # type: ignore[arg-type]
+    for few in (items[:1], items[:2]):
+        with pytest.raises(ValueError, match="two texts or more"):
+            spoilt(few, "shuffled video")
 
 
 def test_noise_is_at_its_level_and_the_same_for_everybody() -> None:
@@ -66,6 +82,12 @@ def test_conditions() -> None:
     found = conditions([None, 5.0, 0.0, -5.0], True)
     assert found[4:] == [(0.0, "shuffled video"), (0.0, "still video"), (None, "muted audio")]
     assert (5.0, "still video") in conditions([None, 5.0], True)
+    assert conditions([None], True)[1:] == [(None, control) for control in CONTROLS]
+    rows = evaluate([("MS", tiny_model())], clips(), None, [None])
+    table = control_table("controls", rows)
+    assert table is not None
+    assert {row[3] for row in table.rows} == {"clean"}
+    assert all(row[4] is not None for row in table.rows)
 
 
 def test_every_model_at_its_rates_in_every_condition() -> None:
@@ -95,6 +117,15 @@ def test_a_set_without_video_is_heard_only() -> None:
         evaluate([("MS", tiny_model(**ALL))], items, None, [None, 0.0])
 
 
+def test_a_set_whose_clips_have_different_streams_is_refused() -> None:
+    items = clips()
+    items[1].video = None
+    with pytest.raises(ValueError, match="2 of 3 clips have video"):
+        evaluate([("MS", tiny_model(**ALL))], items, None, [None])
+    with pytest.raises(ValueError, match="no clip"):
+        evaluate([("MS", tiny_model(**ALL))], [], None, [None])
+
+
 def test_models_with_other_encoders_are_refused() -> None:
     other = tiny_model()
     with torch.no_grad():
@@ -114,8 +145,15 @@ def test_pooling_without_training_keeps_everything_else() -> None:
         torch.testing.assert_close(coarse.loss(encoded, ids, Rates(4, 2)), fine.loss(encoded, ids, Rates(4, 2)))
         assert not torch.equal(coarse.loss(encoded, ids, Rates(16, 5)), fine.loss(encoded, ids, Rates(4, 2)))
     assert coarse.config.scales == tiny_model().config.scales
+    one: Any = {"audio_rates": (4,), "video_rates": (2,)}
     with pytest.raises(ValueError, match="MS"):
-        pooled(tiny_model("SS"), (4, 16), (2, 5))
+        pooled(tiny_model("SS", **one), (4, 16), (2, 5))
+    with pytest.raises(ValueError, match="stacked"):
+        pooled(tiny_model(compression="stack", **one), (4, 16), (2, 5))
+    with pytest.raises(ValueError, match="several audio rates"):
+        pooled(tiny_model(), (4, 16), (2, 5))
+    with pytest.raises(ValueError, match="finer"):
+        pooled(fine, (2, 16), (2, 5))
 
 
 def heard(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> Heard:
@@ -137,8 +175,33 @@ def test_promises_are_measured_in_points() -> None:
     assert promises("none", [heard("MS", Rates(4), 0.1)], "MS") is None
 
 
+def test_promises_that_were_not_measured_are_named() -> None:
+    rows = [heard("MS", r, 0.1, 0.0) for r in (Rates(4, 2), Rates(16, 5), Rates(4))]
+    table = promises("all", rows, "MS")
+    assert table is not None
+    assert [row[2] for row in table.rows] == [None, 0.0, None, None, None]
+
+
+def test_the_plot_has_a_line_for_each_set_of_streams() -> None:
+    scales = [Rates(4, 2), Rates(16, 5), Rates(4), Rates(16), Rates(0, 2)]
+    levels = [None, 5.0, -5.0, 0.0]
+    rows = [heard("MS", r, 0.1, snr) for r in scales for snr in levels] + [heard("independent", scales[0], 0.1)]
+    panels = error_plot(rows, levels).axes
+    assert [panel.get_title() for panel in panels] == ["clean", "-5 dB"]
+    streams = ["MS, both streams", "MS, audio alone", "MS, video alone"]
+    assert [line.get_label() for line in panels[0].lines] == [*streams, "independent, both streams"]
+    assert [len(line.get_xdata()) for line in panels[1].lines] == [2, 2, 1]
+
+
+def test_budgets_learn_errors_and_times() -> None:
+    rows = [heard("MS", Rates(4, 2), wer) for wer in (0.1, 0.3)] + [heard("MS", Rates(16, 5), 0.5)]
+    fine, coarse = measured(rows, "MS", {Rates(4, 2): 12.3456})
+    assert (fine.wer, fine.milliseconds) == (0.2, 12.346)
+    assert (coarse.wer, coarse.milliseconds) == (0.5, None)
+
+
 def test_costs_fall_with_the_rates() -> None:
-    table = cost_table("cost", tiny_model(**ALL), clips()[0], repeats=1)
+    table = cost_table("cost", costs(tiny_model(**ALL), clips()[0], repeats=1))
     cells: dict[Any, Any] = {row[0]: row[1:] for row in table.rows}
     assert list(cells) == [str(rates) for rates in tiny_model(**ALL).config.scales]
     assert cells["(4, 2)"][0] == 26
@@ -148,6 +211,17 @@ def test_costs_fall_with_the_rates() -> None:
     assert fine[2] == coarse[2] > 0, "the encoders run once"
     assert fine[3] > coarse[3] > 0
     assert fine[4] > 0
+    heard_alone, seen_alone = cells["(4, 0)"][2], cells["(0, 2)"][2]
+    assert heard_alone + seen_alone == pytest.approx(fine[2]), "one stream pays for its own encoder"
+    assert min(heard_alone, seen_alone) > 0
+
+
+def test_attention_is_counted_and_time_is_that_of_a_second() -> None:
+    q = torch.randn(1, 2, 50, 16)
+    _, flops = counted(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert flops == 2 * 2 * 2 * 50 * 50 * 16
+    (cost, *_) = costs(tiny_model(), clips()[1], repeats=1)
+    assert cost.milliseconds == pytest.approx(2000 * (cost.encoding_seconds + cost.writing_seconds), rel=0.1)
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +236,10 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         write_video(folder / f"{i}.mkv", crops)
         row = {"audio_filepath": f"{i}.flac", "video_filepath": f"{i}.mkv", "text": clip.text, "duration": 1.0}
         rows.append(json.dumps(row) + "\n")
-    (folder / "manifest.jsonl").write_text("".join(rows))
+    gone = {"audio_filepath": "gone.flac", "video_filepath": "0.mkv", "text": "gone", "duration": 1.0}
+    (folder / "manifest.jsonl").write_text(json.dumps(gone) + "\n" + "".join(rows))
+    bounds = {"homophene_bound": 0.5, "words": 9, "kinds": {"set": {"homophene_bound": 0.075, "words": 6}}}
+    (tmp_path / "homophenes.json").write_text(json.dumps(bounds))
     out = tmp_path / "report"
     arguments = [
         "--model",
@@ -172,13 +249,19 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         "--babble",
         str(folder / "0.flac"),
     ]
-    more = ["--snr", "clean", "0", "--out", str(out), "--limit", "2", "--table", str(tmp_path / "measured")]
+    more = ["--snr", "clean", "0", "--out", str(out), "--limit", "3", "--table", str(tmp_path / "measured")]
     assert main(["evaluate", "mtsk", *arguments, *more]) == 0
     table = json.loads((tmp_path / "measured" / "config.json").read_text())["table"]
     assert {(line["audio"], line["video"], line["snr"]) for line in table} == {
         (rates.audio, rates.video, snr) for rates in tiny_model(**ALL).config.scales for snr in (None, 0.0)
     }
+    assert all(line["milliseconds"] > 0 for line in table)
     report = json.loads((out / "report.json").read_text())
+    assert "7.5 % of the words of this set" in report["tables"][0]["note"]
+    assert [note for note in report["notes"] if "left out" in note and "gone.flac" in note]
+    kept = json.loads((out / "rows.json").read_text())
+    assert {(row["set"], row["model"]) for row in kept} == {("synthetic", "MS")}
+    assert len([row for row in kept if not row["control"]]) == len(table)
     assert [table["title"].split(":")[0] for table in report["tables"]] == ["synthetic"] * 4
     assert report["tables"][0]["rows"][0]["WER 0 dB"] >= 0
     assert "rendered mouths" in report["notes"][0]
@@ -186,3 +269,5 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "synthetic: 2 items" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "mtsk", *arguments, "--snr", "loud", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mtsk", *arguments, "--data", f"synthetic={tmp_path}", "--out", str(out)])

@@ -1,0 +1,180 @@
+"""What an evaluation found, as tables and a plot.
+
+Source: the tables and the bar of Llama-MTSK (arXiv 2503.06362): errors at every pair of rates and level of babble, one
+model against one model per pair of rates and against pooling without training. What was not measured stands there as
+not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenthrift.evaluation.report import Cell, Table, new_figure
+from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.mtsk.rates import Measured, Rates
+
+__all__ = ["INDEPENDENT", "POOLED", "Heard", "control_table", "error_plot", "error_table", "measured", "promises"]
+
+INDEPENDENT, POOLED = "independent", "pooled"
+STREAMS = {(True, True): "both streams", (True, False): "audio alone", (False, True): "video alone"}
+STYLES = {(True, True): "-", (True, False): "--", (False, True): ":"}
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What one model wrote of one set in one condition at one pair of rates.
+
+    Attributes:
+        model: its name; several models may share one, as those of one pair of rates each.
+        rates: of its tokens.
+        snr: of the babble in dB; None for clean audio.
+        control: one of `CONTROLS`, or empty.
+        words: word errors.
+        characters: character errors.
+        tokens: mean tokens of audio and video per item.
+    """
+
+    model: str
+    rates: Rates
+    snr: float | None
+    control: str
+    words: ErrorCount
+    characters: ErrorCount
+    tokens: float
+
+
+def error_table(title: str, rows: Sequence[Heard], snrs: Sequence[float | None], note: str = "") -> Table:
+    """Word and character errors in per cent for each model and pair of rates, a column for each level."""
+    plain = {(r.model, r.rates, r.snr): r for r in rows if not r.control}
+    lines: list[tuple[Cell, ...]] = []
+    for model, rates in dict.fromkeys((r.model, r.rates) for r in rows):
+        at = [plain.get((model, rates, snr)) for snr in snrs]
+        some = next((r for r in at if r is not None), None)
+        if some is not None:
+            words = [None if r is None else 100 * r.words.rate for r in at]
+            letters = [None if r is None else 100 * r.characters.rate for r in at]
+            lines.append((model, str(rates), some.tokens, *words, *letters))
+    columns = [f"{unit} {_level(snr)}" for unit in ("WER", "CER") for snr in snrs]
+    units = "Rates are encoder states per token, 0 for a stream that is left out; errors in per cent of the corpus."
+    return Table(
+        title=title,
+        columns=("model", "(audio, video) rates", "tokens per item", *columns),
+        rows=tuple(lines),
+        note=f"{units} {note}".strip(),
+    )
+
+
+def control_table(title: str, rows: Sequence[Heard]) -> Table | None:
+    """Word errors in per cent with a stream made useless, beside the same condition as it is."""
+    plain = {(r.model, r.rates, r.snr): r for r in rows if not r.control}
+    lines: list[tuple[Cell, ...]] = []
+    for r in rows:
+        if r.control:
+            whole = plain.get((r.model, r.rates, r.snr))
+            as_is = None if whole is None else 100 * whole.words.rate
+            lines.append((r.model, str(r.rates), r.control, _level(r.snr), as_is, 100 * r.words.rate))
+    columns = ("model", "(audio, video) rates", "control", "babble", "WER as it is", "WER")
+    return Table(title=title, columns=columns, rows=tuple(lines)) if lines else None
+
+
+def promises(title: str, rows: Sequence[Heard], name: str, snr: float = 0.0) -> Table | None:
+    """What the design promises of one model for many rates, and what was measured, in points of WER.
+
+    Args:
+        title: of the table.
+        rows: of one set; models named `independent` and `pooled` are what it is compared with.
+        name: of the model; None comes back where it has not two pairs of rates or more that take both streams.
+        snr: level at which lips must help.
+    """
+    errors = {(r.model, r.rates, r.snr, r.control): 100 * r.words.rate for r in rows}
+    scales = sorted({r.rates for r in rows if r.model == name and r.rates.audio and r.rates.video}, key=_fineness)
+    if len(scales) < 2:
+        return None
+    fine, coarse = scales[0], scales[-1]
+
+    def rise(model: str) -> float | None:
+        return _minus(errors.get((model, coarse, None, "")), errors.get((model, fine, None, "")))
+
+    def gain(control: str) -> float | None:
+        heard, seen = errors.get((name, Rates(fine.audio), snr, "")), errors.get((name, fine, snr, control))
+        return None if not heard or seen is None else 100 * (1 - seen / heard)
+
+    gaps = [_minus(*(errors.get((model, rates, None, "")) for model in (name, INDEPENDENT))) for rates in scales]
+    known = [gap for gap in gaps if gap is not None]
+    lines: list[tuple[Cell, ...]] = [
+        (
+            "worse than independent models, mean over rates",
+            "at most 0.5",
+            sum(known) / len(gaps) if len(known) == len(gaps) else None,
+        ),
+        (f"fewer errors than audio alone at {snr:g} dB, relative %", "at least 20", gain("")),
+        ("the same with shuffled video", "at most 0", gain("shuffled video")),
+        (f"rise from {fine} to {coarse}", "below 3", rise(name)),
+        ("the same, pooled without training", "above 10", rise(POOLED)),
+    ]
+    note = "Points of WER on clean audio unless a line says otherwise; - was not measured."
+    return Table(title=title, columns=("what", "wanted", f"measured of {name}"), rows=tuple(lines), note=note)
+
+
+def measured(
+    rows: Sequence[Heard], name: str, milliseconds: Mapping[Rates, float] | None = None
+) -> tuple[Measured, ...]:
+    """The table from which a model's budgets choose its rates: word errors by pair and level, over all sets given.
+
+    Args:
+        rows: of any sets.
+        name: of the model.
+        milliseconds: for a second of speech at each pair of rates, where that was measured.
+    """
+    counts: dict[tuple[Rates, float | None], ErrorCount] = {}
+    for r in rows:
+        if r.model == name and not r.control:
+            counts[r.rates, r.snr] = counts.get((r.rates, r.snr), ErrorCount()) + r.words
+    times = {rates: round(time, 3) for rates, time in (milliseconds or {}).items()}
+    return tuple(
+        Measured(
+            audio=rates.audio,
+            video=rates.video,
+            wer=round(count.rate, 5),
+            snr=snr,
+            milliseconds=times.get(rates),
+        )
+        for (rates, snr), count in counts.items()
+    )
+
+
+def error_plot(rows: Sequence[Heard], snrs: Sequence[float | None]) -> Any:
+    """Word errors against tokens, a panel for the least noise and one for the loudest babble, a line per streams."""
+    order = sorted(set(snrs), key=lambda snr: float("inf") if snr is None else snr)
+    panels = list(dict.fromkeys([order[-1], order[0]]))
+    figure, axes = new_figure(9.0, 4.0, ncols=len(panels), squeeze=False)
+    models = list(dict.fromkeys(r.model for r in rows))
+    for panel, snr in zip(axes[0], panels, strict=True):
+        here = [r for r in rows if r.snr == snr and not r.control]
+        for model, streams in dict.fromkeys((r.model, _streams(r.rates)) for r in here):
+            points = sorted(
+                (r.tokens, 100 * r.words.rate) for r in here if (r.model, _streams(r.rates)) == (model, streams)
+            )
+            look = {"color": f"C{models.index(model) % 10}", "linestyle": STYLES[streams]}
+            panel.plot(*zip(*points, strict=True), marker="o", label=f"{model}, {STREAMS[streams]}", **look)
+        panel.set(xlabel="tokens per item", ylabel="WER, %", title=_level(snr))
+        panel.legend(fontsize="small")
+    return figure
+
+
+def _streams(rates: Rates) -> tuple[bool, bool]:
+    return bool(rates.audio), bool(rates.video)
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _fineness(rates: Rates) -> tuple[int, int]:
+    return rates.audio, rates.video
+
+
+def _level(snr: float | None) -> str:
+    return "clean" if snr is None else f"{snr:g} dB"
