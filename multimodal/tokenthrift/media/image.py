@@ -10,6 +10,7 @@ colour hides under them (mostly black), cuts 16-bit grey off at 255, and only wa
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from tokenthrift import extras
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageError", "image_from", "image_size", "read_image", "square"]
+__all__ = ["ImageError", "image_from", "image_size", "read_image", "read_image_bytes", "square"]
 
 MAX_PIXELS: Final = 100_000_000
 """Most pixels of a picture; a few bytes can claim many gigabytes."""
@@ -58,6 +59,17 @@ def read_image(path: str | Path) -> Tensor:
         MissingExtraError: Pillow is not installed.
     """
     with _opened(Path(path)) as picture:
+        return image_from(picture)
+
+
+def read_image_bytes(data: bytes, name: str | Path) -> Tensor:
+    """As `read_image`, of a file's bytes.
+
+    Args:
+        data: The bytes.
+        name: What an `ImageError` calls them.
+    """
+    with _opened(Path(name), io.BytesIO(data)) as picture:
         return image_from(picture)
 
 
@@ -115,14 +127,14 @@ def square(image: Tensor, size: int) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open picture of a sane size; everything that goes wrong inside becomes an ImageError."""
+def _opened(path: Path, stream: io.BytesIO | None = None) -> Iterator[Any]:
+    """An open picture of a sane size, of a path or else of bytes; what goes wrong inside becomes an ImageError."""
     pillow = extras.require("PIL.Image")
     try:
         with warnings.catch_warnings():
             # Pillow warns of large pictures and of odd metadata; size is judged here and metadata is not used.
             warnings.simplefilter("ignore")
-            with pillow.open(path) as picture:
+            with pillow.open(stream or path) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise ImageError(path, f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
@@ -132,7 +144,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImageError:
         raise
     except pillow.UnidentifiedImageError:
-        reason = "empty: a file of 0 bytes" if path.stat().st_size == 0 else "not a picture of a known format"
+        size = path.stat().st_size if stream is None else len(stream.getbuffer())
+        reason = "empty: a file of 0 bytes" if size == 0 else "not a picture of a known format"
         raise ImageError(path, reason) from None
     except OSError as error:
         if error.strerror:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_
 from tokenthrift.cli import main
 from tokenthrift.karl import evaluate
 from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
-from tokenthrift.karl.evaluate import calibrate, equal_mean
+from tokenthrift.karl.evaluate import Quality, _bars_table, calibrate, equal_mean
 from tokenthrift.karl.guarantee import measure
 from tokenthrift.karl.metrics import METRICS, gmsd, perceptual, psnr
 from tokenthrift.karl.sources import named_source, read_set
@@ -111,6 +114,70 @@ def test_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert named_source("x/y.npy") == ("y", Path("x/y.npy"))
 
 
+def test_packed_files_are_read_as_carefully_as_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+    good = file.getvalue()
+    damaged = bytearray(good)
+    damaged[damaged.index(b"IDAT") + 200] ^= 255
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    files = [good, bytes(damaged), b"", b"hello", bomb]
+    offset = np.cumsum([0, *map(len, files)])
+    np.savez(tmp_path / "a.npz", jpeg=np.frombuffer(b"".join(files), dtype=np.uint8), offset=offset)
+    assert len(read_set(tmp_path / "a.npz", 16)) == 1
+    reports = capsys.readouterr().err
+    for number, reason in ((1, "corrupt"), (2, "0 bytes"), (3, "not a picture"), (4, "pixels")):
+        assert re.search(rf"a\.npz, image {number}: .*{reason}", reports)
+
+
+def test_lpips_runs_where_the_images_are_and_is_given_its_own_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published code gives it [0, 1]."""
+    nets: list[Net] = []
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.seen: list[tuple[float, float]] = []
+            nets.append(self)
+
+        def forward(self, made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+            if not made.is_meta:
+                self.seen += [(float(x.min()), float(x.max())) for x in (made, images)]
+            return (self.weight * (made - images)).abs().mean((1, 2, 3), keepdim=True)
+
+    class Metric:
+        def __init__(self, net_type: str) -> None:
+            self.net, self.net_type = Net(), net_type
+
+    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", Metric)
+    (tmp_path / "alexnet-owt-7be5be79.pth").touch()
+    name, distance = perceptual(tmp_path)
+    assert name == "LPIPS (alex)"
+    assert distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)).tolist() == [2.0, 2.0]
+    assert nets[0].seen == [(-1, -1), (1, 1)]
+    assert not nets[0].training
+    # A device that every machine has, and on which weights from another one are refused.
+    assert distance(torch.zeros(2, 3, 8, 8, device="meta"), torch.ones(2, 3, 8, 8, device="meta")).is_meta
+
+
+def test_a_bar_that_cannot_be_judged_is_not_kept() -> None:
+    tokens, errors = torch.tensor([2, 4, 6]), torch.tensor([0.1, 0.2, 0.3])
+    found = Quality(tokens, {"L1": errors})
+    table = _bars_table(found, found, tokens, None, 0.2, 0.1, 12, "errors from 0.4 for this model")
+    assert table.rows[-1] == ("calibrated miss rate", None, "0.1 +- 0.02", False)
+    assert "errors from 0.4" in table.note
+    kept = Quality(tokens, {"L1": torch.tensor([0.1, 0.2, 0.2])})
+    table = _bars_table(found, found, tokens, kept, 0.2, 0.0, 12)
+    assert table.rows[-1] == ("calibrated miss rate", 0.0, "0 +- 0.02", True)
+
+
 def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
     karl = tiny_karl(decisive=True)
     coarse = calibrate(karl, pictures(30), 0.1)
@@ -143,6 +210,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     ways = {row["way"]: row for row in next(rows for title, rows in tables.items() if title.startswith("At a"))}
     assert ways["fixed count, same mean"]["tokens"] == pytest.approx(ways["one pass"]["tokens"], abs=1 / 10)
     assert ways["all tokens"]["tokens"] == TOKENS
+    assert 1 <= ways["one pass, verified"]["encoder passes"] <= 2, "tokens are nested"
     assert ways["one pass, verified"]["missed"] <= ways["one pass"]["missed"]
     assert len(report["figures"]) == 5
     for name in report["figures"]:

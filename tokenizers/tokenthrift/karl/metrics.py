@@ -77,7 +77,7 @@ def perceptual(weights: Path | None = None) -> tuple[str, Callable[[Tensor, Tens
             model: Any = LearnedPerceptualImagePatchSimilarity(net_type=net).net.eval()  # type: ignore[arg-type]
 
             def lpips(made: Tensor, images: Tensor, model: Any = model) -> Tensor:
-                return cast(Tensor, model(2 * made - 1, 2 * images - 1)).flatten()
+                return cast(Tensor, model.to(images.device)(2 * made - 1, 2 * images - 1)).flatten()
 
             return f"LPIPS ({net})", lpips
     return "GMSD (no LPIPS weights here)", gmsd

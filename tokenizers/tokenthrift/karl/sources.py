@@ -7,7 +7,6 @@ with the path of an `image` relative to the manifest. A file that cannot be read
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenthrift import extras
 from tokenthrift.media.files import find_files
-from tokenthrift.media.image import ImageError, image_from, read_image, square
+from tokenthrift.media.image import ImageError, read_image, read_image_bytes, square
 from tokenthrift.media.suffixes import IMAGE_SUFFIXES
 
 __all__ = ["named_source", "read_set"]
@@ -93,12 +91,7 @@ def _from_array(array: Any, index: int) -> Tensor:
 
 
 def _from_bytes(source: Path, jpeg: Any, offset: Any, index: int) -> Tensor:
-    pillow = extras.require("PIL.Image")
-    try:
-        with pillow.open(io.BytesIO(jpeg[offset[index] : offset[index + 1]].tobytes())) as picture:
-            return image_from(picture)
-    except OSError as error:
-        raise ImageError(source, f"image {index}: {error}") from error
+    return read_image_bytes(jpeg[offset[index] : offset[index + 1]].tobytes(), f"{source}, image {index}")
 
 
 def _manifest(source: Path) -> Iterator[Path]:
