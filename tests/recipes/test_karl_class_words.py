@@ -27,23 +27,26 @@ def test_from_photos_to_a_report(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    tiny_karl(tiny_config(codes=None, grid=(4, 4)), decisive=True).save_pretrained(tmp_path / "model")
+    karl = tiny_karl(tiny_config(codes=None, grid=(4, 4)), decisive=True)
+    with torch.no_grad():
+        karl.to_tokens.weight.mul_(20)  # untrained, they are too faint beside the positions to be learnt from soon
+    karl.save_pretrained(tmp_path / "model")
     labels = np.arange(50_000) % 2
     np.savez(tmp_path / "cifar.npz", label=labels.astype(np.uint8), names=np.array(["ox", "deer"]))
-    for part, count in (("train", 16), ("test", 10)):
+    for part, count in (("train", 32), ("test", 20)):
         shade = labels[list(recipe.PHOTOS[part])[:count]][:, None, None, None] * 200
         noise = np.random.default_rng(count).integers(0, 50, (count, 3, 16, 16))
         np.save(tmp_path / f"photos_{part}.npy", (shade + noise).astype(np.uint8))
     arguments = ["--model", tmp_path / "model", "--cifar", tmp_path / "cifar.npz", "--data", tmp_path]
-    arguments += ["--out", tmp_path / "out", "--steps", 30, "--batch", 4, "--width", 32, "--layers", 1]
+    arguments += ["--out", tmp_path / "out", "--steps", 250, "--batch", 16, "--width", 64, "--layers", 1]
     monkeypatch.setattr(sys, "argv", ["class_words", *map(str, arguments)])
     recipe.main()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     rows = report["tables"][0]["rows"]
     assert [row["mean"] for row in rows[:-1]] == [1, 2, 4, 8]
-    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert all(row["accuracy"] >= 0.9 for row in rows), "dark is an ox, bright a deer; half would be chance"
     assert (tmp_path / "out" / "accuracy_against_tokens.png").stat().st_size > 1000
-    assert "10 photos kept out" in capsys.readouterr().out
+    assert "20 photos kept out" in capsys.readouterr().out
 
 
 def test_spelling(recipe: Any) -> None:
