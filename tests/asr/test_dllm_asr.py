@@ -139,6 +139,21 @@ def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, settings
             alike(model.transcribe([samples])[0], transcript)
 
 
+def test_the_encoder_hears_silence_after_each_recording_and_keeps_none_of_it(model: DllmAsr) -> None:
+    plain = model.config
+    model.config = replace(plain, encoder=replace(plain.encoder, tail=0.3))
+    try:
+        together, lengths = model.encode(AUDIO)
+    finally:
+        model.config = plain
+    assert lengths.tolist() == [states_of(len(a)) for a in AUDIO]
+    for row, (samples, n) in enumerate(zip(AUDIO, lengths.tolist(), strict=True)):
+        (alone,), _ = model.encode([torch.cat([samples, torch.zeros(4800)])])
+        torch.testing.assert_close(together[row, :n], alone[:n], rtol=0, atol=1e-5)
+        assert not together[row, n:].any()
+    assert (together[0, : lengths[0]] - model.encode(AUDIO[:1])[0][0]).abs().max() > 1e-3
+
+
 @given(st.permutations(range(len(AUDIO))), st.integers(1, len(AUDIO)))
 @settings(deadline=None, max_examples=5)
 def test_neither_order_nor_company_matters(whisper: DllmAsr, order: list[int], count: int) -> None:

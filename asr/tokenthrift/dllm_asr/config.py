@@ -35,10 +35,14 @@ class EncoderConfig:
     heads: int = 6
     ffn: int = 1536
     bins: int = 80
+    tail: float = 0.0
+    """Seconds of silence that it hears after a recording: trained on 30 s always, it reads what ends at once badly. The
+    states of the silence are not kept."""
 
     def __post_init__(self) -> None:
         for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384), ("bins", 128)):
             check_within(f"encoder.{name}", getattr(self, name), 1, high)
+        check_within("encoder.tail", self.tail, 0.0, 30.0)
         if self.width % self.heads or self.width % 2:
             raise ConfigError(f"encoder.width {self.width} must be even and a multiple of heads {self.heads}")
 

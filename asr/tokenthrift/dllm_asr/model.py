@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
@@ -29,7 +30,7 @@ from tokenthrift.dllm_asr.draft import Canvas, DraftHead, DraftWord, canvas_of, 
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, length_mask, log_mel, pad_mels, states_of
 
 __all__ = ["DllmAsr", "make_backbone"]
 
@@ -134,8 +135,12 @@ class DllmAsr(HubModel):
         """
         check_audio(audio)
         weight = self.encoder.conv1.weight
-        mels, lengths = pad_mels([log_mel(samples.to(weight.device), self.config.encoder.bins) for samples in audio])
-        return self.encoder(mels.to(weight.dtype), lengths), lengths
+        tail, most = round(self.config.encoder.tail * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
+        heard = [F.pad(samples.to(weight.device), (0, max(0, min(tail, most - len(samples))))) for samples in audio]
+        mels, frames = pad_mels([log_mel(samples, self.config.encoder.bins) for samples in heard])
+        lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=frames.device)
+        states = self.encoder(mels.to(weight.dtype), frames)[:, : int(lengths.max())]
+        return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths
 
     def transcribe(self, audio: Sequence[Tensor], budget: DecodeBudget | None = None) -> list[Transcript]:
         """Transcribes recordings; the result of each is that of the recording alone.
