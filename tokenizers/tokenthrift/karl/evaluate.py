@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import plots
 from tokenthrift.karl.bits import BitFormat
-from tokenthrift.karl.calibration import Calibration, fit
+from tokenthrift.karl.calibration import Calibration, fit, misses_by_halves
 from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
 from tokenthrift.karl.guarantee import encoder_passes
 from tokenthrift.karl.metrics import METRICS, perceptual
@@ -92,6 +93,14 @@ def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] 
     Raises:
         ValueError: too few images for so small an alpha.
     """
+    errors, requests = _reached_near(karl, images, alpha, wanted, batch)
+    return fit(errors, requests, alpha, karl.config.max_tokens)
+
+
+def _reached_near(
+    karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float], batch: int
+) -> tuple[list[list[float]], list[float]]:
+    """Errors of images at requests, in small steps near those that lead to the wanted errors; and the requests."""
     ladder, (_, reached, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
     coarse = fit(reached.tolist(), ladder, alpha, karl.config.max_tokens)
     between: set[float] = set()
@@ -101,11 +110,10 @@ def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] 
         between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
     finer = sorted(between.difference(ladder))
     if not finer:
-        return coarse
+        return reached.tolist(), ladder
     _, more, _ = sweep(karl, images, errors=finer, batch=batch)
     order = sorted(range(len(ladder) + len(finer)), key=lambda i: (ladder + finer)[i])
-    every = torch.cat([reached, more], 1)[:, order]
-    return fit(every.tolist(), sorted(ladder + finer), alpha, karl.config.max_tokens)
+    return torch.cat([reached, more], 1)[:, order].tolist(), sorted(ladder + finer)
 
 
 def quality(karl: Karl, images: Tensor, coder: Coder, extra: Mapping[str, Any], batch: int = 64) -> Quality:
@@ -203,13 +211,20 @@ def _report(
     except BudgetError as error:
         request, promised, refused = None, None, str(error)
         log(f"no calibrated request: {error}")
+    halves: list[float] = []
+    with suppress(BudgetError):  # then the bar says that it cannot be judged
+        halves = misses_by_halves(
+            *_reached_near(karl, images, alpha, (wanted,), batch), wanted, alpha, seed=arguments.seed
+        )
     times = _times(karl, images, wanted)
     tables = [
         _ways_table(karl, ways, times, wanted),
         _equal_table(karl, images, used, reached, batch),
         _sets_table(test, one_pass, ways["fixed count, same mean"][0], oracle, wanted),
-        _promises_table(calibration, request, promised, one_pass, wanted),
-        _bars_table(one_pass, ways["fixed count, same mean"][0], oracle, promised, wanted, alpha, native, refused),
+        _promises_table(calibration, request, promised, one_pass, wanted, halves),
+        _bars_table(
+            one_pass, ways["fixed count, same mean"][0], oracle, promised, wanted, alpha, native, refused, halves
+        ),
     ]
     log("complexity")
     families = _families(karl, test, arguments.seed)
@@ -303,7 +318,12 @@ def _sets_table(sets: Mapping[str, Tensor], one: Quality, same: Quality, oracle:
 
 
 def _promises_table(
-    calibration: Calibration, request: float | None, promised: Quality | None, plain: Quality, wanted: float
+    calibration: Calibration,
+    request: float | None,
+    promised: Quality | None,
+    plain: Quality,
+    wanted: float,
+    halves: Sequence[float],
 ) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for way, asked, found in (("as asked", wanted, plain), ("calibrated", request, promised)):
@@ -313,11 +333,16 @@ def _promises_table(
         share, low, high = bootstrap_interval(missed.tolist())
         over = (found.error[missed.bool()] - wanted).mean().item() if missed.any() else 0.0
         rows.append((way, asked, found.tokens.double().mean().item(), share, low, high, over))
+    if halves:
+        order = sorted(halves)
+        spread = order[len(order) // 40], order[-1 - len(order) // 40]
+        rows.append(("calibrated on random halves", None, None, sum(order) / len(order), *spread, None))
     return Table(
         title=f"Misses of a wanted error of {wanted:g}",
         columns=("way", "request", "tokens", "missed", "95 % from", "to", "over by"),
         rows=tuple(rows),
-        note=f"Calibrated on {calibration.images} other images so that at most {calibration.alpha:.0%} miss.",
+        note=f"Calibrated on {calibration.images} other images so that at most {calibration.alpha:.0%} miss. Halves of "
+        f"the test images: one calibrates, the other is measured, {len(halves)} times; the spread holds 95 % of them.",
     )
 
 
@@ -330,6 +355,7 @@ def _bars_table(
     alpha: float,
     native: int,
     refused: str = "",
+    halves: Sequence[float] = (),
 ) -> Table:
     tokens = one.tokens.double()
     gain = (same.error - one.error).mean().item()
@@ -342,6 +368,9 @@ def _bars_table(
     missed = None if promised is None else (promised.error > wanted).double().mean().item()
     kept = missed is not None and abs(missed - alpha) <= 0.02
     rows.append(("calibrated miss rate", missed, f"{alpha:g} +- 0.02", kept))
+    share = sum(halves) / len(halves) if halves else None
+    kept = share is not None and abs(share - alpha) <= 0.02
+    rows.append(("the same, mean of random halves of the test images", share, f"{alpha:g} +- 0.02", kept))
     note = f"No calibrated miss rate: {refused}." if refused else ""
     return Table(title="Bars", columns=("figure", "value", "bar", "kept"), rows=tuple(rows), note=note)
 
