@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.model_contract import ModelContract, Outputs
 from tokenthrift.config import ConfigError
 from tokenthrift.mtsk.compression import Compression, compress
 from tokenthrift.mtsk.config import AudioConfig, LanguageModelConfig, MTSKConfig, VideoConfig
-from tokenthrift.mtsk.language_model import build
+from tokenthrift.mtsk.language_model import build, load
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.pretrained import assemble
@@ -273,6 +274,17 @@ def write_parts(folder: Path) -> tuple[str, str]:
     whisper = WhisperConfig(**sizes, decoder_layers=1, decoder_attention_heads=2, vocab_size=60, pad_token_id=0)
     WhisperModel(whisper).save_pretrained(folder / "whisper")
     return str(folder / "lm"), str(folder / "whisper")
+
+
+def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load(tmp_path)
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("include", [True, False])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
+import soundfile
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from tests.asr.talking import write_parts, write_states
+from tests.asr.talking import write_parts, write_states, write_video
 from tokenthrift.mtsk import LlamaMTSK, MtskDataModule, MtskModule, Rates
+from tokenthrift.mtsk.convert import mtsk
 from tokenthrift.mtsk.data import Batch, Clip, collate
-from tokenthrift.mtsk.module import carried_over
+from tokenthrift.mtsk.module import Origin, carried_over
+from tokenthrift.mtsk.scales import backward_by_scale
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -152,7 +157,7 @@ def test_one_adapter_for_all_scales_starts_those_of_each(parts: dict[str, str], 
             if "down" in name:
                 weight.normal_()
     many = module_of(parts, strategy=strategy).model.eval()
-    many.load_state_dict(carried_over(many, one.state_dict()))
+    many.load_state_dict(carried_over(many, one.state_dict(), Origin.of(one.config)))
     clips = [torch.randn(8_000) * 0.1], [torch.zeros(12, 96, 96, dtype=torch.uint8)]
     encoded, ids = one.encode(*clips), [one.token_ids(TEXTS[0])]
     with torch.no_grad():
@@ -169,21 +174,105 @@ def test_adapters_of_scales_do_not_start_others(parts: dict[str, str]) -> None:
             weight.fill_(1.0)
     for strategy in ("MS", "MSS"):
         other = module_of(parts, strategy=strategy).model
-        filled = carried_over(other, for_scales.state_dict())
+        filled = carried_over(other, for_scales.state_dict(), Origin.of(for_scales.config))
         assert all(torch.equal(filled[f"lora.{name}"], own) for name, own in other.lora.state_dict().items())
-    again = module_of(parts, strategy="SS").model
-    filled = carried_over(again, for_scales.state_dict())
+    # Of the four pairs of (2, 6) and (1, 3) this one has the two with 6.
+    again = module_of(parts, strategy="SS", audio_rates=[6]).model
+    filled = carried_over(again, for_scales.state_dict(), Origin.of(for_scales.config))
     assert all(filled[f"lora.{name}"].eq(1).all() for name in again.lora.state_dict())
+    coarser = module_of(parts, strategy="SS", audio_rates=[12]).model
+    filled = carried_over(coarser, for_scales.state_dict(), Origin.of(for_scales.config))
+    assert all(torch.equal(filled[f"lora.{name}"], own) for name, own in coarser.lora.state_dict().items())
+
+
+def test_a_projector_starts_as_that_of_the_nearest_rate(parts: dict[str, str], tmp_path: Path) -> None:
+    many = module_of(parts).model
+    many.save_pretrained(tmp_path / "model")
+    one = module_of(parts, audio_rates=[5], video_rates=[1], start_from=str(tmp_path / "model")).model
+    name = "0.weight"
+    assert torch.equal(one.state_dict()[f"audio_proj.0.{name}"], many.state_dict()[f"audio_proj.1.{name}"])
+    assert torch.equal(one.state_dict()[f"video_proj.0.{name}"], many.state_dict()[f"video_proj.0.{name}"])
 
 
 def test_what_does_not_fit_stays(parts: dict[str, str]) -> None:
     many = module_of(parts, strategy="SS").model
     given = {"markers": torch.zeros(4, 64), "lora.nothing": torch.zeros(1), "audio_proj.0.0.weight": torch.zeros(1, 1)}
-    filled = carried_over(many, given)
+    filled = carried_over(many, given, Origin.of(many.config))
     own = many.state_dict()
     assert filled.keys() == own.keys()
     assert not filled["markers"].any()
     assert torch.equal(filled["audio_proj.0.0.weight"], own["audio_proj.0.0.weight"])
+
+
+def test_a_start_that_is_gone_is_missed_unless_a_checkpoint_goes_on(
+    parts: dict[str, str], states: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.ckpt"
+    fit(module_of(parts, strategy="MSS"), states, 3, tmp_path)
+    (tmp_path / "step=3.ckpt").rename(gone)
+    fit(module_of(parts, strategy="SS", start_from=str(gone)), states, 3, tmp_path)
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match="gone"):
+        fit(module_of(parts, strategy="SS", start_from=str(gone)), states, 3)
+    resumed = module_of(parts, strategy="SS", start_from=str(gone))
+    fit(resumed, states, 4, resume=tmp_path / "step=3.ckpt")
+    assert resumed.global_step == 4
+    converted = mtsk([tmp_path / "step=3.ckpt"])
+    assert converted.state_dict().keys() == resumed.model.state_dict().keys()
+
+
+def test_a_trained_language_model_must_be_kept(parts: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="include_frozen"):
+        module_of(parts, include_frozen=False)
+
+
+def write_clips(folder: Path, streams: list[str]) -> str:
+    """A manifest of short clips, each with `audio`, `video` or both."""
+    rows = []
+    for i, (text, kept) in enumerate(zip(TEXTS, streams, strict=False)):
+        soundfile.write(folder / f"{i}.flac", torch.randn(6_400).mul(0.1).clamp(-1, 1).numpy(), 16_000)
+        write_video(folder / f"{i}.mkv", np.full((10, 96, 96), 20 * i, np.uint8))
+        files = {"audio_filepath": f"{i}.flac", "video_filepath": f"{i}.mkv"}
+        files = {name: file for name, file in files.items() if name.split("_")[0] in kept}
+        rows.append(json.dumps({**files, "text": text, "duration": 0.4}) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(rows))
+    return str(folder / "manifest.jsonl")
+
+
+def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str], tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, ["audio video", "audio", "audio video", "audio"])
+    module = module_of(parts, tasks=["avsr", "asr", "vsr"])
+    losses, trainer = fit(module, Path(manifest), 2)
+    assert all(math.isfinite(value) for value in losses.values)
+    assert {"val/loss_a2_v0", "val/wer_a6_v0"} <= set(trainer.callback_metrics)
+    with pytest.raises(ValueError, match="have audio, and nothing else, which is too little for avsr"):
+        fit(module_of(parts), Path(manifest), 2)
+
+
+def test_items_without_a_stream_in_common_are_refused() -> None:
+    heard, seen = Clip("a", torch.zeros(800)), Clip("b", None, torch.zeros(2, 96, 96, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="of 3 items of a batch 2 have audio and 1 have video"):
+        collate([heard, seen, heard])
+
+
+def test_both_streams_train_the_adapters_of_the_visual_encoder(parts: dict[str, str]) -> None:
+    module = module_of(parts, tasks=["avsr"], video_lora=4)
+    assert module.model.video_lora is not None
+    frozen = weights_of(module, "video_encoder")
+    clips = [Clip("no", torch.randn(6_400) * 0.1, torch.randint(0, 256, (10, 96, 96), dtype=torch.uint8))]
+    ids = [module.model.token_ids("no")]
+    losses = backward_by_scale(
+        lambda encoded, rates: module.model.loss(encoded, ids, rates),
+        module.encoded(collate(clips)),
+        module.model.config.scales,
+    )
+    assert len(losses) == 4
+    downs = [p for name, p in module.model.video_lora.named_parameters() if "down" in name]
+    assert len(downs) == 2
+    assert all(p.grad is not None and p.grad.any() for p in downs)
+    torch.optim.SGD([p for p in module.model.parameters() if p.requires_grad], 1e-2).step()
+    assert all(p.any() for p in downs)
+    assert same(weights_of(module, "video_encoder"), frozen)
 
 
 def test_sound_and_pictures_are_encoded_on_the_way(parts: dict[str, str]) -> None:

@@ -288,6 +288,7 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
     start = {"model.init_args.start_from": str(listener)}
     many = fit("many", ["tiny"], start | {"model.init_args.strategy": "MSS"})
     fit("one", ["tiny"], start | {"model.init_args.audio_rates": "[16]", "model.init_args.video_rates": "[5]"})
+    listener.unlink()
     assert main(["convert", "mtsk", str(many), str(tmp_path / "model")]) == 0
     model = LlamaMTSK.from_pretrained(tmp_path / "model")
     assert [str(rates) for rates in model.config.scales][:4] == ["(4, 2)", "(16, 2)", "(4, 5)", "(16, 5)"]

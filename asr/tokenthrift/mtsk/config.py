@@ -7,6 +7,7 @@ place where the two differ says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
@@ -16,9 +17,28 @@ from tokenthrift.mtsk.compression import Compression
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.rates import Measured, Rates
 
-__all__ = ["AudioConfig", "DecodeConfig", "LanguageModelConfig", "LoraConfig", "MTSKConfig", "Task", "VideoConfig"]
+__all__ = [
+    "AudioConfig",
+    "DecodeConfig",
+    "LanguageModelConfig",
+    "LoraConfig",
+    "MTSKConfig",
+    "Task",
+    "VideoConfig",
+    "scales_of",
+]
 
 Task = Literal["asr", "vsr", "avsr"]
+
+
+def scales_of(tasks: Iterable[Task], audio_rates: Sequence[int], video_rates: Sequence[int]) -> tuple[Rates, ...]:
+    """Every pair of rates of some tasks, in the published order: video rates outside, audio inside."""
+    pairs = {
+        "avsr": [Rates(a, v) for v, a in product(video_rates, audio_rates)],
+        "asr": [Rates(audio=a) for a in audio_rates],
+        "vsr": [Rates(video=v) for v in video_rates],
+    }
+    return tuple(rates for task in tasks for rates in pairs[task])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +204,7 @@ class MTSKConfig:
     @property
     def scales(self) -> tuple[Rates, ...]:
         """Every pair of rates the model is trained for, in the published order: video rates outside, audio inside."""
-        pairs = {
-            "avsr": [Rates(a, v) for v, a in product(self.video_rates, self.audio_rates)],
-            "asr": [Rates(audio=a) for a in self.audio_rates],
-            "vsr": [Rates(video=v) for v in self.video_rates],
-        }
-        return tuple(rates for task in self.tasks for rates in pairs[task])
+        return scales_of(self.tasks, self.audio_rates, self.video_rates)
 
     @property
     def released(self) -> bool:

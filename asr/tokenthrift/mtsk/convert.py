@@ -312,6 +312,7 @@ def _our_own(checkpoint: Mapping[str, Any]) -> HubModel:
     from tokenthrift.mtsk.module import MtskModule
 
     options = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-    module = MtskModule(**options)
+    # What it started from has become part of its weights, and may be gone.
+    module = MtskModule(**{**options, "start_from": None})
     module.load_state_dict(checkpoint["state_dict"])
     return module.model.eval()

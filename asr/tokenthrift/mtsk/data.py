@@ -75,7 +75,11 @@ class Batch:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """One batch; a stream that is missing in any item is missing in the batch."""
+    """One batch; a stream that is missing in any item is missing in the batch.
+
+    Raises:
+        ValueError: no stream is in all items.
+    """
     batch = Batch([clip.text for clip in clips])
     for name, state_axes in (("audio", 2), ("video", 2)):
         rows = [getattr(clip, name) for clip in clips]
@@ -85,6 +89,12 @@ def collate(clips: Sequence[Clip]) -> Batch:
             setattr(batch, f"{name}_lengths", torch.tensor([len(row) for row in rows]))
             rows = pad_sequence([row.float() for row in rows], batch_first=True)  # type: ignore[assignment]
         setattr(batch, name, rows)
+    if batch.audio is None and batch.video is None:
+        counts = [sum(getattr(clip, name) is not None for clip in clips) for name in ("audio", "video")]
+        raise ValueError(
+            f"of {len(clips)} items of a batch {counts[0]} have audio and {counts[1]} have video, so no stream is in"
+            " all; keep clips of audio alone and of video alone in different manifests"
+        )
     return batch
 
 

@@ -33,7 +33,7 @@ from tokenthrift.mtsk.cost import Cost, cost_table, costs
 from tokenthrift.mtsk.data import Clip, ManifestClips
 from tokenthrift.mtsk.lips import FaceError
 from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.module import carried_over
+from tokenthrift.mtsk.module import Origin, carried_over
 from tokenthrift.mtsk.rates import Rates, price
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.mtsk.tables import (
@@ -78,7 +78,7 @@ def pooled(model: LlamaMTSK, audio_rates: Sequence[int], video_rates: Sequence[i
             raise ValueError(f"{name} rates {list(rates)} are finer than {list(own)}, so not to be had by pooling")
     config = replace(config, audio_rates=tuple(audio_rates), video_rates=tuple(video_rates), table=())
     coarse = LlamaMTSK(config, model.tokenizer, model.home).eval()
-    coarse.load_state_dict(carried_over(coarse, model.state_dict()))
+    coarse.load_state_dict(carried_over(coarse, model.state_dict(), Origin.of(model.config)))
     coarse.load_frozen()
     return coarse
 

@@ -52,7 +52,10 @@ def load(source: str | Path, sizes: LanguageModelConfig | None = None, **options
         ValueError: a family that is not supported, or other sizes than those asked for.
     """
     lm = AutoModelForCausalLM.from_pretrained(
-        source, use_safetensors=True, **{"attn_implementation": "sdpa", "dtype": torch.float32, **options}
+        source,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **{"attn_implementation": "sdpa", "dtype": torch.float32, **options},
     )
     found = describe(lm.config)
     if sizes is not None and _config(found).to_dict() != _config(sizes).to_dict():

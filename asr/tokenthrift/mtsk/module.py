@@ -9,9 +9,10 @@ be prompted may be trained along, and validation reads texts at the finest and t
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tokenthrift.evaluation.wer import word_errors
-from tokenthrift.mtsk.config import LoraConfig, Task, VideoConfig
+from tokenthrift.mtsk.config import LoraConfig, MTSKConfig, Task, VideoConfig, scales_of
 from tokenthrift.mtsk.data import Batch
-from tokenthrift.mtsk.lora import Lora, Strategy
+from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.pretrained import assemble
 from tokenthrift.mtsk.rates import Rates
@@ -32,7 +33,7 @@ from tokenthrift.mtsk.scales import backward_by_scale
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.sources import fetch
 
-__all__ = ["MtskModule", "carried_over", "visual_encoder"]
+__all__ = ["MtskModule", "Origin", "carried_over", "visual_encoder"]
 
 AVHUBERT_FILE = "avhubert.safetensors"
 
@@ -56,15 +57,18 @@ class MtskModule(L.LightningModule):
         projector_width: between the two layers of a projector.
         video_lora: bottleneck of adapters in the visual encoder, 0 for none.
         include_frozen: keep encoders and language model in the model's own files instead of naming where they lie.
-        train_language_model: train the language model too, for one too small to be prompted.
+        train_language_model: train the language model too, for one too small to be prompted; needs include_frozen.
         scales_per_step: scales drawn for each step; all of them if not given, as published.
         learning_rate: at the first step.
         weight_decay: of matrices.
         gradient_clip: largest norm of the gradient.
         warmup_steps: steps of linear warm-up.
-        start_from: model folder or training checkpoint to begin with; a projector that it has not comes from that of
-            its nearest rate. The schedule starts anew.
+        start_from: model folder or training checkpoint to begin with, see `carried_over`. The schedule starts anew. One
+            that is not there is an error when training begins, unless it goes on from a checkpoint.
         seed: of the draw of scales.
+
+    Raises:
+        ValueError: a token that the tokenizer lacks, or a trained language model that would not be kept.
     """
 
     def __init__(
@@ -94,9 +98,12 @@ class MtskModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if train_language_model and not include_frozen:
+            raise ValueError("train_language_model changes the language model, so include_frozen must keep it")
         self.save_hyperparameters()
         self.automatic_optimization = False  # a step has a backward pass per scale
         tokenizer = Tokenizer.from_file(str(fetch(language_model, ("tokenizer.json",)) / "tokenizer.json"))
+        audio_places, video_places = _rates(audio_rates, video_rates)
         video, weights = (None, None) if avhubert is None else visual_encoder(avhubert, include_frozen, video_lora)
         self.model = assemble(
             language_model,
@@ -105,9 +112,9 @@ class MtskModule(L.LightningModule):
             bos_id=_token(tokenizer, bos) if bos else None,
             eos_id=_token(tokenizer, eos),
             include_frozen=include_frozen,
-            tasks=tuple(tasks or ["avsr"]),
-            audio_rates=tuple(audio_rates or [4, 16]),
-            video_rates=tuple(video_rates or [2, 5]),
+            tasks=_tasks(tasks),
+            audio_rates=audio_places,
+            video_rates=video_places,
             compression=compression,
             projector_width=projector_width,
             lora=LoraConfig(strategy=strategy, bottleneck=bottleneck, scale=lora_scale),
@@ -116,8 +123,23 @@ class MtskModule(L.LightningModule):
             self.model.video_encoder.load_state_dict(weights)
         if train_language_model:
             self.model.language_model.requires_grad_(True)
+        self.missing_start: OSError | None = None
         if start_from is not None:
-            self.model.load_state_dict(carried_over(self.model, _weights_of(start_from)))
+            try:
+                given, origin = _start(start_from)
+            except OSError as error:
+                self.missing_start = error
+            else:
+                self.model.load_state_dict(carried_over(self.model, given, origin))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Misses no start any more: a checkpoint brings all weights."""
+        self.missing_start = None
+
+    def on_fit_start(self) -> None:
+        """Raises what stood in the way of `start_from`."""
+        if self.missing_start is not None:
+            raise self.missing_start
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and a cosine to zero."""
@@ -146,20 +168,35 @@ class MtskModule(L.LightningModule):
         states = {n: getattr(batch, n) for n in ("audio", "audio_lengths", "video", "video_lengths")}
         return Encoded(**{name: value for name, value in states.items() if value is not None})
 
+    def fitting(self, encoded: Encoded) -> list[Rates]:
+        """The scales for which a batch has the streams.
+
+        Raises:
+            ValueError: there are none.
+        """
+        audio, video = encoded.audio is not None, encoded.video is not None
+        found = [r for r in self.model.config.scales if (audio or not r.audio) and (video or not r.video)]
+        if not found:
+            streams = " and ".join(name for name, there in (("audio", audio), ("video", video)) if there)
+            tasks = ", ".join(self.model.config.tasks)
+            raise ValueError(f"all items of a batch have {streams}, and nothing else, which is too little for {tasks}")
+        return found
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One step on all scales, or on a drawn few; returns their mean loss."""
+        """One step on all scales that the batch has the streams for, or on a drawn few; returns their mean loss."""
         h: Any = self.hparams
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         ids = [self.model.token_ids(text) for text in batch.texts]
-        scales = list(self.model.config.scales)
+        encoded = self.encoded(batch)
+        scales = self.fitting(encoded)
         if h.scales_per_step is not None:
             draw = random.Random(f"{h.seed}-{self.global_step}")
             scales = draw.sample(scales, min(h.scales_per_step, len(scales)))
         optimizer.zero_grad()
         losses = backward_by_scale(
-            lambda encoded, rates: self.model.loss(encoded, ids, rates),
-            self.encoded(batch),
+            lambda states, rates: self.model.loss(states, ids, rates),
+            encoded,
             scales,
             backward=self.manual_backward,
         )
@@ -174,16 +211,17 @@ class MtskModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the texts of the last validation."""
+        self.on_fit_start()
         self.read: dict[Rates, list[tuple[str, str]]] = {}
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """The loss at every scale; texts at the first and the last scale of the first task."""
+        """The loss at every scale for which the batch has the streams; texts at the finest and the coarsest."""
         encoded = self.encoded(batch)
         ids = [self.model.token_ids(text) for text in batch.texts]
-        scales = self.model.config.scales
+        scales = self.fitting(encoded)
         for rates in scales:
             self.log(f"val/loss_{_name(rates)}", self.model.loss(encoded, ids, rates), batch_size=len(ids))
-        read = list(dict.fromkeys([scales[0], self.coarsest()]))
+        read = list(dict.fromkeys([scales[0], coarsest(scales)]))
         # A few tokens more than the truth has, so that a model that never stops costs little.
         for rates, rows in self.model.write_all(encoded, read, [len(row) + 8 for row in ids]).items():
             texts = [self.model.text_of(row.ids) for row in rows]
@@ -198,11 +236,12 @@ class MtskModule(L.LightningModule):
             self.log(f"val/wer_{_name(rates)}", rates_wer[-1], prog_bar=True)
         self.log("val/wer", sum(rates_wer) / len(rates_wer))
 
-    def coarsest(self) -> Rates:
-        """The scale of the first task with the fewest tokens."""
-        first = self.model.config.scales[0]
-        alike = [r for r in self.model.config.scales if bool(r.audio) == bool(first.audio)]
-        return max((r for r in alike if bool(r.video) == bool(first.video)), key=lambda r: (r.audio, r.video))
+
+def coarsest(scales: Sequence[Rates]) -> Rates:
+    """The scale with the fewest tokens of those that take the streams of the first."""
+    first = scales[0]
+    alike = [r for r in scales if (bool(r.audio), bool(r.video)) == (bool(first.audio), bool(first.video))]
+    return max(alike, key=lambda r: (r.audio, r.video))
 
 
 def visual_encoder(source: str, include: bool, lora: int) -> tuple[VideoConfig, dict[str, Tensor]]:
@@ -227,46 +266,100 @@ def visual_encoder(source: str, include: bool, lora: int) -> tuple[VideoConfig, 
     return replace(sizes, source=None if include else source), weights
 
 
-def carried_over(model: LlamaMTSK, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Origin:
+    """What the weights of another model were trained for.
+
+    Attributes:
+        tasks: of the model.
+        audio_rates: of its projectors, in order.
+        video_rates: of its projectors, in order.
+        strategy: of its adapters.
+    """
+
+    tasks: tuple[Task, ...]
+    audio_rates: tuple[int, ...]
+    video_rates: tuple[int, ...]
+    strategy: Strategy
+
+    @classmethod
+    def of(cls, config: MTSKConfig) -> Origin:
+        """That of a model with this configuration."""
+        return cls(config.tasks, config.audio_rates, config.video_rates, config.lora.strategy)
+
+
+def carried_over(model: LlamaMTSK, given: Mapping[str, Tensor], origin: Origin) -> dict[str, Tensor]:
     """A whole state dict for a model: given tensors where they fit, the model's own elsewhere.
 
-    A projector that was not given comes from the given one of the nearest place in the list of rates, so a model of one
-    pair of rates starts one of many. One adapter for all scales (MS) starts that of every scale (SS), or the shared one
-    (MSS), so that the model begins with the outputs of the given one; adapters of any other strategy or number of
-    scales start as they are.
+    A projector comes from the given one of the nearest rate, so a model of one pair of rates starts one of many. One
+    adapter for all scales (MS) starts that of every scale (SS), or the shared one (MSS), so that the model begins with
+    the outputs of the given one; with the same strategy an adapter comes from that of the same pair of rates. All other
+    adapters start as they are.
 
     Args:
         model: to be filled.
         given: state dict of another Llama-MTSK model of the same parts.
+        origin: of the given one.
     """
     out = {}
     for name, own in model.state_dict().items():
-        found = _adapter(name, model.lora, given) if name.startswith("lora.") else given.get(name)
-        if found is None and "_proj." in name and name.startswith(("audio_proj", "video_proj")):
-            head, place, rest = name.split(".", 2)
-            known = {int(key.split(".")[1]) for key in given if key.startswith(f"{head}.")}
-            found = given.get(f"{head}.{min(known, key=lambda k: abs(k - int(place)))}.{rest}") if known else None
+        part, _, rest = name.partition(".")
+        if part == "lora":
+            source = _adapter(name, model.config, origin)
+        elif part in ("audio_proj", "video_proj"):
+            source = _projector(part, rest, model.config, origin)
+        else:
+            source = name
+        found = None if source is None else given.get(source)
         out[name] = found.to(own) if found is not None and found.shape == own.shape else own
     return out
 
 
-def _adapter(name: str, lora: Lora, given: Mapping[str, Tensor]) -> Tensor | None:
-    """The given matrix with which a matrix of an adapter starts, if any does."""
+def _projector(part: str, rest: str, config: MTSKConfig, origin: Origin) -> str | None:
+    """The name of the given projector's matrix with which one of the model's starts, if any does."""
+    place, _, layer = rest.partition(".")
+    name = part.replace("proj", "rates")
+    known: tuple[int, ...] = getattr(origin, name)
+    rate = getattr(config, name)[int(place)]
+    return f"{part}.{known.index(min(known, key=lambda r: abs(r - rate)))}.{layer}" if known else None
+
+
+def _adapter(name: str, config: MTSKConfig, origin: Origin) -> str | None:
+    """The name of the given adapter's matrix with which one of the model's starts, if any does."""
     head, place, matrix, weight = name.rsplit(".", 3)
-    count = 0
-    while f"{head}.{count}.{matrix}.{weight}" in given:
-        count += 1
-    if count == 1:
-        heir = {"MS": "0", "SS": place, "MSS": str(lora.scales)}[lora.strategy]
-        return given[f"{head}.0.{matrix}.{weight}"] if place == heir else None
-    return given[name] if count == {"MS": 1, "SS": lora.scales, "MSS": lora.scales + 1}[lora.strategy] else None
+    scales, k = config.scales, int(place)
+    known = scales_of(origin.tasks, origin.audio_rates, origin.video_rates)
+    source = None
+    if origin.strategy == "MS":
+        heir = {"MS": 0, "SS": k, "MSS": len(scales)}[config.lora.strategy]
+        source = 0 if k == heir else None
+    elif origin.strategy == config.lora.strategy:
+        shared = k == len(scales)
+        source = len(known) if shared else known.index(scales[k]) if scales[k] in known else None
+    return None if source is None else f"{head}.{source}.{matrix}.{weight}"
 
 
-def _weights_of(source: str) -> dict[str, Tensor]:
+def _start(source: str) -> tuple[dict[str, Tensor], Origin]:
+    """The weights of a model folder or training checkpoint, and what they were trained for."""
     if source.endswith(".ckpt"):
-        state = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
-        return {name.removeprefix("model."): value for name, value in state.items()}
-    return load_file(Path(fetch(source, ("model.safetensors",))) / "model.safetensors")
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        h = checkpoint["hyper_parameters"]
+        audio, video = _rates(h["audio_rates"], h["video_rates"])
+        return weights, Origin(_tasks(h["tasks"]), audio, video, h["strategy"])
+    folder = Path(fetch(source, ("model.safetensors", "config.json")))
+    plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rates = tuple(plain["audio_rates"]), tuple(plain["video_rates"])
+    origin = Origin(tuple(plain["tasks"]), *rates, plain["lora"]["strategy"])
+    return load_file(folder / "model.safetensors"), origin
+
+
+def _tasks(given: list[Task] | None) -> tuple[Task, ...]:
+    return tuple(given or ["avsr"])
+
+
+def _rates(audio: list[int] | None, video: list[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(audio or [4, 16]), tuple(video or [2, 5])
 
 
 def _token(tokenizer: Tokenizer, token: str) -> int:
