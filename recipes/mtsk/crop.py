@@ -2,7 +2,8 @@
 
 Finding faces takes longer than training on them, so a corpus is cropped before. `OUT` gets a lossless video of 96 x 96
 grey pixels at 25 frames a second for each clip, its sound as 16 kHz FLAC, and a `manifest.jsonl` like the one given. A
-clip without a face is left out and named; what is there is skipped, so a stopped run goes on.
+clip without a face, or one that cannot be read, is left out and named; what is there is skipped, so a stopped run goes
+on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import soundfile
 from talk import write_video
 
-from tokenthrift.media.audio import read_audio
+from tokenthrift.media.audio import AudioError, read_audio
+from tokenthrift.media.video import VideoError
 from tokenthrift.mtsk.lips import FaceError, read_lips
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     for number, line in enumerate(lines):
         try:
             kept.append(crop(json.loads(line), arguments.manifest.parent, arguments.out, f"{number:06d}"))
-        except FaceError as error:
+        except (FaceError, VideoError, AudioError) as error:
             print(error, file=sys.stderr)
     (arguments.out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     print(f"{len(kept)} of {len(lines)} clips")

@@ -110,6 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = {split: getattr(arguments, split) for split in ("train", "dev", "test")}
     rows = list(collect(counts, short(arguments.free) if arguments.free else [], arguments.seed))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(
         {

@@ -113,10 +113,28 @@ def write_shard(target: Path, rows: list[dict[str, str]], first: int) -> None:
     os.replace(partial, target)
 
 
+def homophenes(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The share of words that lips alone must get wrong, read word by word without context, in all and by kind.
+
+    Of a grid sentence a reader knows in which of the six slots a word stands. Free sentences are not counted.
+    """
+    looks: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        for slot, word in enumerate(row["spoken"].split() if row["kind"] != "free" else []):
+            if word not in shapes:
+                shapes[word] = viseme_string(name for _, name in speak(word, Voice("en-us")).phonemes)
+            known = (slot,) if row["kind"] == "grid" else ()
+            looks.setdefault(row["kind"], []).append((word, (*known, *shapes[word])))
+    kinds = {kind: {"homophene_bound": homophene_bound(own), "words": len(own)} for kind, own in looks.items()}
+    words = sum(len(own) for own in looks.values())
+    wrong = sum(kind["homophene_bound"] * kind["words"] for kind in kinds.values())
+    return {"homophene_bound": wrong / max(1, words), "words": words, "kinds": kinds}
+
+
 def write_clips(folder: Path, rows: list[dict[str, str]], split: str) -> None:
     """Clips as FLAC and video files, with a manifest for each kind of phrase."""
     manifests: dict[str, list[str]] = {}
-    looks = []
     for number, row in enumerate(rows):
         speaker, seed = list(SPEAKERS[split])[number % len(SPEAKERS[split])], 10**6 * (1 + (split == "test")) + number
         sound, done = utter(row, speaker, seed)
@@ -127,16 +145,12 @@ def write_clips(folder: Path, rows: list[dict[str, str]], split: str) -> None:
         files = {"audio_filepath": f"{name}.flac", "video_filepath": f"{name}.mkv"}
         entry = {**files, "text": row["text"], "duration": round(len(sound) / RATE, 3), "speaker": speaker}
         manifests.setdefault(row["kind"], []).append(json.dumps(entry) + "\n")
-        if row["kind"] != "free":
-            for word in row["spoken"].split():
-                looks.append((word, viseme_string(n for _, n in speak(word, Voice("en-us")).phonemes)))
     for kind, lines in manifests.items():
         (folder / kind / "manifest.jsonl").write_text("".join(lines))
-    bound = {"homophene_bound": homophene_bound(looks), "words": len(looks)}
+    bound = homophenes(rows)
     (folder / "homophenes.json").write_text(json.dumps(bound))
-    print(
-        f"{split}: {len(rows)} clips; words that lips alone must get wrong: {bound['homophene_bound']:.1%}", flush=True
-    )
+    shares = ", ".join(f"{100 * own['homophene_bound']:.1f} % of {kind}" for kind, own in bound["kinds"].items())
+    print(f"{split}: {len(rows)} clips; words that lips alone, without context, must get wrong: {shares}", flush=True)
 
 
 def main() -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import tiny_model
 from tests.fake_recogniser import FakeRecogniser
 from tests.media_files import film, voice, write
 from tokenthrift import cli
 from tokenthrift.budget import BudgetError, BudgetSupport, DecodeBudget, TokenBudget, TokenUsage
+from tokenthrift.mtsk import lips
 from tokenthrift.transcript import AudioVisualRecogniser, Transcript
 from tokenthrift.transcription.job import Transcriber
-from tokenthrift.transcription.lips import lips_windows
+from tokenthrift.transcription.lips import lips_windows, streams_of
+from tokenthrift.transcription.windows import Window
+from tokenthrift.whisper import states_of
 
 SILENCE = np.zeros(32_000, np.float32)
 
@@ -120,16 +124,26 @@ def test_a_model_without_a_choice_of_rates_refuses_budgets_of_tokens() -> None:
         Transcriber(Reader(alone=True), tokens=TokenBudget(retention=0.5))
 
 
-def test_the_command_takes_sound_and_film_under_a_budget(tmp_path: Path) -> None:
+def test_a_waiting_window_holds_its_own_frames_alone() -> None:
+    whole = torch.zeros(1_500, 96, 96, dtype=torch.uint8)
+    video = streams_of(Reader(alone=True), None, whole, Window(0, 16_000), None).video
+    assert video is not None
+    assert video.shape == (25, 96, 96)
+    assert video.untyped_storage().nbytes() == 25 * 96 * 96
+
+
+def test_the_command_takes_sound_and_film_under_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lips, "_FaceFinder", SquareFinder)
     tiny_model(tasks=("avsr", "asr", "vsr")).save_pretrained(tmp_path / "model")
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.wav", voice(2.0))
-    film(tmp_path / "in" / "b.mp4", 50, sound=voice(2.0))
+    write_video(tmp_path / "in" / "b.mkv", np.stack([face()] * 50), samples=torch.from_numpy(voice(2.0)))
     common = ["--model", str(tmp_path / "model"), "--out-dir", str(tmp_path / "out"), "--format", "json"]
     assert cli.main(["transcribe", str(tmp_path / "in"), *common, "--budget", "10/s"]) == 0
-    for name in ("a", "b"):
+    for name, native in (("a", states_of(32_000)), ("b", states_of(32_000) + 50)):
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert found["windows"] == 1
+        assert found["usage"]["native"] == native, "states of the sound, and frames of the lips"
         assert 0 < found["usage"]["used"] <= found["usage"]["cap"] <= 10 * found["seconds"]
     assert cli.main(["transcribe", str(tmp_path / "in"), *common, "--overwrite", "--budget", "2"]) == 1
     assert cli.main(["transcribe", str(tmp_path / "in"), *common, "--overwrite", "--budget", "e0.1"]) == 2

@@ -50,6 +50,12 @@ speaks = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reaso
 # Phrases
 
 
+def test_phrases_make_the_folder_they_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "data" / "phrases.jsonl"
+    run(monkeypatch, "phrases", out, "--train", 3, "--dev", 1, "--test", 1)
+    assert len(out.read_text().splitlines()) == 5
+
+
 def test_texts_are_of_one_split_each() -> None:
     free = [(f"Number {i} is free.", f"number {i} is free") for i in range(400)]
     rows = list(phrases.collect({"train": 2000, "dev": 100, "test": 100}, free, 0))
@@ -144,6 +150,22 @@ def test_the_homophene_bound_counts_what_looks_alike() -> None:
     assert visemes.homophene_bound([("bat", (1,)), ("din", (4,))]) == 0.0
 
 
+@speaks
+def test_the_homophene_bound_is_that_of_a_kind_and_of_a_slot() -> None:
+    talk = script("talk")
+    grid_rows = [{"kind": "grid", "spoken": f"bin blue at {letter} two now"} for letter in "PBBT"]
+    pair_rows = [{"kind": "pairs", "spoken": "bat mat"}, {"kind": "free", "spoken": "nobody looks"}]
+    found = talk.homophenes(grid_rows + pair_rows)
+    # P and B look alike, T does not.
+    assert found["kinds"] == {
+        "grid": {"homophene_bound": pytest.approx(1 / 24), "words": 24},
+        "pairs": {"homophene_bound": 0.5, "words": 2},
+    }
+    assert found["homophene_bound"] == pytest.approx(2 / 26)
+    # Two words that look alike, in different slots.
+    assert talk.homophenes([{"kind": "grid", "spoken": "bat mat"}])["homophene_bound"] == 0.0
+
+
 # Mouths
 
 
@@ -186,7 +208,8 @@ def test_clips_shards_and_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert clip.video is not None
     assert abs(len(clip.video) / 25 - len(clip.audio) / 16_000) <= 0.02
     assert {row["speaker"] for data in clips for row in data.rows} <= {*talk.SPEAKERS["test"]}
-    assert 0 <= json.loads((speech / "test" / "homophenes.json").read_text())["homophene_bound"] < 1
+    bound = json.loads((speech / "test" / "homophenes.json").read_text())
+    assert sum(kind["words"] for kind in bound["kinds"].values()) == bound["words"] > 0
     before = {p: p.stat().st_mtime_ns for p in speech.rglob("*") if p.is_file()}
     run(monkeypatch, "talk", tmp_path / "phrases.jsonl", speech, "--shard", 3)
     assert {p: p.stat().st_mtime_ns for p in speech.rglob("*") if p.is_file()} == before
@@ -253,7 +276,10 @@ def test_a_corpus_is_cropped_once(
     monkeypatch.setattr(lips, "_FaceFinder", SquareFinder)
     write_video(tmp_path / "face.mkv", np.stack([face()] * 12), 12, torch.rand(8_000) - 0.5, 8_000)
     write_video(tmp_path / "wall.mkv", np.full((5, 120, 160), 20, np.uint8))
-    rows = [{"text": name, "duration": 1.0, "video_filepath": f"{name}.mkv"} for name in ("face", "wall")]
+    (tmp_path / "broken.mkv").write_bytes(b"no film")
+    names = ("face", "wall", "broken", "mute")
+    rows = [{"text": name, "duration": 1.0, "video_filepath": f"{name}.mkv"} for name in names]
+    rows[3] |= {"video_filepath": "face.mkv", "audio_filepath": "wall.mkv"}
     rows[0]["audio_filepath"] = "face.mkv"
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):
@@ -263,7 +289,10 @@ def test_a_corpus_is_cropped_once(
         assert clip.audio is not None
         assert clip.video is not None
         assert (len(clip.audio), clip.video.shape) == (16_000, (25, 96, 96))
-        assert "wall.mkv: no face" in capsys.readouterr().err
+        named = capsys.readouterr().err
+        assert "wall.mkv: no face" in named
+        assert "broken.mkv" in named
+        assert "wall.mkv: no audio track" in named
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")

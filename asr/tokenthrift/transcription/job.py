@@ -1,4 +1,4 @@
-"""The batch job: recordings in, transcripts out, in the order given and in bounded memory.
+"""The batch job: recordings in, transcripts out, in the order given; for sound in bounded memory, not so for lips.
 
 A recording is decoded once to find its windows and, if it is longer than a minute, a second time to cut them; so a
 damaged file is found before any of it is transcribed. Windows of several recordings wait in a pool, which is sorted by
@@ -33,7 +33,7 @@ ProgressCallback: TypeAlias = Callable[[float, float], None]
 
 _MAX_WINDOW_SECONDS: Final = 30.0
 _MIN_SECONDS: Final = 0.1
-# Batches of like length need a choice of windows; memory is 64 kB for a second of it.
+# Batches of like length need a choice of windows; memory is 64 kB for a second of it, and 230 kB more with lips.
 _POOL_BATCHES: Final = 4
 _KEEP_SECONDS: Final = 60.0
 
@@ -113,7 +113,10 @@ class Transcriber:
     def stream(
         self, paths: Iterable[str | Path], on_progress: ProgressCallback | None = None
     ) -> Iterator[Transcription]:
-        """Transcribes files one after another; memory grows neither with their number nor with their length.
+        """Transcribes files one after another.
+
+        Memory does not grow with their number. Nor does it with their length, except where the model reads lips: those
+        of the file at hand are held whole, 14 MB for a minute (see `lips`).
 
         Args:
             paths: Files, in the order in which results are wanted.
