@@ -292,7 +292,7 @@ def test_a_corpus_is_cropped_once(
         named = capsys.readouterr().err
         assert "wall.mkv: no face" in named
         assert "broken.mkv" in named
-        assert "wall.mkv: no audio track" in named
+        assert "wall.mkv: no audio: the file holds no audio track" in named
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
