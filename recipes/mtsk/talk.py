@@ -4,7 +4,7 @@ eSpeak NG speaks each phrase and says at which sample every phoneme starts; the 
 and drawn by `mouth.py`. Training speech goes to shards `train/NNNN.npz`: `audio` (int16, 16 kHz, end to end), `offset`,
 and `rows` (JSON: text, kind, speaker, seed, and the phonemes as [second, name]). The pictures are a function of a row
 (`pictures`), so they are drawn when needed and not stored. Development and test clips are written as ordinary files,
-FLAC and lossless video, with a `manifest.jsonl`; `babble/` gets the noise of 25 further voices.
+FLAC and lossless video, with a `manifest.jsonl`; `babble/` gets the noise of 25 further speakers.
 
 Speakers (accent, voice, pitch, rate, face) are of one split only, voices too, and so are texts (`phrases.py`). What is
 there is skipped, so a stopped run goes on.
@@ -76,7 +76,7 @@ def pictures(row: dict[str, Any], samples: int, size: int = 96) -> Tensor:
 
 
 def babble(split: str, phrases: list[str], seconds: float) -> Tensor:
-    """25 voices at once, each saying phrase after phrase."""
+    """25 speakers at once, each saying phrase after phrase."""
     total = torch.zeros(int(seconds * RATE))
     for speaker in SPEAKERS[split]:
         rng, at = random.Random(speaker), 0

@@ -76,7 +76,7 @@ def noisy(clips: Sequence[Clip], babble: Tensor, snr: float | None, seed: int) -
 
 
 def unpunctuated(text: str) -> str:
-    """Lower case without punctuation, as the published figures are counted; apostrophes stay."""
+    """Lower case, as published, and without punctuation, of which the published texts have none; apostrophes stay."""
     return " ".join(re.sub(r"[^\w' ]+", " ", text.lower()).split())
 
 

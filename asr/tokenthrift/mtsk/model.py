@@ -366,7 +366,7 @@ class LlamaMTSK(HubModel):
         self.plan([samples or None], [frames or None], budget)
 
     def read_lips(self, path: Path) -> Tensor | None:
-        """The mouth crops in a file, or None where the model does not look or the file has no pictures.
+        """The mouth crops in a file, or None where the model does not look or no whole video can be read from the file.
 
         Raises:
             FaceError: there are pictures, and no face in them.

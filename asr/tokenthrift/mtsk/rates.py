@@ -3,7 +3,8 @@
 Source: Llama-MTSK (arXiv 2503.06362), section 3: a rate is the number of encoder states that make one token, and one
 model serves every pair of an audio and a video rate. The paper fixes the pair by hand; the choice is ours. Among the
 pairs whose tokens fit the budget it takes the one with the fewest word errors on development data, which the model
-brings along as a table; where two are equal, or nothing was measured, the one with fewer, or more, tokens.
+brings along as a table; of two that are equal the quicker, then the one with fewer tokens; where nothing was measured,
+the one with the most.
 
 Plain Python: the price of an input is known without torch, weights or device.
 """
