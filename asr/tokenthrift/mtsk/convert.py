@@ -39,6 +39,7 @@ from tokenthrift.mtsk.config import AudioConfig, MTSKConfig, VideoConfig
 from tokenthrift.mtsk.language_model import describe
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
+from tokenthrift.mtsk.pretrained import video_sizes
 from tokenthrift.sources import WeightsError
 from tokenthrift.untrusted import read_checkpoint, tensors_in
 
@@ -85,7 +86,7 @@ def avhubert(checkpoints: Sequence[Path]) -> AVHubertFolder:
     state = avhubert_weights(tensors_in(found.get("model", found), checkpoints[0]))
     if "post_extract_proj.weight" not in state:
         raise WeightsError(f"{checkpoints[0]} is no AV-HuBERT checkpoint: it has no post_extract_proj.weight")
-    return AVHubertFolder(_video_sizes(state), state)
+    return AVHubertFolder(video_sizes(state), state)
 
 
 def mtsk(checkpoints: Sequence[Path]) -> HubModel:
@@ -150,7 +151,7 @@ def published_config(
         audio = _audio_sizes(state, whisper)
         sizes["audio"], widths["audio"] = to_plain(audio), audio.width
     if "video_encoder.post_extract_proj.weight" in state:
-        video = _video_sizes(_below(state, "video_encoder."))
+        video = video_sizes(_below(state, "video_encoder."))
         lora = state.get("video_encoder.encoder.layers.0.self_attn.lora_down_Q.weight")
         sizes["video"] = to_plain(replace(video, lora=0 if lora is None else len(lora)))
         widths["video"] = video.width
@@ -255,18 +256,6 @@ def _audio_sizes(state: Mapping[str, Tensor], whisper: Mapping[str, Any] | None)
         heads=whisper["encoder_attention_heads"] if whisper else len(first) // 64,
         ffn=len(state["audio_encoder.layers.0.fc1.weight"]),
         bins=first.shape[1],
-    )
-
-
-def _video_sizes(state: Mapping[str, Tensor]) -> VideoConfig:
-    width = len(state["post_extract_proj.weight"])
-    stages = [f"feature_extractor_video.resnet.trunk.layer{i}.0.conv1.weight" for i in (1, 2, 3, 4)]
-    return VideoConfig(
-        width=width,
-        layers=_count(state, r"encoder\.layers\.(\d+)\."),
-        heads=max(1, width // 64),
-        ffn=len(state["encoder.layers.0.fc1.weight"]),
-        channels=tuple(len(state[key]) for key in stages),  # type: ignore[arg-type]
     )
 
 

@@ -27,7 +27,7 @@ from tokenthrift.mtsk.config import LoraConfig, MTSKConfig, Task, VideoConfig, s
 from tokenthrift.mtsk.data import Batch
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.pretrained import assemble
+from tokenthrift.mtsk.pretrained import assemble, video_sizes
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.scales import backward_by_scale
 from tokenthrift.mtsk.sequence import Encoded
@@ -245,7 +245,7 @@ def coarsest(scales: Sequence[Rates]) -> Rates:
 
 
 def visual_encoder(source: str, include: bool, lora: int) -> tuple[VideoConfig, dict[str, Tensor]]:
-    """The sizes and weights of an AV-HuBERT in our layout; heads are 64 wide, as in all published ones.
+    """The sizes and weights of an AV-HuBERT in our layout.
 
     Args:
         source: folder or Hub id of `avhubert.safetensors`.
@@ -253,17 +253,7 @@ def visual_encoder(source: str, include: bool, lora: int) -> tuple[VideoConfig, 
         lora: bottleneck of adapters, 0 for none.
     """
     weights = load_file(fetch(source, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
-    width = len(weights["layer_norm.weight"]) // 2
-    trunk = "feature_extractor_video.resnet.trunk.layer{}.0.conv1.weight"
-    sizes = VideoConfig(
-        width=width,
-        layers=1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.layers.")),
-        heads=max(1, width // 64),
-        ffn=len(weights["encoder.layers.0.fc1.bias"]),
-        channels=tuple(len(weights[trunk.format(i)]) for i in (1, 2, 3, 4)),  # type: ignore[arg-type]
-        lora=lora,
-    )
-    return replace(sizes, source=None if include else source), weights
+    return replace(video_sizes(weights), lora=lora, source=None if include else source), weights
 
 
 @dataclass(frozen=True)

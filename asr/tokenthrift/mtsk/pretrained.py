@@ -7,12 +7,14 @@ the parts need not be copied into every checkpoint, a model's folder can name th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from tokenthrift.mtsk.config import AudioConfig, MTSKConfig, VideoConfig
 from tokenthrift.mtsk.language_model import describe, load
@@ -20,7 +22,7 @@ from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.sources import fetch
 from tokenthrift.whisper import encoder_weights
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "video_sizes"]
 
 
 def assemble(
@@ -63,6 +65,20 @@ def assemble(
         folder = fetch(whisper, ("model.safetensors",))
         model.audio_encoder.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
     return model
+
+
+def video_sizes(weights: Mapping[str, Tensor]) -> VideoConfig:
+    """The sizes of an AV-HuBERT in our layout; heads are 64 wide, as in all published ones."""
+    width = len(weights["post_extract_proj.weight"])
+    stages = [f"feature_extractor_video.resnet.trunk.layer{i}.0.conv1.weight" for i in (1, 2, 3, 4)]
+    layers = {key.split(".")[2] for key in weights if key.startswith("encoder.layers.")}
+    return VideoConfig(
+        width=width,
+        layers=len(layers),
+        heads=max(1, width // 64),
+        ffn=len(weights["encoder.layers.0.fc1.weight"]),
+        channels=tuple(len(weights[key]) for key in stages),  # type: ignore[arg-type]
+    )
 
 
 def _whisper(source: str, named: str | None) -> AudioConfig:
