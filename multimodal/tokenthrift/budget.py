@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Self, TypeAlias
@@ -278,7 +278,7 @@ def _short_form(part: str, text: str) -> tuple[str, int | float]:
         if part.startswith("e"):
             return "target_error", float(Decimal(part[1:]))
         return "max_tokens", int(part)
-    except (InvalidOperation, ValueError):
+    except (ArithmeticError, ValueError):
         raise BudgetError(f"budget {text!r}", _SHORT_FORMS, "100%") from None
 
 

@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts: dict[str, int] = {}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w") as out:
         for row in collect(arguments.wordnet, arguments.fortunes, arguments.seed):
             out.write(json.dumps(row) + "\n")

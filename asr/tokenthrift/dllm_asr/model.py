@@ -156,7 +156,8 @@ class DllmAsr(HubModel):
         results: dict[int, Transcript] = {}
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
         while order:
-            rows = order[: max(1, BATCH_STATES // min(MAX_STATES, states_of(len(audio[order[0]]))))]
+            heard = states_of(len(audio[order[0]]) + round(self.config.encoder.tail * SAMPLE_RATE))
+            rows = order[: max(1, BATCH_STATES // min(MAX_STATES, max(1, heard)))]
             order = order[len(rows) :]
             results.update(zip(rows, self.decode(*self.encode([audio[i] for i in rows]), budget), strict=True))
         return [results[i] for i in range(len(audio))]

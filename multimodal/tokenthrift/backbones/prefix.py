@@ -136,7 +136,9 @@ def language_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
     auto: Any = AutoModelForMaskedLM if config.model_type in BIDIRECTIONAL else AutoModelForCausalLM
     settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
     fresh = isinstance(source, Mapping)
-    lm = auto.from_config(config, **settings) if fresh else auto.from_pretrained(source, config=config, **settings)
+    if fresh:
+        return cast(PreTrainedModel, auto.from_config(config, **settings))
+    lm = auto.from_pretrained(source, config=config, use_safetensors=True, **settings)
     return cast(PreTrainedModel, lm)
 
 

@@ -106,7 +106,7 @@ def test_the_published_attention_makes_the_larger_of_frames_and_codes() -> None:
 
 def test_the_published_model_refuses_what_would_break_its_budget() -> None:
     model = VQToken(TestReleased.config)
-    with pytest.raises(ValueError, match="9 frames do not fit 7"):
+    with pytest.raises(ValueError, match="7 tokens for 9 frames"):
         model.reduce(batch([(9, 0)]), BUDGET)
     with pytest.raises(ValueError, match="1 x 1 cells a frame, the published attention reads 6"):
         model.reduce(replace(batch([(4, 0)]), grids=None), BUDGET)

@@ -212,7 +212,7 @@ def _report(
         request, promised, refused = None, None, str(error)
         log(f"no calibrated request: {error}")
     halves: list[float] = []
-    with suppress(BudgetError):  # then the bar says that it cannot be judged
+    with suppress(BudgetError, ValueError):  # too large an error, or too few images: the bar is shown as not judged
         halves = misses_by_halves(
             *_reached_near(karl, images, alpha, (wanted,), batch), wanted, alpha, seed=arguments.seed
         )
