@@ -154,6 +154,21 @@ def test_the_encoder_hears_silence_after_each_recording_and_keeps_none_of_it(mod
     assert (together[0, : lengths[0]] - model.encode(AUDIO[:1])[0][0]).abs().max() > 1e-3
 
 
+def test_silence_counts_in_the_size_of_a_batch(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenthrift.dllm_asr.model.BATCH_STATES", 60)
+    monkeypatch.setattr(model, "config", replace(model.config, encoder=replace(model.config.encoder, tail=0.3)))
+    forward, sizes = model.encoder.forward, list[int]()
+
+    def spied(mels: Tensor, lengths: Tensor) -> Tensor:
+        sizes.append(mels.shape[0] * (mels.shape[2] // 2))
+        return forward(mels, lengths)
+
+    monkeypatch.setattr(model.encoder, "forward", spied)
+    model.transcribe([speech(0.1, seed) for seed in range(9)])
+    assert len(sizes) > 1
+    assert max(sizes) <= 60
+
+
 @given(st.permutations(range(len(AUDIO))), st.integers(1, len(AUDIO)))
 @settings(deadline=None, max_examples=5)
 def test_neither_order_nor_company_matters(whisper: DllmAsr, order: list[int], count: int) -> None:

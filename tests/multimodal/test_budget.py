@@ -237,3 +237,9 @@ def test_usage_keeps_its_own_law() -> None:
     for native, cap, used in ((4, 5, 1), (4, 2, 3), (4, 2, -1)):
         with pytest.raises(ValueError, match="used <= cap <= native"):
             TokenUsage(native=native, cap=cap, used=used)
+
+
+@pytest.mark.parametrize("text", ["1e9999999%", "1e9999999/s", "e1e9999999"])
+def test_numbers_beyond_all_floats_are_refused(text: str) -> None:
+    with pytest.raises(BudgetError):
+        TokenBudget.parse(text)
