@@ -50,7 +50,7 @@ class LlavaVQTokenModule(L.LightningModule):
         self,
         base: str = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         vqtoken: str | None = None,
-        budget: str = "32",
+        budget: str = "33",
         heads: int = 8,
         ffn: int = 2048,
         learning_rate: float = 1e-5,
