@@ -29,6 +29,7 @@ from tokenthrift.attachment import attach
 from tokenthrift.vqtoken import LlavaVQTokenModule, VideoConversationsDataModule, VQToken
 from tokenthrift.vqtoken.attention import VQAttention
 from tokenthrift.vqtoken.finetune_data import ConversationBatch, Conversations, read_manifest
+from tokenthrift.vqtoken.vlm import VideoChat
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -242,14 +243,16 @@ def test_what_was_trained_is_used_with_attach(folder: Path, tmp_path: Path) -> N
     torch.nn.init.ones_(gate.gate)
     module.save_pretrained(tmp_path)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "llava", dtype=torch.float32)
-    vqtoken = VQToken.from_pretrained(tmp_path / "vqtoken")
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "vlm", dtype=torch.float32)
+    vqtoken = VQToken.from_pretrained(tmp_path)
     with torch.no_grad(), attach(model, vqtoken, 6) as handle:
         loss = model(**batch.inputs, labels=batch.labels).loss
     assert [usage.used for usage in handle.usage] == [6]
     torch.testing.assert_close(loss, module.loss(batch).detach())
-    again = module_of(folder, vqtoken=str(tmp_path / "vqtoken"))
+    again = module_of(folder, vqtoken=str(tmp_path))
     assert torch.equal(again.vqtoken.state_dict()["cross_attention.gate"], gate.gate)
+    chat = VideoChat.from_pretrained(tmp_path)  # as the harnesses load it
+    assert torch.equal(chat.reducer.state_dict()["cross_attention.gate"], gate.gate)
 
 
 def test_the_recipe_names_what_there_is() -> None:

@@ -25,6 +25,7 @@ from tokenthrift.training.schedule import warmup_cosine
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
 from tokenthrift.vqtoken.finetune_data import ConversationBatch
 from tokenthrift.vqtoken.model import VQToken
+from tokenthrift.vqtoken.vlm import VLM
 
 __all__ = ["LlavaVQTokenModule"]
 
@@ -133,6 +134,12 @@ class LlavaVQTokenModule(L.LightningModule):
         self.log("val/loss", self.loss(batch), prog_bar=True, batch_size=1)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the language model as transformers does to `folder/llava`, and VQToken to `folder/vqtoken`."""
-        self.model.save_pretrained(Path(folder) / "llava")
-        self.vqtoken.save_pretrained(Path(folder) / "vqtoken")
+        """Writes what `tokenthrift convert vqtoken` writes: VQToken to the folder, the language model, as transformers
+        does, and its tokenizer to `vlm` below it."""
+        from transformers import AutoTokenizer
+
+        vlm = Path(folder) / VLM
+        self.vqtoken.save_pretrained(folder)
+        self.model.save_pretrained(vlm)
+        hparams: Any = self.hparams
+        AutoTokenizer.from_pretrained(hparams.base).save_pretrained(vlm)
