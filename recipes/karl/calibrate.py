@@ -17,8 +17,8 @@ import torch
 
 from tokenthrift.config import read_json, to_plain
 from tokenthrift.karl import Karl
-from tokenthrift.karl.evaluate import calibrate
 from tokenthrift.karl.sources import read_set
+from tokenthrift.karl.sweeps import calibrate
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenthrift.budget import BudgetError
 from tokenthrift.config import ConfigError, from_plain, to_plain
-from tokenthrift.karl.calibration import Calibration, conformal_quantile, fit, misses_by_halves
+from tokenthrift.karl.calibration import Calibration, conformal_quantile, fit
 
 REQUESTS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14)
 
@@ -40,19 +40,6 @@ def test_misses_are_as_rare_as_promised(images: int, alpha: float, wanted: float
     mean = sum(misses) / sets
     spread = math.sqrt(sum((miss - mean) ** 2 for miss in misses) / sets / (sets - 1))
     assert mean <= alpha + 3 * spread
-
-
-def test_random_halves_show_the_promise() -> None:
-    errors = errors_of(600, torch.Generator().manual_seed(1)).tolist()
-    # Small steps near the wanted error, so that little more is kept than was promised.
-    requests = [0.03 + 0.0005 * step for step in range(100)]
-    scaled = [[row[2] / 0.04 * request for request in requests] for row in errors]
-    rates = misses_by_halves(scaled, requests, 0.09, 0.1, seed=3)
-    assert len(rates) == 200
-    assert abs(sum(rates) / len(rates) - 0.1) < 0.01
-    assert rates == misses_by_halves(scaled, requests, 0.09, 0.1, seed=3)
-    with pytest.raises(BudgetError):
-        misses_by_halves(scaled, requests, 1e-4, 0.1)
 
 
 def test_the_quantile_is_exact_for_continuous_values() -> None:

@@ -17,13 +17,13 @@ from PIL import Image
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.cli import main
-from tokenthrift.karl import evaluate
+from tokenthrift.karl import study
 from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
-from tokenthrift.karl.evaluate import Quality, _bars_table, calibrate, equal_mean
+from tokenthrift.karl.evaluate import Quality, _bars_table, equal_mean
 from tokenthrift.karl.guarantee import measure
 from tokenthrift.karl.metrics import METRICS, gmsd, perceptual, psnr
 from tokenthrift.karl.sources import named_source, read_set
-from tokenthrift.karl.sweeps import fewest, sweep
+from tokenthrift.karl.sweeps import calibrate, fewest, sweep
 
 
 def test_metrics_of_known_pictures(tmp_path: Path) -> None:
@@ -171,11 +171,11 @@ def test_a_bar_that_cannot_be_judged_is_not_kept() -> None:
     tokens, errors = torch.tensor([2, 4, 6]), torch.tensor([0.1, 0.2, 0.3])
     found = Quality(tokens, {"L1": errors})
     table = _bars_table(found, found, tokens, None, 0.2, 0.1, 12, "errors from 0.4 for this model")
-    assert [row[1:] for row in table.rows[-2:]] == [(None, "0.1 +- 0.02", False)] * 2
+    assert table.rows[-1] == ("calibrated miss rate", None, "0.1 +- 0.02", False)
     assert "errors from 0.4" in table.note
     kept = Quality(tokens, {"L1": torch.tensor([0.1, 0.2, 0.2])})
     table = _bars_table(found, found, tokens, kept, 0.2, 0.0, 12)
-    assert table.rows[-2] == ("calibrated miss rate", 0.0, "0 +- 0.02", True)
+    assert table.rows[-1] == ("calibrated miss rate", 0.0, "0 +- 0.02", True)
 
 
 def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
 
 
 def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "FAMILY_IMAGES", 4)
+    monkeypatch.setattr(study, "IMAGES", 4)
     tiny_karl(tiny_config(grid=(4, 4)), decisive=True).save_pretrained(tmp_path / "model")
     for name, seed in (("test", 0), ("dev", 1)):
         shown = (pictures(12, (16, 16), seed) * 255).round().to(torch.uint8)

@@ -17,7 +17,6 @@ which can only grow along the ladder. So "misses at request r" is a monotone los
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -25,7 +24,7 @@ from itertools import accumulate, pairwise
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.config import ConfigError
 
-__all__ = ["Calibration", "conformal_quantile", "fit", "misses_by_halves", "requested"]
+__all__ = ["Calibration", "conformal_quantile", "fit", "requested"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,40 +87,6 @@ def fit(errors: Sequence[Sequence[float]], requests: Sequence[float], alpha: flo
     rows = [list(accumulate(row, max)) for row in errors]
     bounds = [conformal_quantile(column, alpha) for column in zip(*rows, strict=True)]
     return Calibration(alpha=alpha, images=len(rows), tokens=tokens, requests=tuple(requests), bounds=tuple(bounds))
-
-
-def misses_by_halves(
-    errors: Sequence[Sequence[float]],
-    requests: Sequence[float],
-    wanted: float,
-    alpha: float,
-    *,
-    repeats: int = 200,
-    seed: int = 0,
-) -> list[float]:
-    """Miss rates where random halves of a set calibrate and the other halves are measured.
-
-    One split says little: of 600 images 10 % miss give or take 2 points. Halves of one set are exchangeable, as the
-    promise supposes, so their mean shows whether it is kept.
-
-    Args:
-        errors: of every image, reached at each request, in their order.
-        requests: errors asked for, ascending.
-        wanted: error that may be exceeded by a share of `alpha`.
-        alpha: share of images that may miss.
-        repeats: random splits.
-        seed: of the splits.
-
-    Raises:
-        BudgetError: a half cannot promise so small an error.
-    """
-    rng, rates = random.Random(seed), []
-    for _ in range(repeats):
-        order = rng.sample(range(len(errors)), len(errors))
-        first, second = order[: len(order) // 2], order[len(order) // 2 :]
-        place = requests.index(fit([errors[i] for i in first], requests, alpha, 1).request(wanted))
-        rates.append(sum(errors[i][place] > wanted for i in second) / len(second))
-    return rates
 
 
 def requested(

@@ -13,7 +13,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,26 +20,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import plots
 from tokenthrift.karl.bits import BitFormat
-from tokenthrift.karl.calibration import Calibration, fit, misses_by_halves
-from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
+from tokenthrift.karl.calibration import Calibration
 from tokenthrift.karl.guarantee import encoder_passes
-from tokenthrift.karl.metrics import METRICS, perceptual
+from tokenthrift.karl.metrics import METRICS, perceptual, spearman
 from tokenthrift.karl.model import Karl
 from tokenthrift.karl.sources import named_source, read_set
-from tokenthrift.karl.sweeps import LADDER, Prepared, at_counts, at_errors, fewest, prepare, sweep
+from tokenthrift.karl.study import complexity_table, families, studied
+from tokenthrift.karl.sweeps import LADDER, Prepared, at_counts, at_errors, calibrate, fewest, prepare, sweep
 
-__all__ = ["Quality", "calibrate", "main", "quality"]
+__all__ = ["Quality", "main", "quality"]
 
 Coder = Callable[[Prepared], tuple[Tensor, Tensor]]
 """Images to tokens used `(B,)` and reconstructions `(B, 3, H, W)`."""
-FAMILY_IMAGES = 40  # of each family in the complexity study
 TIMED_BATCH = 8
 
 
@@ -75,45 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(karl, test, dev, arguments, argv)
     print(arguments.out / "report.md")
     return 0
-
-
-def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] = (), batch: int = 64) -> Calibration:
-    """Calibrates a model on images that it was not trained on.
-
-    Keep the result with the model: `karl.config = dataclasses.replace(karl.config, calibration=...)`.
-
-    Args:
-        karl: the model.
-        images: `(N, 3, H, W)`, uint8 or in [0, 1].
-        alpha: share that may miss.
-        wanted: errors that will be wanted; requests near those that lead there are tried in small steps, so that no
-            tokens are spent on keeping more than was promised.
-        batch: images at once.
-
-    Raises:
-        ValueError: too few images for so small an alpha.
-    """
-    errors, requests = _reached_near(karl, images, alpha, wanted, batch)
-    return fit(errors, requests, alpha, karl.config.max_tokens)
-
-
-def _reached_near(
-    karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float], batch: int
-) -> tuple[list[list[float]], list[float]]:
-    """Errors of images at requests, in small steps near those that lead to the wanted errors; and the requests."""
-    ladder, (_, reached, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
-    coarse = fit(reached.tolist(), ladder, alpha, karl.config.max_tokens)
-    between: set[float] = set()
-    for error in wanted:
-        place = sum(bound <= error for bound in coarse.bounds)
-        low, high = (ladder[max(place - 1, 0)], ladder[min(place, len(ladder) - 1)])
-        between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
-    finer = sorted(between.difference(ladder))
-    if not finer:
-        return reached.tolist(), ladder
-    _, more, _ = sweep(karl, images, errors=finer, batch=batch)
-    order = sorted(range(len(ladder) + len(finer)), key=lambda i: (ladder + finer)[i])
-    return torch.cat([reached, more], 1)[:, order].tolist(), sorted(ladder + finer)
 
 
 def quality(karl: Karl, images: Tensor, coder: Coder, extra: Mapping[str, Any], batch: int = 64) -> Quality:
@@ -168,13 +126,6 @@ def equal_mean(mean: float, size: int, native: int) -> Tensor:
     return counts
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation; NaN where one of them is constant."""
-    if len(torch.unique(a)) < 2 or len(torch.unique(b)) < 2:
-        return float("nan")
-    return float(spearman_corrcoef(a.double(), b.double()))
-
-
 def _report(
     karl: Karl, test: dict[str, Tensor], dev: dict[str, Tensor], arguments: argparse.Namespace, argv: Sequence[str]
 ) -> None:
@@ -211,25 +162,18 @@ def _report(
     except BudgetError as error:
         request, promised, refused = None, None, str(error)
         log(f"no calibrated request: {error}")
-    halves: list[float] = []
-    with suppress(BudgetError, ValueError):  # too large an error, or too few images: the bar is shown as not judged
-        halves = misses_by_halves(
-            *_reached_near(karl, images, alpha, (wanted,), batch), wanted, alpha, seed=arguments.seed
-        )
     times = _times(karl, images, wanted)
     tables = [
         _ways_table(karl, ways, times, wanted),
         _equal_table(karl, images, used, reached, batch),
         _sets_table(test, one_pass, ways["fixed count, same mean"][0], oracle, wanted),
-        _promises_table(calibration, request, promised, one_pass, wanted, halves),
-        _bars_table(
-            one_pass, ways["fixed count, same mean"][0], oracle, promised, wanted, alpha, native, refused, halves
-        ),
+        _promises_table(calibration, request, promised, one_pass, wanted),
+        _bars_table(one_pass, ways["fixed count, same mean"][0], oracle, promised, wanted, alpha, native, refused),
     ]
     log("complexity")
-    families = _families(karl, test, arguments.seed)
-    study = {family: _studied(karl, pictures, wanted, native) for family, pictures in families.items()}
-    tables.append(_complexity_table(study))
+    shown = families(karl, test, arguments.seed)
+    study = {family: studied(karl, pictures, wanted, native) for family, pictures in shown.items()}
+    tables.append(complexity_table(study))
     figures = {
         "error_against_tokens": plots.error_against_tokens(used, reached, grid, at_grid, LADDER),
         "wanted_and_reached": plots.wanted_and_reached(LADDER, reached, alpha),
@@ -318,12 +262,7 @@ def _sets_table(sets: Mapping[str, Tensor], one: Quality, same: Quality, oracle:
 
 
 def _promises_table(
-    calibration: Calibration,
-    request: float | None,
-    promised: Quality | None,
-    plain: Quality,
-    wanted: float,
-    halves: Sequence[float],
+    calibration: Calibration, request: float | None, promised: Quality | None, plain: Quality, wanted: float
 ) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for way, asked, found in (("as asked", wanted, plain), ("calibrated", request, promised)):
@@ -333,16 +272,11 @@ def _promises_table(
         share, low, high = bootstrap_interval(missed.tolist())
         over = (found.error[missed.bool()] - wanted).mean().item() if missed.any() else 0.0
         rows.append((way, asked, found.tokens.double().mean().item(), share, low, high, over))
-    if halves:
-        order = sorted(halves)
-        spread = order[len(order) // 40], order[-1 - len(order) // 40]
-        rows.append(("calibrated on random halves", None, None, sum(order) / len(order), *spread, None))
     return Table(
         title=f"Misses of a wanted error of {wanted:g}",
         columns=("way", "request", "tokens", "missed", "95 % from", "to", "over by"),
         rows=tuple(rows),
-        note=f"Calibrated on {calibration.images} other images so that at most {calibration.alpha:.0%} miss. Halves of "
-        f"the test images: one calibrates, the other is measured, {len(halves)} times; the spread holds 95 % of them.",
+        note=f"Calibrated on {calibration.images} other images so that at most {calibration.alpha:.0%} miss.",
     )
 
 
@@ -355,7 +289,6 @@ def _bars_table(
     alpha: float,
     native: int,
     refused: str = "",
-    halves: Sequence[float] = (),
 ) -> Table:
     tokens = one.tokens.double()
     gain = (same.error - one.error).mean().item()
@@ -368,52 +301,8 @@ def _bars_table(
     missed = None if promised is None else (promised.error > wanted).double().mean().item()
     kept = missed is not None and abs(missed - alpha) <= 0.02
     rows.append(("calibrated miss rate", missed, f"{alpha:g} +- 0.02", kept))
-    share = sum(halves) / len(halves) if halves else None
-    kept = share is not None and abs(share - alpha) <= 0.02
-    rows.append(("the same, mean of random halves of the test images", share, f"{alpha:g} +- 0.02", kept))
     note = f"No calibrated miss rate: {refused}." if refused else ""
     return Table(title="Bars", columns=("figure", "value", "bar", "kept"), rows=tuple(rows), note=note)
-
-
-def _families(karl: Karl, test: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Pictures `(N, 3, H, W)` in [0, 1] by family: drawn ones, those of the test sets, and these shuffled."""
-    size = karl.config.size[0]
-    found = {family: make(family, FAMILY_IMAGES, size, seed) for family in FAMILIES}
-    for name, images in test.items():
-        found[name] = images[:FAMILY_IMAGES].float() / 255
-        found[f"{name}, shuffled"] = shuffled(found[name], seed=seed)
-    return found
-
-
-def _studied(karl: Karl, pictures: Tensor, wanted: float, native: int) -> dict[str, Any]:
-    (items,) = prepare(karl, pictures, len(pictures))
-    tokens, made = at_errors(karl, items, wanted)
-    few, whole = ((m - items.images).abs().flatten(1).mean(1) for m in at_counts(karl, items, [native // 8, native]))
-    errors = (made - items.images).abs().flatten(1).mean(1)
-    examples = zip(items.images[:6], made[:6], tokens[:6].tolist(), errors[:6].tolist(), strict=True)
-    return {
-        "bytes": jpeg_bytes(items.images),
-        "tokens": tokens.tolist(),
-        "error": errors.mean().item(),
-        "structure": (few - whole).mean().item(),
-        "examples": list(examples),
-    }
-
-
-def _complexity_table(study: Mapping[str, Any]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for family, found in sorted(study.items(), key=lambda item: sum(item[1]["bytes"])):
-        count = len(found["tokens"])
-        means = (sum(found["bytes"]) / count, sum(found["tokens"]) / count)
-        rows.append((family, count, *means, found["error"], found["structure"]))
-    sizes, tokens = (torch.tensor([v for f in study.values() for v in f[key]]) for key in ("bytes", "tokens"))
-    return Table(
-        title="Tokens against complexity",
-        columns=("family", "images", "bytes as JPEG", "tokens", "L1", "structure"),
-        rows=tuple(rows),
-        note=f"Spearman of tokens and bytes over all {len(sizes)} images: {spearman(tokens, sizes):.3f}. Structure: L1 "
-        "at an eighth of the tokens minus L1 at all of them.",
-    )
 
 
 def _times(karl: Karl, images: Tensor, wanted: float, repeats: int = 5) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tokenthrift.karl.losses import pixel_error
 
-__all__ = ["METRICS", "gmsd", "perceptual", "psnr", "ssim"]
+__all__ = ["METRICS", "gmsd", "perceptual", "psnr", "spearman", "ssim"]
 
 _LPIPS_WEIGHTS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 _GMSD_CONSTANT = 170 / 255**2  # of the published method, for images in [0, 1]
@@ -81,3 +81,12 @@ def perceptual(weights: Path | None = None) -> tuple[str, Callable[[Tensor, Tens
 
             return f"LPIPS ({net})", lpips
     return "GMSD (no LPIPS weights here)", gmsd
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation; NaN where one of them is constant."""
+    if len(torch.unique(a)) < 2 or len(torch.unique(b)) < 2:
+        return float("nan")
+    from torchmetrics.functional import spearman_corrcoef
+
+    return float(spearman_corrcoef(a.double(), b.double()))

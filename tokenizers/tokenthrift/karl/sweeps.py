@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenthrift.karl.calibration import Calibration, fit
 from tokenthrift.karl.config import ERROR_BINS
 from tokenthrift.karl.halting import kept
 from tokenthrift.karl.losses import pixel_error
@@ -20,7 +21,7 @@ from tokenthrift.karl.losses import pixel_error
 if TYPE_CHECKING:
     from tokenthrift.karl.model import Karl
 
-__all__ = ["LADDER", "Prepared", "at_counts", "at_errors", "fewest", "prepare", "sweep"]
+__all__ = ["LADDER", "Prepared", "at_counts", "at_errors", "calibrate", "fewest", "prepare", "sweep"]
 
 STRICTEST = ERROR_BINS[0]
 """What a model is asked for where only the count is limited."""
@@ -144,3 +145,35 @@ def _decoded(karl: Karl, items: Prepared, tokens: Tensor, keep: Tensor) -> Tenso
     grid = (items.features.shape[2], items.features.shape[3])
     output = karl.expand(karl.quantise(tokens, keep).values, keep, grid)
     return karl.base.decode(karl.features_of(output, grid)).clamp(0, 1)
+
+
+def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] = (), batch: int = 64) -> Calibration:
+    """Calibrates a model on images that it was not trained on.
+
+    Keep the result with the model: `karl.config = dataclasses.replace(karl.config, calibration=...)`.
+
+    Args:
+        karl: the model.
+        images: `(N, 3, H, W)`, uint8 or in [0, 1].
+        alpha: share that may miss.
+        wanted: errors that will be wanted; requests near those that lead there are tried in small steps, so that no
+            tokens are spent on keeping more than was promised.
+        batch: images at once.
+
+    Raises:
+        ValueError: too few images for so small an alpha.
+    """
+    ladder, (_, reached, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
+    coarse = fit(reached.tolist(), ladder, alpha, karl.config.max_tokens)
+    between: set[float] = set()
+    for error in wanted:
+        place = sum(bound <= error for bound in coarse.bounds)
+        low, high = (ladder[max(place - 1, 0)], ladder[min(place, len(ladder) - 1)])
+        between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
+    finer = sorted(between.difference(ladder))
+    if not finer:
+        return coarse
+    _, more, _ = sweep(karl, images, errors=finer, batch=batch)
+    order = sorted(range(len(ladder) + len(finer)), key=lambda i: (ladder + finer)[i])
+    every = torch.cat([reached, more], 1)[:, order]
+    return fit(every.tolist(), sorted(ladder + finer), alpha, karl.config.max_tokens)
