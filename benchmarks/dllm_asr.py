@@ -92,15 +92,20 @@ def diffusion(model: DllmAsr, settings: DecodeConfig, *, crop: bool = True) -> S
 
 
 def ablations(model: DllmAsr) -> dict[str, System]:
-    """The model by its own settings, and with one part or another left out."""
+    """The model by its own settings, and with one part or another left out.
+
+    One response is read once, without `recheck`. A canvas of nothing but MASK cannot be filled in the few rounds that
+    are enough for a draft: without one the paper's threshold stands, and no limit.
+    """
     usual = model.config.decode
+    alone = replace(usual, draft="none", recheck=False, max_rounds=None, confidence_threshold=0.9)
     settings = {
-        "diffusion, no draft": replace(usual, draft="none"),
+        "diffusion, no draft": alone,
+        "diffusion, no draft, no pruning": replace(alone, prune="never"),
         "diffusion, draft length": replace(usual, draft="length", recheck=False),
         "diffusion, draft's sure words": replace(usual, draft="confident", recheck=False),
         "diffusion, draft": usual,
         "diffusion, draft, no pruning": replace(usual, prune="never"),
-        "diffusion, no draft, no pruning": replace(usual, draft="none", prune="never"),
     }
     systems = {name: diffusion(model, way) for name, way in settings.items()}
     return {**systems, "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False)}

@@ -2,9 +2,10 @@
 
 Word error rate and rounds of every combination of what is made of the draft, the commit threshold, the most rounds, the
 posterior from which a word of the draft is kept, the probability below which the language model opens it again, and
-whether it does so with its own words too; over the real development
-prompts of three words or more and over some synthetic development utterances, never mixed. The best is the lowest mean
-of the two error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json.
+whether it does so with its own words too; over the real development prompts of three words or more, over some synthetic
+development utterances, and over the shorter real prompts, never mixed. The best is the lowest mean of the first two
+error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json, with the
+`--tail` of silence that was given. Synthetic utterances are cached states, which know no tail.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ from tokenthrift.transcription.references import read_references
 Item = tuple[Tensor, str]
 
 
-def real_items(model: DllmAsr, folder: Path) -> list[Item]:
-    """Encoder states and text of the development recordings of three words or more."""
+def real_items(model: DllmAsr, folder: Path, *, short: bool = False) -> list[Item]:
+    """Encoder states and text of the development recordings of three words or more, or of fewer, beeps left out."""
     said = read_references(folder / "manifest.jsonl").texts.items()
-    return [(model.encode([read_audio(path)])[0][0], text) for path, text in said if len(text.split()) >= 3]
+    return [
+        (model.encode([read_audio(path)])[0][0], text)
+        for path, text in said
+        if (len(text.split()) < 3) == short and "<" not in text
+    ]
 
 
 def synthetic_items(features: Path, count: int) -> list[Item]:
@@ -71,13 +76,17 @@ def main() -> None:
     parser.add_argument("--draft-threshold", type=float, nargs="+", default=[0.95])
     parser.add_argument("--verify", type=float, nargs="+", default=[0.2, 0.3])
     parser.add_argument("--recheck", type=int, choices=[0, 1], nargs="+", default=[0, 1])
+    parser.add_argument("--tail", type=float, help="seconds of silence after real recordings (default: the model's)")
     parser.add_argument("--write", action="store_true", help="store the best in the model's config.json")
     arguments = parser.parse_args()
     model = DllmAsr.from_pretrained(arguments.model)
+    if arguments.tail is not None:
+        model.config = replace(model.config, encoder=replace(model.config.encoder, tail=arguments.tail))
     sets = [real_items(model, arguments.dev), synthetic_items(arguments.features, arguments.utterances)]
+    shorter = real_items(model, arguments.dev, short=True)
     best: tuple[float, dict[str, Any]] | None = None
-    print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances")
-    print("draft threshold max_rounds draft_threshold verify recheck | real: WER draft rounds | synthetic: the same")
+    print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances, {len(shorter)} shorter recordings")
+    print("draft threshold max_rounds draft_threshold verify recheck | real: WER draft rounds | synthetic | shorter")
     names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify", "recheck")
     grid = (
         arguments.draft,
@@ -89,8 +98,10 @@ def main() -> None:
     )
     for values in itertools.product(*grid):
         chosen = dict(zip(names, values, strict=True))
-        rows = [measure(model, items, replace(model.config.decode, **chosen)) for items in sets]
-        figures = " | ".join(f"{wer:.3f} {draft_wer:.3f} {rounds:.2f}" for draft_wer, wer, rounds in rows)
+        settings = replace(model.config.decode, **chosen)
+        rows = [measure(model, items, settings) for items in sets]
+        shown = [*rows, measure(model, shorter, settings)] if shorter else rows
+        figures = " | ".join(f"{wer:.3f} {draft_wer:.3f} {rounds:.2f}" for draft_wer, wer, rounds in shown)
         print(" ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values), "|", figures, flush=True)
         mean = sum(wer for _, wer, _ in rows) / len(rows)
         if all(rounds <= arguments.rounds for _, _, rounds in rows) and (best is None or mean < best[0]):

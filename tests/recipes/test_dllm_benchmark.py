@@ -68,13 +68,15 @@ def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, 
         system(speech(0.5))
         settings = heard[-1][-1]
         found[name] = settings.draft, settings.recheck, settings.prune
+        limit = None if settings.draft == "none" else model.config.decode.max_rounds
+        assert settings.max_rounds == limit, "a draft's few rounds cannot fill a canvas of nothing but MASK"
     assert found == {
-        "diffusion, no draft": ("none", True, "every"),
+        "diffusion, no draft": ("none", False, "every"),
         "diffusion, draft length": ("length", False, "every"),
         "diffusion, draft's sure words": ("confident", False, "every"),
         "diffusion, draft": ("both", True, "every"),
         "diffusion, draft, no pruning": ("both", True, "never"),
-        "diffusion, no draft, no pruning": ("none", True, "never"),
+        "diffusion, no draft, no pruning": ("none", False, "never"),
         "diffusion, draft, 30 s encoder": ("both", True, "every"),
     }
 

@@ -30,14 +30,16 @@ def test_the_best_setting_within_the_rounds_is_written(
     write_shard(tmp_path / "features" / "dev-0000-slt.safetensors", ["the dog", "a", "jumps over"])
     options = [model, "--dev", dev, "--features", tmp_path / "features"]
     grid = ["--threshold", 1.0, 1e-6, "--max-rounds", 9, "--draft-threshold", 0.9, "--verify", 0.2, "--write"]
-    grid += ["--draft", "both", "--recheck", 0, 1]
+    grid += ["--draft", "both", "--recheck", 0, 1, "--tail", 0.5]
 
     # One round at most: only a threshold that commits everything at once, and no second reading, can hold to it.
     run(monkeypatch, decoding, *options, *grid, "--rounds", 1)
     shown = capsys.readouterr().out
-    assert "2 real recordings, 3 synthetic utterances" in shown
-    assert shown.count(" | ") == 2 + 2 * 4
-    chosen = DllmAsr.from_pretrained(model).config.decode
+    assert "2 real recordings, 3 synthetic utterances, 1 shorter recordings" in shown
+    assert shown.count(" | ") == 3 + 3 * 4
+    config = DllmAsr.from_pretrained(model).config
+    chosen = config.decode
+    assert config.encoder.tail == 0.5
     assert (chosen.confidence_threshold, chosen.max_rounds) == (1e-6, 9)
     assert (chosen.draft, chosen.recheck) == ("both", False)
 
