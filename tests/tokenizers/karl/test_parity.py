@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -121,22 +122,34 @@ def test_base_decoder(published: Published, name: str, count: int, error: float)
     torch.testing.assert_close(ours, image, rtol=0, atol=1e-5 * float(image.abs().max()))
 
 
+def reconstruction(model: Karl, image: Tensor, features: Tensor, count: int, error: float) -> Tensor:
+    """From pixels to pixels, in the precision of the model."""
+    found = model.distil(image, features, torch.tensor([count]), torch.tensor([error], dtype=image.dtype))
+    keep = kept(found.halting_logits, found.mask, threshold=0.75, prefix=False, least=0)
+    return model.base.decode(model.features_of(model.expand(model.quantise(found.tokens, keep).values, keep)))
+
+
 @pytest.mark.parametrize(("name", "count", "error"), CASES)
 @torch.no_grad()
 def test_reconstruction_from_the_input_to_the_image(published: Published, name: str, count: int, error: float) -> None:
-    """Rounding of every part adds up: within 1e-5 of the range with the VAE, 5e-5 with the VQGAN.
+    """Rounding of every part adds up: within 1e-5 of the range with the VAE; as near as fp32 goes with the VQGAN.
 
-    The VQGAN's features are a mean of codes under a softmax of the decoder's output, which agrees to 1e-5 itself; up to
-    3.4e-5 of the range was seen.
+    The VQGAN's features are a mean of codes under a softmax of the decoder's output, and its decoder enlarges what
+    rounding left there: the same computation in float64 is 0.9e-4 to 1.6e-4 of the range away from the published image,
+    ours in fp32 3.4e-5. So the published image itself is not exact to 1e-5, and ours has to be nearer than exact is.
     """
     model, stored, features = published[name]
-    case = f"T{count}_e{error}"
-    image = stored[f"{case}.reconstruction"]
-    found = model.distil(stored["input"], features, torch.tensor([count]), torch.tensor([error]))
-    keep = kept(found.halting_logits, found.mask, threshold=0.75, prefix=False, least=0)
-    ours = model.base.decode(model.features_of(model.expand(model.quantise(found.tokens, keep).values, keep)))
-    share = 1e-5 if name == "small_vae_c" else 5e-5
-    torch.testing.assert_close(ours, image, rtol=0, atol=share * float(image.abs().max()))
+    image = stored[f"T{count}_e{error}.reconstruction"]
+    span = float(image.abs().max())
+    away = float((reconstruction(model, stored["input"], features, count, error) - image).abs().max()) / span
+    if name == "small_vae_c":
+        assert away <= 1e-5
+    else:
+        exact = copy.deepcopy(model).double()
+        pixels = stored["input"].double()
+        codes = exact.base.encode(pixels, torch.Generator().manual_seed(11))
+        least = float((reconstruction(exact, pixels, codes, count, error) - image).abs().max()) / span
+        assert away <= min(5e-5, least)
 
 
 @torch.no_grad()
