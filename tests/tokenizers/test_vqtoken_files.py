@@ -18,7 +18,7 @@ from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
 from tokenthrift.vqtoken.encoders import PixelPatches
 from tokenthrift.vqtoken.real_clips import compare, rebuild, report
-from tokenthrift.vqtoken.rivals import RIVALS
+from tokenthrift.vqtoken.rivals import COUNTS, ERRORS, RIVALS
 from tokenthrift.vqtoken.strips import colours, draw_strip, overlay
 
 
@@ -204,6 +204,9 @@ def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "strips").iterdir()) == [
         *("a.png", "av1.png", "short.png", "uneven.png")
     ]
+    tables = report(clips / "a.mp4", Coarse(), tmp_path, frames=4)[0]  # as the questions are asked, unless told
+    asked = {row[0] for row in tables[0].rows}
+    assert asked == {*map(str, COUNTS), *(f"e{error}" for error in ERRORS)}
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match="no clip could be read.*0 bytes"):

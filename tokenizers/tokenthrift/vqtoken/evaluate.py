@@ -34,7 +34,7 @@ from tokenthrift.vqtoken.answerer import VideoAnswerer
 from tokenthrift.vqtoken.data import ClipBatch, SyntheticClips, collate
 from tokenthrift.vqtoken.flops import Stopwatch, operations
 from tokenthrift.vqtoken.questions import KINDS, Question, blind_accuracy
-from tokenthrift.vqtoken.rivals import RIVALS, rival
+from tokenthrift.vqtoken.rivals import ADAPTIVE, COUNTS, ERRORS, OURS, RIVALS, rival
 from tokenthrift.vqtoken.scenes import read_backgrounds
 
 if TYPE_CHECKING:
@@ -42,13 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Measured", "Method", "main", "measure", "methods"]
 
-COUNTS = (8, 16, 32, 64)
 FIXED = (4, 5, 6, 12)
 TIMED = 3  # batches of a seed whose prefill is timed apart from their answers
-ERRORS = (0.5, 0.4, 0.3, 0.2, 0.1)
 FULL = "all tokens"
-OURS = "VQToken"
-ADAPTIVE = "VQToken, adaptive"
 _NOTE = (
     "All clips and questions are synthetic: coloured shapes over real backgrounds, drawn by rule. One trained model; a "
     "seed is another set of clips and another draw of the random rival."

@@ -38,7 +38,7 @@ from tokenthrift.vqtoken.encoders import ClipEncoder
 from tokenthrift.vqtoken.files import Sampled, sample
 from tokenthrift.vqtoken.flops import Stopwatch
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.rivals import RIVALS, rival
+from tokenthrift.vqtoken.rivals import ADAPTIVE, COUNTS, ERRORS, OURS, RIVALS, rival
 from tokenthrift.vqtoken.strips import draw_strip
 
 if TYPE_CHECKING:
@@ -46,12 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Kept", "compare", "kept", "rebuild", "report"]
 
-COUNTS: Final = (8, 16, 32, 64)
-ERRORS: Final = (0.4, 0.3, 0.2)
 SEEDS: Final = 3
 FRAMES: Final = 16
-OURS: Final = "VQToken"
-ADAPTIVE: Final = "VQToken, adaptive"
 _DRAWN: Final = (8, 32)
 _FLOOR: Final = -0.5  # of the plot; what explains less is worse than a single mean by far
 

@@ -1,4 +1,4 @@
-"""What VQToken is compared with: the training-free reducers by the names they have in tables, and pooling of frames.
+"""What VQToken is compared with, and at which counts and errors: training-free reducers by their names in tables.
 
 The published comparison does not implement its rivals as their papers do ("ToMe" keeps the mean of the twelve most
 similar pairs of a frame and drops everything else). These are the shared ones of `tokenthrift.reducers`.
@@ -18,9 +18,13 @@ from tokenthrift.reducers import BipartiteMerging, ItemReducer, NormPruning, Ran
 from tokenthrift.reducers.base import Item
 from tokenthrift.vqtoken.places import Grid
 
-__all__ = ["RIVALS", "FramePooling", "rival"]
+__all__ = ["ADAPTIVE", "COUNTS", "ERRORS", "OURS", "RIVALS", "FramePooling", "rival"]
 
+OURS: Final = "VQToken"
+ADAPTIVE: Final = "VQToken, adaptive"
 RIVALS: Final = ("uniform", "random", "norm pruning", "merging (ToMe)", "frame pooling")
+COUNTS: Final = (8, 16, 32, 64)
+ERRORS: Final = (0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 def rival(name: str, grid: Grid, seed: int = 0) -> TokenReducer:
