@@ -253,11 +253,13 @@ def test_the_command_measures_real_clips_too_and_first(
     np.save(data / "noise.npy", np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8))
     film(clips / "a.mp4", 12)
     (clips / "empty.mp4").write_bytes(b"")
-    options = ["--count", "1", "--seeds", "2", "--tokens", "8", "--errors", "--out", str(tmp_path / "r")]
+    options = ["--count", "1", "--seeds", "2", "--tokens", "8", "--errors", "0.35", "--out", str(tmp_path / "r")]
     command = ["evaluate", "vqtoken", "--model", str(model), "--data", str(data.parent), *options, "--clips"]
     assert main([*command, str(clips)]) == 0
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["figures"] == ["accuracy.png", "real_clips.png"]
+    real = {table["title"]: table["rows"] for table in report["tables"]}["Real clips: what is left of the features"]
+    assert [row["budget"] for row in real if row["method"] == "VQToken, adaptive"] == ["e0.35"]
     assert any("64 to 64 native tokens each" in note for note in report["notes"])
     assert any("Left out: empty.mp4" in note for note in report["notes"])
     assert [row["clip"] for row in report["tables"][-1]["rows"]] == ["a.mp4"]
@@ -265,6 +267,16 @@ def test_the_command_measures_real_clips_too_and_first(
     capsys.readouterr()
     assert main([*command, str(tmp_path / "misspelt")]) == 1
     assert "misspelt: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--errors", "1.5"), ("--errors", "nan"), ("--tokens", "0")])
+def test_figures_that_nothing_can_reach_are_wrong_usage(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "vqtoken", "--model", "m", "--data", "d", "--out", "o", option, value])
+    assert caught.value.code == 2
+    assert f"argument {option}: '{value}' is not a" in capsys.readouterr().err
 
 
 def test_questions_are_read_without_drawing() -> None:

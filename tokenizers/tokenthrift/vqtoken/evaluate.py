@@ -264,6 +264,21 @@ def plot(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Figure:
     return figure
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens from 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share of the variance from 0 to 1")
+
+
 def main(argv: Sequence[str]) -> int:
     """Measures a model and writes the report.
 
@@ -284,9 +299,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--part", choices=("dev", "test"), default="test", help="of the question set (%(default)s)")
     parser.add_argument("--count", type=int, default=400, help="clips of a seed (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="sets of clips (%(default)s)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
-    parser.add_argument("--fixed", type=int, nargs="*", default=FIXED, help="more budgets of VQToken alone (4 5 6 12)")
-    parser.add_argument("--errors", type=float, nargs="*", default=ERRORS, help="of adaptive VQToken")
+    parser.add_argument("--tokens", type=_count, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
+    parser.add_argument("--fixed", type=_count, nargs="*", default=FIXED, help="more budgets of VQToken alone (4 5 6 12)")
+    parser.add_argument("--errors", type=_share, nargs="*", default=ERRORS, help="of adaptive VQToken, 0 to 1")
     parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
     arguments = parser.parse_args(argv)
     model = VideoAnswerer.from_pretrained(arguments.model)
@@ -296,7 +311,9 @@ def main(argv: Sequence[str]) -> int:
         from tokenthrift.vqtoken.encoders import AnswererEncoder
         from tokenthrift.vqtoken.real_clips import report
 
-        more, plots, remarks = report(arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens)
+        more, plots, remarks = report(
+            arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens, errors=arguments.errors
+        )
     config, rows = model.config, methods(model, arguments.tokens, arguments.errors, arguments.fixed)
     clips_of = partial(SyntheticClips, frames=config.frames, side=config.side)
     runs, asked, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
