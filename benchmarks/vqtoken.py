@@ -132,7 +132,7 @@ def stream_hour(frames: int, chunk: int) -> list[dict[str, Any]]:
         work += time.process_time() - started
         if {m for m in marks if start < m <= start + chunk}:
             usage = stream.finish(32).tokens.usage[0]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # told in KiB
             rows.append(
                 {
                     "frames": stream.frames,
