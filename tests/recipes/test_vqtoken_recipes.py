@@ -1,0 +1,40 @@
+"""VQToken's recipes: every file is understood, and the tiny ones make a module and fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tokenthrift.cli import main
+from tokenthrift.vqtoken import LlavaVQTokenModule, VideoConversationsDataModule, VQTokenDataModule, VQTokenModule
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "vqtoken"
+KINDS: dict[str, tuple[type, type]] = {
+    "llava_onevision_0.5b": (LlavaVQTokenModule, VideoConversationsDataModule),
+    "tiny": (VQTokenModule, VQTokenDataModule),
+    "tiny_encoder": (VQTokenModule, VQTokenDataModule),
+}
+
+
+def test_no_recipe_is_left_out() -> None:
+    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_recipes_are_understood(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(RECIPE / f"{name}.yaml"), "--print_config"])
+    assert caught.value.code == 0
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    for part, kind in zip(("model", "data"), KINDS[name], strict=True):
+        assert config[part]["class_path"].rpartition(".")[2] == kind.__name__
+    data = KINDS[name][1](**config["data"]["init_args"])
+    if isinstance(data, VQTokenDataModule):
+        with torch.device("meta"):
+            module = VQTokenModule(**config["model"]["init_args"])
+        for size in ("frames", "side", "patch"):
+            assert data.hparams[size] == module.hparams[size]
