@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, hide_spans, mask_rates
+from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, hide_spans, mask_rates, substitute
 
 VOCAB, MASK = 6, 5
 
@@ -58,7 +59,6 @@ def test_slots_are_hidden_at_the_rate_and_padding_never(rate: float, seed: int) 
     assert not corrupted.masked[~mask].any()
     assert (corrupted.ids[corrupted.masked] == MASK).all()
     assert torch.equal(corrupted.ids[~corrupted.masked], ids[~corrupted.masked])
-    assert not corrupted.substituted.any()
 
 
 def test_the_generator_alone_decides_and_inputs_stay() -> None:
@@ -68,9 +68,8 @@ def test_the_generator_alone_decides_and_inputs_stay() -> None:
 
     def draw() -> Corrupted:
         generator = seeded(3)
-        rates = mask_rates(8, generator=generator)
-        table = torch.ones(VOCAB)
-        return corrupt(ids, mask, rates, mask_id=MASK, substitution=0.5, substitutes=table, generator=generator)
+        seen = corrupt(ids, mask, mask_rates(8, generator=generator), mask_id=MASK, generator=generator)
+        return replace(seen, ids=substitute(seen.ids, ~seen.masked, 0.5, torch.ones(VOCAB), generator=generator))
 
     first, second = draw(), draw()
     assert torch.equal(first.ids, second.ids)
@@ -86,33 +85,23 @@ def test_substitutes_come_from_the_table_of_the_true_token() -> None:
     for token in range(MASK):
         table[token, (token + 1) % MASK] = 3.0
         table[token, (token + 2) % MASK] = 1.0
-    rates = torch.full((400,), 0.5)
-    corrupted = corrupt(ids, mask, rates, mask_id=MASK, substitution=0.3, substitutes=table, generator=seeded(0))
-    visible = mask & ~corrupted.masked
-    assert not corrupted.substituted[~visible].any()
-    assert abs(float(corrupted.substituted[visible].float().mean()) - 0.3) < 0.03
-    step = (corrupted.ids - ids)[corrupted.substituted] % MASK
+    where = mask & (torch.rand(mask.shape, generator=seeded(1)) < 0.5)
+    drawn = substitute(ids, where, 0.3, table, generator=seeded(0))
+    changed = drawn != ids
+    assert not changed[~where].any()
+    assert abs(float(changed[where].float().mean()) - 0.3) < 0.03
+    step = (drawn - ids)[changed] % MASK
     assert set(step.tolist()) == {1, 2}
     assert abs(float((step == 1).float().mean()) - 0.75) < 0.05
-    untouched = visible & ~corrupted.substituted
-    assert torch.equal(corrupted.ids[untouched], ids[untouched])
 
 
-def test_a_unigram_table_may_draw_the_true_token_which_is_no_substitution() -> None:
+def test_a_table_for_all_tokens_may_draw_the_true_one() -> None:
     ids, mask = responses(50, 10)
     only_two = torch.zeros(VOCAB)
     only_two[2] = 1.0
-    corrupted = corrupt(
-        ids, mask, torch.full((50,), 1e-9), mask_id=MASK, substitution=1.0, substitutes=only_two, generator=seeded(0)
-    )
-    assert (corrupted.ids[mask] == 2).all()
-    assert torch.equal(corrupted.substituted, mask & (ids != 2))
-
-
-def test_substitution_needs_a_table() -> None:
-    ids, mask = responses(2, 3)
-    with pytest.raises(ValueError, match="substitutes"):
-        corrupt(ids, mask, torch.ones(2), mask_id=MASK, substitution=0.1)
+    drawn = substitute(ids, mask, 1.0, only_two, generator=seeded(0))
+    assert (drawn[mask] == 2).all()
+    assert torch.equal(drawn[~mask], ids[~mask])
 
 
 def toy_losses() -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +141,7 @@ def test_the_loss_is_unbiased_against_brute_force() -> None:
 def test_weights_are_one_over_rate_and_length() -> None:
     targets, mask = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[True, True, True, False]])
     masked = torch.tensor([[True, False, True, False]])
-    corrupted = Corrupted(targets.masked_fill(masked, MASK), masked, torch.zeros_like(masked), torch.tensor([0.25]))
+    corrupted = Corrupted(targets.masked_fill(masked, MASK), masked, torch.tensor([0.25]))
     logits = torch.randn(1, 4, VOCAB, generator=seeded(0))
     ce = -logits.log_softmax(-1)[0, range(4), targets[0]]
     published = diffusion_loss(logits, targets, mask, corrupted)
@@ -178,12 +167,7 @@ def test_padding_and_neighbours_do_not_change_a_row(seed: int, visible_weight: f
     alone = []
     for row in range(5):
         one, slots = slice(row, row + 1), int(mask[row].sum())
-        part = Corrupted(
-            corrupted.ids[one, :slots],
-            corrupted.masked[one, :slots],
-            corrupted.substituted[one, :slots],
-            corrupted.rates[one],
-        )
+        part = Corrupted(corrupted.ids[one, :slots], corrupted.masked[one, :slots], corrupted.rates[one])
         alone.append(
             diffusion_loss(
                 logits[one, :slots], ids[one, :slots], mask[one, :slots], part, visible_weight=visible_weight
@@ -196,7 +180,7 @@ def test_a_batch_in_which_nothing_was_hidden_costs_nothing() -> None:
     ids, mask = responses(2, 3)
     nothing = torch.zeros_like(mask)
     logits = torch.randn(2, 3, VOCAB, generator=seeded(0), requires_grad=True)
-    loss = diffusion_loss(logits, ids, mask, Corrupted(ids, nothing, nothing, torch.full((2,), 0.1)))
+    loss = diffusion_loss(logits, ids, mask, Corrupted(ids, nothing, torch.full((2,), 0.1)))
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
     assert logits.grad is not None

@@ -79,7 +79,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(batch: tuple[Tensor, Tensor], mod
         assert int(together.lengths[row]) == length
         assert int(together.rounds[row]) == int(alone.rounds[0])
         assert together.ids[row, :length].tolist() == alone.ids[0, :length].tolist()
-        assert together.text_ids()[row][0] == alone.text_ids()[0][0]
+        assert text_ids(together)[row][0] == text_ids(alone)[0][0]
         torch.testing.assert_close(
             together.confidence[row, :length], alone.confidence[0, :length], rtol=0, atol=1e-9, equal_nan=True
         )
@@ -112,7 +112,7 @@ def test_laws_of_one_run(batch: tuple[Tensor, Tensor], mode: dict[str, Any], see
     ran = alive & (result.rounds > 0)[:, None]
     assert result.confidence[ran].ge(0).all()
     assert result.confidence[~alive].isnan().all()
-    for tokens, confidences in result.text_ids():
+    for tokens, confidences in text_ids(result):
         assert EOS not in tokens
         assert len(tokens) == len(confidences)
     # The model only ever sees rows that still have something to decide, cut to the longest of them.
@@ -156,6 +156,12 @@ def certain(targets: list[int], confidence: list[float]) -> Callable[[Tensor, Te
     return predict
 
 
+def text_ids(done: Denoised) -> list[tuple[list[int], list[float]]]:
+    """Per row, the token ids of its text and their confidences."""
+    rows = zip(done.ids.tolist(), done.confidence.tolist(), done.text_slots(), strict=True)
+    return [([ids[i] for i in slots], [confidence[i] for i in slots]) for ids, confidence, slots in rows]
+
+
 def row(*ids: int) -> tuple[Tensor, Tensor]:
     return torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
 
@@ -163,9 +169,9 @@ def row(*ids: int) -> tuple[Tensor, Tensor]:
 def test_verification_reopens_a_doubtful_draft_token_in_the_first_round() -> None:
     predict = certain([1, 2, 3], [0.95, 0.95, 0.95])
     trusted = run(predict, *row(1, 7, MASK))
-    assert trusted.text_ids()[0][0] == [1, 7, 3]
+    assert text_ids(trusted)[0][0] == [1, 7, 3]
     checked = run(predict, *row(1, 7, MASK), verify=0.5)
-    assert checked.text_ids()[0][0] == [1, 2, 3]
+    assert text_ids(checked)[0][0] == [1, 2, 3]
     assert checked.forwards == 1
     torch.testing.assert_close(checked.confidence[0], torch.full((3,), 0.95, dtype=torch.float64), rtol=1e-5, atol=0)
 
@@ -180,7 +186,7 @@ def test_a_reopened_slot_is_masked_until_it_is_committed() -> None:
 
     result = run(predict, *row(1, 7, 8), verify=0.5)
     assert seen == [[1, 7, 8], [1, MASK, 3]]
-    assert result.text_ids()[0][0] == [1, 2, 3]
+    assert text_ids(result)[0][0] == [1, 2, 3]
 
 
 def test_a_full_draft_needs_a_round_only_to_be_verified() -> None:
@@ -188,7 +194,7 @@ def test_a_full_draft_needs_a_round_only_to_be_verified() -> None:
     trusted = run(predict, *row(1, 2, 3))
     assert (trusted.forwards, trusted.confidence.isnan().all().item()) == (0, True)
     checked = run(predict, *row(1, 2, 3), verify=0.5)
-    assert (checked.forwards, checked.text_ids()[0][0]) == (1, [1, 2, 3])
+    assert (checked.forwards, text_ids(checked)[0][0]) == (1, [1, 2, 3])
 
 
 def test_rechecking_opens_one_of_two_tokens_that_were_committed_together_and_do_not_fit() -> None:
@@ -199,11 +205,11 @@ def test_rechecking_opens_one_of_two_tokens_that_were_committed_together_and_do_
         return certain([2, second], [0.95, 0.95])(ids, mask, rows)
 
     once = run(predict, *row(MASK, MASK), verify=0.5)
-    assert (once.text_ids()[0][0], once.forwards) == ([2, 2], 1)
+    assert (text_ids(once)[0][0], once.forwards) == ([2, 2], 1)
     again = run(predict, *row(MASK, MASK), verify=0.5, recheck=True)
-    assert (again.text_ids()[0][0], again.forwards) == ([2, 3], 3)  # the last round finds nothing to change
+    assert (text_ids(again)[0][0], again.forwards) == ([2, 3], 3)  # the last round finds nothing to change
     capped = run(predict, *row(MASK, MASK), verify=0.5, recheck=True, rounds=2)
-    assert (capped.text_ids()[0][0], capped.forwards) == ([2, 3], 2)
+    assert (text_ids(capped)[0][0], capped.forwards) == ([2, 3], 2)
 
 
 @pytest.mark.parametrize(("prune", "forwards"), [("every", 3), ("first", 4), ("never", 4)])
@@ -212,7 +218,7 @@ def test_an_eos_committed_late_ends_the_work_only_when_pruning_every_round(prune
     predict = certain([1, 2, EOS, 4], [0.95, 0.6, 0.8, 0.5])
     result = run(predict, *row(MASK, MASK, MASK, MASK), prune=prune)
     assert result.forwards == forwards
-    assert result.text_ids()[0][0] == [1, 2]
+    assert text_ids(result)[0][0] == [1, 2]
 
 
 def test_max_rounds_commits_what_is_left() -> None:
@@ -220,7 +226,7 @@ def test_max_rounds_commits_what_is_left() -> None:
     assert run(predict, *row(MASK, MASK, MASK, MASK)).forwards == 4
     hurried = run(predict, *row(MASK, MASK, MASK, MASK), rounds=2)
     assert hurried.forwards == 2
-    assert hurried.text_ids()[0][0] == [1, 2, 3, 4]
+    assert text_ids(hurried)[0][0] == [1, 2, 3, 4]
     torch.testing.assert_close(hurried.confidence[0, 0].item(), 0.4, rtol=1e-5, atol=0)
 
 
@@ -234,7 +240,7 @@ def test_deletions_leave_no_text_but_stay_visible_to_the_model() -> None:
 
     result = run(watched, *row(MASK, MASK, MASK), delete_id=DELETE)
     assert seen[1] == [1, DELETE, MASK]
-    tokens, confidences = result.text_ids()[0]
+    tokens, confidences = text_ids(result)[0]
     assert tokens == [1, 3]
     assert confidences[1] == pytest.approx(0.4, rel=1e-5)
 
@@ -261,7 +267,7 @@ def test_nothing_to_decide_asks_nothing() -> None:
         raise AssertionError("called without a slot to decide")
 
     result = run(predict, torch.full((2, 3), MASK), torch.zeros(2, 3, dtype=torch.bool), verify=0.5)
-    assert result.text_ids() == [([], []), ([], [])]
+    assert text_ids(result) == [([], []), ([], [])]
     assert result.rounds.tolist() == [0, 0]
     empty = run(predict, torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool))
-    assert empty.text_ids() == []
+    assert text_ids(empty) == []

@@ -289,7 +289,7 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
 
 
 def test_fast_speech_gives_up_spare_slots_before_words(whisper: DllmAsr) -> None:
-    words = [DraftWord("dog", 0.1, i / 8, (i + 1) / 8) for i in range(60)]
+    words = [DraftWord("dog", 0.1, i / 8, (i + 1) / 8) for i in range(90)]
     piece, room = len(whisper.vocabulary.word("dog")), whisper.room(500)
     enough = (room - whisper.config.decode.margin) // piece
     assert enough * (piece + 1) > room, "with one spare slot each they would not fit"

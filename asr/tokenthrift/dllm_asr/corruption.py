@@ -29,13 +29,11 @@ class Corrupted:
     Attributes:
         ids: (B, L) int64, what the model sees.
         masked: (B, L) bool, slots that hold MASK.
-        substituted: (B, L) bool, visible slots whose token is not the true one.
         rates: (B,) float32, the probability with which a slot of the row was hidden.
     """
 
     ids: Tensor
     masked: Tensor
-    substituted: Tensor
     rates: Tensor
 
 
@@ -62,50 +60,33 @@ def mask_rates(
 
 
 def corrupt(
-    ids: Tensor,
-    mask: Tensor,
-    rates: Tensor,
-    *,
-    mask_id: int,
-    substitution: float = 0.0,
-    substitutes: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    ids: Tensor, mask: Tensor, rates: Tensor, *, mask_id: int, generator: torch.Generator | None = None
 ) -> Corrupted:
-    """Hides each slot with its row's rate, and swaps visible tokens for likely mistakes.
+    """Hides each slot with its row's rate.
 
     Args:
         ids: (B, L) int64 true tokens, EOS padding that the model has to predict included.
         mask: (B, L) bool, slots that take part; others keep their id.
         rates: (B,) float, from `mask_rates`.
         mask_id: id of MASK.
-        substitution: probability with which a visible slot is drawn again.
-        substitutes: distribution of the draw: (V,) weights of tokens, or (V, V) weights of mistakes, row = true token;
-            needed where `substitution` is above 0. Rows must not be all zero.
         generator: source of randomness, on the device of `ids`.
-
-    Raises:
-        ValueError: `substitution` without `substitutes`.
     """
-    if substitution > 0 and substitutes is None:
-        raise ValueError("substitution needs substitutes: a (V,) or (V, V) table of token weights")
     rates = rates.to(ids.device)
     masked = mask & (torch.rand(ids.shape, generator=generator, device=ids.device) < rates.unsqueeze(1))
-    seen = ids.masked_fill(masked, mask_id)
-    if substitutes is not None and substitution > 0:
-        seen = substitute(seen, mask & ~masked, substitution, substitutes, generator=generator)
-    return Corrupted(seen, masked, mask & ~masked & (seen != ids), rates)
+    return Corrupted(ids.masked_fill(masked, mask_id), masked, rates)
 
 
 def substitute(
     ids: Tensor, where: Tensor, probability: float, substitutes: Tensor, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draws each of the given slots anew with some probability; see `corrupt` for the arguments.
+    """Draws each of the given slots anew with some probability: likely mistakes in place of visible tokens.
 
     Args:
         ids: (B, L) int64. Not changed.
         where: (B, L) bool, slots that may be drawn.
         probability: chance of a draw; the draw may give the token that was there.
-        substitutes: (V,) or (V, V) weights.
+        substitutes: distribution of the draw: (V,) weights of tokens, or (V, V) weights of mistakes, row = true token.
+            Rows must not be all zero.
         generator: source of randomness, on the device of `ids`.
 
     Returns:

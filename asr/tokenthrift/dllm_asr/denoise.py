@@ -65,11 +65,6 @@ class Denoised:
             texts.append([slot for slot in range(end) if ids[slot] != self.delete_id])
         return texts
 
-    def text_ids(self) -> list[tuple[list[int], list[float]]]:
-        """Per row, the token ids of its text and their confidences."""
-        rows = zip(self.ids.tolist(), self.confidence.tolist(), self.text_slots(), strict=True)
-        return [([ids[i] for i in slots], [confidence[i] for i in slots]) for ids, confidence, slots in rows]
-
 
 def score(logits: Tensor, ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores slots in float64, because half of a well-trained model's confidences round to 1 in half precision.
@@ -144,7 +139,7 @@ def denoise(
             round. Rows with nothing but draft then run one round too. None trusts the draft.
         recheck: apply `verify` in every round, to committed tokens too; each slot is opened again at most once. A row
             then ends in the round that changes nothing.
-        delete_id: id that `text_ids` drops; it is an ordinary token to the loop.
+        delete_id: id that `text_slots` drops; it is an ordinary token to the loop.
     """
     ids = ids.masked_fill(~mask, eos_id)
     confidence = torch.full(ids.shape, float("nan"), dtype=torch.float64, device=ids.device)

@@ -136,6 +136,7 @@ def responses(
     positions: int,
     draft_share: float = 0.5,
     decided_share: float = 0.0,
+    fully_masked: float = 0.2,
     substitution: float = 0.03,
 ) -> Responses:
     """A batch of training responses.
@@ -149,11 +150,12 @@ def responses(
         draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published
             forward process.
         decided_share: share of the rows made by `drafted` that are shown some rounds later, see `decided`.
+        fully_masked: share of the rows of the forward process that are masked from end to end.
         substitution: share of visible tokens replaced by random ones, so that visible tokens are doubted.
         positions: longest response.
     """
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    rates = mask_rates(len(texts), fully_masked=0.3, generator=generator)
+    rates = mask_rates(len(texts), fully_masked=fully_masked, generator=generator)
     rows: list[Row | None] = []
     ids: list[list[int]] = []
     for text, length, draft in zip(texts, seconds, drafts, strict=True):
@@ -177,7 +179,6 @@ def responses(
             windows[i, :n] = torch.tensor(canvas.windows)
             masked[i] = shown[i] == vocabulary.mask_id
             rates[i] = masked[i].sum().clamp(min=1) / n
-    visible = mask & ~masked
-    shown = substitute(shown, visible, substitution, usual, generator=generator)
+    shown = substitute(shown, mask & ~masked, substitution, usual, generator=generator)
     shown = shown.masked_fill(masked, vocabulary.mask_id)
-    return Responses(targets, mask, Corrupted(shown, masked, visible & (shown != targets), rates), windows, hints)
+    return Responses(targets, mask, Corrupted(shown, masked, rates), windows, hints)

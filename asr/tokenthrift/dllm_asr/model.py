@@ -113,8 +113,8 @@ class DllmAsr(HubModel):
             ValueError: none, because the recording fills the positions of a model that reads it as a prefix.
         """
         positions = self.config.backbone.positions
-        memory = adapted_length(states, self.config.adapter)
-        slots = positions - 8 if self.config.backbone.family == "whisper" else positions - memory - 1
+        prefix = 0 if self.config.backbone.family == "whisper" else adapted_length(states, self.config.adapter)
+        slots = positions - prefix - 1  # one for the token that comes before the response
         if slots < 1:
             seconds = states / STATE_RATE
             raise ValueError(f"{seconds:.1f} s of audio leave no room for text in a model of {positions} positions")

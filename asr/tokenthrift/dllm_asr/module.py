@@ -62,6 +62,7 @@ class DllmAsrModule(L.LightningModule):
         weight_decay: of matrices.
         draft_share: share of training rows that look like drafts.
         decided_share: share of those that are shown as they look some rounds later.
+        fully_masked: share of the other rows that are masked from end to end.
         substitution: share of visible tokens replaced by random ones.
         visible_weight: weight of the cross-entropy of visible tokens.
         hidden_states: share of the encoder states that training hides, in spans of up to 0.3 s.
@@ -85,6 +86,7 @@ class DllmAsrModule(L.LightningModule):
         weight_decay: float = 0.01,
         draft_share: float = 0.5,
         decided_share: float = 0.5,
+        fully_masked: float = 0.2,
         substitution: float = 0.03,
         visible_weight: float = 0.1,
         hidden_states: float = 0.0,
@@ -157,13 +159,12 @@ class DllmAsrModule(L.LightningModule):
             rng,
             draft_share=h.draft_share,
             decided_share=h.decided_share,
+            fully_masked=h.fully_masked,
             substitution=h.substitution,
             positions=self.model.room(int(batch.lengths.max())),
         )
         targets, mask, hints = (t.to(self.device) for t in (made.targets, made.mask, made.hints))
-        seen = Corrupted(
-            *(t.to(self.device) for t in (made.seen.ids, made.seen.masked, made.seen.substituted, made.seen.rates))
-        )
+        seen = Corrupted(*(t.to(self.device) for t in (made.seen.ids, made.seen.masked, made.seen.rates)))
         windows = made.windows.to(self.device) * (STATE_RATE / self.model.adapter.rate)
         context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
         logits = self.model.backbone(seen.ids, mask, context, windows, hints)
