@@ -132,6 +132,18 @@ def test_the_second_stage_starts_from_the_first(tmp_path: Path) -> None:
         module_of(start_from=str(tmp_path / "step=3.ckpt"), encoder_width=32)
 
 
+@pytest.mark.parametrize("stage", ["encoder", "answers"])
+def test_test_clips_are_judged_like_development_clips(stage: Any) -> None:
+    module, data = module_of(stage=stage), VQTokenDataModule(batch_size=2, clips=2, dev_clips=4, test_clips=2, **DATA)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (tested,) = trainer.test(module, data, verbose=False)
+    (validated,) = trainer.validate(module, data, verbose=False)
+    assert all(name.startswith("test/") for name in tested)
+    assert ("test/vqtoken" if stage == "answers" else "test/colour_of_things") in tested
+    (again,) = trainer.test(module, data.val_dataloader(), verbose=False)
+    assert again == {name.replace("val/", "test/"): share for name, share in validated.items()}
+
+
 def test_tokens_are_named_after_what_most_of_them_shows() -> None:
     module, items = module_of(), batch()
     tokens = module.encode(items)

@@ -260,6 +260,17 @@ class VQTokenModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Shares of right answers; rivals and VQToken at 32 tokens."""
+        self._log_scores("val")
+
+    def test_step(self, batch: ClipBatch, index: int) -> None:
+        """The same of the test clips."""
+        self.validation_step(batch, index)
+
+    def on_test_epoch_end(self) -> None:
+        """The same of the test clips."""
+        self._log_scores("test")
+
+    def _log_scores(self, part: str) -> None:
         for name, parts in self.scores.items():
-            self.log(f"val/{name.replace(' ', '_')}", torch.cat(parts).mean())
+            self.log(f"{part}/{name.replace(' ', '_')}", torch.cat(parts).mean())
         self.scores.clear()
