@@ -300,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=400, help="clips of a seed (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="sets of clips (%(default)s)")
     parser.add_argument("--tokens", type=_count, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
-    parser.add_argument("--fixed", type=_count, nargs="*", default=FIXED, help="more budgets of VQToken alone (4 5 6 12)")
+    parser.add_argument("--fixed", type=_count, nargs="*", default=FIXED, help="more of VQToken alone (4 5 6 12)")
     parser.add_argument("--errors", type=_share, nargs="*", default=ERRORS, help="of adaptive VQToken, 0 to 1")
     parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
     arguments = parser.parse_args(argv)
