@@ -32,7 +32,13 @@ def states_of(samples: int) -> int:
 @cache
 def _mel_filters(bins: int) -> Tensor:
     audio = extras.require("torchaudio.functional")
-    filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
+    default = torch.get_default_dtype()
+    # torchaudio takes the default of the moment, which is bf16 in Lightning's bf16-true, and the filters are kept.
+    torch.set_default_dtype(torch.float32)
+    try:
+        filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
+    finally:
+        torch.set_default_dtype(default)
     return filters.T
 
 
@@ -44,12 +50,12 @@ def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
         bins: mel bins of the checkpoint, 80 or 128.
 
     Returns:
-        `(bins, frames)` with `frames = 2 * states_of(n)`.
+        `(bins, frames)` float32 whatever the default dtype, with `frames = 2 * states_of(n)`.
     """
     if samples.ndim != 1:
         raise ValueError(f"audio must be one channel of shape (samples,), got {tuple(samples.shape)}")
     samples = F.pad(samples.float(), (0, STATE_SAMPLES * states_of(len(samples)) - len(samples)))
-    window = torch.hann_window(400, device=samples.device)
+    window = torch.hann_window(400, dtype=torch.float32, device=samples.device)
     power = torch.stft(samples, 400, HOP, window=window, return_complex=True)[:, :-1].abs().square()
     logs = (_mel_filters(bins).to(samples.device) @ power).clamp_min(1e-10).log10()
     return (torch.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
@@ -68,9 +74,10 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's fixed encoder positions, `(length, width)`."""
-    scale = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
-    angles = torch.arange(length)[:, None] * scale[None]
+    """Whisper's fixed encoder positions, `(length, width)` float32."""
+    # Whole numbers times a float are of the default dtype, and bf16 does not know 1,499 from 1,500.
+    scale = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2, dtype=torch.float32))
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * scale[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

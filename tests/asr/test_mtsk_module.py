@@ -21,6 +21,7 @@ from tokenthrift.mtsk.convert import mtsk
 from tokenthrift.mtsk.data import Batch, Clip, collate
 from tokenthrift.mtsk.module import Origin, carried_over
 from tokenthrift.mtsk.scales import backward_by_scale
+from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -237,6 +238,38 @@ def write_clips(folder: Path, streams: list[str]) -> str:
         rows.append(json.dumps({**files, "text": text, "duration": 0.4}) + "\n")
     (folder / "manifest.jsonl").write_text("".join(rows))
     return str(folder / "manifest.jsonl")
+
+
+def test_bf16_throughout_trains_on_sound_and_pictures(parts: dict[str, str], tmp_path: Path) -> None:
+    # Lightning's bf16-true makes bf16 the default of all tensors that a step creates, and casts all buffers.
+    manifest = write_clips(tmp_path, ["audio video"] * 4)
+    module = module_of(parts, video_lora=4)
+    rotary: Any = module.model.language_model.model.rotary_emb
+    frequencies = rotary.inv_freq.clone()
+    before = weights_of(module, "lora", "audio_proj", "video_proj", "video_lora", "markers")
+    _mel_filters.cache_clear()
+    losses, trainer = fit(module, Path(manifest), 1, precision="bf16-true")
+    assert module.model.weight.dtype == torch.bfloat16
+    assert all(map(math.isfinite, losses.values))
+    assert all(math.isfinite(value) for value in trainer.callback_metrics.values())
+    after = weights_of(module, "lora", "audio_proj", "video_proj", "video_lora", "markers")
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name].bfloat16(), after[name])}
+    assert moved == {"lora", "audio_proj", "video_proj", "video_lora", "markers"}
+    assert rotary.inv_freq.dtype == torch.float32
+    assert torch.equal(rotary.inv_freq, frequencies)
+    assert _mel_filters(80).dtype == torch.float32, "what was made during the step serves other models too"
+
+
+def test_sounds_and_positions_are_exact_whatever_the_default_precision() -> None:
+    samples = torch.linspace(0, 300, 8_000).sin()
+    expected = log_mel(samples), sinusoids(1500, 32)
+    _mel_filters.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = log_mel(samples), sinusoids(1500, 32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str], tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ cannot say is refused here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from tokenthrift.mtsk.config import LanguageModelConfig
 
-__all__ = ["build", "describe", "load"]
+__all__ = ["build", "describe", "exact_positions", "load"]
 
 # Parts of the names of configuration fields that do not change what a language model says of a text.
 _MEANINGLESS = (
@@ -61,6 +63,20 @@ def load(source: str | Path, sizes: LanguageModelConfig | None = None, **options
     if sizes is not None and _config(found).to_dict() != _config(sizes).to_dict():
         raise ValueError(f"{source} is not the language model of the configuration: {found} instead of {sizes}")
     return _frozen(cast(PreTrainedModel, lm))
+
+
+@contextmanager
+def exact_positions(lm: PreTrainedModel) -> Iterator[None]:
+    """Keeps the precision of the rotary frequencies through a cast of the whole model inside.
+
+    In bf16 a frequency is up to 0.2 % off, which is about a radian after a thousand positions.
+    """
+    rotary: Any = lm.model.rotary_emb
+    kept = dict(rotary.named_buffers())
+    yield
+    for name, buffer in rotary.named_buffers():
+        if buffer.dtype != kept[name].dtype:
+            setattr(rotary, name, kept[name].to(buffer.device))
 
 
 def describe(config: PretrainedConfig) -> LanguageModelConfig:

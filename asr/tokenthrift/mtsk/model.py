@@ -29,7 +29,7 @@ from tokenthrift.mtsk.avhubert import FRAME_RATE, AVHubert, normalise
 from tokenthrift.mtsk.compression import compress
 from tokenthrift.mtsk.config import MTSKConfig
 from tokenthrift.mtsk.decoding import Heard, Written, listen, write
-from tokenthrift.mtsk.language_model import build, load
+from tokenthrift.mtsk.language_model import build, exact_positions, load
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.projectors import projectors
 from tokenthrift.mtsk.rates import SUPPORT, Price, Rates
@@ -145,6 +145,10 @@ class LlamaMTSK(HubModel):
             if part is not None and not any(p.requires_grad for p in part.parameters()):
                 part.eval()
         return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        with exact_positions(self.language_model):
+            return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
