@@ -1,6 +1,7 @@
 """`tokenthrift plan` and `tokenize` on video files, and what real clips keep: every bad file has its line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,12 @@ def test_a_converted_model_prices_its_own_patches_and_newline(
     assert (made["a.mp4"]["native"], made["a.mp4"]["tokens"]) == (37, 9)
     assert cli.main(["plan", *arguments[:-1], "0"]) == 2
     assert "at least one frame" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "ours" / "vlm")
+    for command in ("plan", "tokenize"):
+        assert cli.main([command, *arguments]) == 2
+        captured = capsys.readouterr()
+        assert "ours holds no vlm/config.json" in captured.err
+        assert captured.out == ""
 
 
 def test_a_clip_too_short_for_the_published_attention_fails_alone(

@@ -2,7 +2,7 @@
 
 The cost of a clip follows from its number of frames and the grid of the encoder, so `plan` reads only headers. Native
 tokens come from the model's own encoder: that of a VideoAnswerer, or the language model that `tokenthrift convert`
-wrote beside a VQToken; a VQToken alone reduces patches of pixels.
+wrote beside a VQToken; a VQToken alone, without weights, reduces patches of pixels.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class VideoFiles:
     Args:
         model: a VQToken, or a VideoAnswerer, which has one.
         options: those of `add_options`, parsed, and the model's name.
+
+    Raises:
+        ValueError: no frame is asked for, or the model reads tokens of a language model that is not beside it.
     """
 
     noun = "video"
@@ -61,6 +64,12 @@ class VideoFiles:
             self.encoder = AnswererEncoder(model)
         elif (Path(options.model) / VLM / CONFIG).is_file():
             self.encoder = ChatEncoder(_chat(model, Path(options.model)))
+        elif model.config.attention is not None:
+            raise ValueError(
+                f"{options.model} holds no {VLM}/{CONFIG}: its attention reads tokens of a language model "
+                f"({model.config.attention.width} wide), whose encoder is not there; `tokenthrift convert vqtoken` "
+                "writes both into one folder"
+            )
         else:
             self.encoder = PixelPatches()
 
