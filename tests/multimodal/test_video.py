@@ -19,7 +19,7 @@ from tokenthrift import extras
 from tokenthrift.media import decoders, picture_track, video
 from tokenthrift.media.audio import read_audio
 from tokenthrift.media.mp4 import display_rotation
-from tokenthrift.media.video import VideoError, probe, read_frames, read_frames_at, stream_frames
+from tokenthrift.media.video import VideoError, probe, read_frames, read_frames_at, spread, stream_frames
 
 # Suffix and encoder; the last is one that decord's own FFmpeg does not know.
 KINDS = {
@@ -112,6 +112,7 @@ def test_without_decord_all_is_the_same(films: Callable[[str], Path]) -> None:
 def test_more_frames_than_there_are_gives_each_once(films: Callable[[str], Path]) -> None:
     assert numbers(read_frames(films("mp4"), count=64).pixels) == list(range(30))
     assert numbers(read_frames(films("mp4"), count=1).pixels) == [0]
+    assert (spread(1, 3), spread(3, 8)) == ([0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 2])
 
 
 def test_frames_are_named_in_one_way_and_exist(films: Callable[[str], Path]) -> None:

@@ -18,6 +18,7 @@ from tokenthrift.vqtoken import VQToken, VQTokenConfig
 from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
 from tokenthrift.vqtoken.encoders import PixelPatches
+from tokenthrift.vqtoken.files import sample
 from tokenthrift.vqtoken.real_clips import compare, rebuild, report
 from tokenthrift.vqtoken.rivals import COUNTS, ERRORS, RIVALS
 from tokenthrift.vqtoken.strips import colours, draw_strip, overlay
@@ -140,6 +141,11 @@ def test_a_header_that_counts_frames_that_are_not_there(
     assert cli.main(["tokenize", *arguments]) == 0
     made, _ = rows(capsys)
     assert made["whole.mp4"]["tokens"] == made["z.mp4"]["tokens"] == 9
+
+
+def test_frames_are_spread_as_everywhere_else(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", 31)
+    assert sample(path, PixelPatches(), 23).times.tolist() == video.read_frames(path, count=23).seconds.tolist()
 
 
 def test_an_answerer_uses_its_own_encoder_and_frames(

@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 from tokenthrift.media.decoders import decode
 from tokenthrift.media.picture_track import PictureTrack, VideoError, VideoInfo, probe, read_track
 
-__all__ = ["Frames", "VideoError", "VideoInfo", "probe", "read_frames", "read_frames_at", "stream_frames"]
+__all__ = ["Frames", "VideoError", "VideoInfo", "probe", "read_frames", "read_frames_at", "spread", "stream_frames"]
 
 
 class Frames(NamedTuple):
@@ -74,7 +74,7 @@ def read_frames(
         raise ValueError("name frames by exactly one of count, indices and seconds")
     track = read_track(path)
     if count is not None:
-        wanted = _spread(track.info.frames, count)
+        wanted = spread(track.info.frames, min(count, track.info.frames))
     elif indices is not None:
         wanted = [_place(track, index) for index in indices]
     else:
@@ -149,10 +149,18 @@ def stream_frames(
         start += len(pixels)
 
 
-def _spread(frames: int, count: int) -> list[int]:
+def spread(frames: int, count: int) -> list[int]:
+    """Places of `count` frames spread evenly over a clip of `frames`, both ends among them; of one frame, the first.
+
+    As published, `linspace` rounded down: where its floating-point steps fall just short of a whole number (of 31 frames
+    at 23 places, never at 8, 16 or 32), that is the frame before. More places than frames name some of them again.
+
+    Raises:
+        ValueError: `count` is less than 1.
+    """
     if count < 1:
         raise ValueError(f"a count of frames is at least 1, not {count}")
-    return [int(place) for place in np.linspace(0, frames - 1, min(count, frames))]
+    return [int(place) for place in np.linspace(0, frames - 1, count)]
 
 
 def _place(track: PictureTrack, index: int) -> int:

@@ -19,7 +19,7 @@ from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
 from tokenthrift.hub import CONFIG
 from tokenthrift.media.picture_track import read_track
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
-from tokenthrift.media.video import VideoError, probe, read_frames
+from tokenthrift.media.video import VideoError, probe, read_frames, spread
 from tokenthrift.tokenize import usage_row
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.answerer import VideoAnswerer
@@ -137,8 +137,7 @@ def sample(path: Path, encoder: ClipEncoder, wanted: int) -> Sampled:
     """
     info = read_track(path).info  # a header may count frames that are not there
     count = encoder.frames(wanted, info.frames)
-    places = [i * (info.frames - 1) // max(count - 1, 1) for i in range(count)]
-    frames = read_frames(path, indices=places, size=encoder.size)
+    frames = read_frames(path, indices=spread(info.frames, count), size=encoder.size)
     return Sampled(frames.pixels, frames.seconds, info.seconds, info.width / info.height)
 
 
