@@ -1,8 +1,9 @@
-"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper CHECKPOINT [--noise DIR]`.
+"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper CHECKPOINT --tail 2 [--noise DIR]`.
 
 The encoder is frozen, so its states are computed once. Every clip of a shard is used once a pass: clips of one voice
 are joined, with silence between them, into utterances of up to 20 s (a third stay single), then augmented: speed 0.9 to
-1.1, gain, white noise or recorded noise at 5 to 30 dB, room impulse responses. The states (50 a second, fp16) of all
+1.1, gain, white noise or recorded noise at 5 to 30 dB, room impulse responses. The encoder hears `--tail` seconds of
+silence after each, as the model's `encoder.tail` says; states of it are dropped. The others (50 a second, fp16) of all
 utterances of a shard go end to end into `NNNN-VOICE-PASS.safetensors` with `offset`; the texts are in its metadata.
 Development sentences never meet training sentences: they go, without augmentation, to `dev-*`. Shards are skipped where
 present and written atomically; run the command again as more speech arrives.
@@ -21,11 +22,20 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 import torchaudio.functional as AF
 from safetensors.torch import load_file, save_file
 
 from tokenthrift.sources import fetch
-from tokenthrift.whisper import STATE_SAMPLES, WhisperEncoder, encoder_weights, log_mel, pad_mels
+from tokenthrift.whisper import (
+    MAX_STATES,
+    STATE_SAMPLES,
+    WhisperEncoder,
+    encoder_weights,
+    log_mel,
+    pad_mels,
+    states_of,
+)
 
 RATE = 16_000
 Utterance = tuple[torch.Tensor, str]
@@ -83,21 +93,28 @@ def augment(
     return audio / peak * rng.uniform(0.1, 0.9)
 
 
+def followed_by_silence(audio: list[torch.Tensor], tail: float, bins: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch `(B, bins, frames)` of recordings with `tail` seconds of silence (30 s at most), and the states heard."""
+    most = MAX_STATES * STATE_SAMPLES
+    heard = [F.pad(x, (0, max(0, min(round(tail * RATE), most - len(x))))) for x in audio]
+    return pad_mels([log_mel(x, bins) for x in heard])
+
+
 @torch.inference_mode()
 def encode(
-    encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0
+    encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0, tail: float = 0.0
 ) -> tuple[list[torch.Tensor], list[str]]:
     """States `(n, width)` in fp16 of each utterance, in batches of at most `seconds` of padded audio."""
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i][0]))
     states: list[torch.Tensor] = [torch.empty(0)] * len(utterances)
     while order:
-        longest = len(utterances[order[-1]][0]) / RATE
+        longest = len(utterances[order[-1]][0]) / RATE + tail
         rows = [order.pop() for _ in range(min(len(order), max(1, int(seconds / longest))))]
-        mels, lengths = pad_mels([log_mel(utterances[i][0], encoder.conv1.in_channels) for i in rows])
+        heard = followed_by_silence([utterances[i][0] for i in rows], tail, encoder.conv1.in_channels)
         with torch.autocast("cpu", torch.bfloat16):  # half the time; the rounding (2 %) is far below the augmentation
-            encoded = encoder(mels, lengths)
-        for i, row, n in zip(rows, encoded, lengths.tolist(), strict=True):
-            states[i] = row[:n].half()
+            encoded = encoder(*heard)
+        for i, row in zip(rows, encoded, strict=True):
+            states[i] = row[: states_of(len(utterances[i][0]))].half()
     return states, [text for _, text in utterances]
 
 
@@ -128,6 +145,8 @@ def main() -> None:
     parser.add_argument(
         "--real-passes", type=int, default=5, help="passes over real recordings, each joined and augmented anew"
     )
+    parser.add_argument("--tail", type=float, default=0.0, help="seconds of silence heard after each utterance")
+    parser.add_argument("--seed", type=int, default=0, help="another one joins and augments all anew")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--part", default="0/1", help="i/n: only every n-th shard, from the i-th; for several processes"
@@ -152,15 +171,15 @@ def main() -> None:
                 (audio[a:b].float() / 32768, r["text"], r["split"])
                 for a, b, r in zip(offset, offset[1:], rows, strict=False)
             ]
-            rng = random.Random(zlib.crc32(target.name.encode()))
+            rng = random.Random(zlib.crc32(target.name.encode()) + arguments.seed)
             dev = join([(a, t) for a, t, s in clips if s == "dev"], rng, 12.0)
             if dev and number == 0:
-                save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev))
+                save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev, tail=arguments.tail))
             train = [
                 (augment(a, rng, noises, rooms), t)
                 for a, t in join([(a, t) for a, t, s in clips if s == "train"], rng, 20.0)
             ]
-            states, texts = encode(encoder, train)
+            states, texts = encode(encoder, train, tail=arguments.tail)
             save(target, states, texts)
             minutes, took = sum(map(len, states)) * STATE_SAMPLES / RATE / 60, time.perf_counter() - started
             print(f"{target.name}: {len(states)} utterances, {minutes:.1f} min in {took:.0f} s", flush=True)

@@ -36,6 +36,7 @@ few = settings(deadline=None, max_examples=25)
 
 
 sentences, features, recordings, synthesise = map(script, ("sentences", "features", "recordings", "synthesise"))
+cropped = script("cropped_encoder")
 
 
 # Speech
@@ -220,17 +221,68 @@ def test_encoded_utterances_keep_their_order(whisper: Path) -> None:
         assert (row - alone).square().mean().sqrt() < 0.05  # bfloat16
 
 
-def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards, out, noise = tmp_path / "speech", tmp_path / "features", tmp_path / "noise"
-    for folder in (shards, noise):
-        folder.mkdir()
-    soundfile.write(noise / "noise-1.flac", speech(0.4, 8).numpy(), RATE)
-    soundfile.write(noise / "rir-1.flac", np.r_[1.0, np.zeros(99), 0.3].astype(np.float32), RATE)
+def write_speech(folder: Path) -> None:
+    """One synthetic shard, with a development sentence, and one of real speech."""
+    folder.mkdir()
     clips = [(speech(0.5, i).numpy() * 32767).astype(np.int16) for i in range(4)]
     offset = np.cumsum([0, *map(len, clips)])
     for name, splits in (("0003-slt", ["train", "dev", "train", "train"]), ("9000-real", ["train"] * 4)):
         rows = [{"id": str(i), "text": "abcd"[i], "split": split} for i, split in enumerate(splits)]
-        np.savez(shards / f"{name}.npz", audio=np.concatenate(clips), offset=offset, rows=np.array(json.dumps(rows)))
+        np.savez(folder / f"{name}.npz", audio=np.concatenate(clips), offset=offset, rows=np.array(json.dumps(rows)))
+
+
+def test_the_encoder_hears_the_silence_after_an_utterance(whisper: Path) -> None:
+    encoder = features.load_encoder(str(whisper))
+    audio = speech(0.5, 1)
+    (alone,), _ = features.encode(encoder, [(audio, "a")])
+    (heard,), _ = features.encode(encoder, [(audio, "a")], tail=2.0)
+    longer = torch.nn.functional.pad(audio, (0, 2 * RATE))
+    (whole,), _ = features.encode(encoder, [(longer, "a")])
+    assert alone.shape == heard.shape == (25, WIDTH)
+    torch.testing.assert_close(heard, whole[:25])
+    assert (heard - alone).abs().max() > 1e-3
+
+
+def test_the_encoder_learns_to_hear_cropped_audio(
+    whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_speech(tmp_path / "speech")
+    (tmp_path / "dev").mkdir()
+    soundfile.write(tmp_path / "dev" / "a.flac", speech(0.4, 9).numpy(), RATE)
+    options = (tmp_path / "speech", tmp_path / "out", "--whisper", whisper, "--dev", tmp_path / "dev", "--batch", 2)
+    run(monkeypatch, cropped, *options, "--steps", 20, "--learning-rate", 0.003)
+    first, *_, last = [line.split(" | ")[1:3] for line in capsys.readouterr().out.splitlines()]
+    errors = [[float(cell.split()[-1]) for cell in cells] for cells in (first, last)]
+    assert errors[1][0] < 0.9 * errors[0][0], "cropped recordings are heard more as recordings of 30 s are"
+    # The folder is a checkpoint like the one it came from, the encoder apart.
+    before, after = load_file(whisper / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert set(before) == set(after)
+    assert changed
+    assert all("encoder." in name and "embed_positions" not in name for name in changed)
+    features.load_encoder(str(tmp_path / "out"))
+    # A finished run has nothing left to do; a stopped one goes on from where it was.
+    run(monkeypatch, cropped, *options, "--steps", 21, "--learning-rate", 0.003)
+    assert capsys.readouterr().out.startswith("step 21:")
+
+
+def test_batches_of_recordings_do_not_depend_on_where_a_run_goes_on(tmp_path: Path) -> None:
+    write_speech(tmp_path / "speech")
+    shards = sorted((tmp_path / "speech").glob("*.npz"))
+    assert len(cropped.train_clips(shards[0])) == 3, "development sentences are left out"
+    whole = cropped.batches(shards[1:], shards[:1], [], [], 2, 0)
+    made = [next(whole) for _ in range(12)]
+    later = cropped.batches(shards[1:], shards[:1], [], [], 2, 11)
+    assert all(torch.equal(a, b) for a, b in zip(made[11], next(later), strict=True))
+    assert min(len(x) for batch in made for x in batch) >= 0.25 * RATE  # the shortest, made faster
+
+
+def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, out, noise = tmp_path / "speech", tmp_path / "features", tmp_path / "noise"
+    write_speech(shards)
+    noise.mkdir()
+    soundfile.write(noise / "noise-1.flac", speech(0.4, 8).numpy(), RATE)
+    soundfile.write(noise / "rir-1.flac", np.r_[1.0, np.zeros(99), 0.3].astype(np.float32), RATE)
     options = (shards, out, "--whisper", whisper, "--noise", noise, "--real-passes", 2)
     run(monkeypatch, features, *options)
     made = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
