@@ -252,6 +252,6 @@ def test_odd_names(tmp_path: Path) -> None:
 
 
 def test_the_list_of_suffixes() -> None:
-    assert {".wav", ".mp3", ".m4a", ".mp4", ".webm", ".g722", ".opus", ".mkv"} <= MEDIA_SUFFIXES
+    assert {".wav", ".mp3", ".m4a", ".mp4", ".webm", ".g722", ".opus", ".mkv", ".flv"} <= MEDIA_SUFFIXES
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in MEDIA_SUFFIXES)
-    assert not {".txt", ".jsonl", ".ts", "."} & MEDIA_SUFFIXES
+    assert not {".txt", ".jsonl", ".ts", ".gif", "."} & MEDIA_SUFFIXES

@@ -12,13 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from tests.media_files import encode, film, number_of, voice
 from tokenthrift import extras
 from tokenthrift.media import decoders, picture_track, video
 from tokenthrift.media.audio import read_audio
+from tokenthrift.media.files import find_files
 from tokenthrift.media.mp4 import display_rotation
+from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError, probe, read_frames, read_frames_at, spread, stream_frames
 
 # Suffix and encoder; the last is one that decord's own FFmpeg does not know.
@@ -113,6 +116,22 @@ def test_more_frames_than_there_are_gives_each_once(films: Callable[[str], Path]
     assert numbers(read_frames(films("mp4"), count=64).pixels) == list(range(30))
     assert numbers(read_frames(films("mp4"), count=1).pixels) == [0]
     assert (spread(1, 3), spread(3, 8)) == ([0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 2])
+
+
+def test_folders_give_every_common_kind(tmp_path: Path) -> None:
+    """Found by its suffix, and read."""
+    kinds = {
+        **{"flv": "flv", "mpg": "mpeg1video", "m2v": "mpeg2video", "vob": "mpeg2video", "ts": "mpeg2video"},
+        **{"wmv": "wmv2", "3gp": "mpeg4", "f4v": "libx264", "mts": "libx264", "y4m": "rawvideo"},
+    }
+    for kind, codec in kinds.items():
+        film(tmp_path / f"x.{kind}", 6, codec, container={"mts": "mpegts", "y4m": "yuv4mpegpipe"}.get(kind))
+    first, *others = (Image.new("L", (64, 48), 40 * number) for number in range(6))
+    first.save(tmp_path / "x.GIF", save_all=True, append_images=others, duration=40)
+    (tmp_path / "x.txt").write_text("no video")
+    found = [file.path for file in find_files([str(tmp_path)], VIDEO_SUFFIXES, "video")]
+    assert {path.suffix.lower()[1:] for path in found} == {*kinds, "gif"}
+    assert [len(read_frames(path, count=9).pixels) for path in found] == [6] * len(found)
 
 
 def test_frames_are_named_in_one_way_and_exist(films: Callable[[str], Path]) -> None:

@@ -152,7 +152,7 @@ def stream_frames(
 def spread(frames: int, count: int) -> list[int]:
     """Places of `count` frames spread evenly over a clip of `frames`, both ends among them; of one frame, the first.
 
-    As published, `linspace` rounded down: where its floating-point steps fall just short of a whole number (of 31 frames
+    As published, `linspace` rounded down: where its floating-point steps fall just short of a whole number (31 frames
     at 23 places, never at 8, 16 or 32), that is the frame before. More places than frames name some of them again.
 
     Raises:
