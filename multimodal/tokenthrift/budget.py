@@ -217,8 +217,9 @@ class BudgetSupport:
         ignored = [name for name in _CEILINGS if getattr(budget, name) is not None and name not in self.fields]
         if ignored:
             name = ignored[0]
-            honoured = ", ".join(field for field in _CEILINGS if field in self.fields) or "none"
-            raise BudgetError(f"{name}={getattr(budget, name)}", f"the fields {honoured}", f"no {name}")
+            honoured = ", ".join(field for field in _CEILINGS if field in self.fields)
+            allowed = f"the fields {honoured}" if honoured else "no ceiling: this system has one count for each input"
+            raise BudgetError(f"{name}={getattr(budget, name)}", allowed, f"no {name}")
 
     def caps(
         self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None

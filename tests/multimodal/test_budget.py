@@ -231,6 +231,13 @@ def test_support_rejects_what_cannot_be() -> None:
         BudgetSupport(fields=frozenset()).caps([1, 2], TokenBudget(), [1.0])
 
 
+def test_a_system_without_any_ceiling_says_so() -> None:
+    with pytest.raises(BudgetError, match=r"retention=0\.25; allowed: no ceiling: this system has one count"):
+        BudgetSupport(fields=frozenset()).check(TokenBudget(retention=0.25))
+    with pytest.raises(BudgetError, match="allowed: the fields max_tokens; nearest legal value: no retention"):
+        BudgetSupport(fields=frozenset({"max_tokens"})).check(TokenBudget(retention=0.25))
+
+
 def test_usage_keeps_its_own_law() -> None:
     assert TokenUsage(native=8, cap=4, used=2).retention == 0.25
     assert TokenUsage(native=0, cap=0, used=0).retention == 1.0
