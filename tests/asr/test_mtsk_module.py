@@ -308,6 +308,11 @@ def test_both_streams_train_the_adapters_of_the_visual_encoder(parts: dict[str, 
     assert same(weights_of(module, "video_encoder"), frozen)
 
 
+def test_adapters_of_the_visual_encoder_need_clips(parts: dict[str, str], states: Path) -> None:
+    with pytest.raises(ValueError, match="video_lora 4 .* states that have passed it already"):
+        fit(module_of(parts, video_lora=4), states, 1)
+
+
 def test_sound_and_pictures_are_encoded_on_the_way(parts: dict[str, str]) -> None:
     module = module_of(parts)
     clips = [

@@ -55,7 +55,7 @@ class MtskModule(L.LightningModule):
         lora_scale: factor of an adapter's output.
         compression: mean of states (average) or one after another (stack).
         projector_width: between the two layers of a projector.
-        video_lora: bottleneck of adapters in the visual encoder, 0 for none.
+        video_lora: bottleneck of adapters in the visual encoder, 0 for none; needs clips, not cached states.
         include_frozen: keep encoders and language model in the model's own files instead of naming where they lie.
         train_language_model: train the language model too, for one too small to be prompted; needs include_frozen.
         scales_per_step: scales drawn for each step; all of them if not given, as published.
@@ -158,13 +158,22 @@ class MtskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     def encoded(self, batch: Batch) -> Encoded:
-        """The states of a batch, as they come or from the encoders."""
+        """The states of a batch, as they come or from the encoders.
+
+        Raises:
+            ValueError: states that have passed a visual encoder whose adapters are to be trained.
+        """
         if batch.audio_lengths is None and batch.video_lengths is None:
             audio, video = (v if isinstance(v, list) else None for v in (batch.audio, batch.video))
             # A stream that the model does not take is left alone.
             audio = audio if self.model.audio_encoder is not None else None
             video = video if self.model.video_encoder is not None else None
             return self.model.encode(audio, video)
+        if batch.video_lengths is not None and self.model.video_lora is not None:
+            raise ValueError(
+                f"video_lora {self.hparams['video_lora']} adapts the visual encoder, but these data are states that"
+                " have passed it already, so it would learn nothing; train on a manifest, or set video_lora to 0"
+            )
         states = {n: getattr(batch, n) for n in ("audio", "audio_lengths", "video", "video_lengths")}
         return Encoded(**{name: value for name, value in states.items() if value is not None})
 
