@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,26 @@ def test_a_data_module_goes_on_where_it_was(tmp_path: Path) -> None:
     resumed.setup("fit")
     resumed.load_state_dict({"consumed": 4})
     assert [batch.texts for batch in resumed.train_dataloader()] == texts[4 : len(resumed.order)]
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_left_out(manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(manifest.parent, tmp_path / "clips")
+    copied = tmp_path / "clips" / manifest.name
+    (tmp_path / "clips" / "b.flac").write_bytes(b"no sound")
+    data = MtskDataModule(str(copied), str(copied), max_frames=1)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match=r"left out: .*b\.flac.* \(1 of 4 items so far\)"):
+        batches = list(data.train_dataloader())
+    read = [text for batch in batches if batch is not None for text in batch.texts]
+    assert (len(batches), sorted(read)) == (4, sorted([TEXTS[0], *TEXTS[2:4]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sum(batch is not None for batch in data.train_dataloader()) == 3, "named once"
+
+
+def test_clips_of_which_none_can_be_read_are_an_error(manifest: Path, tmp_path: Path) -> None:
+    shutil.copy(manifest, tmp_path)
+    data = MtskDataModule(str(tmp_path / manifest.name), str(tmp_path / manifest.name), max_frames=30)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="none of 4 items can be read"):
+        list(data.train_dataloader())

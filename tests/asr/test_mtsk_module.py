@@ -282,6 +282,24 @@ def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str]
         fit(module_of(parts), Path(manifest), 2)
 
 
+def test_a_training_outlives_broken_files(parts: dict[str, str], tmp_path: Path) -> None:
+    manifest = Path(write_clips(tmp_path, ["audio video"] * 4))
+    (tmp_path / "1.mkv").write_bytes(b"no video")
+    (tmp_path / "2.flac").unlink()
+    module = module_of(parts)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False)
+    # Batches of one clip, so that some have nothing left.
+    data = MtskDataModule(str(manifest), str(manifest), max_frames=10)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 4, "two clips, twice"
+    assert math.isfinite(trainer.callback_metrics["val/wer"])
+    named = [str(w.message) for w in caught if "left out" in str(w.message)]
+    for file in ("1.mkv", "2.flac"):
+        assert len([line for line in named if file in line]) == 2, "once for training, once for development"
+    assert len([line for line in named if line.endswith("(2 of 4 items so far)")]) == 2
+
+
 def test_items_without_a_stream_in_common_are_refused() -> None:
     heard, seen = Clip("a", torch.zeros(800)), Clip("b", None, torch.zeros(2, 96, 96, dtype=torch.uint8))
     with pytest.raises(ValueError, match="of 3 items of a batch 2 have audio and 1 have video"):

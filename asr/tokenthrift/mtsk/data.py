@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,16 +29,29 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tokenthrift.media.audio import read_audio
+from tokenthrift.media.audio import AudioError, read_audio
+from tokenthrift.media.video import VideoError
 from tokenthrift.mtsk.augmentation import Augmentation
 from tokenthrift.mtsk.avhubert import FRAME_RATE
-from tokenthrift.mtsk.lips import read_lips
+from tokenthrift.mtsk.lips import FaceError, read_lips
 from tokenthrift.training.resuming import ResumableDataModule
 
-__all__ = ["Batch", "BucketBatches", "CachedStates", "Clip", "ManifestClips", "MtskDataModule", "collate", "held_out"]
+__all__ = [
+    "UNREADABLE",
+    "Batch",
+    "BucketBatches",
+    "CachedStates",
+    "Clip",
+    "ManifestClips",
+    "MtskDataModule",
+    "collate",
+    "held_out",
+]
 
 Key = tuple[int, int]
 """Epoch and index of a training item."""
+UNREADABLE = (AudioError, VideoError, FaceError)
+"""What is wrong with a clip's files, not with the program; each names the file."""
 
 
 @dataclass(slots=True)
@@ -243,10 +257,11 @@ def held_out(texts: Sequence[str], share: float) -> tuple[list[int], list[int]]:
 
 
 class _Part(Dataset[Clip]):
-    """Some items of a data set."""
+    """Some items of a data set; those that cannot be read are left out of their batches."""
 
     def __init__(self, whole: ManifestClips | CachedStates, places: Sequence[int]) -> None:
         self.whole, self.places = whole, places
+        self.broken: set[int] = set()
         frames = whole.frames
         self.frames = [frames[i] for i in places]
         self.texts = [whole.texts[i] for i in places]
@@ -258,9 +273,34 @@ class _Part(Dataset[Clip]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.whole[epoch, self.places[index]]
 
+    def __getitems__(self, keys: Sequence[int | Key]) -> list[Clip]:
+        """What can be read of a batch.
+
+        Raises:
+            ValueError: by now every item was tried, and none could be read.
+        """
+        clips = []
+        for key in keys:
+            index = key[1] if isinstance(key, tuple) else key
+            if index in self.broken:
+                continue
+            try:
+                clips.append(self[key])
+            except UNREADABLE as error:
+                self.broken.add(index)
+                if len(self.broken) == len(self):
+                    raise ValueError(f"none of {len(self)} items can be read; the last one: {error}") from error
+                warnings.warn(f"left out: {error} ({len(self.broken)} of {len(self)} items so far)", stacklevel=2)
+        return clips
+
+
+def _collate(clips: Sequence[Clip]) -> Batch | None:
+    """As `collate`; None where nothing of a batch could be read, which Lightning skips."""
+    return collate(clips) if clips else None
+
 
 class MtskDataModule(ResumableDataModule):
-    """Training and development clips.
+    """Training and development clips. A clip whose files cannot be read is named in a warning, counted and left out.
 
     Args:
         train: a manifest, or a folder of shards of states.
@@ -303,11 +343,11 @@ class MtskDataModule(ResumableDataModule):
     def train_dataloader(self) -> DataLoader[Clip]:
         """Augmented batches within the budget of frames."""
         self.order.epoch, self.order.skip = divmod(self.consumed, len(self.order))
-        return DataLoader(self.train, batch_sampler=self.order, collate_fn=collate)
+        return DataLoader(self.train, batch_sampler=self.order, collate_fn=_collate)
 
     def val_dataloader(self) -> DataLoader[Clip]:
         """Development clips as they are."""
-        return DataLoader(self.dev, batch_size=16, collate_fn=collate)
+        return DataLoader(self.dev, batch_size=16, collate_fn=_collate)
 
 
 def _open(source: str, augmentation: Augmentation | None, crop: int, seed: int) -> ManifestClips | CachedStates:

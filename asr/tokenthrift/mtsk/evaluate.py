@@ -26,12 +26,10 @@ from torch import Tensor
 
 from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.evaluation.wer import character_errors, word_errors
-from tokenthrift.media.audio import AudioError, read_audio
-from tokenthrift.media.picture_track import VideoError
+from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.conditions import conditions, noisy, spoilt, unpunctuated
 from tokenthrift.mtsk.cost import Cost, cost_table, costs
-from tokenthrift.mtsk.data import Clip, ManifestClips
-from tokenthrift.mtsk.lips import FaceError
+from tokenthrift.mtsk.data import UNREADABLE, Clip, ManifestClips
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.module import Origin, carried_over
 from tokenthrift.mtsk.rates import Rates, price
@@ -94,7 +92,7 @@ def readable(data: ManifestClips, limit: int | None = None) -> tuple[list[Clip],
     for i in range(min(len(data), limit or len(data))):
         try:
             clips.append(data[i])
-        except (FaceError, VideoError, AudioError) as error:
+        except UNREADABLE as error:
             wrong.append(str(error))
     return clips, wrong
 

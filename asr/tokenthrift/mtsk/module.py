@@ -223,8 +223,10 @@ class MtskModule(L.LightningModule):
         self.on_fit_start()
         self.read: dict[Rates, list[tuple[str, str]]] = {}
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch | None, index: int) -> None:
         """The loss at every scale for which the batch has the streams; texts at the finest and the coarsest."""
+        if batch is None:  # nothing of it could be read; in training Lightning itself goes on to the next
+            return
         encoded = self.encoded(batch)
         ids = [self.model.token_ids(text) for text in batch.texts]
         scales = self.fitting(encoded)
@@ -243,7 +245,8 @@ class MtskModule(L.LightningModule):
             truth, found = zip(*rows, strict=True)
             rates_wer.append(word_errors(truth, found, str).rate)
             self.log(f"val/wer_{_name(rates)}", rates_wer[-1], prog_bar=True)
-        self.log("val/wer", sum(rates_wer) / len(rates_wer))
+        if rates_wer:
+            self.log("val/wer", sum(rates_wer) / len(rates_wer))
 
 
 def coarsest(scales: Sequence[Rates]) -> Rates:
