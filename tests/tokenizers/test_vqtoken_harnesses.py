@@ -4,6 +4,7 @@ import logging
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -100,6 +101,25 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
         kind.create_from_arg_string(f"pretrained={converted},unknown=1")
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         _ = lmms_eval.Other
+
+
+def test_ceilings_and_choices_fit_between_the_commas_of_lmms_eval(
+    table: dict[str, Any], converted: Path, clip: Path
+) -> None:
+    kind, fixed = lmms_eval._model_class(), f"pretrained={converted},max_frames_num=4,dtype=float32,device=cpu"
+    model = kind.create_from_arg_string(f"{fixed},budget=30+20/s")
+    chosen = kind.create_from_arg_string(f"{fixed},budget=30,choose=elbow")
+    for one in (model, chosen):
+        one.task_dict = {"t": {"test": [0]}}
+        assert one.generate_until([request("w5 w6", [str(clip)], 0)])[0]
+    assert [usage.used for usage in model.usages] == [9]  # 20 a second of 0.48 s
+    assert model.chat.reducer.config.choose == "fixed"
+    assert chosen.usages[0].used < chosen.usages[0].cap == 30
+    assert chosen.chat.reducer.config == replace(model.chat.reducer.config, choose="elbow")
+    with pytest.raises(ValueError, match="choose"):
+        kind.create_from_arg_string(f"{fixed},choose=best")
+    vlmevalkit.register("elbow", str(converted), device="cpu", dtype="float32", choose="elbow")
+    assert table["elbow"]().chat.reducer.config.choose == "elbow"
 
 
 def test_vlmevalkit_answers_messages(table: dict[str, Any], converted: Path, clip: Path, tmp_path: Path) -> None:

@@ -59,11 +59,14 @@ class _Model:
 
     Args:
         pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
-        budget: Ceilings for each video, newline included.
+        budget: Ceilings for each video, newline included; several are joined by `+` (`33+4/s`), since lmms-eval parts
+            its arguments at commas.
         max_frames_num: Frames of a video.
         device: Where the model runs.
         dtype: Of the language model.
         batch_size: 1.
+        choose: "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does not; what the
+            checkpoint says if not given.
     """
 
     is_simple = True
@@ -79,12 +82,13 @@ class _Model:
         dtype: str = "bfloat16",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        choose: str | None = None,
     ) -> None:
         super().__init__()
         if int(batch_size) != 1 or int(os.environ.get("WORLD_SIZE", "1")) != 1:
             raise ValueError("tokenthrift_vqtoken answers one question at a time in one process: --batch_size 1")
-        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype))
-        self.budget = str(budget)
+        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype), choose=choose)
+        self.budget = str(budget).replace("+", ",")
         self.frames = int(max_frames_num)
         self.chat.check(self.frames, self.budget)
         self.usages: list[TokenUsage] = []

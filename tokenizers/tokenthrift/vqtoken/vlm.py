@@ -25,8 +25,10 @@ from torch import Tensor
 
 from tokenthrift.attachment import attach
 from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
+from tokenthrift.config import from_plain, to_plain
 from tokenthrift.hub import CONFIG
 from tokenthrift.sources import SourceError
+from tokenthrift.vqtoken.config import VQTokenConfig
 from tokenthrift.vqtoken.model import VQToken
 
 __all__ = ["VLM", "Answer", "VideoChat", "unpooled"]
@@ -63,7 +65,12 @@ class VideoChat:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        choose: str | None = None,
     ) -> Self:
         """Loads a converted checkpoint, or any LLaVA-OneVision of transformers with VQToken without weights.
 
@@ -71,9 +78,11 @@ class VideoChat:
             source: A folder, or for a LLaVA-OneVision also owner/name on the Hub.
             device: Where the model goes.
             dtype: Of the language model.
+            choose: How many codes a clip gets, as in `VQTokenConfig`, in place of what the checkpoint says.
 
         Raises:
             SourceError: The folder is a VQToken without a language model.
+            ConfigError: There is no such way to choose.
         """
         from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
@@ -81,7 +90,10 @@ class VideoChat:
         converted = (folder / VLM / CONFIG).is_file()
         if not converted and (folder / CONFIG).is_file() and '"system"' in (folder / CONFIG).read_text("utf-8"):
             raise SourceError(f"{source} holds no {VLM}/: it is VQToken without a language model")
-        reducer = VQToken.from_pretrained(source, device=device) if converted else None
+        reducer = VQToken.from_pretrained(source, device=device) if converted else VQToken()
+        if choose is not None:
+            fields = to_plain(reducer.config) | {"choose": choose}
+            reducer.config = from_plain(VQTokenConfig, fields, str(source))
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(
             folder / VLM if converted else source, dtype=dtype, use_safetensors=True
         )

@@ -44,6 +44,7 @@ def register(
     max_new_tokens: int = 512,
     device: str = "cuda",
     dtype: str = "bfloat16",
+    choose: str | None = None,
 ) -> None:
     """Adds a model to VLMEvalKit's table; the weights are loaded when VLMEvalKit asks for it.
 
@@ -54,9 +55,10 @@ def register(
         max_new_tokens: Of an answer.
         device: Where the model runs.
         dtype: Of the language model.
+        choose: How many codes a video gets, "fixed", "elbow" or "silhouette"; what the checkpoint says if not given.
     """
     models = import_module("vlmeval.config").supported_VLM
-    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype)
+    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype, choose)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
     parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")
+    parser.add_argument("--choose", help="fixed, elbow or silhouette: how many codes (default: as the checkpoint says)")
     parser.add_argument("--name", default="VQToken", help="the model's name (default: VQToken)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget=arguments.budget,
         device=arguments.device,
         dtype=arguments.dtype,
+        choose=arguments.choose,
     )
     sys.argv = ["run.py", *arguments.rest]
     runpy.run_path("run.py", run_name="__main__")
@@ -104,12 +108,19 @@ class _Model:
     fps = 0  # a data set sampled by rate is refused by VLMEvalKit itself
 
     def __init__(
-        self, pretrained: str, budget: str | int, max_new_tokens: int, device: str, dtype: str, **unknown: Any
+        self,
+        pretrained: str,
+        budget: str | int,
+        max_new_tokens: int,
+        device: str,
+        dtype: str,
+        choose: str | None,
+        **unknown: Any,
     ) -> None:
         if unknown:
             raise TypeError(f"VQToken takes no {', '.join(unknown)}")
         super().__init__()
-        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype))
+        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype), choose=choose)
         self.budget, self.most = str(budget), max_new_tokens
 
     def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
