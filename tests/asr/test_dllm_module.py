@@ -252,6 +252,17 @@ def test_training_starts_from_what_was_trained(whisper: Path, apart: dict[str, P
     assert same(weights_of(again, "backbone"), trained(apart["denoiser"], "backbone"))
 
 
+def test_a_model_keeps_the_encoder_that_it_was_trained_with(whisper: Path, features: Path, tmp_path: Path) -> None:
+    module = module_of(whisper)
+    torch.nn.init.normal_(module.model.encoder.layer_norm.weight, generator=torch.Generator().manual_seed(1))
+    module.model.save_pretrained(tmp_path / "model")
+    later = module_of(whisper, train_draft=False, start_from=[str(tmp_path / "model")])
+    fit(later, features, 3, tmp_path)
+    converted = convert.dllm_asr([tmp_path / "step=3.ckpt"])
+    assert isinstance(converted, DllmAsr)
+    assert torch.equal(converted.encoder.layer_norm.weight, module.model.encoder.layer_norm.weight)
+
+
 def test_the_rival_is_made_of_its_checkpoint(whisper: Path, features: Path, tmp_path: Path) -> None:
     module = module_of(whisper, AutoregressiveModule, train_draft=False)
     fit(module, features, 3, tmp_path)

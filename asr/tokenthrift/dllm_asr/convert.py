@@ -1,8 +1,9 @@
 """Training checkpoints to a model folder: `tokenthrift convert dllm_asr DRAFT.ckpt DENOISER.ckpt OUT`.
 
 A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
-are put together here. Checkpoints are read with `weights_only=True`, which runs no code from the file. The published
-dLLM-ASR weights need LLaDA-8B and Step-Audio's encoder and are not read.
+are put together here; the encoder is that of the one that names the sizes. Checkpoints are read with
+`weights_only=True`, which runs no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's
+encoder and are not read.
 """
 
 from __future__ import annotations
@@ -40,9 +41,15 @@ def autoregressive(checkpoints: Sequence[Path]) -> HubModel:
 
 def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
     found = [_options(path) for path in checkpoints]
-    options = next((o for o in found if o["train_denoiser"]), found[0])
+    chosen = next((i for i, o in enumerate(found) if o["train_denoiser"]), 0)
+    state = torch.load(checkpoints[chosen], map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    prefix = "model.encoder."
     try:
-        return DllmAsrModule(**{**options, "start_from": [str(path) for path in checkpoints]})
+        module = DllmAsrModule(**{**found[chosen], "start_from": [str(path) for path in checkpoints]})
+        # A training that began with a model folder has that folder's encoder, whatever its `whisper` says.
+        encoder = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+        module.model.encoder.load_state_dict(encoder)
+        return module
     except (RuntimeError, TypeError) as error:  # weights of other sizes; options of another release
         names = ", ".join(map(str, checkpoints))
         raise ValueError(f"no model can be made of {names}: {error}") from error
