@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.multimodal.budget_strategies import budgets
 from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
 from tests.tokenizers.vqtoken.clips import mixture, noise
+from tokenthrift import vqtoken as package
 from tokenthrift.attachment import attach
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.config import ConfigError
@@ -42,6 +44,14 @@ def batch_of(lengths: list[int], seed: int = 0, newline: bool = False) -> TokenB
 
 def target(model: VQToken, budget: TokenBudget, error: float | None) -> TokenBudget:
     return replace(budget, target_error=error) if "target_error" in model.support.fields else budget
+
+
+def test_the_package_lists_its_modules() -> None:
+    assert package.__doc__ is not None
+    assert package.__file__ is not None
+    modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")} - {"__init__"}
+    assert modules <= set(re.findall(r"\w+", package.__doc__))
+    assert set(re.findall(r"^(\w+)  ", package.__doc__, re.MULTILINE)) <= modules
 
 
 @EVERY

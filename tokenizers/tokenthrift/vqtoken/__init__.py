@@ -1,15 +1,18 @@
 """A whole video in a handful of tokens: codes of a clustering and a token hash (VQToken, arXiv 2503.16980).
 
-model        `VQToken`, a model and a token reducer: `reduce`, `compress`, `plan`
+model        `VQToken`, a model and a token reducer: `reduce`, `compress`, `plan`; config: its settings
 clustering   cosine k-means, the same on every device; hierarchy: all smaller K by merging; adaptive: which K
 places       where clusters lie, and their order; codebook: means and medoids
 token_hash   what the index map says of every code; attention: VQ-attention, corrected and released
 streaming    `Stream`: clips of any length, chunk by chunk
-released     the published rules of both eras
+released     the published rules of both eras; convert: published checkpoints to model folders
+vlm          `VideoChat`: questions to LLaVA-OneVision; lmms_eval, vlmevalkit: the same inside those harnesses
+encoders     what makes native tokens; files: `tokenthrift plan` and `tokenize` on videos
 questions    synthetic stories and questions; scenes: their frames; data: `VQTokenDataModule`
 finetune     `LlavaVQTokenModule` and, in finetune_data, `VideoConversationsDataModule`: the paper's training
 answerer     `VideoAnswerer`, a small video language model; module: `VQTokenModule`, its training
-rivals       what VQToken is compared with; evaluate: `tokenthrift evaluate vqtoken`; flops: work and time
+evaluate     `tokenthrift evaluate vqtoken`; rivals: what VQToken is compared with; real_clips: on files, without
+             questions; strips: pictures of their regions; flops: work and time
 """
 
 from typing import TYPE_CHECKING, Any
