@@ -4,6 +4,7 @@ model         `LlamaMTSK`: encoders, projectors, adapters, language model
 rates         pairs of rates, their price, the choice that fits a budget
 compression   average pooling and stacking
 lora          adapters for all scales, for each, or both
+frozen        encoders and language model, which may lie elsewhere
 sequence      what the language model reads
 avhubert      the visual encoder
 scales        training on all scales in the memory of one

@@ -27,6 +27,7 @@ from torch import Tensor
 from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.evaluation.wer import character_errors, word_errors
 from tokenthrift.media.audio import read_audio
+from tokenthrift.mtsk import frozen
 from tokenthrift.mtsk.conditions import conditions, noisy, spoilt, unpunctuated
 from tokenthrift.mtsk.cost import Cost, cost_table, costs
 from tokenthrift.mtsk.data import UNREADABLE, Clip, ManifestClips
@@ -77,7 +78,7 @@ def pooled(model: LlamaMTSK, audio_rates: Sequence[int], video_rates: Sequence[i
     config = replace(config, audio_rates=tuple(audio_rates), video_rates=tuple(video_rates), table=())
     coarse = LlamaMTSK(config, model.tokenizer, model.home).eval()
     coarse.load_state_dict(carried_over(coarse, model.state_dict(), Origin.of(model.config)))
-    coarse.load_frozen()
+    frozen.fill(coarse)
     return coarse
 
 

@@ -18,32 +18,30 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeBudget, TokenBudget
 from tokenthrift.hub import HubModel
+from tokenthrift.mtsk import frozen
 from tokenthrift.mtsk.avhubert import FRAME_RATE, AVHubert, normalise
 from tokenthrift.mtsk.compression import compress
 from tokenthrift.mtsk.config import MTSKConfig
 from tokenthrift.mtsk.decoding import Heard, Written, listen, write
-from tokenthrift.mtsk.language_model import build, exact_positions, load
+from tokenthrift.mtsk.language_model import build, exact_positions
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.projectors import projectors
 from tokenthrift.mtsk.rates import SUPPORT, Price, Rates
 from tokenthrift.mtsk.released import released_lengths, released_mels
 from tokenthrift.mtsk.sequence import IGNORED, MARKERS, PROMPTS, Encoded, Rows, label_rows, pad_rows
-from tokenthrift.mtsk.transcribing import items_of, plan_item, transcribe_items
-from tokenthrift.sources import fetch, is_folder
+from tokenthrift.mtsk.transcribing import ceilings_of, items_of, plan_item, transcribe_items
 from tokenthrift.transcript import Transcript
-from tokenthrift.whisper import SAMPLE_RATE, WhisperEncoder, encoder_weights, log_mel, pad_mels, states_of
+from tokenthrift.whisper import SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
 __all__ = ["LlamaMTSK"]
 
 VIDEO_LORA_SCALE = 2.0
-FROZEN_PARTS = {"language_model": "language_model", "audio": "audio_encoder", "video": "video_encoder"}
 
 
 class LlamaMTSK(HubModel):
@@ -96,8 +94,8 @@ class LlamaMTSK(HubModel):
             self.video_proj = projectors(config.video_rates, video.width, *shape, norm=config.projector_norm)
         # The authors' markers are rows of the language model's own table.
         self.markers = None if config.released else nn.Parameter(torch.randn(len(MARKERS), lm.width) * 0.02)
-        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_not_missing)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(frozen.forget)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(frozen.not_missing)  # type: ignore[no-untyped-call]
         self.train(self.training)
 
     @classmethod
@@ -114,36 +112,14 @@ class LlamaMTSK(HubModel):
         """Loads a model and the frozen parts that it names; see `HubModel.from_pretrained`."""
         model = super().from_pretrained(source, **options)
         kept = ("cache_dir", "token", "local_files_only")
-        model.load_frozen(**{name: options[name] for name in kept if name in options})
+        frozen.fill(model, **{name: options[name] for name in kept if name in options})
         return model
-
-    def load_frozen(self, **options: Any) -> None:
-        """Fills the frozen parts that the configuration names by folder or Hub id.
-
-        Args:
-            options: of the Hub's client: `cache_dir`, `token`, `local_files_only`.
-
-        Raises:
-            SourceError, ValueError: a name leads nowhere, or to other sizes.
-        """
-        config = self.config
-        if config.language_model.source is not None:
-            lm = load(self._at_home(config.language_model.source), config.language_model, **options)
-            self.language_model.load_state_dict(lm.state_dict())
-        if self.audio_encoder is not None and config.audio is not None and config.audio.source is not None:
-            folder = fetch(self._at_home(config.audio.source), ("model.safetensors",), **options)
-            self.audio_encoder.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
-        if self.video_encoder is not None and config.video is not None and config.video.source is not None:
-            folder = fetch(self._at_home(config.video.source), ("avhubert.safetensors",), **options)
-            self.video_encoder.load_state_dict(load_file(folder / "avhubert.safetensors"))
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of what is trained; frozen parts stay in evaluation mode, or batch norm would drift."""
         super().train(mode)
-        for name in FROZEN_PARTS.values():
-            part = getattr(self, name)
-            if part is not None and not any(p.requires_grad for p in part.parameters()):
-                part.eval()
+        for part in frozen.untrained(self):
+            part.eval()
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -326,7 +302,7 @@ class LlamaMTSK(HubModel):
         Raises:
             BudgetError, ValueError: as `transcribe`.
         """
-        ceilings = _budget(budget)
+        ceilings = ceilings_of(budget)
         counts = [(0 if n is None else states_of(n), t or 0) for n, t in zip(samples, frames, strict=True)]
         return [plan_item(self.config, n, t, ceilings, coarse_to_fine=coarse_to_fine)[1] for n, t in counts]
 
@@ -358,7 +334,7 @@ class LlamaMTSK(HubModel):
         """
         items = items_of(audio, video)
         return transcribe_items(
-            self, items, _budget(budget), decode, coarse_to_fine=coarse_to_fine, noise_aware=noise_aware
+            self, items, ceilings_of(budget), decode, coarse_to_fine=coarse_to_fine, noise_aware=noise_aware
         )
 
     def accepts(self, *, audio: bool, video: bool) -> bool:
@@ -420,31 +396,3 @@ class LlamaMTSK(HubModel):
 
     def _video_adapters(self) -> AbstractContextManager[None]:
         return nullcontext() if self.video_lora is None else self.video_lora.at(0)
-
-    def _at_home(self, source: str) -> str | Path:
-        beside = None if self.home is None else self.home / source
-        return source if beside is None or not is_folder(beside) else beside
-
-
-def _budget(budget: BudgetLike | Rates | None) -> TokenBudget | Rates:
-    if isinstance(budget, Rates):
-        return budget
-    return TokenBudget() if budget is None else TokenBudget.parse(budget)
-
-
-def _named_elsewhere(config: MTSKConfig) -> list[str]:
-    """Attributes of the parts whose weights lie in another model's folder."""
-    return [part for name, part in FROZEN_PARTS.items() if getattr(getattr(config, name), "source", None) is not None]
-
-
-def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    """Keeps frozen parts that are named by their source out of files and checkpoints."""
-    for part in _named_elsewhere(cast(LlamaMTSK, module).config):
-        for key in [key for key in state if key.startswith(f"{prefix}{part}.")]:
-            del state[key]
-
-
-def _not_missing(module: nn.Module, incompatible: Any) -> None:
-    """The reverse of `_leave_out`."""
-    parts = set(_named_elsewhere(cast(LlamaMTSK, module).config))
-    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if parts.isdisjoint(k.split("."))]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, TokenBudget, TokenUsage
 from tokenthrift.mtsk.coarse_to_fine import ladder_prices, refine
 from tokenthrift.mtsk.decoding import Heard, Written
 from tokenthrift.mtsk.noise import estimate_snr
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenthrift.mtsk.config import MTSKConfig
     from tokenthrift.mtsk.model import LlamaMTSK
 
-__all__ = ["Item", "items_of", "plan_item", "transcribe_items"]
+__all__ = ["Item", "ceilings_of", "items_of", "plan_item", "transcribe_items"]
 
 STATES_PER_SECOND = 50
 FRAMES_PER_SECOND = 25
@@ -99,6 +99,17 @@ def items_of(audio: Sequence[Tensor | None] | None, video: Sequence[Tensor | Non
             if frames.is_floating_point() and not bool(torch.isfinite(frames).all()):
                 raise ValueError(f"video {i} holds NaN or infinite values")
     return [Item(samples, frames) for samples, frames in zip(sounds, pictures, strict=True)]
+
+
+def ceilings_of(budget: BudgetLike | Rates | None) -> TokenBudget | Rates:
+    """What a caller may say, as what the choice of rates is made by; None for no ceiling.
+
+    Raises:
+        ValueError: a short form that says nothing.
+    """
+    if isinstance(budget, Rates):
+        return budget
+    return TokenBudget() if budget is None else TokenBudget.parse(budget)
 
 
 def plan_item(
