@@ -171,8 +171,9 @@ def main() -> None:
                 (audio[a:b].float() / 32768, r["text"], r["split"])
                 for a, b, r in zip(offset, offset[1:], rows, strict=False)
             ]
-            rng = random.Random(zlib.crc32(target.name.encode()) + arguments.seed)
-            dev = join([(a, t) for a, t, s in clips if s == "dev"], rng, 12.0)
+            name = zlib.crc32(target.name.encode())
+            dev = join([(a, t) for a, t, s in clips if s == "dev"], random.Random(name), 12.0)  # the same for all seeds
+            rng = random.Random(name + arguments.seed)
             if dev and number == 0:
                 save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev, tail=arguments.tail))
             train = [
