@@ -30,6 +30,7 @@ from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.scales import backward_by_scale
 from tokenthrift.mtsk.sequence import IGNORED, Encoded
 from tokenthrift.weights import read_header
+from tokenthrift.whisper import log_mel
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 VIDEO = VideoConfig(width=32, layers=1, heads=2, ffn=64, channels=(4, 4, 8, 8), crop=32, trained=True)
@@ -199,6 +200,34 @@ def test_projectors_end_in_a_norm_at_every_rate(kind: Compression) -> None:
     model = tiny_model(compression=kind)
     encoded, texts = batch(model)
     assert all(model.loss(encoded, texts, rates).isfinite() for rates in model.config.scales)
+
+
+@pytest.mark.parametrize("kind", get_args(Compression))
+def test_tokens_of_every_rate_have_one_level(kind: Compression) -> None:
+    model = tiny_model(compression=kind)
+    encoded, _ = batch(model)
+    for modality, rate in (("audio", 4), ("audio", 16), ("video", 2), ("video", 5)):
+        tokens, counts = model.tokens(encoded, modality, rate)
+        for row, n in zip(tokens, counts.tolist(), strict=True):
+            torch.testing.assert_close(row[:n].mean(1), torch.zeros(n), rtol=0, atol=1e-5)
+            torch.testing.assert_close(row[:n].std(1, correction=0), torch.ones(n), rtol=0, atol=1e-2)
+    bare = tiny_model(compression=kind, projector_norm=False)
+    levels = bare.tokens(bare.encode([speech(0.7, 1)], [lips(0.7, 1)]), "audio", 16)[0].std(2)
+    assert (levels - 1).abs().min() > 0.05, "without a norm a token has the level of its states"
+
+
+def test_whisper_hears_a_recording_at_its_own_level() -> None:
+    model, released = tiny_model(), tiny_model(compat="released", bos_id=BOS)
+    sound = speech(0.7, 1)
+    assert model.audio_encoder is not None
+    (states,), (count,) = model.encode_audio([sound])
+    mel = log_mel(sound)[None]
+    torch.testing.assert_close(states[None], model.audio_encoder(mel, torch.tensor([mel.shape[2] // 2])))
+    assert count == mel.shape[2] // 2
+    quiet = model.encode_audio([0.01 * sound])[0][0]
+    assert (states - quiet).abs().max() > 0.1, "whispering is not speaking"
+    both = [released.encode_audio([gain * sound])[0][0] for gain in (1.0, 0.5)]
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-2, msg="published: each waveform is layer-normed")
 
 
 class _Saved:

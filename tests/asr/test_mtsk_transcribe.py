@@ -10,15 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig
 
 from tests.asr.tiny_mtsk import EOS, lips, speech, tiny_config, tiny_model
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.mtsk.coarse_to_fine import confidence
+from tokenthrift.mtsk.config import DecodeConfig
 from tokenthrift.mtsk.decoding import Written
 from tokenthrift.mtsk.lora import Strategy
 from tokenthrift.mtsk.model import LlamaMTSK
 from tokenthrift.mtsk.noise import estimate_snr
 from tokenthrift.mtsk.rates import Measured, Rates, price
+from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.mtsk.transcribing import plan_item
 from tokenthrift.transcript import AudioVisualRecogniser, Transcript
 
@@ -150,6 +153,34 @@ def test_a_beam_search_gives_each_item_its_own_text() -> None:
         alike(model.transcribe([one[0]], [one[1]])[0], both)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_nothing_is_drawn_whatever_the_language_model_would_do(beams: int) -> None:
+    assert DecodeConfig().beams == 1, "the likeliest token each time, unless a search is asked for"
+    model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
+    audio, video = [speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)]
+    expected = model.transcribe(audio, video)
+    # As the published Llamas come, but hotter, so that a draw would show.
+    lm: Any = model.language_model
+    lm.generation_config = GenerationConfig(do_sample=True, temperature=9.0, top_k=0, num_beams=5, max_length=3)
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(3):
+            state = torch.manual_seed(seed).get_state()
+            for found, wanted in zip(model.transcribe(audio, video), expected, strict=True):
+                alike(found, wanted)
+            assert torch.equal(torch.get_rng_state(), state), "no random number was used"
+
+
+def test_a_search_finds_what_the_likeliest_tokens_miss() -> None:
+    likelihoods = {}
+    for beams in (1, 8):
+        model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
+        encoded = model.encode([speech(0.7, 1)], [lips(0.7, 1)])
+        (written,) = model.write(encoded, Rates(4, 2), [6])
+        assert len(written.ids) == 6, "no end, so that both texts are of one length"
+        likelihoods[beams] = confidence(written)
+    assert likelihoods[8] > likelihoods[1]
+
+
 def test_all_video_rates_of_an_audio_rate_go_on_from_what_was_heard() -> None:
     model = tiny_model().double()
     encoded = model.encode([speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)])
@@ -188,8 +219,46 @@ def test_coarse_to_fine_pays_for_detail_only_where_it_must() -> None:
     assert confidence(Written((1, 2), (0.5, 0.5, 0.5))) == pytest.approx(0.5)
 
 
-def test_texts_end_where_they_are_told_to() -> None:
-    model = tiny_model(decode=replace(tiny_config().decode, max_new_tokens=9, tokens_per_second=0.1))
+def around(model: LlamaMTSK, first: Rates, last: Rates) -> int:
+    """Positions of start, markers and prompt that are read, at one pair of rates or at two one after the other."""
+
+    def head(rates: Rates) -> int:
+        return 1 + 2 * bool(rates.audio)
+
+    def tail(rates: Rates) -> int:
+        return 2 * bool(rates.video) + len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
+
+    once = head(first) + tail(first)
+    if last == first:
+        return once
+    goes_on = model.config.lora.strategy == "MS" and first.audio == last.audio
+    return once + tail(last) + (0 if goes_on else head(last))
+
+
+@pytest.mark.parametrize("ladder", [False, True])
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+def test_the_language_model_reads_what_usage_says_and_no_more_than_the_cap(strategy: Strategy, ladder: bool) -> None:
+    model = tiny_model(strategy)
+    read: list[int] = []
+    lm: Any = model.language_model.model
+    lm.register_forward_pre_hook(lambda m, a, k: read.append(k["inputs_embeds"].shape[1]), with_kwargs=True)
+    # With one token to write nothing is read after the prompt; a confidence of 1 is never reached.
+    decode = DecodeBudget(max_new_tokens=1, confidence_threshold=1.0 if ladder else None)
+    audio, video = speech(1.3, 2), lips(1.0, 2)
+    seen = set()
+    for cap in (10, 18, 25, 30, 35, 90):
+        read.clear()
+        (found,) = model.transcribe([audio], [video], cap, decode=decode, coarse_to_fine=ladder)
+        first, plan, _ = plan_item(model.config, 65, 25, TokenBudget(max_tokens=cap), coarse_to_fine=ladder)
+        assert found.usage.cap == cap
+        assert found.usage.used == sum(read) - around(model, first, plan.rates) <= cap
+        seen.add(plan.rates)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_texts_end_where_they_are_told_to(beams: int) -> None:
+    model = tiny_model(decode=replace(tiny_config().decode, max_new_tokens=9, tokens_per_second=0.1, beams=beams))
     for limit, expected in ((None, 9), (3, 3)):
         audio, video = [speech(0.3, 1)], [lips(0.3, 1)]
         (written,) = model.write(model.encode(audio, video), Rates(4, 2), [expected])
@@ -197,6 +266,7 @@ def test_texts_end_where_they_are_told_to() -> None:
         assert len(written.ids) <= expected
         assert EOS not in written.ids
         assert found.text == model.text_of(written.ids)
+        assert len(found.tokens) <= expected
 
 
 @pytest.mark.parametrize(
