@@ -1,55 +1,38 @@
 """`attach` on unmodified transformers models: fewer tokens in the layers, everything else as it was."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.multimodal.tiny_vlms import IMAGE, VIDEO, Clip, Picture, Row, build, encode, features, shared
+from tests.multimodal.tiny_vlms import (
+    IMAGE,
+    ROWS,
+    VIDEO,
+    Row,
+    build,
+    encode,
+    features,
+    generated,
+    logits,
+    shared,
+)
 from tokenthrift import attachment
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import TokenBudget
 from tokenthrift.reducers import (
     AveragePooling,
     BipartiteMerging,
     ItemReducer,
-    Stacking,
     Uniform,
 )
 from tokenthrift.tokens import TokenBatch
 
 FAMILIES = pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl"])
+
 ALL_FAMILIES = pytest.mark.parametrize("family", attachment.FAMILIES)
-# Unequal pictures, two of them side by side, a clip, and a row of text only.
-ROWS: list[Row] = [
-    [10, 11, Picture(1, 16, 32), 12, 13],
-    [20, Picture(2), Picture(3), 21, 22, 23, 24],
-    [30, 31, 32],
-    [40, Clip(4), 41, Picture(5, 32, 32), 42, 43],
-    [50, Clip(6), 51],
-]
-
-
-def logits(model: Any, inputs: dict[str, Any], **kwargs: Any) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(**inputs, **kwargs).logits
-    return out
-
-
-def generated(model: Any, inputs: dict[str, Any], tokens: int = 3, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The new ids (B, tokens), and the logits they were chosen by (B, tokens, V)."""
-    out = model.generate(
-        **inputs,
-        max_new_tokens=tokens,
-        **({"do_sample": False} | kwargs),
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1)
 
 
 def shrunk_by_hand(model: Any, row: Row, reducer: ItemReducer, budget: str) -> tuple[Tensor, Tensor]:
@@ -235,83 +218,6 @@ def projector(model: Any) -> Any:
 
 
 @FAMILIES
-def test_leaving_restores_the_model_also_after_an_exception(family: str) -> None:
-    model = build(family)
-    inputs = encode(model, ROWS)
-    before, keys, inside = logits(model, inputs), list(model.state_dict()), traces(model)
-    ids = generated(model, inputs)[0]
-    with attach(model, Uniform(), "25%"):
-        assert list(model.state_dict()) == keys
-        assert not torch.equal(logits(model, inputs), before)
-    assert traces(model) == inside
-    with pytest.raises(RuntimeError, match="of the caller"), attach(model, Uniform(), "25%"):
-        raise RuntimeError("of the caller")
-    with pytest.raises(BudgetError, match="min_tokens"), attach(model, Uniform(), "1%"):
-        logits(model, inputs)
-    assert traces(model) == inside
-    assert list(model.state_dict()) == keys
-    assert torch.equal(logits(model, inputs), before)
-    assert torch.equal(generated(model, inputs)[0], ids)
-
-
-def traces(model: Any) -> list[Any]:
-    """Everything a plugin could leave behind on an instance or its class."""
-    return [
-        (
-            type(m),
-            sorted(m.__dict__),
-            [list(h.values()) for k, h in m.__dict__.items() if "hooks" in k and isinstance(h, dict)],
-        )
-        for m in model.modules()
-    ] + [[vars(c).get(n) for c in type(model.model).__mro__] for n in ("forward", "get_image_features")]
-
-
-@FAMILIES
-def test_a_failed_call_leaves_nothing_for_the_next(family: str) -> None:
-    model = build(family)
-    language, inputs = model.model.language_model, encode(model, ROWS)
-    broken = {**inputs, "pixel_values": inputs["pixel_values"].clone().fill_(torch.nan)}
-    text = {k: v[2:3, -3:] for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-    embeddings = model.get_input_embeddings()(text["input_ids"])
-    with torch.no_grad():
-        bare = logits(model, text), language(inputs_embeds=embeddings).last_hidden_state
-
-    def fail(*_: Any) -> None:
-        raise RuntimeError("in a layer")
-
-    with attach(model, Uniform(), "25%") as handle, torch.no_grad():
-        before, usage = logits(model, inputs), handle.usage
-        with pytest.raises(ValueError, match="NaN"):
-            logits(model, broken)
-        hook = language.layers[1].register_forward_pre_hook(fail)
-        with pytest.raises(RuntimeError, match="in a layer"):
-            logits(model, inputs)
-        hook.remove()
-        assert torch.equal(language(inputs_embeds=embeddings).last_hidden_state, bare[1])
-        assert torch.equal(logits(model, text), bare[0])
-        assert handle.usage == usage
-        assert torch.equal(logits(model, inputs), before)
-
-
-@FAMILIES
-def test_two_models_of_one_class_have_nothing_in_common(family: str) -> None:
-    first, second = build(family, seed=1), build(family, seed=2)
-    inputs = encode(first, ROWS)
-    alone = []
-    for model, budget in ((first, "2"), (second, "50%")):
-        with attach(model, Uniform(), budget):
-            alone.append(logits(model, inputs))
-    untouched = logits(second, inputs)
-    with attach(first, Uniform(), "2"):
-        assert torch.equal(logits(second, inputs), untouched)
-        with attach(second, Uniform(), "50%"):
-            assert torch.equal(logits(first, inputs), alone[0])
-            assert torch.equal(logits(second, inputs), alone[1])
-        assert torch.equal(logits(second, inputs), untouched)
-        assert torch.equal(logits(first, inputs), alone[0])
-
-
-@FAMILIES
 def test_bfloat16_and_the_model_without_a_head(family: str) -> None:
     model = copy.deepcopy(shared(family)).to(torch.bfloat16)
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in encode(shared(family), ROWS).items()}
@@ -320,79 +226,6 @@ def test_bfloat16_and_the_model_without_a_head(family: str) -> None:
         assert states.dtype == torch.bfloat16
         assert states.isfinite().all()
         assert torch.equal(model(**inputs).logits, model.lm_head(states))
-
-
-@FAMILIES
-def test_calls_that_cannot_be_shortened_say_so(family: str) -> None:
-    model = shared(family)
-    inputs = encode(model, [ROWS[0]])
-    one = inputs["input_ids"][:, -1:]
-    with attach(model, Uniform(), "25%"), torch.no_grad():
-        with pytest.raises(ValueError, match="no static cache"):
-            model.generate(**inputs, max_new_tokens=2, cache_implementation="static")
-        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "mm_token_type_ids")}
-        rest["inputs_embeds"] = model.get_input_embeddings()(inputs["input_ids"])
-        with pytest.raises(ValueError, match="needs input_ids"):
-            model(**rest)
-        cache = model(**inputs).past_key_values
-        with pytest.raises(ValueError, match="start of a key-value cache"):
-            model(**inputs, past_key_values=cache)
-        done = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
-        text = {"input_ids": torch.cat([done.sequences, one], dim=1), "past_key_values": done.past_key_values}
-        with pytest.raises(ValueError, match="pass the whole conversation"):
-            model.generate(**text, max_new_tokens=2)
-        cache = model(**inputs).past_key_values
-        cache.crop(-3)
-        with pytest.raises(ValueError, match="does not fit"):
-            model(input_ids=one, past_key_values=cache)
-
-
-def test_packed_rows_raise() -> None:
-    model = shared("llava_onevision")
-    inputs = encode(model, [ROWS[0]])
-    del inputs["attention_mask"]
-    places = torch.arange(inputs["input_ids"].shape[1])[None]
-    with attach(model, Uniform(), "25%"):
-        assert logits(model, {**inputs, "position_ids": places}).isfinite().all()
-        with pytest.raises(ValueError, match="packed"):
-            logits(model, {**inputs, "position_ids": places.where(places < 2, places - 2)})
-
-
-def test_what_cannot_be_attached_raises_before_anything_is_touched() -> None:
-    model = shared("qwen2_vl")
-    inside = traces(model)
-    tiny = LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9, pad_token_id=0
-    )
-    refused: Sequence[tuple[Any, ItemReducer, str, type[Exception], str]] = [
-        (LlamaForCausalLM(tiny), Uniform(), "4", ValueError, "llama; supported families: llava_onevision"),
-        (torch.nn.Linear(2, 2), Uniform(), "4", ValueError, "Linear; supported"),
-        (model, Uniform(), "e0.05", BudgetError, "target_error"),
-        (model, Uniform(), "12.5/s", BudgetError, "tokens_per_second"),
-        (model, Uniform(), "many", BudgetError, "many"),
-    ]
-    for target, reducer, budget, error, message in refused:
-        with pytest.raises(error, match=message), attach(target, reducer, budget):
-            pytest.fail("attached")
-    with attach(model, Uniform(), "4"):
-        with pytest.raises(RuntimeError, match="attached already"), attach(model, Uniform(), "4"):
-            pytest.fail("attached twice")
-        assert traces(model) != inside
-    assert traces(model) == inside
-    with (
-        attach(model, Stacking(rate=4), "4"),
-        pytest.raises(ValueError, match="Stacking makes embeddings of width 128"),
-    ):
-        logits(model, encode(model, ROWS))
-
-
-def test_placeholders_of_one_picture_in_two_rows_raise() -> None:
-    model = shared("llava_onevision")
-    inputs = encode(model, [[Picture(1)], [10]])
-    inputs["input_ids"] = inputs["input_ids"][inputs["input_ids"] == IMAGE].reshape(2, -1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with attach(model, Uniform(), "25%"), pytest.raises(ValueError, match="more than one row"):
-        logits(model, inputs)
 
 
 def test_earlier_releases_of_transformers_differ_in_two_ways() -> None:

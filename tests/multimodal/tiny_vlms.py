@@ -197,3 +197,31 @@ def _qwen_pixels(model: Any, rows: Sequence[Row], pictures: Sequence[Picture], c
 def _grid(item: Picture | Clip) -> tuple[int, int, int]:
     """Patches of 4 pixels and 2 frames."""
     return (1, item.height // 4, item.width // 4) if isinstance(item, Picture) else (item.frames // 2, 4, 4)
+
+
+# Unequal pictures, two of them side by side, a clip, and a row of text only.
+ROWS: list[Row] = [
+    [10, 11, Picture(1, 16, 32), 12, 13],
+    [20, Picture(2), Picture(3), 21, 22, 23, 24],
+    [30, 31, 32],
+    [40, Clip(4), 41, Picture(5, 32, 32), 42, 43],
+    [50, Clip(6), 51],
+]
+
+
+def logits(model: Any, inputs: dict[str, Any], **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(**inputs, **kwargs).logits
+    return out
+
+
+def generated(model: Any, inputs: dict[str, Any], tokens: int = 3, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The new ids (B, tokens), and the logits they were chosen by (B, tokens, V)."""
+    out = model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        **({"do_sample": False} | kwargs),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1)
