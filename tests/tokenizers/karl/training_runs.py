@@ -1,0 +1,99 @@
+"""Small KARL trainings: sizes, images, and a run of some steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from tokenthrift.karl.data import KarlDataModule
+from tokenthrift.karl.module import KarlStage1Module, KarlStage2Module
+from tokenthrift.karl.stage import KarlModule
+
+SIZE, BATCH, TOKENS = 16, 4, 8
+
+Kind = Literal["vqgan", "vae"]
+
+
+def base_of(kind: Kind) -> dict[str, Any]:
+    sizes = {"patch": 2, "channels": 16, "multipliers": [1, 1], "blocks": 1, "latent": 8, "groups": 4, "codes": 16}
+    return {"kind": kind, **sizes, "scale": 1.0}
+
+
+def model_of(kind: Kind = "vae", **changes: Any) -> dict[str, Any]:
+    half = {"width": 32, "layers": 1, "heads": 2}
+    sizes = {"grid": [4, 4], "max_tokens": TOKENS, "table": TOKENS, "token_width": 6, "codes": 32}
+    return {"base": base_of(kind), "encoder": half, "decoder": half, **sizes, **changes}
+
+
+def stage(number: int, kind: Kind = "vae", **options: Any) -> Any:
+    torch.manual_seed(0)
+    settings = {"learning_rate": 3e-3, "warmup_steps": 1, "count_step": 1, "restart_every": 4}
+    if number == 2:
+        settings["lpips_weight"] = 0.0
+    kinds: dict[int, Any] = {1: KarlStage1Module, 2: KarlStage2Module}
+    return kinds[number](options.pop("model", model_of(kind)), **{**settings, **options})
+
+
+def smooth_images(folder: Path) -> Path:
+    """A pack of eight."""
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.rand(8, 3, 4, 4, generator=generator)
+    images = nn.functional.interpolate(rough, (SIZE, SIZE), mode="bilinear")
+    path = folder / "images.npy"
+    np.save(path, (images * 255).byte().numpy())
+    return path
+
+
+class Notes(L.Callback):
+    """Notes a number of every step, and the weights after it."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(float(outputs["loss"]))
+        if isinstance(pl_module, KarlModule):
+            self.weights.append(pl_module.model.to_tokens.weight.detach().clone())
+
+
+def fit(
+    module: L.LightningModule,
+    pack: Path,
+    *callbacks: L.Callback,
+    steps: int = -1,
+    epochs: int = -1,
+    resume: Path | None = None,
+    logger: Any = False,
+    validate: bool = False,
+) -> Notes:
+    notes = Notes()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=epochs,
+        callbacks=[notes, *callbacks],
+        logger=logger,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1 if validate else 0,
+        log_every_n_steps=1,
+    )
+    data = KarlDataModule(
+        {str(pack): 1}, dev={"smooth": str(pack)}, size=SIZE, batch_size=BATCH, area=(0.9, 1.0), dev_images=4
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    return notes
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
