@@ -106,7 +106,8 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
 def test_ceilings_and_choices_fit_between_the_commas_of_lmms_eval(
     table: dict[str, Any], converted: Path, clip: Path
 ) -> None:
-    kind, fixed = lmms_eval._model_class(), f"pretrained={converted},max_frames_num=4,dtype=float32,device=cpu"
+    kind: Any = lmms_eval._model_class()
+    fixed = f"pretrained={converted},max_frames_num=4,dtype=float32,device=cpu"
     model = kind.create_from_arg_string(f"{fixed},budget=30+20/s")
     chosen = kind.create_from_arg_string(f"{fixed},budget=30,choose=elbow")
     for one in (model, chosen):
