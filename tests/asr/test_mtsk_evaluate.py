@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tokenthrift.mtsk.cost import cost_table, costs, counted
 from tokenthrift.mtsk.data import Clip
 from tokenthrift.mtsk.evaluate import evaluate, pooled
 from tokenthrift.mtsk.rates import Rates
-from tokenthrift.mtsk.tables import Heard, control_table, error_plot, measured, promises
+from tokenthrift.mtsk.tables import Heard, control_table, error_plot, measured, promises, together
 
 TEXTS = ["the lazy dog", "a fox", "five"]
 ALL: Any = {"tasks": ("avsr", "asr", "vsr")}
@@ -182,6 +184,18 @@ def test_promises_that_were_not_measured_are_named() -> None:
     assert [row[2] for row in table.rows] == [None, 0.0, None, None, None]
 
 
+def test_sets_taken_together_have_all_errors_over_all_words() -> None:
+    long = heard("MS", Rates(4, 2), 0.1)
+    short = replace(
+        long, words=ErrorCount(hits=50, deletions=50), characters=ErrorCount(hits=9, insertions=1), tokens=4
+    )
+    alone = heard("MS", Rates(16, 2), 0.3)
+    (found,) = together([([alone, long], 30), ([short], 10)])
+    assert (found.rates, found.words.total, found.words.errors) == (Rates(4, 2), 1100, 150)
+    assert found.characters.errors == 101
+    assert found.tokens == pytest.approx((30 * 10 + 10 * 4) / 40)
+
+
 def test_the_plot_has_a_line_for_each_set_of_streams() -> None:
     scales = [Rates(4, 2), Rates(16, 5), Rates(4), Rates(16), Rates(0, 2)]
     levels = [None, 5.0, -5.0, 0.0]
@@ -267,6 +281,19 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rendered mouths" in report["notes"][0]
     assert (out / "errors_synthetic.png").stat().st_size > 1000
     assert "synthetic: 2 items" in capsys.readouterr().out
+    shutil.copytree(folder, tmp_path / "again")
+    one = ["--data", f"synthetic-b={tmp_path / 'again'}", "--data", f"real={folder}", "--snr", "clean", "0"]
+    assert main(["evaluate", "mtsk", *arguments, *one, "--out", str(tmp_path / "both")]) == 0
+    both = json.loads((tmp_path / "both" / "report.json").read_text())["tables"]
+    joint = [table for table in both if table["title"].startswith("all synthetic sets")]
+    assert [table["title"] for table in joint] == [
+        "all synthetic sets: 6 items, 12 words",
+        "all synthetic sets: controls",
+        "all synthetic sets: what was promised of MS",
+    ]
+    assert joint[0]["note"].endswith("All errors of synthetic, synthetic-b over all their words.")
+    assert [row["WER clean"] for row in joint[0]["rows"]] == [row["WER clean"] for row in both[0]["rows"]]
+    assert "all synthetic sets: what was promised of MS" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "mtsk", *arguments, "--snr", "loud", "--out", str(out)])
     with pytest.raises(SystemExit):

@@ -5,8 +5,9 @@
 
 Source: the tables of Llama-MTSK (arXiv 2503.06362): one model against one model per pair of rates, against pooling
 without training, and babble (`conditions`). What differs: the FLOPs of encoders and decoding are counted beside those
-of the prefix (`cost`). Sets are never mixed: each has tables of its own under its name. What every model wrote is
-counted in `rows.json` before any table is made of it.
+of the prefix (`cost`). Each set has tables of its own under its name; those whose names begin with `synthetic` are also
+taken together, all errors over all words, and are never mixed with others. What every model wrote is counted in
+`rows.json` before any table is made of it.
 
 Pooling without training starts from a model of one pair of rates, the finest: the independent one of (4, 2).
 """
@@ -44,11 +45,13 @@ from tokenthrift.mtsk.tables import (
     error_table,
     measured,
     promises,
+    together,
 )
 from tokenthrift.mtsk.transcribing import Item, token_limit
 
 __all__ = ["evaluate", "main", "pooled", "readable"]
 
+TOGETHER = "synthetic"
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
 
 
@@ -176,9 +179,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", action="append", required=True, metavar="[NAME=]MODEL", help="may be repeated")
     base = "independent model of the finest pair of rates, to be pooled without training"
     parser.add_argument("--pool", metavar="MODEL", help=base)
-    parser.add_argument(
-        "--data", action="append", required=True, metavar="[NAME=]DIR", help="folder of a manifest.jsonl"
-    )
+    sets_help = "folder of a manifest.jsonl; sets named synthetic... are also taken together"
+    parser.add_argument("--data", action="append", required=True, metavar="[NAME=]DIR", help=sets_help)
     parser.add_argument("--babble", metavar="FILE", help="noise for the levels of --snr")
     parser.add_argument("--snr", nargs="+", default=["clean", "10", "5", "0", "-5"], help="dB, or clean")
     parser.add_argument("--limit", type=int, help="most items of a set")
@@ -216,17 +218,17 @@ def main(argv: Sequence[str]) -> int:
     spent: list[Cost] = []
     first, model = models[0]
     for name, (clips, rows, note) in sets.items():
-        words = sum(len(clip.text.split()) for clip in clips)
-        tables.append(error_table(f"{name}: {len(clips)} items, {words} words", rows, snrs, note))
-        print(tables[-1].to_markdown(), flush=True)
-        more = [control_table(f"{name}: controls", rows)]
-        for many in dict.fromkeys(r.model for r in rows if r.model not in (INDEPENDENT, POOLED)):
-            more.append(promises(f"{name}: what was promised of {many}", rows, many))
-        tables += [table for table in more if table is not None]
+        tables += _results(name, clips, rows, snrs, note)
         found = costs(model, _middle(clips))
         spent += found
         tables.append(cost_table(f"{name}: cost of one item of middle length", found))
         figures[f"errors_{name}"] = error_plot(rows, snrs)
+    synthetic = {name: own for name, own in sets.items() if name.startswith(TOGETHER)}
+    if len(synthetic) > 1:
+        clips = [clip for own, _, _ in synthetic.values() for clip in own]
+        rows = together([(rows, len(own)) for own, rows, _ in synthetic.values()])
+        note = f"All errors of {', '.join(synthetic)} over all their words."
+        tables += _results("all synthetic sets", clips, rows, snrs, note)
     if arguments.table is not None:
         everything = [row for _, rows, _ in sets.values() for row in rows]
         model.config = replace(model.config, table=measured(everything, first, _milliseconds(spent)))
@@ -248,6 +250,21 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"{arguments.out}/report.md", file=sys.stderr)
     return 0
+
+
+def _results(
+    name: str, clips: Sequence[Clip], rows: Sequence[Heard], snrs: Sequence[float | None], note: str
+) -> list[Table]:
+    """Errors, controls and promises of one set, printed too."""
+    words = sum(len(clip.text.split()) for clip in clips)
+    more = [control_table(f"{name}: controls", rows)]
+    for many in dict.fromkeys(r.model for r in rows if r.model not in (INDEPENDENT, POOLED)):
+        more.append(promises(f"{name}: what was promised of {many}", rows, many))
+    errors = error_table(f"{name}: {len(clips)} items, {words} words", rows, snrs, note)
+    tables = [errors, *(table for table in more if table is not None)]
+    for table in tables:
+        print(table.to_markdown(), end="\n\n", flush=True)
+    return tables
 
 
 def _has(clips: Sequence[Clip], stream: str) -> bool:

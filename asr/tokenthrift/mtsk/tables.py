@@ -8,14 +8,24 @@ not measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenthrift.evaluation.report import Cell, Table, new_figure
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.mtsk.rates import Measured, Rates
 
-__all__ = ["INDEPENDENT", "POOLED", "Heard", "control_table", "error_plot", "error_table", "measured", "promises"]
+__all__ = [
+    "INDEPENDENT",
+    "POOLED",
+    "Heard",
+    "control_table",
+    "error_plot",
+    "error_table",
+    "measured",
+    "promises",
+    "together",
+]
 
 INDEPENDENT, POOLED = "independent", "pooled"
 STREAMS = {(True, True): "both streams", (True, False): "audio alone", (False, True): "video alone"}
@@ -43,6 +53,25 @@ class Heard:
     words: ErrorCount
     characters: ErrorCount
     tokens: float
+
+
+def together(sets: Sequence[tuple[Sequence[Heard], int]]) -> list[Heard]:
+    """Several sets as one: all their errors over all their words. What one of them has not is left out.
+
+    Args:
+        sets: the rows of each and how many items it has; one set or more.
+    """
+    each = [({(r.model, r.rates, r.snr, r.control): r for r in rows}, items) for rows, items in sets]
+    out = []
+    for key, first in each[0][0].items():
+        found = [(rows[key], items) for rows, items in each if key in rows]
+        if len(found) == len(each):
+            words, characters = (
+                sum((getattr(r, unit) for r, _ in found), ErrorCount()) for unit in ("words", "characters")
+            )
+            tokens = sum(r.tokens * items for r, items in found) / sum(items for _, items in found)
+            out.append(replace(first, words=words, characters=characters, tokens=tokens))
+    return out
 
 
 def error_table(title: str, rows: Sequence[Heard], snrs: Sequence[float | None], note: str = "") -> Table:
