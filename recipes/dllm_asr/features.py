@@ -65,7 +65,8 @@ def join(clips: list[Utterance], rng: random.Random, limit: float) -> list[Utter
             words.append(clips[i][1])
             seconds = sum(map(len, parts)) / RATE
             i += 1
-        edges = [torch.zeros(int(rng.uniform(0.0, 0.3) * RATE)) for _ in range(2)]
+        spare = max(0.0, 30.0 - sum(map(len, parts)) / RATE)  # what one pass of the encoder still holds
+        edges = [torch.zeros(int(rng.uniform(0.0, min(0.3, spare / 2)) * RATE)) for _ in range(2)]
         out.append((torch.cat([edges[0], *parts, edges[1]]), " ".join(words)))
     return out
 

@@ -174,6 +174,12 @@ def test_joining_uses_every_clip_once_and_keeps_to_the_limit(seconds: list[float
             assert len(audio) <= (limit + 0.2 + 0.6) * RATE / 100 + 2
 
 
+def test_silence_around_a_long_clip_leaves_it_within_one_pass_of_the_encoder() -> None:
+    for seed in range(20):
+        ((audio, _),) = features.join([(torch.ones(round(29.8 * RATE)), "a")], random.Random(seed), 20.0)
+        assert round(29.8 * RATE) <= len(audio) <= 30 * RATE
+
+
 def test_joining_is_seeded_and_leaves_some_clips_single() -> None:
     clips = [(torch.ones(RATE), str(i)) for i in range(60)]
     texts = [text for _, text in features.join(list(clips), random.Random(0), 20.0)]
