@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from torch import Tensor
 from tests.asr.tiny_mtsk import lips, speech
 from tokenthrift.mtsk.augmentation import TRAINING_SNRS, Augmentation, active, mask_audio, mask_video, mix, snr_of
 from tokenthrift.mtsk.lips import MEAN_GREY
+
+NOISE = Path(__file__).resolve().parents[3] / "shared" / "data" / "noise"
 
 
 def noise(samples: int, seed: int = 9) -> Tensor:
@@ -101,3 +104,18 @@ def test_folders_of_noise_and_rooms(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no sound files"):
         Augmentation.from_folders([tmp_path / "empty"])
+
+
+def test_recorded_noise_and_rooms() -> None:
+    if not NOISE.is_dir():
+        pytest.skip(f"no recorded noise at {NOISE}")
+    found = Augmentation.from_folders([NOISE], snrs=[0.0])
+    assert (len(found.noises), len(found.rooms)) == (5, 4)
+    speech = noise(16_000) * torch.linspace(0, 9, 16_000).sin().abs()
+    for seed in range(8):
+        dry, wet = (replace(found, room_share=share).noisy(speech, random.Random(seed)) for share in (0.0, 1.0))
+        assert dry.isfinite().all()
+        assert snr_of(speech, dry - speech) == pytest.approx(0.0, abs=0.1)
+        assert wet.shape == speech.shape
+        assert wet.isfinite().all()
+        assert not torch.equal(wet, dry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tokenthrift.cli import main
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.mtsk.augmentation import snr_of
 from tokenthrift.mtsk.conditions import CONTROLS, conditions, noisy, spoilt
+from tokenthrift.mtsk.config import DecodeConfig
 from tokenthrift.mtsk.cost import cost_table, costs, counted
 from tokenthrift.mtsk.data import Clip
 from tokenthrift.mtsk.evaluate import evaluate, pooled
@@ -26,6 +27,7 @@ from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.tables import Heard, control_table, error_plot, measured, promises, together
 
 TEXTS = ["the lazy dog", "a fox", "five"]
+LEVELS = ("clean", "0 dB")
 ALL: Any = {"tasks": ("avsr", "asr", "vsr")}
 
 
@@ -238,9 +240,8 @@ def test_attention_is_counted_and_time_is_that_of_a_second() -> None:
     assert cost.milliseconds == pytest.approx(2000 * (cost.encoding_seconds + cost.writing_seconds), rel=0.1)
 
 
-def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_model(**ALL).save_pretrained(tmp_path / "model")
-    folder = tmp_path / "set"
+def write_set(folder: Path) -> Path:
+    """The clips as files, and before them one whose sound is gone."""
     folder.mkdir()
     rows = []
     for i, clip in enumerate(clips()):
@@ -252,6 +253,12 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         rows.append(json.dumps(row) + "\n")
     gone = {"audio_filepath": "gone.flac", "video_filepath": "0.mkv", "text": "gone", "duration": 1.0}
     (folder / "manifest.jsonl").write_text(json.dumps(gone) + "\n" + "".join(rows))
+    return folder
+
+
+def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model(**ALL).save_pretrained(tmp_path / "model")
+    folder = write_set(tmp_path / "set")
     bounds = {"homophene_bound": 0.5, "words": 9, "kinds": {"set": {"homophene_bound": 0.075, "words": 6}}}
     (tmp_path / "homophenes.json").write_text(json.dumps(bounds))
     out = tmp_path / "report"
@@ -281,20 +288,39 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rendered mouths" in report["notes"][0]
     assert (out / "errors_synthetic.png").stat().st_size > 1000
     assert "synthetic: 2 items" in capsys.readouterr().out
-    shutil.copytree(folder, tmp_path / "again")
-    one = ["--data", f"synthetic-b={tmp_path / 'again'}", "--data", f"real={folder}", "--snr", "clean", "0"]
-    assert main(["evaluate", "mtsk", *arguments, *one, "--out", str(tmp_path / "both")]) == 0
-    both = json.loads((tmp_path / "both" / "report.json").read_text())["tables"]
-    joint = [table for table in both if table["title"].startswith("all synthetic sets")]
-    assert [table["title"] for table in joint] == [
-        "all synthetic sets: 6 items, 12 words",
-        "all synthetic sets: controls",
-        "all synthetic sets: what was promised of MS",
-    ]
-    assert joint[0]["note"].endswith("All errors of synthetic, synthetic-b over all their words.")
-    assert [row["WER clean"] for row in joint[0]["rows"]] == [row["WER clean"] for row in both[0]["rows"]]
-    assert "all synthetic sets: what was promised of MS" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "mtsk", *arguments, "--snr", "loud", "--out", str(out)])
     with pytest.raises(SystemExit):
         main(["evaluate", "mtsk", *arguments, "--data", f"synthetic={tmp_path}", "--out", str(out)])
+
+
+def test_the_command_compares_every_kind_of_model_and_takes_synthetic_sets_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_set(tmp_path / "set")
+    short: Any = {"decode": DecodeConfig(max_new_tokens=3)}
+    pair: Any = {"audio_rates": (4,), "video_rates": (2,), **short}
+    models = {"MS": tiny_model(**ALL, **short), "SS": tiny_model("SS", **ALL, **short)}
+    models |= {"MSS": tiny_model("MSS", **short), "independent": tiny_model(**pair)}
+    arguments = ["--babble", str(folder / "0.flac"), "--snr", "clean", "0", "--pool", str(tmp_path / "independent")]
+    for name, model in models.items():
+        for part in ("audio_encoder", "video_encoder"):
+            getattr(model, part).load_state_dict(getattr(models["MS"], part).state_dict())
+        model.save_pretrained(tmp_path / name)
+        arguments += ["--model", f"{name}={tmp_path / name}"]
+    for name in ("synthetic", "synthetic-b", "real"):
+        arguments += ["--data", f"{name}={folder}"]
+    assert main(["evaluate", "mtsk", *arguments, "--out", str(tmp_path / "report")]) == 0
+    tables = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]
+    joint = [table for table in tables if table["title"].startswith("all synthetic sets")]
+    assert [table["title"] for table in joint] == [
+        "all synthetic sets: 6 items, 12 words",
+        "all synthetic sets: controls",
+        *(f"all synthetic sets: what was promised of {name}" for name in ("MS", "SS", "MSS")),
+    ]
+    assert joint[0]["note"].endswith("All errors of synthetic, synthetic-b over all their words.")
+    assert [row["WER clean"] for row in joint[0]["rows"]] == [row["WER clean"] for row in tables[0]["rows"]]
+    counts = Counter(row["model"] for row in joint[0]["rows"])
+    assert counts == {"MS": 8, "SS": 8, "MSS": 4, "independent": 1, "pooled": 4}, "a row for every pair of rates"
+    assert all(row[f"{unit} {level}"] >= 0 for row in joint[0]["rows"] for unit in ("WER", "CER") for level in LEVELS)
+    assert "all synthetic sets: what was promised of MS" in capsys.readouterr().out

@@ -115,6 +115,20 @@ def test_training_lowers_the_loss_and_leaves_the_encoders(parts: dict[str, str],
     assert all(math.isfinite(value) for value in measured.values())
 
 
+def test_a_step_encodes_once_for_all_scales(parts: dict[str, str], tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, ["audio video"])
+    module = module_of(parts)
+    model, encoded, read = module.model, [], []
+    for encoder in (model.audio_encoder, model.video_encoder):
+        assert encoder is not None
+        encoder.register_forward_hook(lambda m, *_: encoded.append(type(m).__name__))
+    lm: Any = model.language_model.model
+    lm.register_forward_hook(lambda *_: read.append(module.trainer.training))
+    fit(module, Path(manifest), 1)
+    assert sum(read) == len(model.config.scales) == 4
+    assert encoded == ["WhisperEncoder", "AVHubert"] * 2, "once to train, once to validate"
+
+
 def test_a_frozen_language_model_stays_as_it_is(parts: dict[str, str], states: Path) -> None:
     module = module_of(parts, train_language_model=False)
     language_model = weights_of(module, "language_model")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
 
+from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import EOS, lips, speech, tiny_config, tiny_model
+from tests.media_files import voice, write
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.cli import main
 from tokenthrift.mtsk.coarse_to_fine import confidence
 from tokenthrift.mtsk.config import DecodeConfig
 from tokenthrift.mtsk.decoding import Written
@@ -25,6 +31,7 @@ from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.mtsk.transcribing import plan_item
 from tokenthrift.transcript import AudioVisualRecogniser, Transcript
 
+CARD = Path(__file__).resolve().parents[2] / "model_cards" / "mtsk-tiny-en"
 ALL = ("avsr", "asr", "vsr")
 CONFIG = tiny_config(tasks=ALL)
 TABLE = (
@@ -94,6 +101,32 @@ def test_the_table_decides_and_noise_moves_tokens_from_audio_to_video() -> None:
     assert chosen("175", snr=1.0) == Rates(16, 2), "lips are worth more than sound in noise"
     assert chosen("175", snr=25.0) == Rates(4, 5)
     assert plan_item(tiny_config(), 500, 250, TokenBudget())[1].rates == Rates(4, 2), "unmeasured: the most detail"
+
+
+def test_of_pairs_that_err_alike_the_quicker_is_taken() -> None:
+    quick = replace(TABLE[2], milliseconds=9.0)
+    slow = replace(TABLE[0], milliseconds=10.0)
+    for pair in ((quick, slow), (slow, quick)):
+        assert plan_item(replace(tiny_config(), table=pair), 500, 250, TokenBudget())[1].rates == quick.rates
+    quick, slow = (replace(line, milliseconds=19.0 - (line.milliseconds or 0)) for line in (quick, slow))
+    dearer = plan_item(replace(tiny_config(), table=(quick, slow)), 500, 250, TokenBudget())[1]
+    assert dearer.rates == slow.rates, "time counts before tokens"
+
+
+def test_a_saved_model_brings_its_table_and_hears_when_to_trust_the_lips(tmp_path: Path) -> None:
+    tiny_model(table=TABLE).save_pretrained(tmp_path / "model")
+    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    assert model.config.table == TABLE
+    clean = speech(1.0, 1)
+    clean[8_000:] = 0.0
+    noisy = clean + speech(1.0, 2).abs().mean() * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    pictures = lips(1.0, 1)
+    used = {}
+    for aware in (False, True):
+        # (4, 5) costs 18 tokens and (16, 2) costs 17.
+        found = model.transcribe([clean, noisy], [pictures, pictures], 18, noise_aware=aware)
+        used[aware] = [transcript.usage.used for transcript in found]
+    assert used == {False: [18, 18], True: [18, 17]}
 
 
 @given(st.integers(0, 20), st.sampled_from([-5, 0, 5, 10, 20]))
@@ -213,6 +246,12 @@ def test_coarse_to_fine_pays_for_detail_only_where_it_must() -> None:
     both = [f.usage.used + c.usage.used for f, c in zip(fine, coarse, strict=True)]
     assert [t.text for t in unsure] == [t.text for t in fine]
     assert [(t.usage.used, t.usage.rounds) for t in unsure] == [(n, 2) for n in both]
+    encoded: list[str] = []
+    for encoder in (model.audio_encoder, model.video_encoder):
+        assert encoder is not None
+        encoder.register_forward_hook(lambda m, *_: encoded.append(type(m).__name__))
+    model.transcribe(audio, video, decode=DecodeBudget(confidence_threshold=1.0), coarse_to_fine=True)
+    assert encoded == ["WhisperEncoder", "AVHubert"], "once for both passes"
     once = DecodeBudget(max_rounds=1, confidence_threshold=1.0)
     assert all(t.usage.rounds == 1 for t in model.transcribe(audio, video, decode=once, coarse_to_fine=True))
     assert confidence(Written((), ())) == 0.0
@@ -286,6 +325,24 @@ def test_texts_end_where_they_are_told_to(beams: int) -> None:
 def test_what_cannot_be_read_is_refused_by_name(audio: Any, video: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         tiny_model(tasks=ALL).transcribe(audio, video)
+
+
+def test_the_shipped_model_loads_alone_and_keeps_to_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (CARD / "model.safetensors").stat().st_size <= 45e6
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nothing is fetched"))
+    monkeypatch.setattr("tokenthrift.mtsk.lips._FaceFinder", SquareFinder)
+    write(tmp_path / "in" / "heard.wav", voice(2.0))
+    write_video(tmp_path / "in" / "both.mkv", np.stack([face()] * 50), samples=torch.from_numpy(voice(2.0)))
+    write_video(tmp_path / "in" / "seen.mkv", np.stack([face()] * 50))
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "in"), "--model", str(CARD), "--out-dir", str(out), "--format", "json"]
+    assert main(["transcribe", *arguments, "--budget", "20"]) == 0
+    native = {}
+    for path in out.glob("*.json"):
+        usage = json.loads(path.read_text())["usage"]
+        assert 0 < usage["used"] <= usage["cap"] == 20
+        native[path.stem] = usage["native"]
+    assert native == {"heard": 100, "both": 150, "seen": 50}
 
 
 def test_it_is_a_recogniser_of_sound_and_lips() -> None:

@@ -56,6 +56,20 @@ def test_phrases_make_the_folder_they_go_to(tmp_path: Path, monkeypatch: pytest.
     assert len(out.read_text().splitlines()) == 5
 
 
+def test_thirty_thousand_phrases_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[dict[str, int], int]] = []
+
+    def collect(counts: dict[str, int], free: list[tuple[str, str]], seed: int) -> list[dict[str, str]]:
+        asked.append((counts, seed))
+        return []
+
+    monkeypatch.setattr(phrases, "collect", collect)
+    run(monkeypatch, "phrases", tmp_path / "phrases.jsonl")
+    ((counts, seed),) = asked
+    assert counts["train"] >= 30_000
+    assert seed == 0
+
+
 def test_texts_are_of_one_split_each() -> None:
     free = [(f"Number {i} is free.", f"number {i} is free") for i in range(400)]
     rows = list(phrases.collect({"train": 2000, "dev": 100, "test": 100}, free, 0))
@@ -73,6 +87,21 @@ def test_the_name_of_a_grid_clip_spells_its_sentence() -> None:
     assert grid.sentence("swizzs") == "set white in z zero soon"
     with pytest.raises(ValueError, match="no name of a GRID clip"):
         grid.sentence("bbaw2n")
+
+
+def test_real_clips_become_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = RECIPE.parents[2] / "shared" / "data" / "grid"
+    if not clips.is_dir():
+        pytest.skip(f"no real talking faces at {clips}")
+    run(monkeypatch, "grid", clips, tmp_path)
+    data = ManifestClips(tmp_path / "manifest.jsonl")
+    assert len(data) == 5
+    assert data.texts[0] == "bin blue at f two now"
+    clip = data[0]
+    assert clip.audio is not None
+    assert clip.video is not None
+    assert clip.video.shape[1:] == (96, 96)
+    assert abs(len(clip.audio) / 16_000 - len(clip.video) / 25) < 0.2
 
 
 # Visemes
