@@ -38,6 +38,7 @@ from tokenthrift.whisper import (
 )
 
 RATE = 16_000
+LONGEST = 30  # seconds that one pass of the encoder holds; longer clips are left out
 Utterance = tuple[torch.Tensor, str]
 
 
@@ -65,7 +66,7 @@ def join(clips: list[Utterance], rng: random.Random, limit: float) -> list[Utter
             words.append(clips[i][1])
             seconds = sum(map(len, parts)) / RATE
             i += 1
-        spare = max(0.0, 30.0 - sum(map(len, parts)) / RATE)  # what one pass of the encoder still holds
+        spare = max(0.0, LONGEST - sum(map(len, parts)) / RATE)
         edges = [torch.zeros(int(rng.uniform(0.0, min(0.3, spare / 2)) * RATE)) for _ in range(2)]
         out.append((torch.cat([edges[0], *parts, edges[1]]), " ".join(words)))
     return out
@@ -171,6 +172,7 @@ def main() -> None:
             clips = [
                 (audio[a:b].float() / 32768, r["text"], r["split"])
                 for a, b, r in zip(offset, offset[1:], rows, strict=False)
+                if b - a <= LONGEST * RATE
             ]
             name = zlib.crc32(target.name.encode())
             dev = join([(a, t) for a, t, s in clips if s == "dev"], random.Random(name), 12.0)  # the same for all seeds
