@@ -40,6 +40,7 @@ from tokenthrift.whisper import MAX_STATES, STATE_SAMPLES, states_of
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "dllm_asr"
 SETS = ("asterisk", "lj", "librivox", "asterisk-short", "fsdd")
+WHISPER = "Whisper tiny.en"
 
 # In no package: what `recordings.py` makes these of, below --public, and its option.
 PUBLIC = {"lj": "lj", "fsdd": "fsdd.tar"}
@@ -226,7 +227,7 @@ def show(results: list[Result], sets: list[str]) -> None:
         table = Table(title=f"{name}: {rows[0].clips} recordings, {rows[0].seconds:.0f} s", title_justify="left")
         for column in ("system", "WER %", "CER %", "rounds", "LM forward passes", "real-time factor", "x Whisper"):
             table.add_column(column, justify="left" if column == "system" else "right")
-        slowest = next((r.work for r in rows if r.system.startswith("Whisper")), None)
+        slowest = next((r.work for r in rows if r.system == WHISPER), None)
         for r in rows:
             wer, cer = f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}"
             faster = f"{slowest / r.work:.1f}" if slowest else "-"
@@ -270,10 +271,13 @@ def main() -> None:
     if arguments.rival.is_dir():
         rival = AutoregressiveDecoder.from_pretrained(arguments.rival)
         systems["autoregressive, same size"] = autoregressive(model, rival)
-    systems["Whisper tiny.en"] = whisper(arguments.whisper or prepare_whisper(arguments.data))
-    if unknown := set(arguments.systems or ()) - set(systems):
-        parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(systems)}")
-    systems = {name: system for name, system in systems.items() if name in (arguments.systems or systems)}
+    known = [*systems, WHISPER]
+    asked = arguments.systems or known
+    if unknown := set(asked) - set(known):
+        parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if WHISPER in asked:
+        systems[WHISPER] = whisper(arguments.whisper or prepare_whisper(arguments.data))
+    systems = {name: system for name, system in systems.items() if name in asked}
     results = []
     for name in sets:
         clips = read_set(arguments.data / "test" / name, arguments.limit)

@@ -36,7 +36,8 @@ def _mel_filters(bins: int) -> Tensor:
     # torchaudio takes the default of the moment, which is bf16 in Lightning's bf16-true, and the filters are kept.
     torch.set_default_dtype(torch.float32)
     try:
-        filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
+        with torch.inference_mode(False):  # kept, so a later call may be one of training
+            filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
     finally:
         torch.set_default_dtype(default)
     return filters.T

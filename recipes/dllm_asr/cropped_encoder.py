@@ -3,9 +3,11 @@
 Whisper was trained on 30 s, always; over a short recording alone its states drift and words are misread. Here a copy of
 the encoder hears recordings as they are, with up to `--tail` seconds of silence, and learns the states that the frozen
 original has of the same recording filled to 30 s (relative squared error; no text is needed). Half of what it hears is
-real speech (shards `9*`), half synthetic; whole clips and excerpts of 0.3 to 8 s, augmented as in `features.py`.
+real speech (shards `9*`), half synthetic; clips (of 20 s at most) and excerpts of 0.3 to 8 s, augmented as in
+`features.py`.
 `OUT` is the checkpoint's folder with the new encoder in it, to be given wherever `--whisper` is asked for. The error on
-development recordings is printed with and without the tail. A stopped run goes on from `OUT/training.pt`.
+development recordings is printed with and without the tail. A stopped run goes on, with the options it was begun with,
+from `OUT/training.pt`.
 """
 
 from __future__ import annotations
@@ -18,70 +20,86 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from features import RATE, augment, followed_by_silence, load_encoder, read_folder
+import torch.nn.functional as F
+from features import PASS_SECONDS, RATE, augment, fingerprint, load_encoder, read_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
 from tokenthrift.sources import fetch
 from tokenthrift.training.schedule import warmup_cosine
-from tokenthrift.whisper import WhisperEncoder, length_mask, states_of
+from tokenthrift.whisper import WhisperEncoder, length_mask, log_mel, pad_mels, states_of
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-SHARE_WHOLE, SHORTEST, LONGEST = 0.5, 0.3, 8.0
+SHARE_WHOLE, LONGEST_WHOLE = 0.5, 20.0  # seconds
+SHORTEST, LONGEST = 0.3, 8.0  # seconds of an excerpt
+GROUP = 8  # batches drawn together, so that each holds like lengths
+SAVE_EVERY = 50  # steps
 
 
-def train_clips(shard: Path) -> list[Tensor]:
-    """Clips of a shard as int16, without those of development sentences."""
+@dataclass(frozen=True)
+class Speech:
+    """Clips `(samples,)` int16 of a shard, without those of development sentences, and all of them end to end."""
+
+    clips: list[Tensor]
+    joined: Tensor
+
+
+def read_speech(shard: Path) -> Speech:
     with np.load(shard) as data:
         audio, offset, rows = torch.from_numpy(data["audio"]), data["offset"], json.loads(str(data["rows"]))
-    return [audio[a:b] for a, b, r in zip(offset, offset[1:], rows, strict=False) if r["split"] == "train"]
+    clips = [audio[a:b] for a, b, r in zip(offset, offset[1:], rows, strict=False) if r["split"] == "train"]
+    return Speech(clips, torch.cat([audio[:0], *clips]))
 
 
-def excerpts(clips: list[Tensor], count: int, rng: random.Random) -> list[Tensor]:
-    """Whole clips and excerpts of clips end to end, log-uniform in length, float in [-1, 1]."""
-    speech, out = torch.cat(clips), []
-    for _ in range(count):
-        if rng.random() < SHARE_WHOLE:
-            piece = rng.choice(clips)[: 20 * RATE]
-        else:
-            size = int(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST))) * RATE)
-            start = rng.randrange(max(1, len(speech) - size))
-            piece = speech[start : start + size]
-        out.append(piece.float() / 32768)
-    return out
+def trains(shard: Path) -> bool:
+    with np.load(shard) as data:
+        return any(row["split"] == "train" for row in json.loads(str(data["rows"])))
+
+
+def excerpt(speech: Speech, rng: random.Random) -> Tensor:
+    """A clip, or an excerpt of the clips end to end, log-uniform in length; float in [-1, 1]."""
+    if rng.random() < SHARE_WHOLE:
+        piece = rng.choice(speech.clips)[: int(LONGEST_WHOLE * RATE)]
+    else:
+        size = int(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST))) * RATE)
+        start = rng.randrange(max(1, len(speech.joined) - size))
+        piece = speech.joined[start : start + size]
+    return piece.float() / 32768
 
 
 def batches(
-    real: list[Path], synthetic: list[Path], noises: list[Tensor], rooms: list[Tensor], size: int, start: int
+    real: list[Speech], synthetic: list[Path], noises: list[Tensor], rooms: list[Tensor], size: int, start: int
 ) -> Iterator[list[Tensor]]:
     """Endless batches of recordings of like length, from the `start`-th on; the n-th is the same in every run."""
-    kept = [train_clips(shard) for shard in real]
-    weights = [sum(map(len, clips)) for clips in kept]
-    group = 8  # batches drawn together, so that each holds like lengths
-    for number in range(start // group, 1 << 31):
+    weights = [len(speech.joined) for speech in real]
+    for number in range(start // GROUP, 1 << 31):
         rng = random.Random(number)
-        half = size * group // 2 if kept and synthetic else size * group
-        drawn = []
-        for clips in rng.choices(kept, weights, k=half) if kept else []:
-            drawn += excerpts(clips, 1, rng)
+        count = size * GROUP // (2 if real and synthetic else 1)
+        drawn = [excerpt(speech, rng) for speech in (rng.choices(real, weights, k=count) if real else ())]
         if synthetic:
-            drawn += excerpts(train_clips(rng.choice(synthetic)), half, rng)
+            speech = read_speech(rng.choice(synthetic))
+            drawn += [excerpt(speech, rng) for _ in range(count)]
         heard = sorted((augment(piece, rng, noises, rooms) for piece in drawn), key=len)
         made = [heard[i : i + size] for i in range(0, len(heard), size)]
         rng.shuffle(made)
-        yield from made[start % group if number == start // group else 0 :]
+        yield from made[start % GROUP if number == start // GROUP else 0 :]
 
 
 def states(encoder: WhisperEncoder, audio: list[Tensor], tail: float) -> tuple[Tensor, Tensor]:
-    """`(B, N, width)` states of recordings that `tail` seconds of silence follow, and the states of each."""
+    """`(B, N, width)` states of recordings that `tail` seconds of silence (30 s in all) follow, and those of each."""
+    most = PASS_SECONDS * RATE
+    heard = [F.pad(x, (0, max(0, min(round(tail * RATE), most - len(x))))) for x in audio]
+    mels, frames = pad_mels([log_mel(x, encoder.conv1.in_channels) for x in heard])
     lengths = torch.tensor([states_of(len(x)) for x in audio])
     with torch.autocast("cpu", torch.bfloat16):
-        encoded: Tensor = encoder(*followed_by_silence(audio, tail, encoder.conv1.in_channels))
+        encoded: Tensor = encoder(mels, frames)
     return encoded[:, : int(lengths.max())].float(), lengths
 
 
@@ -99,9 +117,8 @@ def development_error(student: WhisperEncoder, teacher: WhisperEncoder, audio: l
 
 def save_checkpoint(folder: Path, source: Path, encoder: WhisperEncoder) -> None:
     """`source` with another encoder, whole or not at all."""
-    for name in FILES:
-        if name != "model.safetensors" and (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(source / name, folder / name)
     tensors = load_file(source / "model.safetensors")
     prefix = "model.encoder." if any(key.startswith("model.encoder.") for key in tensors) else "encoder."
     ours = {prefix + name: weight.contiguous() for name, weight in encoder.state_dict().items()}
@@ -124,29 +141,39 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    source = fetch(arguments.whisper, FILES[:2])
+    source = fetch(arguments.whisper, FILES)
+    shards = [shard for shard in sorted(arguments.speech.glob("*.npz")) if trains(shard)]
+    real = [read_speech(shard) for shard in shards if shard.name.startswith("9")]
+    synthetic = [shard for shard in shards if not shard.name.startswith("9")]
+    if not shards:
+        parser.error(f"{arguments.speech} holds no shards of speech to train on")
+    dev = [read_audio(path) for path in sorted(arguments.dev.glob("*.flac"))] if arguments.dev else []
+    if arguments.dev and not dev:
+        parser.error(f"--dev: {arguments.dev} holds no .flac recordings")
+    noises, rooms = read_folder(arguments.noise, "noise*.flac"), read_folder(arguments.noise, "rir*.flac")
     arguments.out.mkdir(parents=True, exist_ok=True)
     teacher, student = load_encoder(str(source)).requires_grad_(False), load_encoder(str(source)).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
     schedule = warmup_cosine(optimizer, arguments.steps, 20)
     first, state = 0, arguments.out / "training.pt"
+    begun = {name: getattr(arguments, name) for name in ("steps", "batch", "tail", "learning_rate")}
+    begun["encoder"] = fingerprint(teacher)
     if state.exists():
         saved = torch.load(state, weights_only=True)
+        if saved["begun"] != begun:
+            parser.error(f"{state} was begun with {saved['begun']}, not with {begun}: give another folder")
         student.load_state_dict(saved["encoder"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
-    shards = sorted(arguments.speech.glob("*.npz"))
-    real, synthetic = ([s for s in shards if s.name.startswith("9") == flag] for flag in (True, False))
-    noises, rooms = read_folder(arguments.noise, "noise*.flac"), read_folder(arguments.noise, "rir*.flac")
-    dev = [read_audio(path) for path in sorted(arguments.dev.glob("*.flac"))] if arguments.dev else []
     feed = batches(real, synthetic, noises, rooms, arguments.batch, first)
     started, losses = time.perf_counter(), []
     for step in range(first, arguments.steps + 1):
-        if step % 50 == 0 or step == arguments.steps:
+        if step % SAVE_EVERY == 0 or step == arguments.steps:
             save_checkpoint(arguments.out, source, student)
-            kept = {"encoder": student.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(kept | {"schedule": schedule.state_dict(), "step": step}, state.with_suffix(".partial"))
+            kept: dict[str, Any] = {"encoder": student.state_dict(), "optimizer": optimizer.state_dict()}
+            kept |= {"schedule": schedule.state_dict(), "step": step, "begun": begun}
+            torch.save(kept, state.with_suffix(".partial"))
             os.replace(state.with_suffix(".partial"), state)
             shown = [f"{t:g} s {development_error(student, teacher, dev, t):.4f}" for t in (0.0, arguments.tail) if dev]
             mean = sum(losses) / max(1, len(losses))

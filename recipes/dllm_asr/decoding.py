@@ -5,7 +5,7 @@ posterior from which a word of the draft is kept, the probability below which th
 whether it does so with its own words too; over the real development prompts of three words or more, over some synthetic
 development utterances, and over the shorter real prompts, never mixed. The best is the lowest mean of the first two
 error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json, with the
-`--tail` of silence that was given. Synthetic utterances are cached states, which know no tail.
+`--tail` of silence that was given. Synthetic utterances are cached states, which never have one.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper CHECKPOINT --tail 2 [--noise DIR]`.
+"""Speech shards to cached encoder states: `python features.py SPEECH OUT --whisper CHECKPOINT [--noise DIR]`.
 
 The encoder is frozen, so its states are computed once. Every clip of a shard is used once a pass: clips of one voice
 are joined, with silence between them, into utterances of up to 20 s (a third stay single), then augmented: speed 0.9 to
-1.1, gain, white noise or recorded noise at 5 to 30 dB, room impulse responses. The encoder hears `--tail` seconds of
-silence after each, as the model's `encoder.tail` says; states of it are dropped. The others (50 a second, fp16) of all
+1.1, gain, white noise or recorded noise at 5 to 30 dB, room impulse responses. The states (50 a second, fp16) of all
 utterances of a shard go end to end into `NNNN-VOICE-PASS.safetensors` with `offset`; the texts are in its metadata.
 Development sentences never meet training sentences: they go, without augmentation, to `dev-*`. Shards are skipped where
-present and written atomically; run the command again as more speech arrives.
+present and written atomically; run the command again as more speech arrives. `OUT/made.json` says with which encoder
+and seed; others need a folder of their own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torch.nn.functional as F
 import torchaudio.functional as AF
 from safetensors.torch import load_file, save_file
 
 from tokenthrift.sources import fetch
-from tokenthrift.whisper import (
-    MAX_STATES,
-    STATE_SAMPLES,
-    WhisperEncoder,
-    encoder_weights,
-    log_mel,
-    pad_mels,
-    states_of,
-)
+from tokenthrift.whisper import STATE_SAMPLES, WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 RATE = 16_000
-LONGEST = 30  # seconds that one pass of the encoder holds; longer clips are left out
+PASS_SECONDS = 30  # what one pass of the encoder holds; longer clips are left out
 Utterance = tuple[torch.Tensor, str]
 
 
@@ -66,7 +57,7 @@ def join(clips: list[Utterance], rng: random.Random, limit: float) -> list[Utter
             words.append(clips[i][1])
             seconds = sum(map(len, parts)) / RATE
             i += 1
-        spare = max(0.0, LONGEST - sum(map(len, parts)) / RATE)
+        spare = max(0.0, PASS_SECONDS - sum(map(len, parts)) / RATE)
         edges = [torch.zeros(int(rng.uniform(0.0, min(0.3, spare / 2)) * RATE)) for _ in range(2)]
         out.append((torch.cat([edges[0], *parts, edges[1]]), " ".join(words)))
     return out
@@ -95,28 +86,21 @@ def augment(
     return audio / peak * rng.uniform(0.1, 0.9)
 
 
-def followed_by_silence(audio: list[torch.Tensor], tail: float, bins: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch `(B, bins, frames)` of recordings with `tail` seconds of silence (30 s at most), and the states heard."""
-    most = MAX_STATES * STATE_SAMPLES
-    heard = [F.pad(x, (0, max(0, min(round(tail * RATE), most - len(x))))) for x in audio]
-    return pad_mels([log_mel(x, bins) for x in heard])
-
-
 @torch.inference_mode()
 def encode(
-    encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0, tail: float = 0.0
+    encoder: WhisperEncoder, utterances: list[Utterance], seconds: float = 40.0
 ) -> tuple[list[torch.Tensor], list[str]]:
     """States `(n, width)` in fp16 of each utterance, in batches of at most `seconds` of padded audio."""
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i][0]))
     states: list[torch.Tensor] = [torch.empty(0)] * len(utterances)
     while order:
-        longest = len(utterances[order[-1]][0]) / RATE + tail
+        longest = len(utterances[order[-1]][0]) / RATE
         rows = [order.pop() for _ in range(min(len(order), max(1, int(seconds / longest))))]
-        heard = followed_by_silence([utterances[i][0] for i in rows], tail, encoder.conv1.in_channels)
+        mels, lengths = pad_mels([log_mel(utterances[i][0], encoder.conv1.in_channels) for i in rows])
         with torch.autocast("cpu", torch.bfloat16):  # half the time; the rounding (2 %) is far below the augmentation
-            encoded = encoder(*heard)
-        for i, row in zip(rows, encoded, strict=True):
-            states[i] = row[: states_of(len(utterances[i][0]))].half()
+            encoded = encoder(mels, lengths)
+        for i, row, n in zip(rows, encoded, lengths.tolist(), strict=True):
+            states[i] = row[:n].half()
     return states, [text for _, text in utterances]
 
 
@@ -128,10 +112,26 @@ def save(path: Path, states: list[torch.Tensor], texts: list[str]) -> None:
 
 
 def read_folder(folder: Path | None, pattern: str) -> list[torch.Tensor]:
+    """Recordings of a folder at 16 kHz; none without a folder. A folder that is named must be there."""
     if folder is None:
         return []
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder")
     clips = [soundfile.read(p, dtype="float32", always_2d=True) for p in sorted(folder.glob(pattern))]
     return [AF.resample(torch.from_numpy(x.mean(1)), rate, RATE) for x, rate in clips]
+
+
+def fingerprint(encoder: WhisperEncoder) -> int:
+    """Tells one encoder's weights from another's."""
+    return zlib.crc32(b"".join(weight.numpy().tobytes() for weight in encoder.state_dict().values()))
+
+
+def check_made(path: Path, how: dict[str, int]) -> None:
+    """States of two encoders, or of two seeds under the same names, must not meet in one folder."""
+    if not path.exists():
+        path.write_text(json.dumps(how) + "\n")
+    elif (found := json.loads(path.read_text())) != how:
+        raise SystemExit(f"{path.parent} was made with {found}, not with {how}: give another folder")
 
 
 def passes_of(shard: Path, real: int) -> int:
@@ -147,7 +147,6 @@ def main() -> None:
     parser.add_argument(
         "--real-passes", type=int, default=5, help="passes over real recordings, each joined and augmented anew"
     )
-    parser.add_argument("--tail", type=float, default=0.0, help="seconds of silence heard after each utterance")
     parser.add_argument("--seed", type=int, default=0, help="another one joins and augments all anew")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -157,6 +156,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(arguments.whisper)
+    check_made(arguments.out / "made.json", {"encoder": fingerprint(encoder), "seed": arguments.seed})
     noises, rooms = read_folder(arguments.noise, "noise*.flac"), read_folder(arguments.noise, "rir*.flac")
     part, parts = map(int, arguments.part.split("/"))
     for shard in sorted(arguments.speech.glob("*.npz"), reverse=True):
@@ -172,21 +172,24 @@ def main() -> None:
             clips = [
                 (audio[a:b].float() / 32768, r["text"], r["split"])
                 for a, b, r in zip(offset, offset[1:], rows, strict=False)
-                if b - a <= LONGEST * RATE
+                if b - a <= PASS_SECONDS * RATE
             ]
             name = zlib.crc32(target.name.encode())
             dev = join([(a, t) for a, t, s in clips if s == "dev"], random.Random(name), 12.0)  # the same for all seeds
             rng = random.Random(name + arguments.seed)
             if dev and number == 0:
-                save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev, tail=arguments.tail))
+                save(arguments.out / f"dev-{shard.stem}.safetensors", *encode(encoder, dev))
             train = [
                 (augment(a, rng, noises, rooms), t)
                 for a, t in join([(a, t) for a, t, s in clips if s == "train"], rng, 20.0)
             ]
-            states, texts = encode(encoder, train, tail=arguments.tail)
+            if not train:
+                continue
+            states, texts = encode(encoder, train)
             save(target, states, texts)
             minutes, took = sum(map(len, states)) * STATE_SAMPLES / RATE / 60, time.perf_counter() - started
-            print(f"{target.name}: {len(states)} utterances, {minutes:.1f} min in {took:.0f} s", flush=True)
+            left = f"; {len(rows) - len(clips)} clips too long" if len(rows) > len(clips) else ""
+            print(f"{target.name}: {len(states)} utterances, {minutes:.1f} min in {took:.0f} s{left}", flush=True)
 
 
 if __name__ == "__main__":

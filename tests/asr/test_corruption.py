@@ -61,6 +61,12 @@ def test_slots_are_hidden_at_the_rate_and_padding_never(rate: float, seed: int) 
     assert torch.equal(corrupted.ids[~corrupted.masked], ids[~corrupted.masked])
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_rows_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        mask_rates(4, fully_masked=share)
+
+
 def test_the_generator_alone_decides_and_inputs_stay() -> None:
     ids, mask = responses(8, 10)
     before = ids.clone()

@@ -22,6 +22,7 @@ from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModul
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
 from tokenthrift.dllm_asr.config import DllmAsrConfig, DraftConfig
 from tokenthrift.dllm_asr.data import Batch
+from tokenthrift.dllm_asr.examples import Responses, responses
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -261,6 +262,30 @@ def test_a_model_keeps_the_encoder_that_it_was_trained_with(whisper: Path, featu
     converted = convert.dllm_asr([tmp_path / "step=3.ckpt"])
     assert isinstance(converted, DllmAsr)
     assert torch.equal(converted.encoder.layer_norm.weight, module.model.encoder.layer_norm.weight)
+
+
+def test_parts_that_heard_with_other_encoders_are_not_put_together(apart: dict[str, Path], tmp_path: Path) -> None:
+    other = torch.load(apart["draft"], weights_only=True)
+    other["state_dict"]["model.encoder.layer_norm.weight"] += 1
+    torch.save(other, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt was trained on another encoder than"):
+        convert.dllm_asr([tmp_path / "other.ckpt", apart["denoiser"]])
+
+
+@pytest.mark.parametrize(("share", "whole"), [(1.0, True), (0.0, False)])
+def test_fully_masked_rows_are_as_many_as_asked_for(
+    whisper: Path, features: Path, monkeypatch: pytest.MonkeyPatch, share: float, whole: bool
+) -> None:
+    module, made = module_of(whisper, draft_share=0.0, fully_masked=share), []
+
+    def noted(*given: Any, **options: Any) -> Responses:
+        made.append(responses(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr("tokenthrift.dllm_asr.module.responses", noted)
+    for batch in batches_of(features):
+        module.denoising_loss(batch)
+    assert all(bool((row.seen.masked | ~row.mask).all()) for row in made) == whole
 
 
 def test_the_rival_is_made_of_its_checkpoint(whisper: Path, features: Path, tmp_path: Path) -> None:

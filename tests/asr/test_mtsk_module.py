@@ -314,6 +314,21 @@ def test_a_training_outlives_broken_files(parts: dict[str, str], tmp_path: Path)
     assert len([line for line in named if line.endswith("(2 of 4 items so far)")]) == 2
 
 
+def test_a_validation_outlives_a_batch_that_cannot_be_read(
+    parts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, logged = module_of(parts), []
+    monkeypatch.setattr(module, "log", lambda name, *_, **__: logged.append(name))
+    module.on_validation_epoch_start()
+    module.validation_step(None, 0)
+    module.on_validation_epoch_end()
+    assert not logged
+    mouth = torch.randint(0, 256, (10, 96, 96), dtype=torch.uint8)
+    module.validation_step(collate([Clip("no", torch.randn(6_400) * 0.1, mouth)]), 1)
+    module.on_validation_epoch_end()
+    assert "val/wer" in logged
+
+
 def test_items_without_a_stream_in_common_are_refused() -> None:
     heard, seen = Clip("a", torch.zeros(800)), Clip("b", None, torch.zeros(2, 96, 96, dtype=torch.uint8))
     with pytest.raises(ValueError, match="of 3 items of a batch 2 have audio and 1 have video"):

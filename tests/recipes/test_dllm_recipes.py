@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import random
 import shutil
 import struct
 import tarfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.asr.tiny_dllm import WIDTH, speech, tiny_model, write_shard, write_whisper
 from tests.media_files import encode
@@ -238,26 +241,24 @@ def write_speech(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", audio=np.concatenate(clips), offset=offset, rows=np.array(json.dumps(rows)))
 
 
-def test_the_encoder_hears_the_silence_after_an_utterance(whisper: Path) -> None:
-    encoder = features.load_encoder(str(whisper))
-    audio = speech(0.5, 1)
-    (alone,), _ = features.encode(encoder, [(audio, "a")])
-    (heard,), _ = features.encode(encoder, [(audio, "a")], tail=2.0)
-    longer = torch.nn.functional.pad(audio, (0, 2 * RATE))
-    (whole,), _ = features.encode(encoder, [(longer, "a")])
-    assert alone.shape == heard.shape == (25, WIDTH)
-    torch.testing.assert_close(heard, whole[:25])
-    assert (heard - alone).abs().max() > 1e-3
-
-
-def test_the_encoder_learns_to_hear_cropped_audio(
-    whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def cropping(whisper: Path, tmp_path: Path) -> tuple[Any, ...]:
+    """Arguments of the training of an encoder, its steps apart."""
     write_speech(tmp_path / "speech")
     (tmp_path / "dev").mkdir()
     soundfile.write(tmp_path / "dev" / "a.flac", speech(0.4, 9).numpy(), RATE)
-    options = (tmp_path / "speech", tmp_path / "out", "--whisper", whisper, "--dev", tmp_path / "dev", "--batch", 2)
-    run(monkeypatch, cropped, *options, "--steps", 20, "--learning-rate", 0.003)
+    options = ("--whisper", whisper, "--dev", tmp_path / "dev", "--batch", 2, "--learning-rate", 0.003)
+    return (tmp_path / "speech", tmp_path / "out", *options)
+
+
+def test_the_encoder_learns_to_hear_cropped_audio(
+    whisper: Path,
+    cropping: tuple[Any, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(monkeypatch, cropped, *cropping, "--steps", 20)
     first, *_, last = [line.split(" | ")[1:3] for line in capsys.readouterr().out.splitlines()]
     errors = [[float(cell.split()[-1]) for cell in cells] for cells in (first, last)]
     assert errors[1][0] < 0.9 * errors[0][0], "cropped recordings are heard more as recordings of 30 s are"
@@ -267,20 +268,59 @@ def test_the_encoder_learns_to_hear_cropped_audio(
     assert set(before) == set(after)
     assert changed
     assert all("encoder." in name and "embed_positions" not in name for name in changed)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*cropped.FILES, "training.pt"}
     features.load_encoder(str(tmp_path / "out"))
-    # A finished run has nothing left to do; a stopped one goes on from where it was.
-    run(monkeypatch, cropped, *options, "--steps", 21, "--learning-rate", 0.003)
-    assert capsys.readouterr().out.startswith("step 21:")
+    with pytest.raises(SystemExit):  # the schedule of a run is that of its options
+        run(monkeypatch, cropped, *cropping, "--steps", 40)
+    assert "was begun with {'steps': 20" in capsys.readouterr().err
+
+
+def test_a_stopped_training_of_the_encoder_ends_as_one_that_went_through(
+    cropping: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, *options = cropping
+    run(monkeypatch, cropped, folder, out, *options, "--steps", 5)
+    monkeypatch.setattr(cropped, "SAVE_EVERY", 2)
+    whole = cropped.batches
+
+    def stops(*given: Any) -> Iterator[list[Tensor]]:
+        yield from itertools.islice(whole(*given), 3)
+        raise KeyboardInterrupt
+
+    again = (folder, tmp_path / "again", *options, "--steps", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(cropped, "batches", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch, cropped, *again)
+    run(monkeypatch, cropped, *again)
+    through, stopped = (load_file(path / "model.safetensors") for path in (out, tmp_path / "again"))
+    assert all(torch.equal(through[name], stopped[name]) for name in through)
+
+
+@pytest.mark.parametrize("what", ["speech", "dev", "noise"])
+def test_an_encoder_is_not_trained_on_nothing(
+    what: str,
+    cropping: tuple[Any, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / ("nowhere" if what == "noise" else "empty")
+    arguments = [folder, *cropping[1:]] if what == "speech" else [*cropping, f"--{what}", folder]
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, cropped, *arguments, "--steps", 1)
+    assert str(folder) in capsys.readouterr().err + str(stopped.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_of_recordings_do_not_depend_on_where_a_run_goes_on(tmp_path: Path) -> None:
     write_speech(tmp_path / "speech")
-    shards = sorted((tmp_path / "speech").glob("*.npz"))
-    assert len(cropped.train_clips(shards[0])) == 4, "development sentences are left out"
-    whole = cropped.batches(shards[1:], shards[:1], [], [], 2, 0)
-    made = [next(whole) for _ in range(12)]
-    later = cropped.batches(shards[1:], shards[:1], [], [], 2, 11)
-    assert all(torch.equal(a, b) for a, b in zip(made[11], next(later), strict=True))
+    synthetic, real = sorted((tmp_path / "speech").glob("*.npz"))
+    assert len(cropped.read_speech(synthetic).clips) == 4, "development sentences are left out"
+    given: tuple[Any, ...] = ([cropped.read_speech(real)], [synthetic], [], [], 2)
+    made = list(itertools.islice(cropped.batches(*given, 0), 12))
+    assert all(torch.equal(a, b) for a, b in zip(made[11], next(cropped.batches(*given, 11)), strict=True))
     assert min(len(x) for batch in made for x in batch) >= 0.25 * RATE  # the shortest, made faster
 
 
@@ -298,6 +338,7 @@ def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pyt
         "9000-real-0.safetensors",
         "9000-real-1.safetensors",
         "dev-0003-slt.safetensors",
+        "made.json",
     ]
     for name, letters in (("0003-slt-0", "acd"), ("9000-real-1", "abcd"), ("dev-0003-slt", "b")):
         data = CachedStates([out / f"{name}.safetensors"])
@@ -307,6 +348,14 @@ def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pyt
         assert all(len(item.states) >= 20 * len(item.text.split()) for item in items)
     run(monkeypatch, features, *options)
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == made
+    # Another seed joins and augments all anew, in a folder of its own; development utterances stay.
+    with pytest.raises(SystemExit, match="give another folder"):
+        run(monkeypatch, features, *options, "--seed", 1)
+    run(monkeypatch, features, shards, tmp_path / "other", *options[2:], "--seed", 1)
+    for name in ("dev-0003-slt", "0003-slt-0", "9000-real-0"):
+        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (out, tmp_path / "other"))
+        same = ours["states"].shape == theirs["states"].shape and torch.equal(ours["states"], theirs["states"])
+        assert same == name.startswith("dev-")
 
 
 def draft_checkpoint(path: Path) -> DraftHead:
@@ -443,6 +492,6 @@ def test_recipes_are_understood(overlay: str | None, capsys: pytest.CaptureFixtu
     assert model["class_path"].endswith(f".{kind}")
     assert data["class_path"].endswith(".DllmAsrDataModule")
     assert model["init_args"]["vocabulary_size"] == (8000 if overlay == "minilm" else 5000)
-    assert model["init_args"]["whisper"] == "openai/whisper-tiny.en"
+    assert model["init_args"]["whisper"] == "data/dllm_asr/encoder"
     assert printed["trainer"]["max_steps"] % printed["trainer"]["callbacks"][0]["init_args"]["every_n_train_steps"] == 0
     assert printed["trainer"]["gradient_clip_val"] == 1.0

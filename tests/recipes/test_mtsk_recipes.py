@@ -56,7 +56,7 @@ def test_phrases_make_the_folder_they_go_to(tmp_path: Path, monkeypatch: pytest.
     assert len(out.read_text().splitlines()) == 5
 
 
-def test_thirty_thousand_phrases_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thirty_thousand_phrases_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[dict[str, int], int]] = []
 
     def collect(counts: dict[str, int], free: list[tuple[str, str]], seed: int) -> list[dict[str, str]]:

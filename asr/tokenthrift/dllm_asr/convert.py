@@ -1,8 +1,8 @@
 """Training checkpoints to a model folder: `tokenthrift convert dllm_asr DRAFT.ckpt DENOISER.ckpt OUT`.
 
 A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
-are put together here; the encoder is that of the one that names the sizes. Checkpoints are read with
-`weights_only=True`, which runs no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's
+are put together here, if they heard with the same encoder. Checkpoints are read with `weights_only=True`, which runs
+no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's
 encoder and are not read.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
 from tokenthrift.dllm_asr.module import DllmAsrModule
@@ -42,17 +43,27 @@ def autoregressive(checkpoints: Sequence[Path]) -> HubModel:
 def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
     found = [_options(path) for path in checkpoints]
     chosen = next((i for i, o in enumerate(found) if o["train_denoiser"]), 0)
-    state = torch.load(checkpoints[chosen], map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    prefix = "model.encoder."
+    encoders = [_encoder(path) for path in checkpoints]
+    for path, encoder in zip(checkpoints, encoders, strict=True):
+        if not _same(encoder, encoders[chosen]):
+            raise ValueError(f"{path} was trained on another encoder than {checkpoints[chosen]}")
     try:
         module = DllmAsrModule(**{**found[chosen], "start_from": [str(path) for path in checkpoints]})
         # A training that began with a model folder has that folder's encoder, whatever its `whisper` says.
-        encoder = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        module.model.encoder.load_state_dict(encoder)
+        module.model.encoder.load_state_dict(encoders[chosen])
         return module
     except (RuntimeError, TypeError) as error:  # weights of other sizes; options of another release
         names = ", ".join(map(str, checkpoints))
         raise ValueError(f"no model can be made of {names}: {error}") from error
+
+
+def _encoder(path: Path) -> dict[str, Tensor]:
+    state, prefix = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"], "model.encoder."
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _options(path: Path) -> dict[str, Any]:

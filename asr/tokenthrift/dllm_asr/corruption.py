@@ -50,7 +50,12 @@ def mask_rates(
 
     Returns:
         (rows,) float32 in [eps, 1].
+
+    Raises:
+        ValueError: a share outside of [0, 1].
     """
+    if not 0.0 <= fully_masked <= 1.0:
+        raise ValueError(f"fully_masked must be a share from 0 to 1, got {fully_masked}")
     device = generator.device if generator is not None else None
     jitter = torch.rand(rows, generator=generator, device=device)
     slices = torch.randperm(rows, generator=generator, device=device)

@@ -24,8 +24,9 @@ IMAGES = 40  # of each family
 
 def families(karl: Karl, test: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Pictures `(N, 3, H, W)` in [0, 1] by family: drawn ones, those of the test sets, and these shuffled."""
-    size = karl.config.size[0]
-    found = {family: make(family, IMAGES, size, seed) for family in FAMILIES}
+    height, width = karl.config.size
+    drawn = {family: make(family, IMAGES, max(height, width), seed) for family in FAMILIES}
+    found = {family: pictures[..., :height, :width] for family, pictures in drawn.items()}
     for name, images in test.items():
         found[name] = images[:IMAGES].float() / 255
         found[f"{name}, shuffled"] = shuffled(found[name], seed=seed)
@@ -35,7 +36,9 @@ def families(karl: Karl, test: Mapping[str, Tensor], seed: int) -> dict[str, Ten
 def studied(karl: Karl, pictures: Tensor, wanted: float, native: int) -> dict[str, Any]:
     (items,) = prepare(karl, pictures, len(pictures))
     tokens, made = at_errors(karl, items, wanted)
-    few, whole = ((m - items.images).abs().flatten(1).mean(1) for m in at_counts(karl, items, [native // 8, native]))
+    few, whole = (
+        (m - items.images).abs().flatten(1).mean(1) for m in at_counts(karl, items, [max(1, native // 8), native])
+    )
     errors = (made - items.images).abs().flatten(1).mean(1)
     examples = zip(items.images[:6], made[:6], tokens[:6].tolist(), errors[:6].tolist(), strict=True)
     return {

@@ -263,11 +263,11 @@ class VQTokenModule(L.LightningModule):
         self._log_scores("val")
 
     def test_step(self, batch: ClipBatch, index: int) -> None:
-        """The same of the test clips."""
+        """Answers about test clips, as `validation_step`."""
         self.validation_step(batch, index)
 
     def on_test_epoch_end(self) -> None:
-        """The same of the test clips."""
+        """Shares of right answers about the test clips."""
         self._log_scores("test")
 
     def _log_scores(self, part: str) -> None:
