@@ -1,8 +1,9 @@
 """The mean of the weights of training checkpoints: `python average.py OUT.ckpt A.ckpt B.ckpt ...`.
 
 Source: model soups (Wortsman et al., 2022). Checkpoints of one run, or of runs that went on from each other, are near
-enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. The
-result starts a training or becomes a model folder like any checkpoint; it cannot be resumed.
+enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. What
+they trained is averaged; the rest, the encoder above all, is that of A. The result starts a training or becomes a model
+folder like any checkpoint; it cannot be resumed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 from pathlib import Path
 
 import torch
+
+from tokenthrift.dllm_asr.module import trained_weights
 
 
 def main() -> None:
@@ -22,9 +25,9 @@ def main() -> None:
     states = [checkpoint["state_dict"] for checkpoint in read]
     if any(state.keys() != states[0].keys() for state in states):
         raise SystemExit("the checkpoints are of different models")
-    mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
-    kept = {name: mean[name].to(weight.dtype) for name, weight in states[0].items()}
-    torch.save({**read[-1], "state_dict": kept, "optimizer_states": []}, arguments.out)
+    trained = set.intersection(*(set(trained_weights(str(path))) for path in arguments.checkpoints))
+    mean = {n: torch.stack([state[n].double() for state in states]).mean(0).to(states[0][n].dtype) for n in trained}
+    torch.save({**read[0], "state_dict": {**states[0], **mean}, "optimizer_states": []}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -47,17 +47,23 @@ def test_the_best_setting_within_the_rounds_is_written(
         run(monkeypatch, decoding, *options, *grid, "--rounds", 0)
 
 
-def test_checkpoints_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_checkpoints_trained_is_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     average = script("average")
     options = {"train_draft": False, "train_denoiser": True}
     for name, value in (("a", 1.0), ("b", 4.0)):
-        state = {"model.w": torch.full((3,), value), "model.n": torch.tensor(2)}
-        torch.save({"state_dict": state, "hyper_parameters": options, "optimizer_states": [1]}, tmp_path / name)
-    torch.save({"state_dict": {}}, tmp_path / "other")
+        state = {f"model.{part}.w": torch.full((2,), value) for part in ("adapter", "draft", "encoder")}
+        checkpoint = {"state_dict": state, "optimizer_states": [value], "hyper_parameters": {**options, "seed": name}}
+        torch.save(checkpoint, tmp_path / name)
     run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "b")
     made = torch.load(tmp_path / "out", weights_only=True)
-    assert made["state_dict"]["model.w"].tolist() == [2.5, 2.5, 2.5]
-    assert made["state_dict"]["model.n"].dtype == torch.int64
-    assert made["hyper_parameters"] == options
+    # The frozen encoder and draft are those of the first: a mean of two encoders is nobody's.
+    assert {name.split(".")[1]: w.tolist() for name, w in made["state_dict"].items()} == {
+        "adapter": [2.5, 2.5],
+        "draft": [1.0, 1.0],
+        "encoder": [1.0, 1.0],
+    }
+    assert made["hyper_parameters"]["seed"] == "a"
+    assert made["optimizer_states"] == []
+    torch.save({"state_dict": {"model.adapter.w": torch.ones(2)}, "hyper_parameters": options}, tmp_path / "other")
     with pytest.raises(SystemExit, match="different models"):
         run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "other")
