@@ -178,7 +178,7 @@ def error_plot(rows: Sequence[Heard], snrs: Sequence[float | None]) -> Any:
     """Word errors against tokens, a panel for the least noise and one for the loudest babble, a line per streams."""
     order = sorted(set(snrs), key=lambda snr: float("inf") if snr is None else snr)
     panels = list(dict.fromkeys([order[-1], order[0]]))
-    figure, axes = new_figure(9.0, 4.0, ncols=len(panels), squeeze=False)
+    figure, axes = new_figure(11.0, 4.0, ncols=len(panels), squeeze=False)
     models = list(dict.fromkeys(r.model for r in rows))
     for panel, snr in zip(axes[0], panels, strict=True):
         here = [r for r in rows if r.snr == snr and not r.control]
@@ -189,7 +189,7 @@ def error_plot(rows: Sequence[Heard], snrs: Sequence[float | None]) -> Any:
             look = {"color": f"C{models.index(model) % 10}", "linestyle": STYLES[streams]}
             panel.plot(*zip(*points, strict=True), marker="o", label=f"{model}, {STREAMS[streams]}", **look)
         panel.set(xlabel="tokens per item", ylabel="WER, %", title=_level(snr))
-        panel.legend(fontsize="small")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")  # beside the lines, not on them
     return figure
 
 
