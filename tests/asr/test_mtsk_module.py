@@ -297,9 +297,10 @@ def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str]
 
 
 def test_a_training_outlives_broken_files(parts: dict[str, str], tmp_path: Path) -> None:
-    manifest = Path(write_clips(tmp_path, ["audio video"] * 4))
+    manifest = Path(write_clips(tmp_path, ["audio video"] * 5))
     (tmp_path / "1.mkv").write_bytes(b"no video")
     (tmp_path / "2.flac").unlink()
+    soundfile.write(tmp_path / "4.flac", np.zeros(30 * 16_000 + 1, np.float32), 16_000)
     module = module_of(parts)
     trainer = L.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False)
     # Batches of one clip, so that some have nothing left.
@@ -309,9 +310,9 @@ def test_a_training_outlives_broken_files(parts: dict[str, str], tmp_path: Path)
     assert trainer.global_step == 4, "two clips, twice"
     assert math.isfinite(trainer.callback_metrics["val/wer"])
     named = [str(w.message) for w in caught if "left out" in str(w.message)]
-    for file in ("1.mkv", "2.flac"):
+    for file in ("1.mkv", "2.flac", "4.flac: 30.0 s"):
         assert len([line for line in named if file in line]) == 2, "once for training, once for development"
-    assert len([line for line in named if line.endswith("(2 of 4 items so far)")]) == 2
+    assert len([line for line in named if line.endswith("(3 of 5 items so far)")]) == 2
 
 
 def test_a_validation_outlives_a_batch_that_cannot_be_read(

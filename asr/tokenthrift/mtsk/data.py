@@ -35,6 +35,7 @@ from tokenthrift.mtsk.augmentation import Augmentation
 from tokenthrift.mtsk.avhubert import FRAME_RATE
 from tokenthrift.mtsk.lips import FaceError, read_lips
 from tokenthrift.training.resuming import ResumableDataModule
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, states_of
 
 __all__ = [
     "UNREADABLE",
@@ -150,7 +151,12 @@ class ManifestClips(Dataset[Clip]):
         """One clip; a training item is asked for by epoch and index, which seed its augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row, rng = self.rows[index], random.Random(f"{self.seed}-{epoch}-{index}")
-        audio = read_audio(self.folder / row["audio_filepath"]) if row.get("audio_filepath") else None
+        audio = None
+        if row.get("audio_filepath"):
+            path = self.folder / row["audio_filepath"]
+            audio = read_audio(path)
+            if states_of(len(audio)) > MAX_STATES:
+                raise AudioError(path, f"{len(audio) / SAMPLE_RATE:.1f} s are more than one pass of 30 s; cut it up")
         video = read_lips(self.folder / row["video_filepath"]).pixels if row.get("video_filepath") else None
         if self.augmentation is not None:
             audio = None if audio is None else self.augmentation.audio(audio, rng)
