@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tokenthrift.dllm_asr.module import trained_weights
+from tokenthrift.dllm_asr.training.module import trained_weights
 
 
 def main() -> None:

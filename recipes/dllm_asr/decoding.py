@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import DecodeConfig
-from tokenthrift.dllm_asr.data import CachedStates
+from tokenthrift.dllm_asr.training.data import CachedStates
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.media.audio import read_audio
 from tokenthrift.transcription.references import read_references

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from tokenthrift.dllm_asr.config import DraftConfig
-from tokenthrift.dllm_asr.data import CachedStates, collate
 from tokenthrift.dllm_asr.draft import DraftHead, draft_words
 from tokenthrift.dllm_asr.model import DllmAsr
-from tokenthrift.dllm_asr.module import trained_weights
+from tokenthrift.dllm_asr.training.data import CachedStates, collate
+from tokenthrift.dllm_asr.training.module import trained_weights
 from tokenthrift.hub import read_config
 
 

@@ -27,8 +27,8 @@ from tests.media_files import encode
 from tests.recipes.dllm_scripts import RATE, RECIPE, run, script, write_speech
 from tokenthrift.cli import main
 from tokenthrift.dllm_asr.config import DraftConfig
-from tokenthrift.dllm_asr.data import CachedStates
 from tokenthrift.dllm_asr.draft import DraftHead, draft_words
+from tokenthrift.dllm_asr.training.data import CachedStates
 from tokenthrift.whisper import log_mel, states_of
 
 few = settings(deadline=None, max_examples=25)

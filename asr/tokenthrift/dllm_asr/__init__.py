@@ -1,29 +1,32 @@
 """Speech recognition by a diffusion language model that denoises only what it must (dLLM-ASR, arXiv 2601.17902).
 
-model     `DllmAsr`: encoder, draft, denoiser; `transcribe`
-module    `DllmAsrModule`: training under Lightning
-data      `DllmAsrDataModule`: cached encoder states
-autoregressive   the rival: the same decoder, left to right
-draft     the CTC head and the canvas it leaves
-denoise   confidence commits, pruning, verification
-corruption, examples   the forward process and what training shows the denoiser
+model           `DllmAsr`: encoder, draft, denoiser; `transcribe`
+config          sizes and decoding settings
+draft           the CTC head and the canvas it leaves
+denoise         confidence commits, pruning, verification
+adapter         encoder states to the memory of the language model
+vocabulary      words to tokens
+autoregressive  the baseline: the same decoder, left to right
+pretrained      a fresh model around published weights
+convert         training checkpoints to a model folder
+training/       Lightning modules, data, the forward process
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenthrift.dllm_asr.autoregressive import AutoregressiveModule
-    from tokenthrift.dllm_asr.data import DllmAsrDataModule
     from tokenthrift.dllm_asr.model import DllmAsr
-    from tokenthrift.dllm_asr.module import DllmAsrModule
+    from tokenthrift.dllm_asr.training.autoregressive import AutoregressiveModule
+    from tokenthrift.dllm_asr.training.data import DllmAsrDataModule
+    from tokenthrift.dllm_asr.training.module import DllmAsrModule
 
 __all__ = ["AutoregressiveModule", "DllmAsr", "DllmAsrDataModule", "DllmAsrModule"]
 
 _HOMES = {
-    "AutoregressiveModule": "autoregressive",
+    "AutoregressiveModule": "training.autoregressive",
     "DllmAsr": "model",
-    "DllmAsrDataModule": "data",
-    "DllmAsrModule": "module",
+    "DllmAsrDataModule": "training.data",
+    "DllmAsrModule": "training.module",
 }
 
 

@@ -17,13 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
 from tokenthrift.dllm_asr.config import DllmAsrConfig
-from tokenthrift.dllm_asr.data import Batch
 from tokenthrift.dllm_asr.model import DllmAsr
-from tokenthrift.dllm_asr.module import DllmAsrModule
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel
 
-__all__ = ["AutoregressiveDecoder", "AutoregressiveModule", "decoder_of", "greedy", "left_to_right_loss"]
+__all__ = ["AutoregressiveDecoder", "decoder_of", "greedy", "left_to_right_loss"]
 
 
 class AutoregressiveDecoder(HubModel):
@@ -112,28 +110,3 @@ def decoder_of(model: DllmAsr) -> WhisperDecoder:
     if not isinstance(model.backbone, WhisperDecoderBackbone):
         raise TypeError("the autoregressive rival is made of Whisper's decoder; leave language_model out")
     return model.backbone.decoder
-
-
-class AutoregressiveModule(DllmAsrModule):
-    """Trains Whisper's decoder left to right, with the data, optimiser and schedule of `DllmAsrModule`."""
-
-    @property
-    def decoder(self) -> WhisperDecoder:
-        """The decoder that the denoiser would use."""
-        return decoder_of(self.model)
-
-    def denoising_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the next token."""
-        vocabulary = self.model.vocabulary
-        longest = self.decoder.embed_positions.num_embeddings - 1
-        texts = [[t for w in text.split() for t in vocabulary.word(w)][:longest] for text in batch.texts]
-        memory, mask = self.model.adapter(batch.states, batch.lengths)
-        return left_to_right_loss(self.decoder, memory, mask, texts, vocabulary)
-
-    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
-        """Greedy transcripts of one batch."""
-        vocabulary = self.model.vocabulary
-        memory, mask = self.model.adapter(batch.states, batch.lengths)
-        heard = self.heard.setdefault(dataloader_idx, [])
-        for text, row in zip(batch.texts, greedy(self.decoder, memory, mask, vocabulary), strict=True):
-            heard.append((text, "", vocabulary.text(row), len(row) + 1))

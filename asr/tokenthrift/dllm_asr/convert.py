@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
-from tokenthrift.dllm_asr.module import DllmAsrModule
+from tokenthrift.dllm_asr.training.module import DllmAsrModule
 from tokenthrift.hub import HubModel
 
 __all__ = ["autoregressive", "dllm_asr"]

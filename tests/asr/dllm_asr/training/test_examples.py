@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.asr.tiny_dllm import vocabulary
 from tokenthrift.dllm_asr.draft import DraftWord, canvas_of, open_slots
-from tokenthrift.dllm_asr.examples import Responses, decided, drafted, padded, responses, spoken_by
+from tokenthrift.dllm_asr.training.examples import Responses, decided, drafted, padded, responses, spoken_by
 
 few = settings(deadline=None, max_examples=25)
 WORDS = ["the", "dog", "jumps", "over", "don't", "unheard", "a", "lazy"]

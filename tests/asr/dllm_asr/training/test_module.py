@@ -21,8 +21,8 @@ from tokenthrift.cli import main
 from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert, pretrained
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
 from tokenthrift.dllm_asr.config import DllmAsrConfig, DraftConfig
-from tokenthrift.dllm_asr.data import Batch
-from tokenthrift.dllm_asr.examples import Responses, responses
+from tokenthrift.dllm_asr.training.data import Batch
+from tokenthrift.dllm_asr.training.examples import Responses, responses
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -282,7 +282,7 @@ def test_fully_masked_rows_are_as_many_as_asked_for(
         made.append(responses(*given, **options))
         return made[-1]
 
-    monkeypatch.setattr("tokenthrift.dllm_asr.module.responses", noted)
+    monkeypatch.setattr("tokenthrift.dllm_asr.training.module.responses", noted)
     for batch in batches_of(features):
         module.denoising_loss(batch)
     assert all(bool((row.seen.masked | ~row.mask).all()) for row in made) == whole

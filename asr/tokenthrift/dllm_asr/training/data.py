@@ -196,7 +196,7 @@ class DllmAsrDataModule(ResumableDataModule):
         return [DataLoader(d, batch_size=8, collate_fn=collate) for d in self.dev]
 
     def _recordings(self, folder: Path) -> list[Utterance]:
-        from tokenthrift.dllm_asr.module import DllmAsrModule
+        from tokenthrift.dllm_asr.training.module import DllmAsrModule
         from tokenthrift.media.audio import read_audio
 
         module = self.trainer.lightning_module if self.trainer else None

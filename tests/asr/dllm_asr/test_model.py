@@ -20,9 +20,9 @@ from tests.model_contract import ModelContract, Outputs
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
-from tokenthrift.dllm_asr.corruption import diffusion_loss
 from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss, likelihood
-from tokenthrift.dllm_asr.examples import responses
+from tokenthrift.dllm_asr.training.corruption import diffusion_loss
+from tokenthrift.dllm_asr.training.examples import responses
 from tokenthrift.hub import ConfigError, WeightsError
 from tokenthrift.transcript import Recogniser, Transcript
 from tokenthrift.whisper import states_of

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.asr.tiny_dllm import spoken_states, write_shard
-from tokenthrift.dllm_asr.data import Batch, BatchOrder, CachedStates, DllmAsrDataModule, Utterance, collate
 from tokenthrift.dllm_asr.draft import DraftWord
+from tokenthrift.dllm_asr.training.data import Batch, BatchOrder, CachedStates, DllmAsrDataModule, Utterance, collate
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")

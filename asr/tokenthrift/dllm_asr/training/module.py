@@ -19,12 +19,12 @@ from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.dllm_asr.config import AdapterConfig
-from tokenthrift.dllm_asr.corruption import Corrupted, diffusion_loss, hide_spans
-from tokenthrift.dllm_asr.data import Batch
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
-from tokenthrift.dllm_asr.examples import responses
 from tokenthrift.dllm_asr.model import STATE_RATE
 from tokenthrift.dllm_asr.pretrained import assemble
+from tokenthrift.dllm_asr.training.corruption import Corrupted, diffusion_loss, hide_spans
+from tokenthrift.dllm_asr.training.data import Batch
+from tokenthrift.dllm_asr.training.examples import responses
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.training.schedule import warmup_cosine
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, mask_rates, substitute
 from tokenthrift.dllm_asr.draft import Canvas, DraftWord, open_slots
+from tokenthrift.dllm_asr.training.corruption import Corrupted, corrupt, mask_rates, substitute
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 
 __all__ = ["Responses", "decided", "drafted", "padded", "responses", "spoken_by"]

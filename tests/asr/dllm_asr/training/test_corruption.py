@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.corruption import Corrupted, corrupt, diffusion_loss, hide_spans, mask_rates, substitute
+from tokenthrift.dllm_asr.training.corruption import (
+    Corrupted,
+    corrupt,
+    diffusion_loss,
+    hide_spans,
+    mask_rates,
+    substitute,
+)
 
 VOCAB, MASK = 6, 5
 
