@@ -1,4 +1,4 @@
-"""Token budgets: what an item may cost, what it did cost, and what a system can honour.
+"""Token budgets: what an item may cost, what it did cost, and what a system can honor.
 
 Plain Python on purpose: a planner, a command line or a scheduler can price an input without importing torch.
 
@@ -7,11 +7,15 @@ share used / native, a *round* one forward pass of an iterative decoder.
 
 Published projects each have a word of their own (pixels, pruning rate, dominant + contextual, downsample ratio), some
 with opposite senses, some silently ignored or overruled by a floor (vLLM issue 48733; frame floor of qwen-vl-utils).
-Here every ceiling that is set applies, the lowest wins, rounding is always down, and what cannot be honoured raises.
+Here every ceiling that is set applies, the lowest wins, rounding is always down, and what cannot be honored raises.
 
-A budget is written in one of three ways, everywhere the same: as a short form (`64`, `25%`, `12.5/s`, `e0.05`, or
-several joined by commas: `64,e0.05`), as a mapping (`{"max_tokens": 64}`), or as the dataclass. Annotate a parameter
-as `BudgetLike` and jsonargparse accepts all three from flags, YAML and JSON; `TokenBudget.parse` reads whichever came.
+A budget is written in one of four ways, everywhere the same: as a short form (`64`, `25%`, `12.5/s`, `e0.05`, or
+several joined by commas: `64,e0.05`), as a number of tokens, as a mapping (`{"max_tokens": 64}`), or as the dataclass.
+None sets no ceiling. Annotate a parameter as `BudgetLike` and jsonargparse accepts all of them from flags, YAML and
+JSON; `TokenBudget.parse` reads whichever came.
+
+Every reducer and every system is a `TokenPlanner`: `support` says what it honors, and `plan(items, budget)` what
+items of a known `ItemSize` will use, before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -23,23 +27,28 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
-__all__ = ["BudgetError", "BudgetLike", "BudgetSupport", "DecodeBudget", "TokenBudget", "TokenUsage"]
+from tokenthrift.item_size import BudgetError, ItemSize, NativeCost, SizeLike, sizes_of
+
+__all__ = [
+    "BudgetError",
+    "BudgetLike",
+    "BudgetSupport",
+    "DecodeBudget",
+    "DecodeLike",
+    "ItemSize",
+    "NativeCost",
+    "SizeLike",
+    "TokenBudget",
+    "TokenPlanner",
+    "TokenUsage",
+    "budgets_for",
+    "sizes_of",
+]
 
 _CEILINGS = ("max_tokens", "retention", "tokens_per_second", "target_error")
 _SHORT_FORMS = "64, 25%, 12.5/s or e0.05, joined by commas"
-
-
-class BudgetError(ValueError):
-    """A budget that cannot be honoured: what was asked, what is allowed, and the nearest legal value."""
-
-    def __init__(self, asked: str, allowed: str, nearest: object) -> None:
-        super().__init__(asked, allowed, nearest)
-        self.asked, self.allowed, self.nearest = asked, allowed, nearest
-
-    def __str__(self) -> str:
-        return f"{self.asked}; allowed: {self.allowed}; nearest legal value: {self.nearest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,18 +111,24 @@ class TokenBudget:
         return _above_floor(cap, native, self)
 
     @classmethod
-    def parse(cls, value: BudgetLike | Mapping[str, Any]) -> Self:
-        """Read a budget from a short form, a mapping, a JSON object, or a budget.
+    def parse(cls, value: BudgetLike) -> Self:
+        """Read a budget from a short form, a number of tokens, a mapping, a JSON object, a budget, or None.
 
-        `100%` is the budget that takes nothing away.
+        None and `100%` take nothing away.
 
         Raises:
-            BudgetError: The text is not a short form, or names one ceiling twice.
+            BudgetError: The value is not a budget, or a text names one ceiling twice.
         """
+        if value is None:
+            return cls()
         if isinstance(value, cls):
             return value
         if isinstance(value, Mapping):
             return cls.from_dict(value)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise BudgetError(
+                f"a budget of type {type(value).__name__}", f"{_SHORT_FORMS}, a mapping or a TokenBudget", 64
+            )
         text = str(value).strip()
         if text.startswith("{"):
             try:
@@ -138,8 +153,26 @@ class TokenBudget:
         return cls(**_known(cls, data))
 
 
-BudgetLike: TypeAlias = TokenBudget | str | int
+BudgetLike: TypeAlias = TokenBudget | str | int | Mapping[str, Any] | None
 """What a parameter that takes a budget is annotated with. The order matters to jsonargparse: fields before text."""
+
+
+def budgets_for(budget: BudgetLike | Sequence[BudgetLike], count: int) -> list[TokenBudget]:
+    """The budget of every one of `count` items.
+
+    Args:
+        budget: One for all of them, or a list or tuple with one for each.
+        count: How many items there are.
+
+    Raises:
+        BudgetError: One of them is not a budget.
+        ValueError: A list has another length than there are items.
+    """
+    if isinstance(budget, list | tuple):
+        if len(budget) != count:
+            raise ValueError(f"{count} items but {len(budget)} budgets; give one for all, or one for each")
+        return [TokenBudget.parse(each) for each in budget]
+    return [TokenBudget.parse(budget)] * count  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +191,23 @@ class DecodeBudget:
         _check_int(self, "max_rounds", 1)
         _check_float(self, "confidence_threshold", at_most=1.0)
 
+    @classmethod
+    def parse(cls, value: DecodeLike) -> Self:
+        """Read a budget from a mapping, a budget, or None, which leaves all to the model.
+
+        Raises:
+            BudgetError: The value is none of these, or a key is not a field.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise BudgetError(
+            f"a {type(value).__name__} where a DecodeBudget belongs", "a DecodeBudget or a mapping", '{"max_rounds": 4}'
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON and YAML keep."""
         return asdict(self)
@@ -166,6 +216,10 @@ class DecodeBudget:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The reverse of `to_dict`. Raises BudgetError on a key that is not a field."""
         return cls(**_known(cls, data))
+
+
+DecodeLike: TypeAlias = DecodeBudget | Mapping[str, Any] | None
+"""What a parameter that takes a decoding budget is annotated with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +245,10 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSupport:
-    """What a system can honour. Constant per model, so that a plan needs neither weights nor a device."""
+    """What a system can honor. Constant per model, so that a plan needs neither weights nor a device."""
 
     fields: frozenset[str]
-    """Ceilings of TokenBudget that are honoured; any other that is set raises. The floor is always honoured."""
+    """Ceilings of TokenBudget that are honored; any other that is set raises. The floor is always honored."""
     max_tokens: int | None = None
     """Most tokens the system can keep for one item; None where nothing but the input limits it."""
     choices: tuple[int, ...] | None = None
@@ -213,34 +267,37 @@ class BudgetSupport:
             raise ValueError(f"choices must be ascending and distinct, not {self.choices}")
 
     def check(self, budget: TokenBudget) -> None:
-        """Raise BudgetError where the budget sets a ceiling that the system does not honour."""
+        """Raise BudgetError where the budget sets a ceiling that the system does not honor."""
         ignored = [name for name in _CEILINGS if getattr(budget, name) is not None and name not in self.fields]
         if ignored:
             name = ignored[0]
-            honoured = ", ".join(field for field in _CEILINGS if field in self.fields)
-            allowed = f"the fields {honoured}" if honoured else "no ceiling: this system has one count for each input"
+            honored = ", ".join(field for field in _CEILINGS if field in self.fields)
+            allowed = f"the fields {honored}" if honored else "no ceiling: this system has one count for each input"
             raise BudgetError(f"{name}={getattr(budget, name)}", allowed, f"no {name}")
 
-    def caps(
-        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        """The cap of every item under a budget: the plan of a system that has no rule of its own.
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """The plan of a system that has no rule of its own: every item keeps as much as its budget lets it.
 
         Keeping all of native is always possible, whatever `choices` says.
 
         Args:
-            native: Native tokens of every item.
-            budget: Ceilings for each of them.
-            seconds: Their durations, which `tokens_per_second` needs.
+            items: Their native tokens; and their seconds, which `tokens_per_second` needs.
+            budget: Ceilings for each of them, or a list with one budget for each.
 
         Raises:
-            BudgetError: A ceiling is not honoured, or no choice lies between the floor and the ceilings.
+            BudgetError: A ceiling is not honored, no choice lies between the floor and the ceilings, or what an item
+                needs is not known.
         """
-        self.check(budget)
-        if seconds is not None and len(seconds) != len(native):
-            raise ValueError(f"{len(native)} items but {len(seconds)} durations")
-        durations = [None] * len(native) if seconds is None else seconds
-        return tuple(self._snap(budget.cap(n, s), n, budget) for n, s in zip(native, durations, strict=True))
+        sizes = sizes_of(items)
+        usage = []
+        for item, limit in zip(sizes, budgets_for(budget, len(sizes)), strict=True):
+            self.check(limit)
+            native = item.require("native")
+            cap = self._snap(limit.cap(native, item.seconds), native, limit)
+            usage.append(TokenUsage(native=native, cap=cap, used=cap))
+        return tuple(usage)
 
     def _snap(self, cap: int, native: int, budget: TokenBudget) -> int:
         cap = cap if self.max_tokens is None else min(cap, self.max_tokens)
@@ -252,6 +309,27 @@ class BudgetSupport:
                 )
             cap = legal[-1]
         return _above_floor(cap, native, budget)
+
+
+class TokenPlanner(Protocol):
+    """What every reducer and every system can say before it runs."""
+
+    @property
+    def support(self) -> BudgetSupport:
+        """What is honored."""
+
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """What every item will use: exactly, or at most where content decides. Needs neither weights nor a device.
+
+        Args:
+            items: What is known of every item; a number stands for its native tokens.
+            budget: Ceilings for each item, or a list with one budget for each.
+
+        Raises:
+            BudgetError: The budget cannot be honored, or something that the count needs is not known of an item.
+        """
 
 
 def _above_floor(cap: int, native: int, budget: TokenBudget) -> int:
@@ -280,7 +358,18 @@ def _short_form(part: str, text: str) -> tuple[str, int | float]:
             return "target_error", float(Decimal(part[1:]))
         return "max_tokens", int(part)
     except (ArithmeticError, ValueError):
-        raise BudgetError(f"budget {text!r}", _SHORT_FORMS, "100%") from None
+        raise BudgetError(f"budget {text!r}", _SHORT_FORMS, _nearest_short_form(part)) from None
+
+
+def _nearest_short_form(part: str) -> str:
+    """What a person who wrote a bare number most likely meant: a share up to 1, whole tokens above it."""
+    try:
+        number = float(part)
+    except ValueError:
+        return "100%"
+    if not (math.isfinite(number) and number > 0):
+        return "1"
+    return f"{number * 100:g}%" if number <= 1 else str(math.floor(number))
 
 
 def _known(cls: type[TokenBudget] | type[DecodeBudget], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ __all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folde
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 class HubModel(nn.Module):
@@ -63,6 +63,11 @@ class HubModel(nn.Module):
 
     def write_assets(self, folder: Path) -> None:
         """Writes ``asset_files``."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """The plain data of an older ``format_version`` under today's names; unknown names stay, so that they raise."""
+        return fields
 
     @classmethod
     def from_pretrained(
@@ -168,8 +173,10 @@ def read_config(folder: Path, model_class: type[HubModel]) -> Any:
     system, version = fields.pop("system", None), fields.pop("format_version", None)
     if system != model_class.system:
         raise ConfigError(f"{path}: system is {system!r}, but {model_class.__name__} reads {model_class.system!r}")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ConfigError(f"{path}: format_version is {version!r}, but this release reads {FORMAT_VERSION}")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise ConfigError(f"{path}: format_version is {version!r}, but this release reads 1 to {FORMAT_VERSION}")
+    if version < FORMAT_VERSION:
+        fields = model_class.upgrade_config(fields, version)
     return from_plain(model_class.config_class, fields, str(path))
 
 

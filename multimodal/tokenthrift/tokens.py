@@ -8,14 +8,15 @@ of merged tokens, or both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
-from tokenthrift.budget import TokenUsage
+from tokenthrift.budget import ItemSize, TokenUsage
+from tokenthrift.padding import gather_rows, pad_rows, unpad_rows
 
 __all__ = ["TokenBatch"]
 
@@ -104,11 +105,111 @@ class TokenBatch:
             seconds: Duration of every item.
             grids: Frames, rows and columns of every item.
         """
-        lengths = torch.tensor([len(item) for item in items], device=items[0].device)
-        embeddings = pad_sequence(list(items), batch_first=True)
-        mask = torch.arange(embeddings.shape[1], device=lengths.device) < lengths[:, None]
-        return cls.from_embeddings(embeddings, mask, seconds, grids)
+        return cls.from_embeddings(*pad_rows(items), seconds, grids)
 
     def items(self) -> list[Tensor]:
         """The real tokens of every item: B tensors (N_i, D)."""
-        return [row[keep] for row, keep in zip(self.embeddings, self.mask, strict=True)]
+        return unpad_rows(self.embeddings, self.mask)
+
+    def item_sizes(self) -> list[ItemSize]:
+        """What a plan needs of every item: its tokens, and its seconds and grid where they are known."""
+        counts = self.mask.sum(1).tolist()
+        seconds = self.seconds or [None] * len(counts)
+        grids = self.grids or [(None, None, None)] * len(counts)
+        return [
+            ItemSize(native=n, seconds=s, frames=frames, height=height, width=width)
+            for n, s, (frames, height, width) in zip(counts, seconds, grids, strict=True)
+        ]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The batch on another device, its embeddings in another precision."""
+        changed: dict[str, Tensor | None] = {"embeddings": self.embeddings.to(device=device, dtype=dtype)}
+        for name in ("mask", "positions", "codes", "sizes"):
+            tensor: Tensor | None = getattr(self, name)
+            changed[name] = None if tensor is None else tensor.to(device=device)
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Some of the items, in the given order; one may be asked for twice.
+
+        Args:
+            rows: indices into the batch.
+        """
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.mask.device)
+        return replace(
+            self,
+            embeddings=self.embeddings[index],
+            mask=self.mask[index],
+            positions=self.positions[index],
+            codes=None if self.codes is None else self.codes[index],
+            sizes=None if self.sizes is None else self.sizes[index],
+            seconds=None if self.seconds is None else tuple(self.seconds[row] for row in rows),
+            grids=None if self.grids is None else tuple(self.grids[row] for row in rows),
+            usage=tuple(self.usage[row] for row in rows),
+        )
+
+    def first(self, count: int | Sequence[int]) -> Self:
+        """The first tokens of every item, left-aligned: what a nested system gives under a smaller budget.
+
+        Args:
+            count: tokens to keep of each, or one number for each item; an item that has fewer keeps what it has. The
+                usage loses its error, which was that of all tokens.
+        """
+        counts = [count] * len(self.usage) if isinstance(count, int) else list(count)
+        if len(counts) != len(self.usage) or min(counts, default=0) < 0:
+            raise ValueError(f"{len(self.usage)} items need one count from 0, or one for each, not {counts}")
+        kept = self.mask & (self.mask.long().cumsum(1) <= torch.tensor(counts, device=self.mask.device)[:, None])
+        width = int(kept.sum(1).max())
+        order = (~kept).int().argsort(dim=1, stable=True)[:, :width]
+        mask = kept.gather(1, order)
+        usage = (
+            replace(u, cap=min(u.cap, n), used=min(u.used, n), error=u.error if u.used <= n else None)
+            for u, n in zip(self.usage, counts, strict=True)
+        )
+        return replace(
+            self,
+            embeddings=gather_rows(self.embeddings, order),
+            mask=mask,
+            positions=self.positions.gather(1, order).masked_fill(~mask, -1),
+            codes=None if self.codes is None else self.codes.gather(1, order).masked_fill(~mask, -1),
+            sizes=None if self.sizes is None else self.sizes.gather(1, order).masked_fill(~mask, 0.0),
+            grids=None,
+            usage=tuple(usage),
+        )
+
+    @classmethod
+    def cat(cls, batches: Sequence[Self]) -> Self:
+        """The items of several batches in one, padded on the right to the widest.
+
+        Codes, seconds and grids stay where all batches have them; sizes where any has some, 1 for the others.
+
+        Args:
+            batches: at least one, of one embedding width, dtype and device.
+        """
+        width = max(batch.mask.shape[1] for batch in batches)
+        sized = any(batch.sizes is not None for batch in batches)
+
+        def joined(name: str, fill: float) -> Any:
+            parts = [getattr(batch, name) for batch in batches]
+            if name == "sizes" and sized:
+                parts = [batch.mask.float() if p is None else p for p, batch in zip(parts, batches, strict=True)]
+            if any(part is None for part in parts):
+                return None
+            return torch.cat(
+                [pad(part, (0,) * (2 * part.ndim - 4) + (0, width - part.shape[1]), value=fill) for part in parts]
+            )
+
+        def known(name: str) -> Any:
+            parts = [getattr(batch, name) for batch in batches]
+            return None if any(part is None for part in parts) else tuple(value for part in parts for value in part)
+
+        return cls(
+            embeddings=joined("embeddings", 0),
+            mask=joined("mask", False),
+            positions=joined("positions", -1),
+            codes=joined("codes", -1),
+            sizes=joined("sizes", 0),
+            seconds=known("seconds"),
+            grids=known("grids"),
+            usage=known("usage"),
+        )

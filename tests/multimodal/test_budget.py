@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from tests.multimodal.budget_strategies import RATES, SHARES, budgets
-from tokenthrift.budget import BudgetError, BudgetLike, BudgetSupport, DecodeBudget, TokenBudget, TokenUsage
+from tokenthrift.budget import (
+    BudgetError,
+    BudgetLike,
+    BudgetSupport,
+    DecodeBudget,
+    ItemSize,
+    TokenBudget,
+    TokenUsage,
+    budgets_for,
+    sizes_of,
+)
 
 yaml = importlib.import_module("yaml")  # not by an import statement: it has no types
 NATIVE = st.integers(0, 200)
@@ -192,12 +202,13 @@ def test_a_rate_needs_a_duration() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "retention", "tokens_per_second", "target_error"])
-def test_a_ceiling_that_is_not_honoured_raises(name: str) -> None:
+def test_a_ceiling_that_is_not_honored_raises(name: str) -> None:
     budget = TokenBudget.from_dict({name: 1})
     others = {"max_tokens", "retention", "tokens_per_second", "target_error"} - {name}
     with pytest.raises(BudgetError, match=f"nearest legal value: no {name}"):
-        BudgetSupport(fields=frozenset(others)).caps([10], budget, [1.0])
-    assert BudgetSupport(fields=frozenset({name})).caps([10], budget, [10.0])[0] in (1, 10)
+        BudgetSupport(fields=frozenset(others)).plan([ItemSize(native=10, seconds=1.0)], budget)
+    (usage,) = BudgetSupport(fields=frozenset({name})).plan([ItemSize(native=10, seconds=10.0)], budget)
+    assert usage.cap in (1, 10)
 
 
 @given(budgets(seconds=False), NATIVE, st.sets(st.integers(0, 60), min_size=1), st.none() | st.integers(0, 60))
@@ -209,17 +220,18 @@ def test_choices_are_snapped_to_downwards(
     ceiling = min(budget.cap(native), native if limit is None else limit)
     if ceiling < grid[0] and ceiling < native:
         with pytest.raises(BudgetError):
-            support.caps([native], budget)
+            support.plan([native], budget)
     else:
-        (cap,) = support.caps([native], budget)
+        ((cap, used),) = ((usage.cap, usage.used) for usage in support.plan([native], budget))
+        assert used == cap
         assert cap == ceiling == native or cap == max(c for c in grid if c <= ceiling)
 
 
 def test_a_snapped_cap_below_the_floor_raises() -> None:
     support = BudgetSupport(fields=frozenset({"max_tokens"}), choices=(16, 64))
     with pytest.raises(BudgetError, match="min_tokens=16"):
-        support.caps([100], TokenBudget(max_tokens=40, min_tokens=20))
-    assert support.caps([100, 100, 12], TokenBudget(max_tokens=64)) == (64, 64, 12)
+        support.plan([100], TokenBudget(max_tokens=40, min_tokens=20))
+    assert [usage.used for usage in support.plan([100, 100, 12], 64)] == [64, 64, 12]
 
 
 def test_support_rejects_what_cannot_be() -> None:
@@ -227,8 +239,8 @@ def test_support_rejects_what_cannot_be() -> None:
         BudgetSupport(fields=frozenset({"quality"}))
     with pytest.raises(ValueError, match="ascending"):
         BudgetSupport(fields=frozenset(), choices=(64, 16))
-    with pytest.raises(ValueError, match="2 items but 1 durations"):
-        BudgetSupport(fields=frozenset()).caps([1, 2], TokenBudget(), [1.0])
+    with pytest.raises(ValueError, match="2 items but 1 budgets"):
+        BudgetSupport(fields=frozenset()).plan([1, 2], ["100%"])
 
 
 def test_a_system_without_any_ceiling_says_so() -> None:
@@ -250,3 +262,75 @@ def test_usage_keeps_its_own_law() -> None:
 def test_numbers_beyond_all_floats_are_refused(text: str) -> None:
     with pytest.raises(BudgetError):
         TokenBudget.parse(text)
+
+
+@pytest.mark.parametrize("value", [True, [64], b"64", object()])
+def test_what_is_no_budget_says_what_is(value: object) -> None:
+    with pytest.raises(BudgetError, match="a budget of type"):
+        TokenBudget.parse(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("0.5", "50%"), (0.25, "25%"), ("64.5", "64"), ("1.0", "100%"), ("-3.5", "1"), ("many", "100%")],
+)
+def test_the_nearest_legal_value_is_near(text: str | float, nearest: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        TokenBudget.parse(text)  # type: ignore[arg-type]
+    assert caught.value.nearest == nearest
+    TokenBudget.parse(nearest)
+
+
+def test_text_number_mapping_dataclass_and_none_are_budgets_alike() -> None:
+    wanted = TokenBudget(max_tokens=64)
+    forms: list[BudgetLike] = ["64", 64, {"max_tokens": 64}, wanted]
+    assert [TokenBudget.parse(form) for form in forms] == [wanted] * 4
+    assert TokenBudget.parse(None) == TokenBudget()
+    assert budgets_for(forms, 4) == budgets_for(64, 4) == [wanted] * 4
+    with pytest.raises(ValueError, match="3 items but 4 budgets"):
+        budgets_for(forms, 3)
+
+
+def test_a_decoding_budget_is_read_alike_and_never_from_a_token_budget() -> None:
+    wanted = DecodeBudget(max_rounds=4)
+    assert DecodeBudget.parse({"max_rounds": 4}) == DecodeBudget.parse(wanted) == wanted
+    assert DecodeBudget.parse(None) == DecodeBudget()
+    for other in (TokenBudget(max_tokens=4), 4, "4"):
+        with pytest.raises(BudgetError, match="where a DecodeBudget belongs"):
+            DecodeBudget.parse(other)  # type: ignore[arg-type]
+
+
+def test_an_item_says_what_is_missing() -> None:
+    item = ItemSize(seconds=2.0, frames=50)
+    assert item.require("frames") == 50
+    with pytest.raises(BudgetError, match=r"seconds=2.0, frames=50; allowed: items whose native is known"):
+        item.require("native")
+    assert sizes_of([7, item]) == [ItemSize(native=7), item]
+    with pytest.raises(BudgetError, match="native"):
+        BudgetSupport(fields=frozenset()).plan([item])
+
+
+@pytest.mark.parametrize(
+    "change", [{"native": -1}, {"frames": 1.5}, {"height": True}, {"seconds": -1.0}, {"seconds": float("nan")}]
+)
+def test_an_item_of_impossible_size_raises(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="not"):
+        ItemSize(**change)  # type: ignore[arg-type]
+
+
+@given(budgets(floor=1), st.lists(st.tuples(NATIVE, SECONDS), max_size=4))
+def test_the_plan_of_a_system_without_a_rule_is_the_cap_of_every_item(
+    budget: TokenBudget, items: list[tuple[int, float]]
+) -> None:
+    support = BudgetSupport(fields=frozenset({"max_tokens", "retention", "tokens_per_second"}))
+    sizes = [ItemSize(native=n, seconds=seconds) for n, seconds in items]
+    try:
+        wanted = [budget.cap(n, seconds) for n, seconds in items]
+    except BudgetError:
+        with pytest.raises(BudgetError):
+            support.plan(sizes, budget)
+        return
+    assert [(u.native, u.cap, u.used) for u in support.plan(sizes, budget)] == [
+        (n, cap, cap) for (n, _), cap in zip(items, wanted, strict=True)
+    ]
+    assert support.plan(sizes, [budget] * len(sizes)) == support.plan(sizes, budget)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.multimodal.budget_strategies import budgets
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
 from tokenthrift.reducers import (
     AveragePooling,
     BipartiteMerging,
@@ -47,10 +47,14 @@ def batch_of(lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float
     return replace(tokens, codes=tokens.positions * 7) if coded else tokens
 
 
+def planned(reducer: TokenReducer, lengths: list[int], budget: TokenBudget) -> list[int]:
+    return [u.used for u in reducer.plan([ItemSize(native=n, seconds=n / 10) for n in lengths], budget)]
+
+
 def legal(reducer: TokenReducer, lengths: list[int], budget: TokenBudget) -> bool:
     """Whether the reducer takes the budget: stacking has fewest tokens below which it cannot go."""
     try:
-        reducer.plan(lengths, budget, [n / 10 for n in lengths])
+        planned(reducer, lengths, budget)
     except BudgetError:
         assert isinstance(reducer, Stacking)
         return False
@@ -65,10 +69,7 @@ def row(tokens: TokenBatch, i: int) -> tuple[Tensor, list[int], list[int] | None
 
 def assert_rows_equal(a: TokenBatch, i: int, b: TokenBatch, j: int) -> None:
     (x, *rest), (y, *others) = row(a, i), row(b, j)
-    width = min(x.shape[1], y.shape[1])  # stacking: equal up to zeros in the channels
-    torch.testing.assert_close(x[:, :width], y[:, :width], rtol=0, atol=1e-5)
-    assert not x[:, width:].any()
-    assert not y[:, width:].any()
+    torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert rest[0] == others[0]
     for own, other in zip(rest[1:], others[1:], strict=True):
         assert own == other or own is None or other is None
@@ -86,7 +87,7 @@ def test_never_exceeds_and_uses_what_it_planned(
     out = reducer.reduce(tokens, budget)
     used = out.mask.sum(1).tolist()
     assert not reducer.support.adaptive
-    assert used == list(reducer.plan(lengths, budget, tokens.seconds)) == [u.used for u in out.usage]
+    assert used == planned(reducer, lengths, budget) == [u.used for u in out.usage]
     assert lengths == [u.native for u in out.usage]
     for n, native in zip(used, lengths, strict=True):
         assert n <= budget.cap(native, native / 10) <= native
@@ -107,7 +108,11 @@ def test_a_budget_at_or_above_native_changes_no_bit(
     for budget in (TokenBudget(max_tokens=max(*lengths, 1) + extra), TokenBudget(retention=1.0), TokenBudget()):
         out = reducer.reduce(tokens, budget)
         for name in ("embeddings", "mask", "positions", "codes", "sizes"):
+            if isinstance(reducer, Stacking) and name in ("embeddings", "codes"):
+                continue  # its width is always rate * D: see test_the_width_never_depends_on_the_batch
             assert getattr(out, name) is getattr(tokens, name)
+        real = tokens.mask
+        assert torch.equal(out.embeddings[..., :6][real], tokens.embeddings[real])
         assert [u.used for u in out.usage] == lengths
 
 
@@ -153,7 +158,7 @@ def test_a_row_is_the_row_alone_whatever_its_neighbours_padding_and_place(
         alone = reducer.reduce(replace(alone, codes=alone.positions * 7), budget)
         assert_rows_equal(out, i, alone, 0)
         assert_rows_equal(shuffled, order.index(i), alone, 0)
-    if list(reducer.plan(lengths, budget, tokens.seconds)) != lengths:
+    if planned(reducer, lengths, budget) != lengths:
         assert out.embeddings.isfinite().all()
         assert (out.positions[~out.mask] == -1).all()
 
@@ -253,7 +258,7 @@ def test_broken_real_tokens_raise_and_name_their_item(reducer: ItemReducer, valu
 
 
 @EVERY
-def test_what_is_not_honoured_raises(reducer: ItemReducer) -> None:
+def test_what_is_not_honored_raises(reducer: ItemReducer) -> None:
     tokens = batch_of([5])
     with pytest.raises(BudgetError, match="target_error"):
         reducer.reduce(tokens, TokenBudget(target_error=0.05))
@@ -363,11 +368,32 @@ def test_stacking_concatenates_and_fills_with_zeros() -> None:
     assert torch.equal(out.embeddings[1], torch.cat([y, torch.zeros(2, 12)], dim=1))
 
 
+@EVERY
+@FEW
+@given(lengths=LENGTHS, budget=budgets())
+def test_the_width_never_depends_on_the_batch(reducer: ItemReducer, lengths: list[int], budget: TokenBudget) -> None:
+    assume(legal(reducer, lengths, budget))
+    factor = reducer.rate if isinstance(reducer, Stacking) else 1
+    assert reducer.reduce(batch_of(lengths), budget).embeddings.shape[2] == 6 * factor
+
+
+@EVERY
+def test_every_form_of_a_budget_is_taken_and_one_for_each_item(reducer: ItemReducer) -> None:
+    tokens = batch_of([8, 12])
+    whole = [reducer.reduce(tokens, form) for form in ("6", 6, {"max_tokens": 6}, TokenBudget(max_tokens=6))]
+    for out in whole:
+        assert torch.equal(out.embeddings, whole[0].embeddings)
+    each = reducer.reduce(tokens, ["6", "25%"])
+    assert [u.used for u in each.usage] == [6, 3]
+    assert [u.used for u in reducer.plan(tokens.item_sizes(), ["6", "25%"])] == [6, 3]
+    assert [u.used for u in reducer.plan([8, 12])] == [8, 12]
+
+
 def test_stacking_names_the_fewest_tokens_it_can_keep() -> None:
     with pytest.raises(BudgetError) as caught:
         Stacking(rate=3).plan([10], TokenBudget(max_tokens=3))
     assert caught.value.nearest == 4
-    assert Stacking(rate=3).plan([10], TokenBudget(max_tokens=4)) == (4,)
+    assert planned(Stacking(rate=3), [10], TokenBudget(max_tokens=4)) == [4]
     with pytest.raises(ValueError, match="at least 2"):
         Stacking(rate=1)
 

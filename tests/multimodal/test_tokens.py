@@ -1,9 +1,13 @@
 """TokenBatch: what it checks, and how items become a batch and come back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from tokenthrift.budget import ItemSize
+from tokenthrift.padding import pad_rows
 from tokenthrift.tokens import TokenBatch
 
 
@@ -40,3 +44,66 @@ def test_fields_that_do_not_fit_raise(change: dict[str, Tensor], message: str) -
     fields = {name: getattr(whole, name) for name in ("embeddings", "mask", "positions", "codes", "usage", "seconds")}
     with pytest.raises(ValueError, match=message):
         TokenBatch(**(fields | change))
+
+
+def full_batch(left: bool = False) -> TokenBatch:
+    """Two items of 3 and 5 tokens with everything a batch can know, padding on either side."""
+    items = [torch.arange(3.0 * n).reshape(n, 3) + 1 for n in (3, 5)]
+    embeddings, mask = pad_rows(items, "left" if left else "right", float("nan"))
+    batch = TokenBatch.from_embeddings(embeddings, mask, [0.5, 2.0], [(3, 1, 1), (5, 1, 1)])
+    return replace(batch, codes=batch.positions * 7, sizes=mask.float())
+
+
+def test_sizes_are_what_a_plan_needs() -> None:
+    assert full_batch().item_sizes() == [
+        ItemSize(native=3, seconds=0.5, frames=3, height=1, width=1),
+        ItemSize(native=5, seconds=2.0, frames=5, height=1, width=1),
+    ]
+    assert TokenBatch.from_items([torch.zeros(4, 2)]).item_sizes() == [ItemSize(native=4)]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_first_tokens_are_the_first_real_ones(left: bool) -> None:
+    batch = full_batch(left)
+    few = batch.first([4, 2])
+    assert few.mask.tolist() == [[True] * 3, [True, True, False]]
+    assert few.positions.tolist() == [[0, 1, 2], [0, 1, -1]]
+    assert few.codes is not None
+    assert few.codes.tolist() == [[0, 7, 14], [0, 7, -1]]
+    assert [torch.equal(a, b[:n]) for a, b, n in zip(few.items(), batch.items(), (3, 2), strict=True)] == [True, True]
+    assert [(u.native, u.cap, u.used) for u in few.usage] == [(3, 3, 3), (5, 2, 2)]
+    assert [u.used for u in batch.first(1).usage] == [1, 1]
+    with pytest.raises(ValueError, match="one count"):
+        batch.first([1])
+
+
+def test_items_are_selected_in_order_and_more_than_once() -> None:
+    batch = full_batch()
+    picked = batch.select([1, 0, 1])
+    assert [u.native for u in picked.usage] == [5, 3, 5]
+    assert picked.seconds == (2.0, 0.5, 2.0)
+    assert torch.equal(picked.items()[0], batch.items()[1])
+    assert torch.equal(picked.items()[1], batch.items()[0])
+
+
+def test_batches_are_joined_and_taken_apart_again() -> None:
+    batch = full_batch()
+    wide = TokenBatch.cat([batch.select([0]).first(9), batch, full_batch(left=True)])
+    assert wide.mask.shape == (5, 5)
+    for got, wanted in zip(wide.items(), [batch.items()[0], *batch.items(), *batch.items()], strict=True):
+        assert torch.equal(got, wanted)
+    assert wide.seconds == (0.5, 0.5, 2.0, 0.5, 2.0)
+    assert wide.grids is None  # the first lost its grid
+    plain = TokenBatch.from_items([torch.zeros(2, 3)])
+    mixed = TokenBatch.cat([plain, batch])
+    assert mixed.codes is None
+    assert mixed.seconds is None
+    assert mixed.sizes is not None
+    assert mixed.sizes.sum(1).tolist() == [2, 3, 5]
+
+
+def test_a_batch_moves_to_another_precision() -> None:
+    half = full_batch().to(dtype=torch.float16)
+    assert half.embeddings.dtype == torch.float16
+    assert half.positions.dtype == torch.int64
+    assert half.to("cpu").usage == full_batch().usage

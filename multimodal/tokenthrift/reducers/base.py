@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenthrift.budget import BudgetSupport, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetLike, BudgetSupport, SizeLike, TokenUsage
+from tokenthrift.padding import pad_rows
 from tokenthrift.tokens import TokenBatch
 
 __all__ = ["Item", "ItemReducer", "TokenReducer", "check_finite", "pad_items", "unpad"]
@@ -30,23 +31,14 @@ class TokenReducer(Protocol):
 
     @property
     def support(self) -> BudgetSupport:
-        """What the reducer can honour."""
+        """What the reducer honors."""
 
     def plan(
-        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        """The price before the purchase: how many tokens each item will keep, or at most keep where content decides.
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """What every item will keep, or at most keep where content decides; see `TokenPlanner.plan`."""
 
-        Args:
-            native: Native tokens of every item.
-            budget: Ceilings for each of them.
-            seconds: Their durations, which `tokens_per_second` needs.
-
-        Raises:
-            BudgetError: The budget cannot be honoured.
-        """
-
-    def reduce(self, tokens: TokenBatch, budget: TokenBudget) -> TokenBatch:
+    def reduce(self, tokens: TokenBatch, budget: BudgetLike | Sequence[BudgetLike]) -> TokenBatch:
         """Keeps to the plan. A budget at or above native returns the input bit for bit.
 
         Args:
@@ -54,7 +46,7 @@ class TokenReducer(Protocol):
             budget: Ceilings for each item.
 
         Raises:
-            BudgetError: The budget cannot be honoured.
+            BudgetError: The budget cannot be honored.
             ValueError: A real token is not finite.
         """
 
@@ -92,22 +84,20 @@ class ItemReducer(ABC):
         """Reduces one item to exactly `cap` tokens, with positions strictly increasing; `0 <= cap < N`."""
 
     def plan(
-        self, native: Sequence[int], budget: TokenBudget, seconds: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        """See `TokenReducer.plan`; here the plan is the exact count."""
-        return self.support.caps(native, budget, seconds)
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """See `TokenPlanner.plan`; here the plan is the exact count."""
+        return self.support.plan(items, budget)
 
-    def reduce(self, tokens: TokenBatch, budget: TokenBudget) -> TokenBatch:
+    def reduce(self, tokens: TokenBatch, budget: BudgetLike | Sequence[BudgetLike]) -> TokenBatch:
         """See `TokenReducer.reduce`."""
-        native = tokens.mask.sum(1).tolist()
-        caps = self.plan(native, budget, tokens.seconds)
+        usage = self.plan(tokens.item_sizes(), budget)
         check_finite(tokens)
-        usage = tuple(TokenUsage(native=n, cap=cap, used=cap) for n, cap in zip(native, caps, strict=True))
-        if list(caps) == native:
-            return replace(tokens, usage=usage)
+        if all(item.used == item.native for item in usage):
+            return self.keep_all(replace(tokens, usage=usage))
         items = [
-            self.shrink(item, cap) if cap < n else self.keep(item)
-            for item, n, cap in zip(unpad(tokens), native, caps, strict=True)
+            self.shrink(item, planned.used) if planned.used < planned.native else self.keep(item)
+            for item, planned in zip(unpad(tokens), usage, strict=True)
         ]
         return pad_items(items, tokens.seconds, usage)
 
@@ -115,12 +105,16 @@ class ItemReducer(ABC):
         """An item that its budget leaves whole, in a batch where others shrink."""
         return item
 
+    def keep_all(self, tokens: TokenBatch) -> TokenBatch:
+        """A batch that its budget leaves whole."""
+        return tokens
+
 
 def check_finite(tokens: TokenBatch) -> None:
     """Raises a ValueError that names the items whose real tokens are NaN or infinite."""
     broken = (~tokens.embeddings.isfinite().all(-1) & tokens.mask).any(1).nonzero().flatten().tolist()
     if broken:
-        raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or mend the encoder")
+        raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or correct the encoder")
 
 
 def unpad(tokens: TokenBatch) -> list[Item]:
@@ -132,14 +126,14 @@ def unpad(tokens: TokenBatch) -> list[Item]:
 
 def pad_items(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: tuple[TokenUsage, ...]) -> TokenBatch:
     """Items of one width as a batch, left-aligned; sizes and codes where any of them has some."""
-    lengths = torch.tensor([len(item.positions) for item in items], device=items[0].positions.device)
+    embeddings, mask = pad_rows([item.embeddings for item in items])
     coded, sized = (
         any(values is not None for values in column) for column in zip(*(i[2:] for i in items), strict=True)
     )
     codes = [torch.full_like(i.positions, -1) if i.codes is None else i.codes for i in items]
     return TokenBatch(
-        embeddings=pad_sequence([item.embeddings for item in items], batch_first=True),
-        mask=torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None],
+        embeddings=embeddings,
+        mask=mask,
         positions=pad_sequence([item.positions for item in items], batch_first=True, padding_value=-1),
         codes=pad_sequence(codes, batch_first=True, padding_value=-1) if coded else None,
         sizes=pad_sequence([item.weights() for item in items], batch_first=True) if sized else None,

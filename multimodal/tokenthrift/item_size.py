@@ -1,0 +1,88 @@
+"""What is known of an item before anything runs, and the error that a budget raises.
+
+Plain Python, like `budget`, which is where users import these names from. Published projects count tokens inside the
+model's forward pass; here a size is enough, so that a planner can price files by their headers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+__all__ = ["BudgetError", "ItemSize", "NativeCost", "SizeLike", "sizes_of"]
+
+
+class BudgetError(ValueError):
+    """A budget that cannot be honored: what was asked, what is allowed, and the nearest legal value."""
+
+    def __init__(self, asked: str, allowed: str, nearest: object) -> None:
+        super().__init__(asked, allowed, nearest)
+        self.asked, self.allowed, self.nearest = asked, allowed, nearest
+
+    def __str__(self) -> str:
+        return f"{self.asked}; allowed: {self.allowed}; nearest legal value: {self.nearest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSize:
+    """What is known of one item before anything runs; what is not known stays None.
+
+    A picture has a height and a width, a clip frames besides, a recording seconds, a talking video seconds of sound and
+    frames of picture. What an encoder has already run over has native tokens.
+    """
+
+    native: int | None = None
+    """Tokens before any reduction, where they are known."""
+    seconds: float | None = None
+    """Duration of its sound, or of the whole item."""
+    frames: int | None = None
+    """Frames of video."""
+    height: int | None = None
+    """Rows: of pixels, or of visual tokens where a system counts these."""
+    width: int | None = None
+    """Columns, likewise."""
+
+    def __post_init__(self) -> None:
+        for name in ("native", "frames", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"{name} is a whole number from 0, not {value!r}")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ValueError(f"a duration is a finite number of seconds, not {self.seconds}")
+
+    @property
+    def known(self) -> dict[str, int | float]:
+        """What is known, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def require(self, name: str) -> Any:
+        """The value of a field.
+
+        Raises:
+            BudgetError: It is not known.
+        """
+        value = getattr(self, name)
+        if value is None:
+            known = ", ".join(f"{key}={number}" for key, number in self.known.items()) or "nothing known"
+            raise BudgetError(f"an item with {known}", f"items whose {name} is known", f"ItemSize({name}=...)")
+        return value
+
+
+SizeLike: TypeAlias = ItemSize | int
+"""An item as `plan` takes it; a number is that of its native tokens."""
+
+
+def sizes_of(items: Sequence[SizeLike]) -> list[ItemSize]:
+    """Every item as an ItemSize."""
+    return [item if isinstance(item, ItemSize) else ItemSize(native=item) for item in items]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeCost:
+    """Native tokens of a system by unit of its input; None where it does not read such input or the rate varies."""
+
+    per_second: float | None = None
+    per_frame: float | None = None
+    per_image: float | None = None
