@@ -121,7 +121,7 @@ class Reader(nn.Module):
         """The words."""
         prefix = self.projector(tokens)
         rows = self.backbone.generate(prefix.embeddings, prefix.mask, max_new_tokens=longest, end=END)
-        return ["".join(LETTERS[letter] for letter in row) for row in rows]
+        return ["".join(LETTERS[letter] for letter in row.ids) for row in rows]
 
 
 def batches(size: int, batch: int, steps: int, random: torch.Generator) -> Iterator[Tensor]:

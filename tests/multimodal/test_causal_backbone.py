@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenthrift.backbones.causal import CausalBackbone
+from tokenthrift.backbones.causal import CausalBackbone, Generation
 
 FAMILIES = {
     "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -31,6 +33,10 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ids = torch.randint(0, 50, (3, 5), generator=random)
     mask = torch.tensor([[1] * 5, [1] * 2 + [0] * 3, [1] * 4 + [0]]).bool()
     return tokens.masked_fill(~token_mask[..., None], float("nan")), token_mask, ids, mask
+
+
+def ids_of(generations: Sequence[Generation]) -> list[list[int]]:
+    return [list(generation.ids) for generation in generations]
 
 
 def test_a_row_equals_itself_alone(backbone: CausalBackbone) -> None:
@@ -71,10 +77,10 @@ def test_generation_follows_the_logits(backbone: CausalBackbone) -> None:
     expected = ids[:, 2:].tolist()
     # An id that nobody writes ends nothing; one that is written cuts the text there.
     unused = next(i for i in range(50) if all(i not in row for row in expected))
-    assert backbone.generate(tokens, token_mask, [7, 8], max_new_tokens=4, end=unused) == expected
+    assert ids_of(backbone.generate(tokens, token_mask, [7, 8], max_new_tokens=4, end=unused)) == expected
     end = expected[0][1]
     cut = backbone.generate(tokens, token_mask, [7, 8], max_new_tokens=4, end=end)
-    assert cut == [row[: row.index(end)] if end in row else row for row in expected]
+    assert ids_of(cut) == [row[: row.index(end)] if end in row else row for row in expected]
 
 
 def test_no_prompt(backbone: CausalBackbone) -> None:
@@ -82,7 +88,7 @@ def test_no_prompt(backbone: CausalBackbone) -> None:
     first = backbone(tokens, token_mask, ids, mask)[:, 0].argmax(-1)
     unused = next(i for i in range(50) if i not in first.tolist())
     texts = backbone.generate(tokens, token_mask, max_new_tokens=1, end=unused)
-    assert texts == first[:, None].tolist()
+    assert ids_of(texts) == first[:, None].tolist()
 
 
 def test_what_does_not_fit(backbone: CausalBackbone) -> None:
@@ -103,3 +109,28 @@ def test_gradients_reach_the_prefix(backbone: CausalBackbone) -> None:
     backbone(tokens, token_mask, ids, mask)[mask].logsumexp(-1).sum().backward()
     assert tokens.grad is not None
     assert (tokens.grad.abs().sum(-1) > 0).equal(token_mask)
+
+
+def test_tokens_are_read_once_for_many_prompts(backbone: CausalBackbone) -> None:
+    tokens, token_mask, _, _ = batch()
+    prefix = backbone.prefill(tokens, token_mask)
+    for prompt in ([7, 8], [9]):
+        whole = backbone.generate(tokens, token_mask, prompt, max_new_tokens=4, end=3)
+        assert ids_of(backbone.generate(prefix, prompt=prompt, max_new_tokens=4, end=3)) == ids_of(whole)
+    with pytest.raises(ValueError, match="positions, the model has 40"):
+        backbone.generate(prefix, prompt=[7], max_new_tokens=40, end=3)
+
+
+def test_logits_are_those_of_the_language_model() -> None:
+    """Some families scale or cap the scores after the last projection."""
+    sizes = {"num_key_value_heads": 4, "head_dim": 8, "vocab_size": 50, "final_logit_softcapping": 0.5}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma2", **FAMILIES["llama"], **sizes, initializer_range=0.3, pad_token_id=None)
+    backbone = CausalBackbone(AutoModelForCausalLM.from_config(config).eval())
+    ids = torch.tensor([[4, 5, 6]])
+    tokens = torch.randn(1, 2, 32)
+    everything = torch.cat([tokens, backbone.lm.get_input_embeddings()(ids)], 1)
+    expected = backbone.lm(inputs_embeds=everything).logits[:, 1:4]
+    assert expected.abs().max() <= 0.5
+    seen = torch.ones(1, 2, dtype=torch.bool)
+    torch.testing.assert_close(backbone(tokens, seen, ids, torch.ones_like(ids, dtype=torch.bool)), expected)
