@@ -84,7 +84,7 @@ def test_generated_tokens_are_the_likeliest_and_carry_their_probability(lm: PreT
     (found,) = generate(lm, [row], [6], 49)
     for n, (token, chance) in enumerate(zip(found.ids, found.probabilities, strict=True)):
         so_far = torch.cat([row, lm.get_input_embeddings()(torch.tensor(found.ids[:n], dtype=torch.int64))])
-        scores = lm(inputs_embeds=so_far[None]).logits[0, -1].softmax(-1)
+        scores = lm(inputs_embeds=so_far[None]).logits[0, -1].detach().softmax(-1)
         assert int(scores.argmax()) == token
         assert float(scores[token]) == pytest.approx(chance, abs=1e-5)
 
