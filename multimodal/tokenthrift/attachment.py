@@ -10,27 +10,32 @@ FAMILIES lists what is tested; any other family raises, and so does a call of a 
 
 The seam is the call of the language model inside the model, after the visual features stand in their placeholders
 and before the first layer. There a hook takes the visual tokens of every item out, reduces them, and hands the
-layers shorter rows; after the last layer another hook spreads the result over the native places again. Everything
-outside sees native lengths: `input_ids`, `attention_mask`, `labels`, logits and what `generate` returns. A place that
-was dropped shows the state of the last kept place before it, which is what predicts the next token. Layers, attention
-and key-value cache hold the reduced tokens only; attention maps, where asked for, have their size.
+layers shorter rows; after the last layer another hook spreads the result over the native positions again. Everything
+outside sees native lengths: `input_ids`, `attention_mask`, `labels`, logits and what `generate` returns. A dropped
+position shows the state of the last kept one before it, which is what predicts the next token. Layers, attention and
+key-value cache hold the reduced tokens only; attention maps, if requested, have their size.
 
 Positions: with one-dimensional positions the rows close up, as if the processor had written fewer placeholders.
-M-RoPE positions stay those of the source: a kept token keeps its place in time, height and width.
+M-RoPE positions stay those of the source: a kept token keeps its position in time, height and width.
 
 Differs from published plugins (ToMe, VisionZip, FrameFusion), which rebind classes or methods of every model in the
 process and have no way back: here are forward hooks of one instance, and two of its methods wrapped to learn where
 one picture ends and the next begins, all removed on exit. No attention maps, no copied forward, no code per family.
+
+What a call needs to remember belongs to its thread, so threads that share an attached model do not see each other's
+pictures. Hooks belong to one model: a deep copy or a pickle of an attached model raises, and so does a
+call of a shallow copy or of a DataParallel replica, which would read another model's features.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -38,6 +43,7 @@ from torch import Tensor, nn
 
 from tokenthrift.budget import BudgetError, BudgetLike, TokenBudget, TokenUsage
 from tokenthrift.reducers.base import TokenReducer
+from tokenthrift.shortened_rows import NEW_CACHE, Cached, Shortened, lengthen, shorten, spread
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.visual_grids import Grid, encoded_grids, grids_of_rows
 
@@ -47,7 +53,10 @@ FAMILIES = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
 """`config.model_type` of the models that `attach` is tested on."""
 
 _MODALITIES = ("image", "video")
-_NEW_CACHE = "pass the whole conversation with a new cache (no cropping, no assisted decoding, no prefill_chunk_size)"
+_NO_COPY = (
+    "a model with a reducer attached cannot be copied, pickled or replicated (DataParallel): its hooks belong to one "
+    "model; copy it first, then attach to each copy, or use DistributedDataParallel"
+)
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
 
@@ -59,21 +68,21 @@ class _Found(NamedTuple):
     grid: Grid
 
 
-@dataclass(frozen=True, slots=True)
-class _Cached:
-    """What the layers hold of a row: (B, K) bool mask, the native length, and (B,) the next text position."""
+@dataclass(slots=True)
+class _Call:
+    """What one call of the model has said so far: its ids, and for each modality lengths and grids of its items."""
 
-    mask: Tensor
-    native: int
-    following: Tensor
+    ids: Tensor | None
+    lengths: dict[str, list[int]]
+    grids: dict[str, list[Grid]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shrunk:
-    """One shortened call: what the cache will hold, and (B, L) which of the native places were kept."""
+class _Thread(threading.local):
+    """What a thread knows of its own calls: the one that runs, how its rows were shortened, what the latest used."""
 
-    cached: _Cached
-    kept: Tensor | None
+    call: _Call | None = None
+    shortened: Shortened | None = None
+    usage: tuple[TokenUsage, ...] | None = None
 
 
 @contextmanager
@@ -97,13 +106,13 @@ def attach(
         modalities: What is reduced, "image", "video" or both; all others stay bit for bit. If not given, what the
             reducer names in an attribute `modalities`, and both if it names none.
         seconds: Durations of the items that every call reduces, in reading order, which `tokens_per_second` needs: the
-            model is not told them.
+            model does not know them.
 
     Yields:
         The handle; its `usage` tells what the latest call with pictures or videos used.
 
     Raises:
-        BudgetError: The reducer does not honour a field of the budget.
+        BudgetError: The reducer does not honor a field of the budget.
         ValueError: The family is not supported, or a call is of a kind that cannot be shortened (see the message).
         RuntimeError: The model has a reducer attached already.
     """
@@ -141,9 +150,7 @@ def attach(
 class Attachment:
     """What `attach` yields.
 
-    Attributes:
-        usage: Of the latest call with something to reduce, one per item in reading order, row by row. Beams and
-            returned sequences are rows of their own.
+    It belongs to one model and to the context it was made in: neither it nor the model can be copied or pickled.
     """
 
     def __init__(
@@ -154,17 +161,30 @@ class Attachment:
         modalities: Collection[str],
         seconds: Sequence[float] | None,
     ) -> None:
-        self.usage: tuple[TokenUsage, ...] = ()
         self._model = model
         self._reducer = reducer
         self._budget = budget
         self._modalities = modalities
         self._seconds = seconds
-        self._ids: Tensor | None = None
-        self._lengths: dict[str, list[int]] = {}
-        self._grids: dict[str, list[Grid]] = {}
-        self._shrunk: _Shrunk | None = None
-        self._caches: WeakKeyDictionary[Any, _Cached] = WeakKeyDictionary()
+        self._caches: WeakKeyDictionary[Any, Cached] = WeakKeyDictionary()
+        self._latest: tuple[TokenUsage, ...] = ()
+        self._thread = _Thread()
+
+    @property
+    def usage(self) -> tuple[TokenUsage, ...]:
+        """Of the latest call with something to reduce, one per item in reading order, row by row.
+
+        Beams and returned sequences are rows of their own. A thread that has called the model sees its own latest call,
+        any other the latest of all.
+        """
+        own = self._thread.usage
+        return self._latest if own is None else own
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise RuntimeError(_NO_COPY)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError(_NO_COPY)
 
     def _listen(self, modality: str) -> Callable[[], None]:
         """Notes how many tokens each item has whenever the model encodes some; returns what undoes it."""
@@ -175,9 +195,10 @@ class Attachment:
         @wraps(encode)
         def listening(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
-            self._lengths[modality] = _lengths(output)
-            given = signature(encode).bind(*args, **kwargs).arguments
-            self._grids[modality] = encoded_grids(self._model.config, modality, given, self._lengths[modality])
+            if (call := self._thread.call) is not None:
+                lengths = call.lengths[modality] = _lengths(output)
+                given = signature(encode).bind(*args, **kwargs).arguments
+                call.grids[modality] = encoded_grids(self._model.config, modality, given, lengths)
             return output
 
         def undo() -> None:
@@ -189,66 +210,70 @@ class Attachment:
         return undo
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._ids = kwargs.get("input_ids", args[0] if args else None)
+        if module is not self._model:
+            raise RuntimeError(_NO_COPY)
         encoded = kwargs.get("mm_encoder_outputs") or {}
-        self._lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
+        lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
+        self._thread.call = _Call(kwargs.get("input_ids", args[0] if args else None), lengths)
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._ids, self._lengths, self._grids = None, {}, {}
+        self._thread.call = None
 
     def _before_layers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._shrunk = None
         cache = kwargs.get("past_key_values")
         cached = None if cache is None else self._caches.get(cache)
-        items = self._items()
+        self._thread.shortened = None
+        call = self._thread.call
+        # The layers may be called without the model around them; there is nothing to reduce then.
+        items = [] if call is None else self._items(call)
         if items:
             if cache is not None and cache.get_seq_length() > 0:
-                raise ValueError(f"visual tokens are reduced at the start of a key-value cache only; {_NEW_CACHE}")
+                raise ValueError(f"visual tokens are reduced at the start of a key-value cache only; {NEW_CACHE}")
             embeddings, kept = self._reduce(kwargs["inputs_embeds"], items)
             kwargs = {**kwargs, "inputs_embeds": embeddings}
             if kept.all():
                 return args, kwargs
-            changes, self._shrunk = _shorten(kwargs, kept)
+            changes, self._thread.shortened = shorten(kwargs, kept)
         elif cached is not None:
-            changes, self._shrunk = _lengthen(kwargs, cached)
+            changes, self._thread.shortened = lengthen(kwargs, cached)
         else:
             return None
-        if "cache_position" in kwargs:  # native places, which early releases of transformers 5 hand over
+        if "cache_position" in kwargs:  # native positions, which early releases of transformers 5 hand over
             changes["cache_position"] = None
         return args, {**kwargs, **changes}
 
     def _after_layers(self, module: nn.Module, args: Any, output: Any) -> Any:
-        shrunk, self._shrunk = self._shrunk, None
-        if shrunk is None:
+        shortened, self._thread.shortened = self._thread.shortened, None
+        if shortened is None:
             return None
         if output.past_key_values is not None:
-            self._caches[output.past_key_values] = shrunk.cached
-        if shrunk.kept is not None:
-            output["last_hidden_state"] = _spread(output.last_hidden_state, shrunk.kept)
+            self._caches[output.past_key_values] = shortened.cached
+        if shortened.kept is not None:
+            output["last_hidden_state"] = spread(output.last_hidden_state, shortened.kept)
             if output.hidden_states is not None:
-                output["hidden_states"] = tuple(_spread(state, shrunk.kept) for state in output.hidden_states)
+                output["hidden_states"] = tuple(spread(state, shortened.kept) for state in output.hidden_states)
         return output
 
-    def _items(self) -> list[_Found]:
-        """Every item of this call that is to be reduced, in reading order."""
-        if not self._lengths:
+    def _items(self, call: _Call) -> list[_Found]:
+        """Every item of a call that is to be reduced, in reading order."""
+        if not call.lengths:
             return []
-        if self._ids is None:
+        if call.ids is None:
             raise ValueError(
                 "a model with a reducer attached needs input_ids, not inputs_embeds, to find the placeholders"
             )
         items = []
-        for modality, lengths in self._lengths.items():
+        for modality, lengths in call.lengths.items():
             if modality not in self._modalities:
                 continue
-            rows, columns = (self._ids == getattr(self._model.config, f"{modality}_token_id")).nonzero(as_tuple=True)
+            rows, columns = (call.ids == getattr(self._model.config, f"{modality}_token_id")).nonzero(as_tuple=True)
             # In transformers 5.17 and earlier LLaVA-OneVision gives every clip its newline only after encoding.
             later = (len(rows) - sum(lengths)) // max(len(lengths), 1)
             lengths = [n + later for n in lengths]
             by_item = list(zip(rows.split(lengths), columns.split(lengths), strict=True))
-            grids = grids_of_rows(self._grids.get(modality, []), [int(row[:1].sum()) for row, _ in by_item], lengths)
+            grids = grids_of_rows(call.grids.get(modality, []), [int(row[:1].sum()) for row, _ in by_item], lengths)
             for (row, column), grid in zip(by_item, grids, strict=True):
                 if len(row.unique()) > 1:
                     raise ValueError(f"the placeholders of one {modality} lie in more than one row of input_ids")
@@ -257,7 +282,7 @@ class Attachment:
         return sorted(items, key=lambda item: (item.row, int(item.columns[0])))
 
     def _reduce(self, embeddings: Tensor, items: Sequence[_Found]) -> tuple[Tensor, Tensor]:
-        """Puts the reduced tokens in the places they stand for; returns (B, L, D), and (B, L) which places are kept."""
+        """Puts reduced tokens where those they stand for were; returns (B, L, D), and (B, L) which positions stay."""
         tokens = TokenBatch.from_items(
             [embeddings[item.row, item.columns] for item in items], self._seconds, [item.grid for item in items]
         )
@@ -272,13 +297,13 @@ class Attachment:
         for (row, columns, _), values, positions, real in zip(
             items, reduced.items(), reduced.positions, reduced.mask, strict=True
         ):
-            places = positions[real]
-            if (places < 0).any() or (places.diff() <= 0).any():
+            source = positions[real]
+            if (source < 0).any() or (source.diff() <= 0).any():
                 raise ValueError(f"{type(self._reducer).__name__} gives no increasing positions to put its tokens at")
             kept[row, columns] = False
-            kept[row, columns[places]] = True
-            embeddings[row, columns[places]] = values.to(embeddings.dtype)
-        self.usage = reduced.usage
+            kept[row, columns[source]] = True
+            embeddings[row, columns[source]] = values.to(embeddings.dtype)
+        self._latest = self._thread.usage = reduced.usage
         return embeddings, kept
 
 
@@ -295,88 +320,3 @@ def _find(model: nn.Module) -> Any:
 
 def _lengths(output: Any) -> list[int]:
     return [len(features) for features in getattr(output, "pooler_output", output)]
-
-
-def _new_mask(kwargs: dict[str, Any], past: int) -> Tensor:
-    """(B, L) bool: which of the tokens of this call are real."""
-    embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-    if mask is None:
-        return torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        raise ValueError("a reducer needs the plain (B, L) attention_mask: no static cache, no prepared masks")
-    if mask.shape[1] != past + embeddings.shape[1]:
-        raise ValueError(
-            f"attention_mask covers {mask.shape[1]} places, not {past + embeddings.shape[1]}; {_NEW_CACHE}"
-        )
-    return mask[:, past:].bool()
-
-
-def _text_positions(position_ids: Tensor | None) -> Tensor | None:
-    """The one-dimensional positions that are also given, if any: (1 or B, L)."""
-    if position_ids is None or position_ids.ndim == 2:
-        return position_ids
-    return position_ids[0] if len(position_ids) == 4 else None
-
-
-def _restarts(position_ids: Tensor | None, mask: Tensor | None, cached: _Cached) -> bool:
-    """Whether the call repeats tokens that the cache holds: a new generate cuts them by the length of the cache."""
-    if mask is not None or position_ids is None or (position_ids.ndim == 3 and len(position_ids) == 3):
-        return False  # the mask tells by its length, and three axes are made by the model for the tokens at hand
-    text = _text_positions(position_ids)
-    first, expected = (position_ids[0, :, 0], cached.following) if text is None else (text[:, 0], cached.native)
-    return bool((first != expected).any())
-
-
-def _like(position_ids: Tensor | None, places: Tensor, text: Tensor) -> Tensor:
-    """`places` (B, K) or (3, B, K) in the layout positions came in: with `text` (B, K) in front where 4 axes came."""
-    if position_ids is None or position_ids.ndim == 2:
-        return places
-    axes = places.expand(3, -1, -1)
-    return torch.cat([text[None], axes]) if len(position_ids) == 4 else axes
-
-
-def _shorten(kwargs: dict[str, Any], kept: Tensor) -> tuple[dict[str, Any], _Shrunk]:
-    """What changes of a first call when only some places are kept; rows are aligned at their last token."""
-    native, position_ids = _new_mask(kwargs, 0), kwargs.get("position_ids")
-    text = _text_positions(position_ids)
-    if kwargs.get("attention_mask") is None and text is not None and (text.diff() != 1).any():
-        raise ValueError("several sequences packed into one row cannot be reduced; pad them into rows")
-    real = native & kept
-    counts = real.sum(1)
-    columns = real.long().argsort(dim=1, stable=True)[:, real.shape[1] - int(counts.max()) :]
-    mask = real.gather(1, columns)
-    text = (mask.cumsum(1) - 1).clamp(min=0)
-    places, following = text, counts
-    if position_ids is not None and position_ids.ndim == 3:
-        axes = position_ids[-3:].expand(-1, len(kept), -1)
-        places, following = axes.gather(2, columns.expand(3, -1, -1)), axes.amax(0).masked_fill(~native, -1).amax(1) + 1
-    embeddings = kwargs["inputs_embeds"]
-    changes = {
-        "inputs_embeds": embeddings.gather(1, columns[..., None].expand(-1, -1, embeddings.shape[-1])),
-        "attention_mask": mask.long(),
-        "position_ids": _like(position_ids, places, text),
-    }
-    return changes, _Shrunk(_Cached(mask, real.shape[1], following), real)
-
-
-def _lengthen(kwargs: dict[str, Any], cached: _Cached) -> tuple[dict[str, Any], _Shrunk]:
-    """What changes of a later call, whose mask and positions are native ones, when the cache is shorter."""
-    new, position_ids, held = _new_mask(kwargs, cached.native), kwargs.get("position_ids"), cached.mask
-    fits = len(new) == len(held) and kwargs["past_key_values"].get_seq_length() == held.shape[1]
-    if not fits or _restarts(position_ids, kwargs.get("attention_mask"), cached):
-        raise ValueError(
-            f"the key-value cache does not fit the call since its visual tokens were reduced; {_NEW_CACHE}"
-        )
-    mask = torch.cat([held, new], dim=1)
-    text = (mask.cumsum(1) - 1)[:, held.shape[1] :]
-    places = cached.following[:, None] + new.cumsum(1) - 1
-    changes = {"attention_mask": mask.long(), "position_ids": _like(position_ids, places, text)}
-    return changes, _Shrunk(_Cached(mask, cached.native + new.shape[1], cached.following + new.sum(1)), None)
-
-
-def _spread(states: Tensor, kept: Tensor) -> Tensor:
-    """Native places again: (B, K, D) to (B, L, D), every place showing the last kept one up to it, or zeros."""
-    rank = kept.cumsum(1) - 1
-    slots = (rank + states.shape[1] - kept.sum(1, keepdim=True)).clamp(min=0)
-    spread = states.gather(1, slots[..., None].expand(-1, -1, states.shape[-1]))
-    return spread.masked_fill((rank < 0)[..., None], 0)

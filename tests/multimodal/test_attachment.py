@@ -17,6 +17,7 @@ from tests.multimodal.tiny_vlms import (
     features,
     generated,
     logits,
+    projector,
     shared,
 )
 from tokenthrift import attachment
@@ -213,10 +214,6 @@ def test_training_reaches_the_encoder_and_dropped_places_predict_from_the_last_k
     assert not torch.equal(out.logits[0, picture[0]], out.logits[0, picture[-1]])
 
 
-def projector(model: Any) -> Any:
-    return model.model.multi_modal_projector if hasattr(model.model, "multi_modal_projector") else model.model.visual
-
-
 @FAMILIES
 def test_bfloat16_and_the_model_without_a_head(family: str) -> None:
     model = copy.deepcopy(shared(family)).to(torch.bfloat16)
@@ -229,7 +226,7 @@ def test_bfloat16_and_the_model_without_a_head(family: str) -> None:
 
 
 def test_earlier_releases_of_transformers_differ_in_two_ways() -> None:
-    """A clip's newline may come after its encoding, and the places in the cache may be handed over."""
+    """A clip's newline may come after its encoding, and the positions in the cache may be handed over."""
     model = shared("llava_onevision")
     inputs = encode(model, [ROWS[3], ROWS[4]])
     with attach(model, Uniform(), "25%") as handle:
@@ -238,7 +235,9 @@ def test_earlier_releases_of_transformers_differ_in_two_ways() -> None:
 
         def without_newline(*args: Any, **kwargs: Any) -> Any:
             output = encode_clips(*args, **kwargs)
-            handle._lengths["video"] = [n - 1 for n in handle._lengths["video"]]
+            call = handle._thread.call
+            assert call is not None
+            call.lengths["video"] = [n - 1 for n in call.lengths["video"]]
             return output
 
         model.model.get_video_features = without_newline
@@ -254,8 +253,8 @@ def test_earlier_releases_of_transformers_differ_in_two_ways() -> None:
             lambda module, args, kwargs: seen.append(kwargs.get("cache_position")), with_kwargs=True
         )
         try:
-            places = torch.arange(inputs["input_ids"].shape[1])
-            torch.testing.assert_close(logits(model, inputs, cache_position=places)[:, -1], native[:, 0])
+            positions = torch.arange(inputs["input_ids"].shape[1])
+            torch.testing.assert_close(logits(model, inputs, cache_position=positions)[:, -1], native[:, 0])
         finally:
             hook.remove()
     assert seen == [None]

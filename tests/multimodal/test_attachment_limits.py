@@ -1,16 +1,24 @@
 """`attach` leaves nothing behind, on one model or another, and says what it cannot shorten."""
 
+import copy
+import io
+import pickle
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.multimodal.tiny_vlms import IMAGE, ROWS, Picture, build, encode, generated, logits, shared
+from tests.multimodal.tiny_vlms import IMAGE, ROWS, Picture, build, encode, generated, logits, projector, shared
 from tokenthrift.attachment import attach
 from tokenthrift.budget import BudgetError
 from tokenthrift.reducers import (
+    BipartiteMerging,
     ItemReducer,
     Stacking,
     Uniform,
@@ -167,3 +175,57 @@ def test_placeholders_of_one_picture_in_two_rows_raise() -> None:
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with attach(model, Uniform(), "25%"), pytest.raises(ValueError, match="more than one row"):
         logits(model, inputs)
+
+
+@FAMILIES
+def test_threads_that_share_an_attached_model_get_their_own_answers(family: str) -> None:
+    """Interleaved at every hook by barriers, so that state kept on the shared object is mixed up every time."""
+    model = shared(family)
+    prompts = [encode(model, [ROWS[0]]), encode(model, [ROWS[3], ROWS[4]])]
+    with attach(model, BipartiteMerging(), "25%") as handle:
+        alone = []
+        for prompt in prompts:
+            alone.append((generated(model, prompt)[0], handle.usage))
+        barrier = threading.Barrier(2, timeout=60)
+
+        def wait(*_: Any) -> None:
+            with suppress(threading.BrokenBarrierError):  # the longer answer goes on alone
+                barrier.wait()
+
+        def work(prompt: dict[str, Any]) -> tuple[Tensor, Any]:
+            ids = generated(model, prompt)[0]
+            barrier.abort()
+            return ids, handle.usage
+
+        hooks = [
+            module.register_forward_pre_hook(wait)
+            for module in (model.model, model.model.language_model, projector(model))
+        ]
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                together = list(pool.map(work, prompts))
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for (ids, usage), (wanted, expected) in zip(together, alone, strict=True):
+        assert torch.equal(ids, wanted)
+        assert usage == expected
+
+
+def test_copies_pickles_and_replicas_of_an_attached_model_are_refused() -> None:
+    model = build("qwen2_vl")
+    inputs = encode(model, ROWS)
+    with attach(model, Uniform(), "25%"):
+        for copied in (copy.deepcopy, pickle.dumps, lambda m: torch.save(m, io.BytesIO())):
+            with pytest.raises(RuntimeError, match="copy it first"):
+                copied(model)
+        shallow = copy.copy(model)
+        shallow._modules = {**model._modules, "model": copy.copy(model.model)}
+        replica = model.model._replicate_for_data_parallel()
+        for other in (shallow.model, replica):
+            with pytest.raises(RuntimeError, match="copy it first"):
+                other(**inputs)
+    twin = copy.deepcopy(model)
+    with attach(twin, Uniform(), "25%"):
+        reduced = logits(twin, inputs)
+    assert not torch.equal(reduced, logits(model, inputs))

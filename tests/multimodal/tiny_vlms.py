@@ -225,3 +225,8 @@ def generated(model: Any, inputs: dict[str, Any], tokens: int = 3, **kwargs: Any
         output_logits=True,
     )
     return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1)
+
+
+def projector(model: Any) -> Any:
+    """The last module that runs before visual features stand in their placeholders."""
+    return model.model.multi_modal_projector if hasattr(model.model, "multi_modal_projector") else model.model.visual
