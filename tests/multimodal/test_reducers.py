@@ -1,4 +1,4 @@
-"""The laws of the budget interface over every reducer, and what each reducer computes."""
+"""What each reducer computes; the laws of the budget interface over all of them are in `tests/laws`."""
 
 import math
 from dataclasses import replace
@@ -99,71 +99,6 @@ def test_never_exceeds_and_uses_what_it_planned(
 
 
 @EVERY
-@FEW
-@given(lengths=LENGTHS, extra=st.integers(0, 5), left=st.booleans())
-def test_a_budget_at_or_above_native_changes_no_bit(
-    reducer: ItemReducer, lengths: list[int], extra: int, left: bool
-) -> None:
-    tokens = padded(batch_of(lengths, coded=True), 3, left=left)
-    for budget in (TokenBudget(max_tokens=max(*lengths, 1) + extra), TokenBudget(retention=1.0), TokenBudget()):
-        out = reducer.reduce(tokens, budget)
-        for name in ("embeddings", "mask", "positions", "codes", "sizes"):
-            if isinstance(reducer, Stacking) and name in ("embeddings", "codes"):
-                continue  # its width is always rate * D: see test_the_width_never_depends_on_the_batch
-            assert getattr(out, name) is getattr(tokens, name)
-        real = tokens.mask
-        assert torch.equal(out.embeddings[..., :6][real], tokens.embeddings[real])
-        assert [u.used for u in out.usage] == lengths
-
-
-def padded(tokens: TokenBatch, extra: int, *, left: bool) -> TokenBatch:
-    """The same items in a wider batch, with NaN wherever no token is."""
-    items, width = tokens.items(), tokens.mask.shape[1] + extra
-    embeddings = torch.full((len(items), width, tokens.embeddings.shape[2]), torch.nan, dtype=tokens.embeddings.dtype)
-    mask = torch.zeros(len(items), width, dtype=torch.bool)
-    for i, item in enumerate(items):
-        place = slice(width - len(item), width) if left else slice(0, len(item))
-        embeddings[i, place], mask[i, place] = item, True
-    wide = TokenBatch.from_embeddings(embeddings, mask, tokens.seconds)
-    return replace(wide, codes=wide.positions * 7) if tokens.codes is not None else wide
-
-
-@EVERY
-@FEW
-@given(
-    lengths=LENGTHS,
-    budget=budgets(),
-    seed=st.integers(0, 99),
-    extra=st.integers(0, 4),
-    left=st.booleans(),
-    data=st.data(),
-)
-def test_a_row_is_the_row_alone_whatever_its_neighbours_padding_and_place(
-    reducer: ItemReducer,
-    lengths: list[int],
-    budget: TokenBudget,
-    seed: int,
-    extra: int,
-    left: bool,
-    data: st.DataObject,
-) -> None:
-    assume(legal(reducer, lengths, budget))
-    tokens = batch_of(lengths, seed, coded=True)
-    out = reducer.reduce(padded(tokens, extra, left=left), budget)
-    order = data.draw(st.permutations(range(len(lengths))))
-    shuffled = TokenBatch.from_items([tokens.items()[i] for i in order], [lengths[i] / 10 for i in order])
-    shuffled = reducer.reduce(replace(shuffled, codes=shuffled.positions * 7), budget)
-    for i, item in enumerate(tokens.items()):
-        alone = TokenBatch.from_items([item], [lengths[i] / 10])
-        alone = reducer.reduce(replace(alone, codes=alone.positions * 7), budget)
-        assert_rows_equal(out, i, alone, 0)
-        assert_rows_equal(shuffled, order.index(i), alone, 0)
-    if planned(reducer, lengths, budget) != lengths:
-        assert out.embeddings.isfinite().all()
-        assert (out.positions[~out.mask] == -1).all()
-
-
-@EVERY
 def test_ties_do_not_depend_on_the_batch(reducer: ItemReducer) -> None:
     items = [torch.ones(n, 5) * scale for n, scale in ((24, 0.1), (17, 1.0), (9, 0.0))]
     budget = TokenBudget(retention=0.3)
@@ -193,24 +128,6 @@ def test_reducers_are_called_nested_where_they_keep_prefixes(reducer: ItemReduce
 @given(native=st.integers(0, 30), few=st.integers(1, 30), more=st.integers(0, 20))
 def test_nested_reducers_keep_prefixes(reducer: ItemReducer, native: int, few: int, more: int) -> None:
     assert keeps_prefixes(reducer, native, few, few + more)
-
-
-@EVERY
-@FEW
-@given(lengths=LENGTHS, budget=budgets(), seed=st.integers(0, 99))
-def test_the_same_bits_again_and_the_global_random_state_untouched(
-    reducer: ItemReducer, lengths: list[int], budget: TokenBudget, seed: int
-) -> None:
-    assume(legal(reducer, lengths, budget))
-    tokens = batch_of(lengths, seed)
-    torch.manual_seed(seed)
-    before = torch.get_rng_state()
-    first = reducer.reduce(tokens, budget)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(seed + 1)
-    again = reducer.reduce(tokens, budget)
-    assert torch.equal(first.embeddings, again.embeddings)
-    assert torch.equal(first.positions, again.positions)
 
 
 @EVERY
@@ -375,18 +292,6 @@ def test_the_width_never_depends_on_the_batch(reducer: ItemReducer, lengths: lis
     assume(legal(reducer, lengths, budget))
     factor = reducer.rate if isinstance(reducer, Stacking) else 1
     assert reducer.reduce(batch_of(lengths), budget).embeddings.shape[2] == 6 * factor
-
-
-@EVERY
-def test_every_form_of_a_budget_is_taken_and_one_for_each_item(reducer: ItemReducer) -> None:
-    tokens = batch_of([8, 12])
-    whole = [reducer.reduce(tokens, form) for form in ("6", 6, {"max_tokens": 6}, TokenBudget(max_tokens=6))]
-    for out in whole:
-        assert torch.equal(out.embeddings, whole[0].embeddings)
-    each = reducer.reduce(tokens, ["6", "25%"])
-    assert [u.used for u in each.usage] == [6, 3]
-    assert [u.used for u in reducer.plan(tokens.item_sizes(), ["6", "25%"])] == [6, 3]
-    assert [u.used for u in reducer.plan([8, 12])] == [8, 12]
 
 
 def test_stacking_names_the_fewest_tokens_it_can_keep() -> None:
