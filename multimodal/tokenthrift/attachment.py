@@ -143,7 +143,7 @@ def attach(
         ):
             undo.callback(hook.remove)
         for modality in _MODALITIES:
-            undo.callback(handle._listen(modality))
+            undo.callback(handle._record_items(modality))
         yield handle
 
 
@@ -186,14 +186,14 @@ class Attachment:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise RuntimeError(_NO_COPY)
 
-    def _listen(self, modality: str) -> Callable[[], None]:
+    def _record_items(self, modality: str) -> Callable[[], None]:
         """Notes how many tokens each item has whenever the model encodes some; returns what undoes it."""
         name = f"get_{modality}_features"
         encode = getattr(self._model, name)
         own = self._model.__dict__.get(name)
 
         @wraps(encode)
-        def listening(*args: Any, **kwargs: Any) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
             if (call := self._thread.call) is not None:
                 lengths = call.lengths[modality] = _lengths(output)
@@ -206,7 +206,7 @@ class Attachment:
             if own is not None:
                 setattr(self._model, name, own)
 
-        setattr(self._model, name, listening)
+        setattr(self._model, name, recording)
         return undo
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Token budgets: what an item may cost, what it did cost, and what a system can honor.
 
-Plain Python on purpose: a planner, a command line or a scheduler can price an input without importing torch.
+Plain Python on purpose: a planner, a command line or a scheduler counts an input's tokens without importing torch.
 
 Words: *native* is what the encoder makes of an item, *cap* the most it may keep, *used* what it kept, *retention* the
 share used / native, a *round* one forward pass of an iterative decoder.

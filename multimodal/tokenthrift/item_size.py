@@ -1,7 +1,7 @@
 """What is known of an item before anything runs, and the error that a budget raises.
 
 Plain Python, like `budget`, which is where users import these names from. Published projects count tokens inside the
-model's forward pass; here a size is enough, so that a planner can price files by their headers.
+model's forward pass; here a size is enough, so that a planner counts the tokens of files by their headers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["BudgetError", "ItemSize", "NativeCost", "SizeLike", "sizes_of"]
 
 
 class BudgetError(ValueError):
-    """A budget that cannot be honored: what was asked, what is allowed, and the nearest legal value."""
+    """A budget that cannot be honored: what was requested, what is allowed, and the nearest legal value."""
 
-    def __init__(self, asked: str, allowed: str, nearest: object) -> None:
-        super().__init__(asked, allowed, nearest)
-        self.asked, self.allowed, self.nearest = asked, allowed, nearest
+    def __init__(self, requested: str, allowed: str, nearest: object) -> None:
+        super().__init__(requested, allowed, nearest)
+        self.requested, self.allowed, self.nearest = requested, allowed, nearest
 
     def __str__(self) -> str:
-        return f"{self.asked}; allowed: {self.allowed}; nearest legal value: {self.nearest}"
+        return f"{self.requested}; allowed: {self.allowed}; nearest legal value: {self.nearest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are asked for, and old names that still work.
+"""Packages whose public names are imported at first use, and old names that still work.
 
 `lazy_loader` (scientific-python/lazy_loader, SPEC 1) does the work; the command line then needs no torch. What differs:
 the names are given as name: submodule, which is how an `__init__` reads best, and a renamed public thing is found under
@@ -42,7 +42,7 @@ def deprecated(module: str, renamed: Mapping[str, str], otherwise: Getattr | Non
     Args:
         module: its `__name__`.
         renamed: old names, and what they are called now in the same module, or as `module:name` in another.
-        otherwise: asked for all other names.
+        otherwise: finds all other names.
     """
 
     def find(name: str) -> Any:

@@ -28,7 +28,7 @@ class TokenBatch:
     Attributes:
         embeddings: (B, N, D) floating point; padding holds anything and is never read.
         mask: (B, N) bool, True where a token is real.
-        positions: (B, N) int64, the place in the source of the (first) native token each stands for; -1 in padding.
+        positions: (B, N) int64, the index in the source of the (first) native token each stands for; -1 in padding.
         codes: (B, N) int64 discrete ids where the method has them, -1 in padding.
         sizes: (B, N) float32, how many native tokens each stands for, 0 in padding; None where tokens were dropped
             instead of merged, or nothing was done.
@@ -130,7 +130,7 @@ class TokenBatch:
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def select(self, rows: Sequence[int]) -> Self:
-        """Some of the items, in the given order; one may be asked for twice.
+        """Some of the items, in the given order; one may be there twice.
 
         Args:
             rows: indices into the batch.

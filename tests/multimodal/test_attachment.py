@@ -40,7 +40,7 @@ def shrunk_by_hand(model: Any, row: Row, reducer: ItemReducer, budget: str) -> t
     """Logits of a row whose embeddings and positions are put together here and given to the bare model.
 
     Returns:
-        (1, K, V) logits, and (K,) the native places they belong to.
+        (1, K, V) logits, and (K,) the native columns they belong to.
     """
     inputs = encode(model, [row])
     ids = inputs["input_ids"]
@@ -51,20 +51,20 @@ def shrunk_by_hand(model: Any, row: Row, reducer: ItemReducer, budget: str) -> t
             grids = {k: v for k, v in inputs.items() if k.endswith("_grid_thw") or k == "mm_token_type_ids"}
             positions = model.model.get_rope_index(ids, **grids)[0][:, 0]
         queues = {IMAGE: features(model, "image", inputs), VIDEO: features(model, "video", inputs)}
-        pieces, places, at = [], [], 0
+        pieces, columns_of, at = [], [], 0
         while at < ids.shape[1]:
             token = int(ids[0, at])
             if token in queues:
                 item = queues[token].pop(0)
                 out = reducer.reduce(TokenBatch.from_items([item]), TokenBudget.parse(budget))
                 pieces.append(out.embeddings[0])
-                places.append(at + out.positions[0])
+                columns_of.append(at + out.positions[0])
                 at += len(item)
             else:
                 pieces.append(embeddings[at : at + 1])
-                places.append(torch.tensor([at]))
+                columns_of.append(torch.tensor([at]))
                 at += 1
-        where = torch.cat(places)
+        where = torch.cat(columns_of)
         given = {} if positions is None else {"position_ids": positions[:, None, where]}
         return model(inputs_embeds=torch.cat(pieces)[None], **given).logits, where
 
@@ -201,7 +201,7 @@ def test_eager_attention_agrees_and_its_maps_have_the_reduced_size(family: str) 
 
 
 @FAMILIES
-def test_training_reaches_the_encoder_and_dropped_places_predict_from_the_last_kept(family: str) -> None:
+def test_training_reaches_the_encoder_and_dropped_positions_predict_from_the_last_kept(family: str) -> None:
     model = build(family)
     inputs = encode(model, [ROWS[0], ROWS[1]])
     labels = inputs["input_ids"].masked_fill((inputs["input_ids"] == IMAGE) | (inputs["attention_mask"] == 0), -100)

@@ -133,11 +133,11 @@ def test_packed_rows_raise() -> None:
     model = shared("llava_onevision")
     inputs = encode(model, [ROWS[0]])
     del inputs["attention_mask"]
-    places = torch.arange(inputs["input_ids"].shape[1])[None]
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
     with attach(model, Uniform(), "25%"):
-        assert logits(model, {**inputs, "position_ids": places}).isfinite().all()
+        assert logits(model, {**inputs, "position_ids": positions}).isfinite().all()
         with pytest.raises(ValueError, match="packed"):
-            logits(model, {**inputs, "position_ids": places.where(places < 2, places - 2)})
+            logits(model, {**inputs, "position_ids": positions.where(positions < 2, positions - 2)})
 
 
 def test_what_cannot_be_attached_raises_before_anything_is_touched() -> None:

@@ -99,6 +99,12 @@ def test_fields_are_flags_too() -> None:
     ["", ",", "64,", "0", "-3", "6.5", "64,65", "abc", "0%", "101%", "nan%", "25 percent", "inf/s", "-1/s", "/s", "e-1"]
     + ["e", "einf", "25%,64,30%", '{"max_tokens": 0}', '{"max_token": 5}', "{bad"],
 )
+def test_nothing_is_claimed_by_default() -> None:
+    support = BudgetSupport(fields=frozenset())
+    assert not (support.nested or support.adaptive or support.training_free)
+    assert TokenUsage(native=1, cap=1, used=1).rounds == 1
+
+
 def test_what_is_no_budget_raises_and_says_what_would_be(text: str) -> None:
     with pytest.raises(BudgetError, match=r"; allowed: .+; nearest legal value: .+"):
         TokenBudget.parse(text)
@@ -262,6 +268,12 @@ def test_usage_keeps_its_own_law() -> None:
 def test_numbers_beyond_all_floats_are_refused(text: str) -> None:
     with pytest.raises(BudgetError):
         TokenBudget.parse(text)
+
+
+def test_nothing_is_claimed_by_default() -> None:
+    support = BudgetSupport(fields=frozenset())
+    assert not (support.nested or support.adaptive or support.training_free)
+    assert TokenUsage(native=1, cap=1, used=1).rounds == 1
 
 
 @pytest.mark.parametrize("value", [True, [64], b"64", object()])

@@ -113,8 +113,8 @@ def test_ties_do_not_depend_on_the_batch(reducer: ItemReducer) -> None:
 def keeps_prefixes(reducer: ItemReducer, native: int, few: int, more: int) -> bool:
     """Whether the tokens of a small budget are the first ones of a larger budget, bit for bit."""
     short, long = (reducer.reduce(batch_of([native]), TokenBudget(max_tokens=n)) for n in (few, more))
-    (x, places, *_), (y, others, *_) = row(short, 0), row(long, 0)
-    return places == others[: len(places)] and torch.equal(x[:, :6], y[: len(x), :6])
+    (x, kept, *_), (y, others, *_) = row(short, 0), row(long, 0)
+    return kept == others[: len(kept)] and torch.equal(x[:, :6], y[: len(x), :6])
 
 
 @EVERY
@@ -230,7 +230,7 @@ def test_uniform_takes_the_middles() -> None:
     assert row(out, 1)[1] == [0, 1, 2]
 
 
-def test_selection_carries_the_tokens_and_codes_of_its_places() -> None:
+def test_selection_carries_the_tokens_and_codes_of_its_positions() -> None:
     tokens = batch_of([20], coded=True)
     for reducer in (Uniform(), RandomSubset(), Prefix(), NormPruning()):
         out = reducer.reduce(tokens, TokenBudget(max_tokens=6))
@@ -239,12 +239,12 @@ def test_selection_carries_the_tokens_and_codes_of_its_places() -> None:
         assert torch.equal(out.codes, out.positions * 7)
 
 
-def test_random_places_follow_the_seed() -> None:
-    places = {
+def test_random_positions_follow_the_seed() -> None:
+    positions = {
         tuple(row(RandomSubset(seed).reduce(batch_of([30]), TokenBudget(max_tokens=8)), 0)[1]) for seed in range(20)
     }
-    assert len(places) == 20
-    assert set().union(*places) == set(range(30))
+    assert len(positions) == 20
+    assert set().union(*positions) == set(range(30))
 
 
 def test_norm_pruning_keeps_the_largest_in_order_and_the_earlier_of_equals() -> None:
@@ -305,7 +305,7 @@ def test_stacking_names_the_fewest_tokens_it_can_keep() -> None:
 
 def test_merging_joins_the_most_similar_first() -> None:
     a, b, c = torch.eye(3)
-    x = torch.stack([a, b, c, 3 * b, 2 * c, a])  # even places meet odd ones: 0 with 5; 2 has no equal; 4 has none
+    x = torch.stack([a, b, c, 3 * b, 2 * c, a])  # even positions meet odd ones: 0 with 5; 2 has no equal; 4 has none
     out = BipartiteMerging().reduce(TokenBatch.from_items([x]), TokenBudget(max_tokens=5))
     assert row(out, 0)[1:] == ([0, 1, 2, 3, 4], None, [2.0, 1.0, 1.0, 1.0, 1.0])
     torch.testing.assert_close(out.embeddings[0], x[:5])

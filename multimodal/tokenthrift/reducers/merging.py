@@ -4,10 +4,10 @@ Tokens alternate between two sets; every token of the first finds its most simil
 pairs are merged into averages weighted by size, which leaves one token per pair.
 
 Differs from the published code: similarity is the cosine of the tokens themselves (no attention keys are at hand after
-an encoder); rounds of at most one token in eight repeat until exactly the wanted count is left, instead of a fixed
+an encoder); rounds of at most one token in eight repeat until exactly the planned count is left, instead of a fixed
 number per layer, because a round that merges half of them also joins pairs that are not alike; no class token is
-protected, as there is none; the result keeps the order of the source (a token stands at the place of its first member),
-where the published merge puts all unmerged tokens first; ties are broken by place, in float32 whatever the dtype. The
+protected, as there is none; the result keeps the order of the source (a token has the position of its first member),
+where the published merge puts all unmerged tokens first; the earlier of equals wins, in float32 whatever the dtype. The
 sizes come out with the tokens: attention that adds log(size) to its scores is ToMe's proportional attention.
 """
 
@@ -30,7 +30,7 @@ def match(embeddings: Tensor, merges: int) -> Tensor:
         merges: How many tokens to give up, at most N // 2.
 
     Returns:
-        (N,) int64: its own place for a token that stays, an odd place for each of the `merges` even ones that do not.
+        (N,) int64: its own index for a token that stays, an odd index for each of the `merges` even ones that do not.
     """
     with torch.no_grad():
         unit = normalize(embeddings, dim=-1)
@@ -47,7 +47,7 @@ def merge(embeddings: Tensor, sizes: Tensor, positions: Tensor, target: Tensor) 
     Args:
         embeddings: (N, D).
         sizes: (N,) weights in the dtype of the embeddings.
-        positions: (N,) int64 places in the source.
+        positions: (N,) int64 indices in the source.
         target: (N,) int64 as from `match`.
 
     Returns:

@@ -19,18 +19,18 @@ __all__ = ["NormPruning", "Prefix", "RandomSubset", "Uniform", "norm_indices", "
 
 
 def uniform_indices(native: int, cap: int) -> Tensor:
-    """The middles of `cap` equal stretches of `native` places: (cap,) int64, strictly increasing for cap <= native."""
+    """The middles of `cap` equal stretches of `native` positions: (cap,) int64, increasing for cap <= native."""
     return (2 * torch.arange(cap) + 1) * native // max(2 * cap, 1)
 
 
 def random_indices(native: int, cap: int, seed: int) -> Tensor:
-    """`cap` of `native` places drawn without replacement: (cap,) int64, increasing. Leaves the global state alone."""
+    """`cap` of `native` positions drawn without replacement: (cap,) int64, increasing; reads no global state."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(native, generator=generator)[:cap].sort().values
 
 
 def norm_indices(embeddings: Tensor, cap: int) -> Tensor:
-    """Places of the `cap` largest L2 norms of (N, D), earlier ones first among equals: (cap,) int64, increasing."""
+    """Positions of the `cap` largest L2 norms of (N, D), earlier ones first among equals: (cap,) int64, increasing."""
     precise = torch.promote_types(embeddings.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(embeddings.detach().to(precise), dim=-1)
     return norms.argsort(descending=True, stable=True)[:cap].sort().values
@@ -45,7 +45,7 @@ class Uniform(ItemReducer):
 
 
 class RandomSubset(ItemReducer):
-    """Keeps tokens drawn at random; items of one length keep the same places, on every device.
+    """Keeps tokens drawn at random; items of one length keep the same positions, on every device.
 
     Args:
         seed: Of the draw.
