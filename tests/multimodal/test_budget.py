@@ -99,12 +99,6 @@ def test_fields_are_flags_too() -> None:
     ["", ",", "64,", "0", "-3", "6.5", "64,65", "abc", "0%", "101%", "nan%", "25 percent", "inf/s", "-1/s", "/s", "e-1"]
     + ["e", "einf", "25%,64,30%", '{"max_tokens": 0}', '{"max_token": 5}', "{bad"],
 )
-def test_nothing_is_claimed_by_default() -> None:
-    support = BudgetSupport(fields=frozenset())
-    assert not (support.nested or support.adaptive or support.training_free)
-    assert TokenUsage(native=1, cap=1, used=1).rounds == 1
-
-
 def test_what_is_no_budget_raises_and_says_what_would_be(text: str) -> None:
     with pytest.raises(BudgetError, match=r"; allowed: .+; nearest legal value: .+"):
         TokenBudget.parse(text)
@@ -272,8 +266,38 @@ def test_numbers_beyond_all_floats_are_refused(text: str) -> None:
 
 def test_nothing_is_claimed_by_default() -> None:
     support = BudgetSupport(fields=frozenset())
-    assert not (support.nested or support.adaptive or support.training_free)
+    assert (support.nested, support.adaptive, support.training_free) == (False, False, False)
     assert TokenUsage(native=1, cap=1, used=1).rounds == 1
+
+
+def test_budgets_are_values_given_by_keyword() -> None:
+    for kind, value in ((TokenBudget, {"max_tokens": 3}), (DecodeBudget, {"max_rounds": 3})):
+        assert hash(kind(**value)) == hash(kind(**value))
+        with pytest.raises(TypeError):
+            kind(3)  # type: ignore[arg-type]
+        with pytest.raises(AttributeError):
+            setattr(kind(**value), next(iter(value)), 2)  # type: ignore[arg-type]
+
+
+def test_a_choice_below_the_native_count_is_the_nearest() -> None:
+    support = BudgetSupport(fields=frozenset({"max_tokens"}), choices=(16, 64))
+    with pytest.raises(BudgetError) as caught:
+        support.plan([100], 8)
+    assert caught.value.nearest == 16
+    with pytest.raises(BudgetError) as caught:
+        support.plan([12], 8)
+    assert caught.value.nearest == 12
+
+
+def test_the_range_of_a_field_is_said() -> None:
+    for field, message in (
+        ("retention", "above 0 up to 1; nearest legal value: retention=1"),
+        ("tokens_per_second", "a finite number above 0; nearest legal value: tokens_per_second=1"),
+        ("target_error", "a finite number from 0; nearest legal value: target_error=0"),
+    ):
+        with pytest.raises(BudgetError, match=message):
+            TokenBudget(**{field: -1.0})  # type: ignore[arg-type]
+    assert TokenBudget(target_error=0.0).target_error == 0.0
 
 
 @pytest.mark.parametrize("value", [True, [64], b"64", object()])
@@ -284,7 +308,16 @@ def test_what_is_no_budget_says_what_is(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("0.5", "50%"), (0.25, "25%"), ("64.5", "64"), ("1.0", "100%"), ("-3.5", "1"), ("many", "100%")],
+    [
+        ("0.5", "50%"),
+        (0.25, "25%"),
+        ("64.5", "64"),
+        ("1.0", "100%"),
+        ("1.5", "1"),
+        ("0.0", "1"),
+        ("-3.5", "1"),
+        ("many", "100%"),
+    ],
 )
 def test_the_nearest_legal_value_is_near(text: str | float, nearest: str) -> None:
     with pytest.raises(BudgetError) as caught:

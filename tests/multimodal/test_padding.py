@@ -40,6 +40,15 @@ def test_packing_keeps_the_order_of_what_is_real(rows: list[list[bool]]) -> None
         assert torch.equal(ours, wanted)
 
 
+def test_padding_is_zero_on_the_right_and_nothing_packs_to_nothing() -> None:
+    padded, mask = pad_rows([torch.ones(1), torch.ones(2)])
+    assert padded.tolist() == [[1, 0], [1, 1]]
+    assert mask.tolist() == [[True, False], [True, True]]
+    states, kept = pack(torch.ones(0, 3, 2), torch.ones(0, 3, dtype=torch.bool))
+    assert states.shape == (0, 0, 2)
+    assert kept.shape == (0, 0)
+
+
 def test_gathering_rows_of_any_rank() -> None:
     index = torch.tensor([[2, 0], [1, 1]])
     for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5)):

@@ -51,7 +51,7 @@ def full_batch(left: bool = False) -> TokenBatch:
     items = [torch.arange(3.0 * n).reshape(n, 3) + 1 for n in (3, 5)]
     embeddings, mask = pad_rows(items, "left" if left else "right", float("nan"))
     batch = TokenBatch.from_embeddings(embeddings, mask, [0.5, 2.0], [(3, 1, 1), (5, 1, 1)])
-    return replace(batch, codes=batch.positions * 7, sizes=mask.float())
+    return replace(batch, codes=(batch.positions * 7).masked_fill(~mask, -1), sizes=mask.float())
 
 
 def test_sizes_are_what_a_plan_needs() -> None:
@@ -73,8 +73,14 @@ def test_first_tokens_are_the_first_real_ones(left: bool) -> None:
     assert [torch.equal(a, b[:n]) for a, b, n in zip(few.items(), batch.items(), (3, 2), strict=True)] == [True, True]
     assert [(u.native, u.cap, u.used) for u in few.usage] == [(3, 3, 3), (5, 2, 2)]
     assert [u.used for u in batch.first(1).usage] == [1, 1]
-    with pytest.raises(ValueError, match="one count"):
-        batch.first([1])
+    assert few.sizes is not None
+    assert few.sizes.tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+    measured = replace(batch, usage=tuple(replace(u, error=0.1) for u in batch.usage))
+    assert [u.error for u in measured.first([3, 4]).usage] == [0.1, None]  # that of all tokens
+    assert batch.first(0).mask.shape == (2, 0)
+    for counts in ([1], [1, 2, 3], [3, -1]):
+        with pytest.raises(ValueError, match="one count"):
+            batch.first(counts)
 
 
 def test_items_are_selected_in_order_and_more_than_once() -> None:
@@ -82,6 +88,14 @@ def test_items_are_selected_in_order_and_more_than_once() -> None:
     picked = batch.select([1, 0, 1])
     assert [u.native for u in picked.usage] == [5, 3, 5]
     assert picked.seconds == (2.0, 0.5, 2.0)
+    assert picked.grids == ((5, 1, 1), (3, 1, 1), (5, 1, 1))
+    assert picked.codes is not None
+    assert picked.sizes is not None
+    assert picked.codes[1].tolist() == [0, 7, 14, -1, -1]
+    assert picked.sizes[1].tolist() == [1, 1, 1, 0, 0]
+    bare = TokenBatch.from_items([torch.zeros(2, 3)]).select([0])
+    assert bare.codes is bare.sizes is bare.seconds is bare.grids is None
+    assert bare.first(1).codes is bare.first(1).sizes is None
     assert torch.equal(picked.items()[0], batch.items()[1])
     assert torch.equal(picked.items()[1], batch.items()[0])
 
@@ -93,6 +107,10 @@ def test_batches_are_joined_and_taken_apart_again() -> None:
     for got, wanted in zip(wide.items(), [batch.items()[0], *batch.items(), *batch.items()], strict=True):
         assert torch.equal(got, wanted)
     assert wide.seconds == (0.5, 0.5, 2.0, 0.5, 2.0)
+    assert wide.codes is not None
+    assert (wide.codes[~wide.mask] == -1).all()
+    assert (wide.positions[~wide.mask] == -1).all()
+    assert not wide.embeddings[0, 3:].any()
     assert wide.grids is None  # the first lost its grid
     plain = TokenBatch.from_items([torch.zeros(2, 3)])
     mixed = TokenBatch.cat([plain, batch])
@@ -100,6 +118,7 @@ def test_batches_are_joined_and_taken_apart_again() -> None:
     assert mixed.seconds is None
     assert mixed.sizes is not None
     assert mixed.sizes.sum(1).tolist() == [2, 3, 5]
+    assert TokenBatch.cat([plain, plain]).sizes is None
 
 
 def test_a_batch_moves_to_another_precision() -> None:
