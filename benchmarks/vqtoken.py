@@ -1,14 +1,14 @@
-"""What VQToken costs against its rivals, in one run: `python benchmarks/vqtoken.py --json out.json`.
+"""What VQToken costs against its baselines, in one run: `python benchmarks/vqtoken.py --json out.json`.
 
 Features are synthetic: patches around random directions that come and go over the clip, 16 frames of 27 x 27 patches,
-896 wide, as LLaVA-OneVision 0.5B has them. Rivals are written out below or in `tokenthrift.vqtoken.released` as the
+896 wide, as LLaVA-OneVision 0.5B has them. Baselines are written out below or in `tokenthrift.vqtoken.released` as the
 published code does it; all cluster the same features, with the same threads. Times are seconds of processor time, the
 least of several runs, so that other work on the machine hardly counts. The published fixed mode stops at 50 iterations
 as ours does at 20 over a sample and 20 over all tokens; each is run until its own rule says that it is done, and the
 share of the scatter that its clusters leave unexplained is printed beside it.
 
 The encoder is SigLIP so400m/14-384 without its last layer, as published, in float32 with random weights; one frame is
-run and its time multiplied. The stream is an hour at one frame a second of 14 x 14 patches, synthesised chunk by chunk.
+run and its time multiplied. The stream is an hour at one frame a second of 14 x 14 patches, synthesized chunk by chunk.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def plain_kmeans(tokens: Tensor, clusters: int, iterations: int = 50) -> tuple[T
     """
     x = tokens / tokens.norm(dim=1, keepdim=True)
     generator = torch.Generator().manual_seed(0)
-    centres = x[torch.randint(0, len(x), (1,), generator=generator)]
+    centers = x[torch.randint(0, len(x), (1,), generator=generator)]
     for _ in range(clusters - 1):
-        nearest = torch.cdist(x, centres).square().min(1).values + 1e-6
-        centres = torch.cat([centres, x[torch.multinomial(nearest, 1, generator=generator)]])
+        nearest = torch.cdist(x, centers).square().min(1).values + 1e-6
+        centers = torch.cat([centers, x[torch.multinomial(nearest, 1, generator=generator)]])
     for done in range(1, iterations + 1):
-        unit, towards = x / x.norm(dim=1, keepdim=True), centres / centres.norm(dim=1, keepdim=True)
+        unit, towards = x / x.norm(dim=1, keepdim=True), centers / centers.norm(dim=1, keepdim=True)
         labels = (1 - unit @ towards.T).argmin(1)
-        new = centres.clone()
+        new = centers.clone()
         for k in range(clusters):
             members = labels == k
             if members.sum() > 0:
                 new[k] = x[members].mean(0)
-        moved = (new - centres).norm().item()
-        centres = new
+        moved = (new - centers).norm().item()
+        centers = new
         if moved < 1e-4:
             return labels, done
     return labels, iterations

@@ -62,7 +62,7 @@ FILE_TOKENIZERS: Final[dict[str, str]] = {
 EVALUATORS: Final[dict[str, str]] = {
     "karl": "tokenthrift.karl.evaluate:main",
     "mtsk": "tokenthrift.mtsk.evaluate:main",
-    "vqtoken": "tokenthrift.vqtoken.evaluate:main",
+    "vqtoken": "tokenthrift.vqtoken.evaluation.evaluate:main",
 }
 
 

@@ -66,7 +66,7 @@ def test_the_published_rule_of_2025_does_not() -> None:
 
 def test_the_published_search_of_2026_stays_within_its_bounds() -> None:
     for k in (4, 48):
-        chosen = {most: len(search_2026(clip(k), 12, most, "elbow", 0, 20).centres) for most in (13, 16)}
+        chosen = {most: len(search_2026(clip(k), 12, most, "elbow", 0, 20).centers) for most in (13, 16)}
         assert chosen[13] == 12, "of two candidates the first"
         assert 12 <= chosen[16] <= 16
 

@@ -1,4 +1,4 @@
-"""VideoAnswerer: the contract of models, budgets, rivals, and that questions and clips do not influence each other."""
+"""VideoAnswerer: the contract of models, budgets, baselines, and that questions and clips do not influence each other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VideoAnswerer
-from tokenthrift.vqtoken.answerer import AnswererConfig, place_code
-from tokenthrift.vqtoken.flops import Stopwatch, operations
-from tokenthrift.vqtoken.questions import WORDS, spell
-from tokenthrift.vqtoken.rivals import RIVALS, FramePooling, rival
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, position_code
+from tokenthrift.vqtoken.evaluation.flops import Stopwatch, operations
+from tokenthrift.vqtoken.synthetic.questions import WORDS, encode_text
+from tokenthrift.vqtoken.evaluation.baselines import BASELINES, FramePooling, baseline
 
 TEXTS = ["which way did the red circle move ?", "how many things moved ?", "where did the T end ?"]
 
@@ -32,7 +32,7 @@ def clip(seed: int) -> Tensor:
 def words(texts: list[str], count: int) -> Tensor:
     out = torch.zeros(count, 13, dtype=torch.long)
     for row, text in zip(out, texts, strict=False):
-        row[: len(spell(text))] = torch.tensor(spell(text))
+        row[: len(encode_text(text))] = torch.tensor(encode_text(text))
     return out
 
 
@@ -82,9 +82,9 @@ def test_answers_cost_what_was_planned(model: VideoAnswerer, budget: str | int) 
             assert answer.usage.used <= most < answer.usage.native == 64
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_rival_can_stand_in(model: VideoAnswerer, name: str) -> None:
-    reducer = rival(name, model.config.grid)
+    reducer = baseline(name, model.config.grid)
     (answers,) = model.answer(clip(0)[None], [TEXTS], 8, reducer)
     assert answers[0].usage.used == 8
     tokens = reducer.reduce(model.encode(clip(0)[None]), TokenBudget(max_tokens=8))
@@ -160,7 +160,7 @@ def test_bad_questions_and_budgets_are_refused(model: VideoAnswerer) -> None:
         {"heads": 5},
         {"frames": 0},
         {"words": ["yes", "no"]},
-        {"place_weight": 0.0},
+        {"position_weight": 0.0},
         {"token_width": 200},
     ],
 )
@@ -177,7 +177,7 @@ def test_info_shows_it(model: VideoAnswerer, tmp_path: Path) -> None:
 
 
 def test_codes_of_places_are_different_and_of_length_one() -> None:
-    codes = place_code((8, 8, 8))
+    codes = position_code((8, 8, 8))
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(512))
     assert (codes @ codes.T - 2 * torch.eye(512)).max() < 0.999
 
@@ -194,8 +194,8 @@ def test_pooled_frames_are_means_of_blocks() -> None:
     assert FramePooling((4, 4, 4)).plan([64], TokenBudget(max_tokens=15)) == (8,)
     with pytest.raises(ValueError, match="grid"):
         FramePooling((4, 4, 4)).reduce(TokenBatch.from_embeddings(values[:, :32]), TokenBudget(max_tokens=16))
-    with pytest.raises(ValueError, match="no rival"):
-        rival("best", (4, 4, 4))
+    with pytest.raises(ValueError, match="no baseline"):
+        baseline("best", (4, 4, 4))
 
 
 def test_operations_count_products_and_attention() -> None:

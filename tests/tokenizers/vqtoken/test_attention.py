@@ -64,7 +64,7 @@ class TestCorrected(Contract):
 
 class TestReleased(Contract):
     config = VQTokenConfig(attention=ATTENTION, compat="released")
-    learnt = 0.7
+    learned = 0.7
     """Its output is a layer norm of 24 channels: it cannot reach every aim."""
 
 

@@ -1,4 +1,4 @@
-"""Clustering: what it finds, that K is exact, and that neither padding, neighbours, precision nor device matter."""
+"""Clustering: what it finds, that K is exact, and that neither padding, neighbors, precision nor device matter."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def test_is_about_as_good_as_the_best_of_several_random_starts() -> None:
     for seed in range(3):
         tokens, _ = mixture(20, 1500, width=16, spread=0.7, seed=seed)
         unit, _ = unit_tokens(tokens[None], None)
-        rivals = []
+        baselines = []
         for start in range(4):
             places = seeds_2026(tokens, 16, torch.Generator().manual_seed(start))
             labels = kmeans_2026(tokens, unit[0, places]).labels
-            centres = torch.stack([unit[0, labels == k].mean(0) for k in range(16)])
-            rivals.append(float((unit[0] - centres[labels]).square().sum()))
+            centers = torch.stack([unit[0, labels == k].mean(0) for k in range(16)])
+            baselines.append(float((unit[0] - centers[labels]).square().sum()))
         loss = float(cluster(tokens[None], 16).loss())
-        assert loss < sum(rivals) / len(rivals)
-        assert loss < 1.02 * min(rivals)
+        assert loss < sum(baselines) / len(baselines)
+        assert loss < 1.02 * min(baselines)
 
 
 def test_error_is_the_share_of_the_scatter_that_is_left() -> None:
     tokens, _ = mixture(9, 200, spread=0.5)
     found = cluster(tokens[None], 5)
     unit = torch.nn.functional.normalize(tokens.double(), dim=1)
-    centres = torch.stack([unit[found.labels[0] == k].mean(0) for k in range(5)])
-    left = (unit - centres[found.labels[0]]).square().sum()
+    centers = torch.stack([unit[found.labels[0] == k].mean(0) for k in range(5)])
+    left = (unit - centers[found.labels[0]]).square().sum()
     torch.testing.assert_close(found.error()[0], left / (unit - unit.mean(0)).square().sum(), rtol=1e-5, atol=0)
     assert found.error()[0] < cluster(tokens[None], 4).error()[0]
 
@@ -151,15 +151,15 @@ def test_near_ties_are_decided_in_float64_and_ties_by_number() -> None:
     unit, _ = unit_tokens(noise(0, 1, 2000, 33), None)
     base = torch.nn.functional.normalize(noise(1, 1, 6, 33).double(), dim=2)
     shifted = torch.nn.functional.normalize(base + 1e-9 * noise(2, 1, 6, 33).double(), dim=2)
-    centres = torch.cat([base, shifted, base], 1)
+    centers = torch.cat([base, shifted, base], 1)
     live = torch.ones(1, 18, dtype=torch.bool)
-    found = nearest(unit, centres, live)
-    exact = unit.double() @ centres.transpose(1, 2)
+    found = nearest(unit, centers, live)
+    exact = unit.double() @ centers.transpose(1, 2)
     best = exact.amax(2)
     assert (best - exact.gather(2, found[..., None])[..., 0]).max() < 1e-11
     assert found.max() < 12
     live[:, :6] = False
-    assert set(nearest(unit, centres, live).unique().tolist()) <= set(range(6, 18))
+    assert set(nearest(unit, centers, live).unique().tolist()) <= set(range(6, 18))
 
 
 def test_blocks_of_tokens_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from tests.multimodal.tiny_vlms import IMAGE, PAD, VIDEO, VOCABULARY, build
 from tokenthrift.attachment import attach
 from tokenthrift.vqtoken import LlavaVQTokenModule, VideoConversationsDataModule, VQToken
 from tokenthrift.vqtoken.attention import VQAttention
-from tokenthrift.vqtoken.finetune_data import ConversationBatch, Conversations, read_manifest
-from tokenthrift.vqtoken.vlm import VideoChat
+from tokenthrift.vqtoken.video_lm.data import ConversationBatch, Conversations, read_manifest
+from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")

@@ -1,4 +1,4 @@
-"""Stories and questions: every answer is true of the story, and nothing in a text gives it away."""
+"""Scenes and questions: every answer is true of the scene, and nothing in a text gives it away."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenthrift.vqtoken.data import SyntheticClips
-from tokenthrift.vqtoken.questions import (
-    COLOURS,
+from tokenthrift.vqtoken.synthetic.data import SyntheticClips
+from tokenthrift.vqtoken.synthetic.questions import (
+    COLORS,
     KINDS,
     SHAPES,
     WORDS,
     Question,
-    Story,
-    Thing,
+    Scene,
+    Shape,
     ask,
     blind_accuracy,
-    make_story,
-    spell,
+    make_scene,
+    encode_text,
 )
-from tokenthrift.vqtoken.scenes import draw, patch_labels, read_backgrounds, texture, window
+from tokenthrift.vqtoken.synthetic.scenes import draw, patch_labels, read_backgrounds, texture, window
 
 FEW = settings(deadline=None, max_examples=40)
-STORIES = st.integers(0, 10_000).map(lambda seed: make_story(random.Random(seed)))
-KNOWN = Story(
+SCENES = st.integers(0, 10_000).map(lambda seed: make_scene(random.Random(seed)))
+KNOWN = Scene(
     (
-        Thing("red", "circle", 16, "right", (10, 20), (50, 20), 0, 8),
-        Thing("blue", "T", 16, "still", (20, 50), (20, 50), 2, 8),
-        Thing("green", "ring", 16, "still", (50, 54), (50, 54), 3, 8),
+        Shape("red", "circle", 16, "right", (10, 20), (50, 20), 0, 8),
+        Shape("blue", "T", 16, "still", (20, 50), (20, 50), 2, 8),
+        Shape("green", "ring", 16, "still", (50, 54), (50, 54), 3, 8),
     ),
     8,
     64,
@@ -39,47 +39,47 @@ KNOWN = Story(
 
 
 @FEW
-@given(story=STORIES)
-def test_things_are_told_apart_stay_inside_and_come_at_different_times(story: Story) -> None:
-    assert 2 <= len(story.things) <= 5
-    assert len({thing.colour for thing in story.things}) == len(story.things)
-    enters = [thing.enter for thing in story.things]
+@given(scene=SCENES)
+def test_things_are_told_apart_stay_inside_and_come_at_different_times(scene: Scene) -> None:
+    assert 2 <= len(scene.things) <= 5
+    assert len({thing.color for thing in scene.things}) == len(scene.things)
+    enters = [thing.enter for thing in scene.things]
     assert enters == sorted(set(enters))
-    for thing in story.things:
-        assert 0 <= thing.enter < thing.leave <= story.frames
-        for frame in range(story.frames):
+    for thing in scene.things:
+        assert 0 <= thing.enter < thing.leave <= scene.frames
+        for frame in range(scene.frames):
             at = thing.at(frame)
             assert (at is not None) == (thing.enter <= frame < thing.leave)
             if at is not None:
-                assert all(thing.size / 2 - 1e-6 <= place <= story.side - thing.size / 2 + 1e-6 for place in at)
+                assert all(thing.size / 2 - 1e-6 <= place <= scene.side - thing.size / 2 + 1e-6 for place in at)
 
 
 @FEW
-@given(story=STORIES)
-def test_a_thing_moves_the_way_its_story_says(story: Story) -> None:
-    for thing in story.things:
+@given(scene=SCENES)
+def test_a_thing_moves_the_way_its_story_says(scene: Scene) -> None:
+    for thing in scene.things:
         dx, dy = (b - a for a, b in zip(thing.start, thing.stop, strict=True))
         way = {"left": -dx, "right": dx, "up": -dy, "down": dy, "still": 0.0}[thing.step]
         assert (dx, dy) == (0, 0) if thing.step == "still" else way > 3 * min(abs(dx), abs(dy)) >= 0
 
 
-def test_answers_of_a_known_story() -> None:
+def test_answers_of_a_known_scene() -> None:
     answers = {q.text: q.answer for seed in range(60) for q in ask(KNOWN, random.Random(seed), 8)}
     expected = {
         "which way did the red circle move ?": "right",
         "which way did the blue thing move ?": "still",
-        "what colour was the thing moved right ?": "red",
+        "what color was the thing moved right ?": "red",
         "which shape moved right ?": "circle",
         "where did the green ring end ?": "bottomright",
         "where did the blue thing end ?": "bottomleft",
-        "which colour came first , the blue T or the red circle ?": "red",
-        "which colour came first , the green ring or the blue T ?": "blue",
-        "what colour came third ?": "green",
+        "which color came first , the blue T or the red circle ?": "red",
+        "which color came first , the green ring or the blue T ?": "blue",
+        "what color came third ?": "green",
         "which shape came second ?": "T",
         "how many things were there ?": "three",
         "how many things moved ?": "one",
         "how many things moved left ?": "zero",
-        "what colour was the ring ?": "green",
+        "what color was the ring ?": "green",
         "what shape was the blue thing ?": "T",
     }
     assert {text: answers.get(text) for text in expected} == expected
@@ -87,19 +87,19 @@ def test_answers_of_a_known_story() -> None:
 
 
 @FEW
-@given(story=STORIES, seed=st.integers(0, 99))
-def test_questions_differ_are_answered_by_one_word_and_can_be_spelt(story: Story, seed: int) -> None:
-    asked = ask(story, random.Random(seed), 6)
+@given(scene=SCENES, seed=st.integers(0, 99))
+def test_questions_differ_are_answered_by_one_word_and_can_be_spelt(scene: Scene, seed: int) -> None:
+    asked = ask(scene, random.Random(seed), 6)
     assert len({q.text for q in asked}) == 6
     for question in asked:
-        assert [WORDS[i] for i in spell(question.text)] == question.text.split()
-        assert len(spell(question.answer)) == 1
+        assert [WORDS[i] for i in encode_text(question.text)] == question.text.split()
+        assert len(encode_text(question.answer)) == 1
         assert question.kind in KINDS
 
 
 def test_unknown_words_are_named() -> None:
     with pytest.raises(ValueError, match=r"unknown words \['purple'\].*magenta"):
-        spell("what shape was the purple thing?")
+        encode_text("what shape was the purple thing?")
 
 
 def test_more_questions_than_a_story_has() -> None:
@@ -109,7 +109,7 @@ def test_more_questions_than_a_story_has() -> None:
 
 def test_reading_the_question_alone_does_not_answer_it() -> None:
     rng = random.Random(0)
-    asked = [q for _ in range(1500) for q in ask(make_story(rng), rng, 6)]
+    asked = [q for _ in range(1500) for q in ask(make_scene(rng), rng, 6)]
     majority, text = blind_accuracy(asked[:6000], asked[6000:])
     assert majority < 0.3
     assert text < 0.4
@@ -130,16 +130,16 @@ def test_frames_show_the_story_and_labels_name_it() -> None:
     assert tuple(clip[7, 20, 50]) == (225, 35, 35)
     assert np.array_equal(clip[1, 40:], background[1, 40:]), "nothing is there yet"
     assert labels.shape == (8, 8, 8, 3)
-    assert tuple(labels[0, 2, 1]) == (1 + COLOURS.index("red"), 1 + SHAPES.index("circle"), 1)
-    assert tuple(labels[7, 6, 6]) == (1 + COLOURS.index("green"), 1 + SHAPES.index("ring"), 3)
+    assert tuple(labels[0, 2, 1]) == (1 + COLORS.index("red"), 1 + SHAPES.index("circle"), 1)
+    assert tuple(labels[7, 6, 6]) == (1 + COLORS.index("green"), 1 + SHAPES.index("ring"), 3)
     assert not labels[0, 5:].any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_look_different(shape: str) -> None:
     def seen(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        thing = Thing("red", name, 18, "still", (32, 32), (32, 32), 0, 1)
-        return draw(Story((thing,), 1, 64), np.zeros((1, 64, 64, 3), np.uint8))
+        thing = Shape("red", name, 18, "still", (32, 32), (32, 32), 0, 1)
+        return draw(Scene((thing,), 1, 64), np.zeros((1, 64, 64, 3), np.uint8))
 
     assert all((seen(shape) != seen(other)).any(-1).mean() > 0.004 for other in SHAPES if other != shape)
 
@@ -150,9 +150,9 @@ def test_the_same_number_is_the_same_clip_and_parts_share_none() -> None:
     for number in (3, 0):
         assert np.array_equal(again[number].frames, clips["train"][number].frames)
         assert again[number].questions == clips["train"][number].questions
-    stories = [clips[part][number].story for part in clips for number in range(5)]
-    assert len(set(stories)) == 15
-    assert SyntheticClips("train", 5, seed=1, questions=4)[0].story not in stories
+    scenes = [clips[part][number].scene for part in clips for number in range(5)]
+    assert len(set(scenes)) == 15
+    assert SyntheticClips("train", 5, seed=1, questions=4)[0].scene not in scenes
 
 
 def test_backgrounds_are_windows_of_whole_clips() -> None:

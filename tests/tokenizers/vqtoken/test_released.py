@@ -19,18 +19,18 @@ def recorded(reference: Path) -> dict[str, Tensor]:
     return load_file(reference / "vqtoken" / "kmeans_v2.safetensors")
 
 
-def test_the_fit_of_2026_from_given_centres(recorded: dict[str, Tensor]) -> None:
+def test_the_fit_of_2026_from_given_centers(recorded: dict[str, Tensor]) -> None:
     tokens = recorded["tokens"].flatten(0, 1)
     unit = torch.nn.functional.normalize(tokens, dim=1)
     fit = released.kmeans_2026(tokens, unit[recorded["fixed_K8.init_idx"]])
     assert torch.equal(fit.labels.view(4, 49), recorded["fixed_K8.raw_labels"])
     assert fit.iterations == recorded["fixed_K8.n_iter"]
-    torch.testing.assert_close(fit.centres, recorded["fixed_K8.raw_centroids"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(fit.centers, recorded["fixed_K8.raw_centroids"], rtol=0, atol=1e-6)
     labels, order = released.first_occurrence(fit.labels, 8)
     assert torch.equal(labels.view(4, 49), recorded["fixed_K8.index_map"])
-    codes = released.code_means(tokens, labels, fit.centres[order])
+    codes = released.code_means(tokens, labels, fit.centers[order])
     torch.testing.assert_close(codes, recorded["fixed_K8.codebook"], rtol=0, atol=1e-6)
-    as_fitted = released.code_means(tokens, fit.labels, fit.centres)
+    as_fitted = released.code_means(tokens, fit.labels, fit.centers)
     assert torch.equal(fit.labels.view(4, 49), recorded["fixed_K8_nocanon.index_map"])
     torch.testing.assert_close(as_fitted, recorded["fixed_K8_nocanon.codebook"], rtol=0, atol=1e-6)
 
@@ -42,7 +42,7 @@ def test_half_precision_of_2026(recorded: dict[str, Tensor], name: str, dtype: t
     fit = released.kmeans_2026(tokens, unit[recorded["fixed_K8.init_idx"]])
     labels, order = released.first_occurrence(fit.labels, 8)
     assert torch.equal(labels.view(4, 49), recorded[f"fixed_K8_{name}.index_map"])
-    codes = released.code_means(tokens, labels, fit.centres[order])
+    codes = released.code_means(tokens, labels, fit.centers[order])
     assert codes.dtype == dtype
     torch.testing.assert_close(codes, recorded[f"fixed_K8_{name}.codebook"], rtol=0, atol=1e-6)
 
@@ -72,19 +72,19 @@ def test_attention_with_the_published_weights(reference: Path) -> None:
             torch.testing.assert_close(out, tensors[f"{case}.output"], rtol=0, atol=2e-5)
 
 
-def plain_2025(tokens: Tensor, centres: Tensor, iterations: int) -> tuple[list[int], Tensor]:
+def plain_2025(tokens: Tensor, centers: Tensor, iterations: int) -> tuple[list[int], Tensor]:
     """The published loop over clusters; what comes back is from before the last update."""
     x = tokens / tokens.norm(dim=1, keepdim=True)
     for step in range(iterations):
-        sims = [[float(a @ c / c.norm()) for c in centres] for a in x]
+        sims = [[float(a @ c / c.norm()) for c in centers] for a in x]
         labels = [row.index(max(row)) for row in sims]
-        new = centres.clone()
-        for k in range(len(centres)):
+        new = centers.clone()
+        for k in range(len(centers)):
             if k in labels:
                 new[k] = x[[i for i, label in enumerate(labels) if label == k]].mean(0)
-        if float((centres - new).norm()) < 1e-4 or step == iterations - 1:
-            return labels, centres
-        centres = new
+        if float((centers - new).norm()) < 1e-4 or step == iterations - 1:
+            return labels, centers
+        centers = new
     raise AssertionError
 
 
@@ -92,20 +92,20 @@ def plain_2025(tokens: Tensor, centres: Tensor, iterations: int) -> tuple[list[i
 def test_the_fit_of_2025_is_one_step_stale(iterations: int) -> None:
     tokens = mixture(5, 60, width=8, spread=0.8)[0]
     start = torch.cat([torch.nn.functional.normalize(tokens[:4], dim=1), -10 * tokens.mean(0, keepdim=True)])
-    labels, centres = plain_2025(tokens, start, iterations)
+    labels, centers = plain_2025(tokens, start, iterations)
     fit = released.kmeans_2025(tokens, start, iterations)
     assert fit.labels.tolist() == labels
-    torch.testing.assert_close(fit.centres, centres, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fit.centers, centers, rtol=0, atol=1e-6)
     newer = released.kmeans_2026(tokens, start, iterations)
-    assert iterations > 3 or not torch.allclose(newer.centres, fit.centres, atol=1e-4)
+    assert iterations > 3 or not torch.allclose(newer.centers, fit.centers, atol=1e-4)
 
 
 def test_a_token_of_length_zero_spoils_the_fit_of_2025_only() -> None:
     tokens = noise(0, 20, 4)
     tokens[3] = 0
     start = torch.nn.functional.normalize(tokens[:2], dim=1)
-    assert released.kmeans_2025(tokens, start, 5).centres.isnan().any()
-    assert not released.kmeans_2026(tokens, start, 5).centres.isnan().any()
+    assert released.kmeans_2025(tokens, start, 5).centers.isnan().any()
+    assert not released.kmeans_2026(tokens, start, 5).centers.isnan().any()
 
 
 def test_the_elbow_of_2025_reads_the_wrong_index() -> None:
@@ -128,6 +128,6 @@ def test_seeds_of_2026_stay_distinct_and_survive_equal_tokens() -> None:
 
 def test_the_search_of_2026_takes_the_best_of_its_own_fits() -> None:
     tokens = mixture(6, 120, width=32, spread=0.1)[0]
-    assert len(released.search_2026(tokens, 2, 12, "silhouette", 3).centres) == 6
-    assert len(released.search_2026(tokens[:5], 4, 9, "silhouette", 3).centres) == 4
-    assert len(released.search_2026(tokens, 2, 3, "elbow", 3).centres) == 2
+    assert len(released.search_2026(tokens, 2, 12, "silhouette", 3).centers) == 6
+    assert len(released.search_2026(tokens[:5], 4, 9, "silhouette", 3).centers) == 4
+    assert len(released.search_2026(tokens, 2, 3, "elbow", 3).centers) == 2

@@ -1,4 +1,4 @@
-"""The token hash: what it says of a cluster, and that it does not depend on numbers, sizes or neighbours."""
+"""The token hash: what it says of a cluster, and that it does not depend on numbers, sizes or neighbors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.vqtoken.places import Grid, central_cells, increasing, layout_of, ranks
+from tokenthrift.vqtoken.token_hash import Grid, central_cells, increasing, layout_of, ranks
 from tokenthrift.vqtoken.token_hash import FEATURES, OCTAVES, SIDE, TIMES, describe
 
 CENTRE = slice(2, 5)
@@ -54,7 +54,7 @@ def test_when_and_where_a_cluster_lives() -> None:
     seed=st.integers(0, 99),
     slots=st.integers(1, 9),
 )
-def test_new_numbers_only_reorder_and_neighbours_do_not_matter(sides: Grid, seed: int, slots: int) -> None:
+def test_new_numbers_only_reorder_and_neighbors_do_not_matter(sides: Grid, seed: int, slots: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     index_map = torch.randint(0, slots, sides, generator=generator)
     features = described(index_map, slots)

@@ -21,8 +21,8 @@ from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
 from tokenthrift.cli import main
 from tokenthrift.training.random_state import RandomState
 from tokenthrift.vqtoken import VideoAnswerer, VQTokenDataModule, VQTokenModule, evaluate
-from tokenthrift.vqtoken.data import ClipBatch, Onward, SyntheticClips, collate
-from tokenthrift.vqtoken.rivals import RIVALS
+from tokenthrift.vqtoken.synthetic.data import ClipBatch, Onward, SyntheticClips, collate
+from tokenthrift.vqtoken.evaluation.baselines import BASELINES
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -118,7 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_the_second_stage_starts_from_the_first(tmp_path: Path) -> None:
     first = module_of(stage="encoder")
     _, trainer = fit(first, 3, tmp_path)
-    assert {"val/colour_of_things", "val/shape_of_nothing"} <= set(trainer.callback_metrics)
+    assert {"val/color_of_things", "val/shape_of_nothing"} <= set(trainer.callback_metrics)
     torch.manual_seed(5)
     second = module_of(start_from=str(tmp_path / "step=3.ckpt"), layers=2)  # another language model is no hindrance
     assert torch.equal(second.model.project.weight, first.model.project.weight)
@@ -139,7 +139,7 @@ def test_test_clips_are_judged_like_development_clips(stage: Any) -> None:
     (tested,) = trainer.test(module, data, verbose=False)
     (validated,) = trainer.validate(module, data, verbose=False)
     assert all(name.startswith("test/") for name in tested)
-    assert ("test/vqtoken" if stage == "answers" else "test/colour_of_things") in tested
+    assert ("test/vqtoken" if stage == "answers" else "test/color_of_things") in tested
     (again,) = trainer.test(module, data.val_dataloader(), verbose=False)
     assert again == {name.replace("val/", "test/"): share for name, share in validated.items()}
 
@@ -174,7 +174,7 @@ def test_naming_is_cheapest_when_all_words_of_the_thing_are_said() -> None:
 
 
 def test_every_kind_of_tokens_can_be_trained_on() -> None:
-    for kind in ("full", "vqtoken", *RIVALS):
+    for kind in ("full", "vqtoken", *BASELINES):
         first, last = overfit(module_of(mix={kind: 1.0}, counts=[8]), batch(2), 6)
         assert last < first
     with pytest.raises(ValueError, match="pruning"):
@@ -243,7 +243,7 @@ def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Accuracy against tokens" in capsys.readouterr().out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     accuracy = {(row["method"], row["asked for"]): row for row in report["tables"][0]["rows"]}
-    assert {name for name, _ in accuracy} == {"all tokens", *RIVALS, "VQToken", "VQToken, adaptive"}
+    assert {name for name, _ in accuracy} == {"all tokens", *BASELINES, "VQToken", "VQToken, adaptive"}
     for (name, asked), row in accuracy.items():
         assert row["tokens"] == 64 if name == "all tokens" else row["tokens"] <= (int(asked) if asked.isdigit() else 32)
         assert 0 <= row["accuracy %"] <= 100

@@ -120,7 +120,7 @@ def test_a_row_is_the_row_alone(
 
 
 @EVERY
-def test_is_a_reducer_that_honours_what_it_says(model: VQToken) -> None:
+def test_is_a_reducer_that_honors_what_it_says(model: VQToken) -> None:
     reducer: TokenReducer = model
     assert reducer.support.training_free
     assert not reducer.support.nested
@@ -190,9 +190,9 @@ def test_the_rules_of_2025_are_a_configuration(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(again.embeddings, fixed.tokens.embeddings)
     fits: list[tuple[int, int]] = []
 
-    def noted(x: torch.Tensor, centres: torch.Tensor, iterations: int) -> released.Fit:
-        fits.append((len(centres), iterations))
-        return kmeans(x, centres, 3)
+    def noted(x: torch.Tensor, centers: torch.Tensor, iterations: int) -> released.Fit:
+        fits.append((len(centers), iterations))
+        return kmeans(x, centers, 3)
 
     kmeans = released.kmeans_2025
     monkeypatch.setattr(released, "kmeans_2025", noted)
@@ -212,9 +212,9 @@ def test_a_published_search_stops_at_100_iterations(monkeypatch: pytest.MonkeyPa
     seen: list[int] = []
     kmeans = released.kmeans_2026
 
-    def noted(x: torch.Tensor, centres: torch.Tensor, iterations: int) -> released.Fit:
+    def noted(x: torch.Tensor, centers: torch.Tensor, iterations: int) -> released.Fit:
         seen.append(iterations)
-        return kmeans(x, centres, 2)
+        return kmeans(x, centers, 2)
 
     monkeypatch.setattr(released, "kmeans_2026", noted)
     tokens = TokenBatch.from_items([noise(0, 30, 6)])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tokenthrift.vqtoken import AttentionConfig, VideoAnswerer, VQTokenConfig
-from tokenthrift.vqtoken.answerer import AnswererConfig
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig
 from tokenthrift.vqtoken.attention import VQAttention
 
 SIZES: dict[str, Any] = {

@@ -8,23 +8,23 @@ streaming    `Stream`: clips of any length, chunk by chunk
 released     the published rules of both eras; convert: published checkpoints to model folders
 vlm          `VideoChat`: questions to LLaVA-OneVision; lmms_eval, vlmevalkit: the same inside those harnesses
 encoders     what makes native tokens; files: `tokenthrift plan` and `tokenize` on videos
-questions    synthetic stories and questions; scenes: their frames; data: `VQTokenDataModule`
+questions    synthetic scenes and questions; scenes: their frames; data: `VQTokenDataModule`
 finetune     `LlavaVQTokenModule` and, in finetune_data, `VideoConversationsDataModule`: the paper's training
 answerer     `VideoAnswerer`, a small video language model; module: `VQTokenModule`, its training
-evaluate     `tokenthrift evaluate vqtoken`; rivals: what VQToken is compared with; real_clips: on files, without
+evaluate     `tokenthrift evaluate vqtoken`; baselines: what VQToken is compared with; real_clips: on files, without
              questions; strips: pictures of their regions; flops: work and time
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenthrift.vqtoken.answerer import VideoAnswerer
+    from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
     from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
-    from tokenthrift.vqtoken.data import VQTokenDataModule
-    from tokenthrift.vqtoken.finetune import LlavaVQTokenModule
-    from tokenthrift.vqtoken.finetune_data import VideoConversationsDataModule
+    from tokenthrift.vqtoken.synthetic.data import VQTokenDataModule
+    from tokenthrift.vqtoken.video_lm.module import LlavaVQTokenModule
+    from tokenthrift.vqtoken.video_lm.data import VideoConversationsDataModule
     from tokenthrift.vqtoken.model import Compressed, VQToken
-    from tokenthrift.vqtoken.module import VQTokenModule
+    from tokenthrift.vqtoken.synthetic.module import VQTokenModule
     from tokenthrift.vqtoken.streaming import Stream
 
 _HOMES = {

@@ -1,11 +1,11 @@
-"""How many clusters a clip deserves, from one clustering.
+"""How many clusters a clip needs, from one clustering.
 
 Source: adaptive mode of VQToken (arXiv 2503.16980, section 3.2). There, K is searched by a random k-means for each K of
 12..32 and a second difference that reads the wrong index: the answer lies between 12 and 22 whatever the clip holds
 (`released.py` keeps both published eras of that rule). Here the clusters of the largest K are merged pairwise by least
 loss, which gives the loss of every smaller K exactly and makes it fall with K, and one of three rules reads that curve:
 
-* error: the fewest clusters that leave at most a wanted share of the scatter unexplained (the default);
+* error: the fewest clusters that leave at most a target share of the scatter unexplained (the default);
 * elbow: the point farthest from the chord of the curve, both axes scaled to [0, 1], as the published code of 2026;
 * silhouette: the largest mean cosine silhouette, exact, over all K from one matrix product.
 
@@ -38,35 +38,35 @@ def errors(clusters: Clusters, tree: Tree) -> Tensor:
     return share.where(scatter > 0, 0.0).clamp(max=1)
 
 
-def by_error(errors: Tensor, target: float, least: Tensor, most: Tensor) -> Tensor:
-    """The fewest clusters whose error is at most `target`: (B,) int64 from `least` to `most`, each (B,)."""
+def by_error(errors: Tensor, target: float, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
+    """The fewest clusters whose error is at most `target`: (B,) int64 from `min_clusters` to `max_clusters`, each (B,)."""
     enough = (errors > target).sum(1) + 1
-    return enough.maximum(least).minimum(most)
+    return enough.maximum(min_clusters).minimum(max_clusters)
 
 
-def by_elbow(losses: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """The number of clusters farthest from the chord of the loss curve: (B,) int64 from `least` to `most`.
+def by_elbow(losses: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
+    """The number of clusters farthest from the chord of the loss curve: (B,) int64 from `min_clusters` to `max_clusters`.
 
     Args:
         losses: (B, K) for k + 1 clusters.
-        least: (B,) int64.
-        most: (B,) int64; with fewer than three to choose from, the least is taken.
+        min_clusters: (B,) int64.
+        max_clusters: (B,) int64; with fewer than three to select from, the rule takes `min_clusters`.
     """
     count = torch.arange(losses.shape[1], device=losses.device) + 1
-    first, last = (losses.gather(1, (end - 1).clamp(min=0)[:, None]) for end in (least, most))
-    across = (count - least[:, None]) / (most - least).clamp(min=1)[:, None]
+    first, last = (losses.gather(1, (end - 1).clamp(min=0)[:, None]) for end in (min_clusters, max_clusters))
+    across = (count - min_clusters[:, None]) / (max_clusters - min_clusters).clamp(min=1)[:, None]
     down = (losses - last) / (first - last).clamp(min=1e-12)
-    inside = (count >= least[:, None]) & (count <= most[:, None])
+    inside = (count >= min_clusters[:, None]) & (count <= max_clusters[:, None])
     # The points (0, 1) and (1, 0) are the ends of the chord.
     distance = (1 - across - down).masked_fill(~inside, -torch.inf)
     found = (distance * 2.0**30).round().argmax(1) + 1
-    return found.where(most - least >= 2, least)
+    return found.where(max_clusters - min_clusters >= 2, min_clusters)
 
 
-def by_silhouette(scores: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """The number of clusters with the largest score: (B,) int64 from `least` to `most`, the fewest among equals."""
+def by_silhouette(scores: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
+    """The number of clusters with the largest score: (B,) int64 from `min_clusters` to `max_clusters`, the fewest among equals."""
     count = torch.arange(scores.shape[1], device=scores.device) + 1
-    inside = (count >= least[:, None]) & (count <= most[:, None])
+    inside = (count >= min_clusters[:, None]) & (count <= max_clusters[:, None])
     return (scores * 2.0**20).round().masked_fill(~inside, -torch.inf).argmax(1) + 1
 
 
@@ -74,7 +74,7 @@ def by_silhouette(scores: Tensor, least: Tensor, most: Tensor) -> Tensor:
 def silhouettes(unit: Tensor, clusters: Clusters, tree: Tree) -> Tensor:
     """Mean cosine silhouette of every partition of the tree: (B, K) for k + 1 clusters, -1 for a single one.
 
-    A token's own distance is the mean over the other members, the rival the least mean distance to another cluster; a
+    A token's own distance is the mean over the other members, the other distance is the least mean distance to another cluster; a
     token alone in its cluster scores 0. Mean distances follow from inner products with the sums of the clusters, and
     the sums of merged clusters are sums, so one product serves all K.
 
@@ -89,8 +89,8 @@ def silhouettes(unit: Tensor, clusters: Clusters, tree: Tree) -> Tensor:
     slots = clusters.counts.shape[1]
     scores = [products.new_full((len(unit),), -1.0)]
     for count in range(2, slots + 1):
-        wanted = tree.clusters.clamp(max=count)
-        maps = tree.at(wanted).where(clusters.live, slots)
+        left = tree.clusters.clamp(max=count)
+        maps = tree.at(left).where(clusters.live, slots)
         joined = products.new_zeros(*products.shape[:2], slots + 1)
         joined = joined.scatter_add(2, maps[:, None].expand_as(products), products)[..., :count]
         sizes = clusters.counts.new_zeros(len(unit), slots + 1).scatter_add(1, maps, clusters.counts)[:, None, :count]
@@ -99,24 +99,24 @@ def silhouettes(unit: Tensor, clusters: Clusters, tree: Tree) -> Tensor:
         own_size = sizes.expand_as(joined).gather(2, label)
         own = 1 - (joined.gather(2, label) - 1) / (own_size - 1).clamp(min=1)
         others = (1 - joined / sizes.clamp(min=1)).masked_fill(sizes == 0, torch.inf)
-        rival = others.scatter(2, label, torch.inf).amin(2, keepdim=True)
-        score = (rival - own) / torch.maximum(rival, own).clamp(min=1e-12)
-        score = score.masked_fill((own_size < 2) | ~rival.isfinite() | ~real[..., None], 0.0)
-        scores.append((score.sum((1, 2)) / real.sum(1).clamp(min=1)).where(wanted > 1, -1.0))
+        other = others.scatter(2, label, torch.inf).amin(2, keepdim=True)
+        score = (other - own) / torch.maximum(other, own).clamp(min=1e-12)
+        score = score.masked_fill((own_size < 2) | ~other.isfinite() | ~real[..., None], 0.0)
+        scores.append((score.sum((1, 2)) / real.sum(1).clamp(min=1)).where(left > 1, -1.0))
     return torch.stack(scores, 1)
 
 
-def merged(unit: Tensor, mask: Tensor, clusters: Clusters, tree: Tree, wanted: Tensor) -> Clusters:
-    """The partition into (B,) `wanted` clusters, improved by a few passes where that lowers its loss.
+def merged(unit: Tensor, mask: Tensor, clusters: Clusters, tree: Tree, num_clusters: Tensor) -> Clusters:
+    """The partition into (B,) `num_clusters` clusters, improved by a few passes where that lowers its loss.
 
     Args:
         unit: (B, N, D) as from `clustering.unit_tokens`.
         mask: (B, N) bool.
         clusters: Of these tokens.
         tree: Of the clusters.
-        wanted: (B,) int64.
+        num_clusters: (B,) int64.
     """
-    found = clusters.mapped(tree.at(wanted), int(wanted.max()))
+    found = clusters.mapped(tree.at(num_clusters), int(num_clusters.max()))
     better = lloyd(unit, mask, normalize(found.sums, dim=2), REFINEMENTS)
     keep = (better.loss() < found.loss()) & (better.live == found.live).all(1)
     return Clusters(

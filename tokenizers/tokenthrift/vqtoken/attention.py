@@ -1,4 +1,4 @@
-"""VQ-attention: codes that know where and when they are seen.
+"""VQ-attention: each code learns where and when its tokens lie in the clip.
 
 Source: VQToken (arXiv 2503.16980, section 3.4): B' = Attention(Q = B W_Q, K = B W_K, V = H W_V) with the codebook B of
 a clip and features H of its token hash. `VQAttention` is that, with what the paper leaves open filled in: H is an MLP
@@ -25,46 +25,46 @@ __all__ = ["ReleasedVQAttention", "VQAttention"]
 
 
 class VQAttention(nn.Module):
-    """Adds to every code of a clip what the token hash says.
+    """Adds what the token hash says of every code to that code.
 
     Args:
-        width: Of the codes.
-        heads: Of the attention.
-        ffn: Width inside the feed-forward part.
+        hidden_size: Width of the codes.
+        num_attention_heads: Number of attention heads.
+        intermediate_size: Width inside the feed-forward part.
     """
 
-    def __init__(self, width: int, heads: int, ffn: int) -> None:
+    def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.hash_in = nn.Linear(FEATURES, width)
-        self.hash_out = nn.Linear(width, width)
-        self.code_norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
+        self.num_attention_heads = num_attention_heads
+        self.hash_in = nn.Linear(FEATURES, hidden_size)
+        self.hash_out = nn.Linear(hidden_size, hidden_size)
+        self.code_norm = nn.LayerNorm(hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size)
         # Without a bias: one would add the same to every score of a query, which the softmax takes out again.
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.ffn_norm = nn.LayerNorm(width)
-        self.ffn_in = nn.Linear(width, ffn)
-        self.ffn_out = nn.Linear(ffn, width)
-        self.gate = nn.Parameter(torch.zeros(width))
+        self.key = nn.Linear(hidden_size, width, bias=False)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        self.ffn_norm = nn.LayerNorm(hidden_size)
+        self.ffn_in = nn.Linear(hidden_size, intermediate_size)
+        self.ffn_out = nn.Linear(intermediate_size, hidden_size)
+        self.gate = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, codes: Tensor, features: Tensor, live: Tensor) -> Tensor:
-        """Codes with their place and motion.
+        """Returns the codes with what their position and motion add.
 
         Args:
-            codes: (B, K, width) float32.
+            codes: (B, K, hidden_size) float32.
             features: (B, K, FEATURES) as from `token_hash.describe`.
             live: (B, K) bool, which codes exist; at least one of every clip.
 
         Returns:
-            (B, K, width) float32; where no code exists it means nothing.
+            (B, K, hidden_size) float32; rows where no code exists hold no meaning.
         """
         dtype = self.gate.dtype
         hashed = self.hash_out(gelu(self.hash_in(features.to(dtype))))
         normed = self.code_norm(codes.to(dtype))
         query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            part.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
             for part in (self.query(normed), self.key(normed), self.value(hashed))
         )
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=live[:, None, None])
@@ -79,27 +79,29 @@ class ReleasedVQAttention(nn.Module):
     """The published attention: one post-norm decoder layer over index map rows and codes.
 
     Args:
-        width: Of the codes.
-        heads: Of the attention.
-        ffn: Width inside the feed-forward part; 2048 in the published model.
-        patches: Tokens of a frame.
+        hidden_size: Width of the codes.
+        num_attention_heads: Number of attention heads.
+        intermediate_size: Width inside the feed-forward part; 2048 in the published model.
+        num_patches: Tokens of a frame.
     """
 
-    def __init__(self, width: int, heads: int, ffn: int, patches: int) -> None:
+    def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int, num_patches: int) -> None:
         super().__init__()
-        self.to_q_proj = nn.Linear(patches, width)
-        layer = nn.TransformerDecoderLayer(width, heads, ffn, batch_first=True)
+        self.to_q_proj = nn.Linear(num_patches, hidden_size)
+        layer = nn.TransformerDecoderLayer(
+            hidden_size, num_attention_heads, intermediate_size, batch_first=True
+        )
         self.transformer_decoder = nn.TransformerDecoder(layer, num_layers=1)
 
     def forward(self, index_map: Tensor, codes: Tensor) -> Tensor:
-        """Mixes the codes of one clip.
+        """Attends from the rows of the index map to the codes of one clip.
 
         Args:
-            index_map: (T, patches) int64.
-            codes: (K, width).
+            index_map: (T, num_patches) int64.
+            codes: (K, hidden_size).
 
         Returns:
-            (max(T, K), width); row i is about frame i mod T.
+            (max(T, K), hidden_size); row i is about frame i mod T.
         """
         rows = torch.arange(max(len(index_map), len(codes)), device=codes.device)
         queries = self.to_q_proj(index_map[rows % len(index_map)].to(self.to_q_proj.weight.dtype))

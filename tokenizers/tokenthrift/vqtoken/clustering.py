@@ -4,17 +4,17 @@ Source: VQToken (arXiv 2503.16980, section 3): the tokens of a clip, divided by 
 with cosine similarity; a code is the mean of its cluster. What differs from the published code, which `released.py`
 keeps:
 
-* One matrix product an iteration. Tokens are normalised once, and only those that change cluster move between the sums.
+* One matrix product an iteration. Tokens are normalized once, and only those that change cluster move between the sums.
 * No random numbers unless a generator is given. On an even sample of the clip, seeds are taken in rounds where the
-  squared distance to the nearest seed accumulates; twice as many as wanted, merged pairwise by least loss
+  squared distance to the nearest seed accumulates; twice as many as asked for, merged pairwise by least loss
   (`hierarchy.py`), then improved on the sample and last on all tokens.
 * The same labels on every device, in every batch and at every thread count. Unit tokens lie on a grid of 2^-26, so
   float64 sums of them do not round, whatever the order. A token whose best two similarities nearly tie in float32 is
   compared again in float64, and exact ties go to the lower cluster.
-* Clips of unequal length are clustered as one batch; what padding holds is never read.
+* Clips of unequal length are clustered as one batch; padding is never read.
 * No cluster stays empty: what is left empty takes the farthest token of the cluster with the largest loss or, where
-  all its tokens are alike, half of them. So K is always exactly what was asked, up to the number of tokens.
-* Clusters are numbered by mean time and then raster order (`places.py`), not by the accident of the seeds.
+  all its tokens are alike, half of them. So K is exactly what the caller asks for, up to the number of tokens.
+* Clusters are numbered by mean time and then raster order (`token_hash.py`), not in the order of the seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.vqtoken.hierarchy import merge_all
-from tokenthrift.vqtoken.places import Grid, Layout, central_cells, first_tokens, layout_of, ranks
+from tokenthrift.vqtoken.token_hash import Grid, Layout, central_cells, first_tokens, layout_of, ranks
 
 __all__ = ["Clusters", "cluster", "find", "lloyd", "nearest", "number", "seeds", "unit_tokens"]
 
@@ -88,8 +88,8 @@ class Clusters:
         real = self.labels >= 0
         labels = maps.gather(1, self.labels.clamp(min=0)).where(real, -1)
         counts = self.counts.new_zeros(len(maps), clusters).scatter_add(1, maps, self.counts)
-        places = maps[..., None].expand_as(self.sums)
-        sums = self.sums.new_zeros(len(maps), clusters, self.sums.shape[2]).scatter_add(1, places, self.sums)
+        indices = maps[..., None].expand_as(self.sums)
+        sums = self.sums.new_zeros(len(maps), clusters, self.sums.shape[2]).scatter_add(1, indices, self.sums)
         return Clusters(labels, sums, counts)
 
 
@@ -100,7 +100,7 @@ def cluster(
     mask: Tensor | None = None,
     grids: Sequence[Grid] | None = None,
     generator: torch.Generator | None = None,
-    iterations: int = ITERATIONS,
+    max_iterations: int = ITERATIONS,
 ) -> Clusters:
     """Clusters the tokens of every clip, numbered by mean time and raster.
 
@@ -110,17 +110,17 @@ def cluster(
         mask: (B, N) bool, True where a token is real, on either side of padding; all of them if not given.
         grids: (T, H, W) of every clip, which its tokens fill in raster order; one token a frame if not given.
         generator: On the CPU. Seeds the clusters by k-means++ instead, at random.
-        iterations: At most so many passes over the tokens.
+        max_iterations: At most so many passes over the tokens.
 
     Raises:
-        ValueError: A real token is NaN or infinite, fewer than one cluster is wanted, or a grid does not fit.
+        ValueError: A real token is NaN or infinite, fewer than one cluster is asked for, or a grid does not fit.
     """
     unit, mask = unit_tokens(tokens, mask)
     layout = layout_of(mask, grids)
-    wanted = torch.as_tensor(clusters, device=unit.device).expand(len(unit)).minimum(mask.sum(1))
-    if bool(((wanted < 1) & mask.any(1)).any()):
+    num_clusters = torch.as_tensor(clusters, device=unit.device).expand(len(unit)).minimum(mask.sum(1))
+    if bool(((num_clusters < 1) & mask.any(1)).any()):
         raise ValueError(f"a clip has at least 1 cluster, not {clusters}")
-    return number(find(unit, mask, wanted, generator, iterations), layout)
+    return number(find(unit, mask, num_clusters, generator, max_iterations), layout)
 
 
 def number(clusters: Clusters, layout: Layout) -> Clusters:
@@ -159,29 +159,29 @@ def unit_tokens(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 def find(
     unit: Tensor,
     mask: Tensor,
-    wanted: Tensor,
+    num_clusters: Tensor,
     generator: torch.Generator | None = None,
-    iterations: int = ITERATIONS,
+    max_iterations: int = ITERATIONS,
 ) -> Clusters:
     """`cluster` for unit tokens, in no particular order.
 
     Args:
         unit: (B, N, D) float32 as from `unit_tokens`.
         mask: (B, N) bool.
-        wanted: (B,) int64, at most the tokens of each clip.
+        num_clusters: (B,) int64, at most the tokens of each clip.
         generator: On the CPU; for k-means++.
-        iterations: At most so many passes over the tokens.
+        max_iterations: At most so many passes over the tokens.
     """
-    if not wanted.numel() or int(wanted.max()) == 0:
+    if not num_clusters.numel() or int(num_clusters.max()) == 0:
         empty = unit.new_zeros(len(unit), 0, unit.shape[2], dtype=torch.float64)
         return Clusters(-torch.ones_like(mask, dtype=torch.long), empty, mask.new_zeros(len(unit), 0, dtype=torch.long))
     if generator is None:
         # An even sample is cheap to seed and to improve; all tokens then need few passes.
-        few, few_mask = _even_sample(unit, mask, (4 * wanted).clamp(min=_SAMPLE))
-        start = lloyd(few, few_mask, _start(few, few_mask, wanted), iterations).sums
+        few, few_mask = _even_sample(unit, mask, (4 * num_clusters).clamp(min=_SAMPLE))
+        start = lloyd(few, few_mask, _start(few, few_mask, num_clusters), max_iterations).sums
     else:
-        start = _gather(unit, seeds(unit, mask, wanted, generator)) * _first(wanted)
-    return _fill_empty(unit, lloyd(unit, mask, start, iterations), wanted)
+        start = _gather(unit, seeds(unit, mask, num_clusters, generator)) * _first(num_clusters)
+    return _fill_empty(unit, lloyd(unit, mask, start, max_iterations), num_clusters)
 
 
 def _even_sample(unit: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,21 +193,21 @@ def _even_sample(unit: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tensor, Te
     taken = (rank * sizes[:, None] // kept[:, None].clamp(min=1)).where(real, 0)
     if bool(mask.all()) and int(kept.min()) == mask.shape[1]:
         return unit, mask
-    places = (~mask).long().argsort(dim=1, stable=True).gather(1, taken)
-    return unit.gather(1, places[..., None].expand(-1, -1, unit.shape[2])) * real[..., None], real
+    indices = (~mask).long().argsort(dim=1, stable=True).gather(1, taken)
+    return unit.gather(1, indices[..., None].expand(-1, -1, unit.shape[2])) * real[..., None], real
 
 
-def _start(unit: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
-    """(B, K, D) float64 centres to start from: seeds, or twice as many merged; zero beyond those wanted."""
-    most = int(wanted.max())
+def _start(unit: Tensor, mask: Tensor, num_clusters: Tensor) -> Tensor:
+    """(B, K, D) float64 centers to start from: seeds, or twice as many merged; zero beyond `num_clusters`."""
+    most = int(num_clusters.max())
     start = unit.new_zeros(len(unit), most, unit.shape[2], dtype=torch.float64)
-    many = wanted > _MOST_MERGED
+    many = num_clusters > _MOST_MERGED
     for item in many.nonzero().flatten().tolist():
         part = slice(item, item + 1)
-        start[part] = _gather(unit[part], seeds(unit[part], mask[part], wanted[part])) * _first(wanted[part], most)
+        start[part] = _gather(unit[part], seeds(unit[part], mask[part], num_clusters[part])) * _first(num_clusters[part], most)
     if bool(many.all()):
         return start
-    unit, mask, few = unit[~many], mask[~many], wanted[~many]
+    unit, mask, few = unit[~many], mask[~many], num_clusters[~many]
     doubled = (2 * few).minimum(mask.sum(1))
     found = lloyd(unit, mask, _gather(unit, seeds(unit, mask, doubled)) * _first(doubled), 1)
     tree = merge_all(found.sums, found.counts, _first(doubled, found.sums.shape[1])[..., 0])
@@ -216,8 +216,8 @@ def _start(unit: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def seeds(unit: Tensor, mask: Tensor, wanted: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Places of tokens to start from: (B, most) int64, distinct while distinct tokens are left.
+def seeds(unit: Tensor, mask: Tensor, num_clusters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Indices of tokens to start from: (B, most) int64, distinct while distinct tokens are left.
 
     Without a generator the first is the token most like the mean, and each further round doubles their number: where
     the squared distance to the nearest seed, accumulated over the clip, passes even shares of its sum. With one, it is
@@ -226,10 +226,10 @@ def seeds(unit: Tensor, mask: Tensor, wanted: Tensor, generator: torch.Generator
     Args:
         unit: (B, N, D) float32 as from `unit_tokens`.
         mask: (B, N) bool.
-        wanted: (B,) int64, at most the tokens of each clip; what stands beyond them means nothing.
+        num_clusters: (B,) int64, at most the tokens of each clip; what stands beyond them means nothing.
         generator: On the CPU.
     """
-    exact, most = unit.double(), int(wanted.max())
+    exact, most = unit.double(), int(num_clusters.max())
     if generator is None:
         draws = None
         likeness = _similarities(exact, exact.sum(1, keepdim=True))[..., 0]
@@ -242,7 +242,7 @@ def seeds(unit: Tensor, mask: Tensor, wanted: Tensor, generator: torch.Generator
         near = 2 - 2 * _similarities(exact, _gather(unit, new)).amax(2)
         distance = distance.minimum(near.where(near > 1e-12, 0.0)).scatter(1, found, 0.0)
         if draws is None:
-            more = (wanted[:, None] - have).clamp(1, have)
+            more = (num_clusters[:, None] - have).clamp(1, have)
             shares = (torch.arange(min(have, most - have), device=unit.device) + 0.5) / more
         else:
             shares = draws[:, have : have + 1]
@@ -254,70 +254,70 @@ def seeds(unit: Tensor, mask: Tensor, wanted: Tensor, generator: torch.Generator
 
 
 def _draw(weights: Tensor, shares: Tensor) -> Tensor:
-    """(B, m) places where the accumulated (B, N) weights pass (B, m) shares of their sum."""
+    """(B, m) indices where the accumulated (B, N) weights pass (B, m) shares of their sum."""
     reached = weights.cumsum(1)
     return torch.searchsorted(reached, shares * reached[:, -1:], right=True).clamp(max=weights.shape[1] - 1)
 
 
-def nearest(unit: Tensor, centres: Tensor, live: Tensor) -> Tensor:
-    """Most similar live centre of every token: (B, N) int64; ties go to the lowest.
+def nearest(unit: Tensor, centers: Tensor, live: Tensor) -> Tensor:
+    """Most similar live center of every token: (B, N) int64; ties go to the lowest.
 
     Args:
         unit: (B, N, D) float32 as from `unit_tokens`.
-        centres: (B, K, D) float64 unit vectors.
+        centers: (B, K, D) float64 unit vectors.
         live: (B, K) bool.
     """
-    block = max(1, _BLOCK // max(1, centres.shape[0] * centres.shape[1]))
-    return torch.cat([_nearest(part, centres, live) for part in unit.split(block, 1)], 1)
+    block = max(1, _BLOCK // max(1, centers.shape[0] * centers.shape[1]))
+    return torch.cat([_nearest(part, centers, live) for part in unit.split(block, 1)], 1)
 
 
-def _nearest(unit: Tensor, centres: Tensor, live: Tensor) -> Tensor:
+def _nearest(unit: Tensor, centers: Tensor, live: Tensor) -> Tensor:
     dead = ~live[:, None]
     if unit.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
-        return _similarities(unit.double(), centres).masked_fill_(dead, -torch.inf).argmax(2)
+        return _similarities(unit.double(), centers).masked_fill_(dead, -torch.inf).argmax(2)
     with torch.autocast("cpu", enabled=False):
-        rough = (unit @ centres.float().transpose(1, 2)).masked_fill_(dead, -torch.inf)
+        rough = (unit @ centers.float().transpose(1, 2)).masked_fill_(dead, -torch.inf)
     best, labels = rough.max(2)
     unclear = (rough >= best[..., None] - _NEAR_TIE).sum(2) > 1
     for item in unclear.any(1).nonzero().flatten().tolist():
-        again = _similarities(unit[item, unclear[item]].double(), centres[item])
+        again = _similarities(unit[item, unclear[item]].double(), centers[item])
         labels[item, unclear[item]] = again.masked_fill_(~live[item], -torch.inf).argmax(1)
     return labels
 
 
-def _similarities(exact: Tensor, centres: Tensor) -> Tensor:
+def _similarities(exact: Tensor, centers: Tensor) -> Tensor:
     """Inner products in float64, where those that differ by rounding only are equal."""
-    return (exact @ centres.transpose(-1, -2)).mul_(_TIE).round_().mul_(1 / _TIE)
+    return (exact @ centers.transpose(-1, -2)).mul_(_TIE).round_().mul_(1 / _TIE)
 
 
 @torch.no_grad()
 def lloyd(
-    unit: Tensor, mask: Tensor, centres: Tensor, iterations: int = ITERATIONS, settled: float = SETTLED
+    unit: Tensor, mask: Tensor, centers: Tensor, max_iterations: int = ITERATIONS, settled: float = SETTLED
 ) -> Clusters:
-    """Assigns tokens and moves centres until few tokens change.
+    """Assigns tokens and moves centers until few tokens change.
 
     Args:
         unit: (B, N, D) float32 as from `unit_tokens`.
         mask: (B, N) bool.
-        centres: (B, K, D) float64 of any length, where zero means that there is none.
-        iterations: At most so many assignments, at least one.
+        centers: (B, K, D) float64 of any length, where zero means that there is none.
+        max_iterations: At most so many assignments, at least one.
         settled: Share of the tokens that may still change when a clip is done.
     """
-    live = centres.any(2)
-    centres = _unit(centres)
-    sums, counts = torch.zeros_like(centres), mask.new_zeros(centres.shape[:2], dtype=torch.long)
+    live = centers.any(2)
+    centers = _unit(centers)
+    sums, counts = torch.zeros_like(centers), mask.new_zeros(centers.shape[:2], dtype=torch.long)
     labels = mask.long() - 2  # -1 is "not yet" here and -2 padding
     enough = (settled * mask.sum(1)).floor()
     running = torch.ones_like(enough, dtype=torch.bool)
-    for _ in range(max(iterations, 1)):
-        new = nearest(unit, centres, live).where(mask & running[:, None], labels)
+    for _ in range(max(max_iterations, 1)):
+        new = nearest(unit, centers, live).where(mask & running[:, None], labels)
         moved = new != labels
         _move(unit, moved, labels, new, sums, counts)
         labels = new
         running &= moved.sum(1) > enough
         if not bool(running.any()):
             break
-        centres = torch.where(counts[..., None] > 0, _unit(sums), centres)
+        centers = torch.where(counts[..., None] > 0, _unit(sums), centers)
     return Clusters(labels.clamp(min=-1), sums, counts)
 
 
@@ -325,22 +325,22 @@ def _move(unit: Tensor, moved: Tensor, old: Tensor, new: Tensor, sums: Tensor, c
     """Takes the tokens that changed cluster out of the old sums and into the new ones, in place."""
     slots = sums.shape[1]
     flat, numbers = sums.view(-1, sums.shape[2]), counts.view(-1)
-    items, places = moved.nonzero(as_tuple=True)
-    for item, place in zip(items.split(4096), places.split(4096), strict=True):
-        rows = unit[item, place].double()
-        came = item * slots + new[item, place]
+    items, indices = moved.nonzero(as_tuple=True)
+    for item, index in zip(items.split(4096), indices.split(4096), strict=True):
+        rows = unit[item, index].double()
+        came = item * slots + new[item, index]
         flat.index_add_(0, came, rows)
         numbers.index_add_(0, came, torch.ones_like(came))
-        had = old[item, place] >= 0
-        left = (item * slots + old[item, place])[had]
+        had = old[item, index] >= 0
+        left = (item * slots + old[item, index])[had]
         flat.index_add_(0, left, -rows[had])
         numbers.index_add_(0, left, -torch.ones_like(left))
 
 
-def _fill_empty(unit: Tensor, found: Clusters, wanted: Tensor) -> Clusters:
-    """Gives every empty cluster among those wanted some tokens; rare, so one by one."""
+def _fill_empty(unit: Tensor, found: Clusters, num_clusters: Tensor) -> Clusters:
+    """Gives tokens to every empty cluster among the first `num_clusters`, one by one since they are rare."""
     slots = found.counts.shape[1]
-    for item, empty in (~found.live & _first(wanted, slots)[..., 0]).nonzero().tolist():
+    for item, empty in (~found.live & _first(num_clusters, slots)[..., 0]).nonzero().tolist():
         counts, sums, labels = found.counts[item], found.sums[item], found.labels[item]
         loss = counts - sums.square().sum(1) / counts.clamp(min=1)
         loss = loss.where(loss > 1e-6 * counts, counts * 1e-9).masked_fill(counts < 2, -1.0)
@@ -360,9 +360,9 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.square().sum(-1, keepdim=True).sqrt().clamp(min=math.ulp(1.0))
 
 
-def _gather(unit: Tensor, places: Tensor) -> Tensor:
-    """(B, m, D) float64 tokens at (B, m) places."""
-    return unit.gather(1, places[..., None].expand(-1, -1, unit.shape[2])).double()
+def _gather(unit: Tensor, indices: Tensor) -> Tensor:
+    """(B, m, D) float64 tokens at (B, m) indices."""
+    return unit.gather(1, indices[..., None].expand(-1, -1, unit.shape[2])).double()
 
 
 def _first(count: Tensor, slots: int | None = None) -> Tensor:

@@ -26,7 +26,7 @@ def means(tokens: Tensor, labels: Tensor, slots: int, weights: Tensor | None = N
         tokens: (B, N, D) of any floating-point dtype; padding is not read.
         labels: (B, N) int64, -1 in padding.
         slots: Number of clusters; an empty one has a mean of zero.
-        weights: (B, N) float32, how many native tokens each stands for; 1 if not given.
+        weights: (B, N) float32, how many native tokens each one stands for; 1 if not given.
 
     Returns:
         (B, slots, D) float32 and (B, slots) float32.
@@ -49,9 +49,9 @@ def medoids(unit: Tensor, clusters: Clusters) -> Tensor:
         clusters: Of the same tokens.
     """
     slots = clusters.counts.shape[1]
-    centre = torch.nn.functional.normalize(clusters.sums, dim=2).float()
+    center = torch.nn.functional.normalize(clusters.sums, dim=2).float()
     own = clusters.labels[:, None] == torch.arange(slots, device=unit.device)[:, None]
     with torch.autocast(unit.device.type, enabled=False):
-        likeness = (centre @ unit.transpose(1, 2)).masked_fill(~own, -torch.inf)
+        likeness = (center @ unit.transpose(1, 2)).masked_fill(~own, -torch.inf)
     close = likeness >= likeness.amax(2, keepdim=True) - 1e-6
     return (close & own).long().argmax(2)

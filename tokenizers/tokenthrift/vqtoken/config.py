@@ -1,65 +1,110 @@
-"""What a VQToken model is and how it reduces, as plain data.
+"""The configuration of a VQToken model, as plain data.
 
 Source: VQToken (arXiv 2503.16980). The published code keeps its method, K and mode in source edits (2025) or in fields
-of the language model's configuration (2026); the names of the latter are given where they differ.
+of the language model's configuration (2026); the fields here have the names of the latter, without their prefix
+`vqtoken_`, where there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal, cast
 
 from tokenthrift.config import ConfigError, check_within
 
-__all__ = ["AttentionConfig", "VQTokenConfig"]
+__all__ = ["AttentionConfig", "VQTokenConfig", "upgrade_vqtoken_config"]
+
+_DEFAULTS: Final = {"corrected": (1, 256, 20), "released": (12, 32, 50), "released_2025": (12, 32, 50)}
+"""Values of `min_clusters`, `max_clusters` and `max_iterations` where they are not given."""
+
+_VERSION_1: Final = {
+    "codes": "code_type",
+    "choose": "selection_method",
+    "least": "min_clusters",
+    "most": "max_clusters",
+    "iterations": "max_iterations",
+}
+_ATTENTION_VERSION_1: Final = {
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "patches": "num_patches",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """VQ-attention: what the codes learn from the token hash."""
+    """VQ-attention, which lets the codes read the token hash."""
 
-    width: int
+    hidden_size: int
     """Width of the tokens."""
-    heads: int = 8
-    ffn: int = 2048
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
     """Width inside the feed-forward part; 2048 in the published model."""
-    patches: int = 729
-    """Tokens of a frame. Read by the published attention only, whose queries are rows of the index map."""
+    num_patches: int = 729
+    """Tokens of a frame. Only the published attention reads it; its queries are rows of the index map."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 16_384), ("heads", 128), ("ffn", 65_536), ("patches", 65_536)):
+        ranges = {"hidden_size": 16_384, "num_attention_heads": 128, "intermediate_size": 65_536, "num_patches": 65_536}
+        for name, high in ranges.items():
             check_within(f"attention.{name}", getattr(self, name), 1, high)
-        if self.width % self.heads:
-            raise ConfigError(f"attention.width {self.width} must be a multiple of heads {self.heads}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"attention.hidden_size {self.hidden_size} must be a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQTokenConfig:
-    """A whole model; the defaults need no weights."""
+    """A whole model. The defaults need no weights.
+
+    `compat="released"` alone gives the published values of every field below it.
+    """
 
     compat: Literal["corrected", "released", "released_2025"] = "corrected"
-    """"released" clusters, chooses K and attends as the published code of 2026, "released_2025" as that of 2025."""
+    """"released" clusters, selects K and attends as the published code of 2026, "released_2025" as that of 2025."""
     attention: AttentionConfig | None = None
-    """None gives the codes as they are ("centroids" in the published configuration)."""
-    codes: Literal["mean", "medoid"] = "mean"
-    """Means that keep the scale of the tokens, or the real token most like each mean."""
-    choose: Literal["fixed", "elbow", "silhouette"] = "fixed"
+    """VQ-attention; None returns the codes as they are ("centroids" in the published configuration)."""
+    code_type: Literal["mean", "medoid"] = "mean"
+    """What stands for a cluster: the mean of its tokens at their own scale, or its medoid, a real token."""
+    selection_method: Literal["fixed", "elbow", "silhouette"] = "fixed"
     """How many codes a clip gets: as many as the budget allows, or fewer by one of the published rules. A budget with a
     target error takes the fewest codes that reach it instead."""
-    least: int = 1
-    """Fewest codes that a rule may choose; 12 in the published model."""
-    most: int = 256
-    """Most codes that a rule or a target error may choose; 32 in the published model."""
-    iterations: int = 20
-    """Most passes of k-means over the tokens; 50 in the published model. Where a published rule chooses K, the fits of
-    its search stop at 100, as published, whatever stands here."""
+    min_clusters: int = cast(int, None)
+    """Fewest codes that a rule may select; if not given 1, or 12 as published with a released `compat`."""
+    max_clusters: int = cast(int, None)
+    """Most codes that a rule or a target error may select; if not given 256, or 32 as published."""
+    max_iterations: int = cast(int, None)
+    """Most k-means passes over the tokens; if not given 20, or 50 as published. The published search over K always
+    stops its fits at 100."""
     seed: int = 0
-    """Of the published k-means++, which in 2025 nothing seeded; the corrected clustering draws nothing."""
+    """Seed of the published k-means++, which in 2025 nothing seeded. The corrected clustering draws nothing."""
 
     def __post_init__(self) -> None:
-        check_within("most", self.most, 1, 1024)
-        check_within("least", self.least, 1, self.most)
-        check_within("iterations", self.iterations, 1, 1000)
+        least, most, iterations = _DEFAULTS[self.compat]
+        if self.max_clusters is None:
+            object.__setattr__(self, "max_clusters", max(most, self.min_clusters or 1))
+        if self.min_clusters is None:
+            object.__setattr__(self, "min_clusters", min(least, self.max_clusters))
+        if self.max_iterations is None:
+            object.__setattr__(self, "max_iterations", iterations)
+        check_within("max_clusters", self.max_clusters, 1, 1024)
+        check_within("min_clusters", self.min_clusters, 1, self.max_clusters)
+        check_within("max_iterations", self.max_iterations, 1, 1000)
         check_within("seed", self.seed, 0, 2**63 - 1)
-        if self.compat != "corrected" and self.codes == "medoid":
-            raise ConfigError("codes: the published code knows means only, not medoids; use compat 'corrected'")
+        if self.compat != "corrected" and self.code_type == "medoid":
+            raise ConfigError("code_type: the published code has means only, no medoids; use compat 'corrected'")
+
+
+def upgrade_vqtoken_config(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `VQTokenConfig` of format version 1 under their names of today.
+
+    Version 1 had the same values for every `compat`, so a field that is left out keeps the default that it had then.
+    """
+    values: dict[str, Any] = {"min_clusters": 1, "max_clusters": 256, "max_iterations": 20}
+    values |= {_VERSION_1.get(name, name): value for name, value in fields.items()}
+    if isinstance(attention := values.get("attention"), Mapping):
+        values["attention"] = {_ATTENTION_VERSION_1.get(name, name): value for name, value in attention.items()}
+    return values

@@ -3,7 +3,7 @@
 CHECKPOINT is the folder of a LLaVA trainer (`haichaozhang/VQ-Token-llava-ov-0.5b`): config.json and model.safetensors,
 or shards of it, or pytorch_model.bin, which is read without running code. OUT becomes a VQToken with the published
 attention (config.json, model.safetensors) and, in OUT/vlm, the language model as transformers' own LLaVA-OneVision with
-the tokenizer files beside it. `tokenthrift.vqtoken.vlm.VideoChat` loads both; each also loads alone.
+the tokenizer files beside it. `tokenthrift.vqtoken.video_lm.chat.VideoChat` loads both; each also loads alone.
 
 Names are mapped by rule and the result is compared with the classes themselves: a missing, left-over or mis-shaped
 tensor is an error that names it. So is a checkpoint without the 20 tensors of VQ-attention, which the published loader
@@ -30,7 +30,7 @@ from tokenthrift.hub import CONFIG, WeightsError
 from tokenthrift.untrusted import read_checkpoint, tensors_in
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.vlm import VLM
+from tokenthrift.vqtoken.video_lm.chat import VLM
 
 __all__ = ["ConvertedVQToken", "vqtoken"]
 
@@ -125,14 +125,14 @@ def _read(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def _attention_model(tensors: Mapping[str, Tensor], folder: Path) -> ConvertedVQToken:
     sizes = {"to_q_proj.weight": "queries", "transformer_decoder.layers.0.linear1.weight": "the feed-forward part"}
-    query, ffn = (tensors.get(f"cross_attention.{name}") for name in sizes)
-    if query is None or ffn is None or query.ndim != 2 or ffn.ndim != 2:
+    query, inside = (tensors.get(f"cross_attention.{name}") for name in sizes)
+    if query is None or inside is None or query.ndim != 2 or inside.ndim != 2:
         raise WeightsError(
             f"{folder} has no VQ-attention ({_ATTENTION}*, 20 tensors): a LLaVA-OneVision and no VQToken checkpoint"
         )
-    width, patches = query.shape
-    attention = AttentionConfig(width=width, heads=8, ffn=len(ffn), patches=patches)
-    config = VQTokenConfig(compat="released", attention=attention, least=12, most=32, iterations=50)
+    hidden_size, num_patches = query.shape
+    attention = AttentionConfig(hidden_size=hidden_size, intermediate_size=len(inside), num_patches=num_patches)
+    config = VQTokenConfig(compat="released", attention=attention)
     with torch.device("meta"):
         model = ConvertedVQToken(config)
     _fill(model, tensors, folder, "VQ-attention")

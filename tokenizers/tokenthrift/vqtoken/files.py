@@ -22,10 +22,10 @@ from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError, probe, read_frames, spread
 from tokenthrift.tokenize import usage_row
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.answerer import VideoAnswerer
-from tokenthrift.vqtoken.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches
+from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
+from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.vlm import VLM, VideoChat
+from tokenthrift.vqtoken.video_lm.chat import VLM, VideoChat
 
 __all__ = ["VideoFiles", "sample"]
 

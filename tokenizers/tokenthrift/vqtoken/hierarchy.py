@@ -106,9 +106,9 @@ def _recost(
     for slot in (second, first):
         cost = _loss(own, own[rows, slot][:, None], gram[rows, slot], mass, mass[rows, slot][:, None])
         cost = cost.masked_fill(~(live & live[rows, slot][:, None]), torch.inf)
-        place = torch.arange(costs.shape[1], device=costs.device)
-        costs[rows, slot] = cost.masked_fill(place <= slot[:, None], torch.inf)
-        costs[rows, :, slot] = cost.masked_fill(place >= slot[:, None], torch.inf)
+        column = torch.arange(costs.shape[1], device=costs.device)
+        costs[rows, slot] = cost.masked_fill(column <= slot[:, None], torch.inf)
+        costs[rows, :, slot] = cost.masked_fill(column >= slot[:, None], torch.inf)
 
 
 def _loss(own: Tensor, other: Tensor, product: Tensor, mass: Tensor, more: Tensor) -> Tensor:

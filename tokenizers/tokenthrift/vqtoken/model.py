@@ -30,7 +30,7 @@ from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.clustering import Clusters, find, number, unit_tokens
 from tokenthrift.vqtoken.codebook import means, medoids
 from tokenthrift.vqtoken.config import VQTokenConfig
-from tokenthrift.vqtoken.places import Grid, central_cells, increasing, layout_of, ranks
+from tokenthrift.vqtoken.token_hash import Grid, central_cells, increasing, layout_of, ranks
 from tokenthrift.vqtoken.token_hash import describe
 
 __all__ = ["Compressed", "VQToken"]
@@ -76,7 +76,7 @@ class VQToken(HubModel):
 
     @property
     def support(self) -> BudgetSupport:
-        """What the model can honour."""
+        """What the model can honor."""
         rule = {"target_error"} if self.config.choose == "fixed" and self.config.compat == "corrected" else set()
         return BudgetSupport(
             fields=frozenset({"max_tokens", "retention", "tokens_per_second"} | rule),
@@ -111,7 +111,7 @@ class VQToken(HubModel):
             budget: Ceilings for each clip. One at or above native returns the tokens bit for bit.
 
         Raises:
-            BudgetError: The budget cannot be honoured, or has fewer tokens than frames for the published attention.
+            BudgetError: The budget cannot be honored, or has fewer tokens than frames for the published attention.
             ValueError: A real token is not finite, or a grid has more cells than its clip has tokens.
         """
         native = tokens.mask.sum(1).tolist()
@@ -230,11 +230,11 @@ class VQToken(HubModel):
         tokens, settings = clip.embeddings, self.config
         with torch.no_grad():
             fit = self._published_fit(tokens.detach(), wanted)
-            labels, centres = fit.labels, fit.centres
+            labels, centers = fit.labels, fit.centers
             if self.cross_attention is None and settings.compat == "released":
-                labels, order = released.first_occurrence(labels, len(centres))
-                centres = centres[order]
-        codes = released.code_means(tokens, labels, centres)
+                labels, order = released.first_occurrence(labels, len(centers))
+                centers = centers[order]
+        codes = released.code_means(tokens, labels, centers)
         mass = means(tokens[None, :, :0], labels[None], len(codes), clip.weights()[None])[1][0]
         if self.cross_attention is not None:
             codes = self.cross_attention(labels.view(grid[0], -1), codes)

@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 
 __all__ = [
     "Fit",
-    "code_means",
+    "code_means_2025",
+    "code_means_2026",
     "distortion_2025",
     "distortion_2026",
     "elbow_2025",
@@ -36,60 +37,60 @@ __all__ = [
 
 
 class Fit(NamedTuple):
-    """A k-means result: labels (N,) int64, centres (K, D) float32, and how many iterations it took."""
+    """A k-means result: labels (N,) int64, centers (K, D) float32, and how many iterations it took."""
 
     labels: Tensor
-    centres: Tensor
+    centers: Tensor
     iterations: int
 
 
-def kmeans_2025(tokens: Tensor, centres: Tensor, iterations: int = 300, tolerance: float = 1e-4) -> Fit:
-    """The fit of 2025 from given centres.
+def kmeans_2025(tokens: Tensor, centers: Tensor, max_iterations: int = 300, tolerance: float = 1e-4) -> Fit:
+    """The fit of 2025 from given centers.
 
-    Labels and centres that come back are those from before the last update, one step stale. Tokens are divided by
+    Labels and centers that come back are those from before the last update, one step stale. Tokens are divided by
     their length without a guard, so a token of length zero is NaN.
 
     Args:
         tokens: (N, D).
-        centres: (K, D) to start from.
-        iterations: 300 in the published fixed mode, 100 in its search.
+        centers: (K, D) to start from.
+        max_iterations: 300 in the published fixed mode, 100 in its search.
         tolerance: On the Frobenius norm of the update.
     """
     x = tokens.float()
     x = x / x.norm(dim=1, keepdim=True)
-    centres = centres.float()
-    for done in range(1, iterations + 1):
-        labels = (1 - x @ normalize(centres, dim=1).T).argmin(1)
-        new = _means(x, labels, centres)
-        if (new - centres).norm() < tolerance:
+    centers = centers.float()
+    for done in range(1, max_iterations + 1):
+        labels = (1 - x @ normalize(centers, dim=1).T).argmin(1)
+        new = _means(x, labels, centers)
+        if (new - centers).norm() < tolerance:
             break
-        if done < iterations:
-            centres = new
-    return Fit(labels, centres, done)
+        if done < max_iterations:
+            centers = new
+    return Fit(labels, centers, done)
 
 
-def kmeans_2026(tokens: Tensor, centres: Tensor, iterations: int = 50, tolerance: float = 1e-4) -> Fit:
-    """The fit of 2026 from given centres: as in 2025, with a guarded length and a last assignment to the new centres.
+def kmeans_2026(tokens: Tensor, centers: Tensor, max_iterations: int = 50, tolerance: float = 1e-4) -> Fit:
+    """The fit of 2026 from given centers: as in 2025, with a guarded length and a last assignment to the new centers.
 
     Args:
         tokens: (N, D).
-        centres: (K, D) to start from.
-        iterations: 50 for a fixed K, 100 in the search.
+        centers: (K, D) to start from.
+        max_iterations: 50 for a fixed K, 100 in the search.
         tolerance: On the Frobenius norm of the update.
     """
     x = normalize(tokens.float(), dim=1, eps=1e-12)
-    centres = centres.float()
+    centers = centers.float()
     done, shift = 0, float("inf")
-    while done < iterations and shift > tolerance:
-        labels = (x @ normalize(centres, dim=1).T).argmax(1)
-        new = _means(x, labels, centres)
-        shift, centres = float((new - centres).norm()), new
+    while done < max_iterations and shift > tolerance:
+        labels = (x @ normalize(centers, dim=1).T).argmax(1)
+        new = _means(x, labels, centers)
+        shift, centers = float((new - centers).norm()), new
         done += 1
-    return Fit((x @ normalize(centres, dim=1).T).argmax(1), centres, done)
+    return Fit((x @ normalize(centers, dim=1).T).argmax(1), centers, done)
 
 
 def seeds_2026(tokens: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ of 2026: (clusters,) int64 places. Draws depend on the device of the generator and on torch's release.
+    """k-means++ of 2026: (clusters,) int64 indices. Draws depend on the device of the generator and on torch's release.
 
     Args:
         tokens: (N, D).
@@ -97,13 +98,13 @@ def seeds_2026(tokens: Tensor, clusters: int, generator: torch.Generator) -> Ten
         generator: On the device of the tokens; published with seed 0 for every clip.
     """
     x = normalize(tokens.float(), dim=1, eps=1e-12)
-    places = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
-    distance = (x - x[places[0]]).square().sum(1)
+    indices = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    distance = (x - x[indices[0]]).square().sum(1)
     for _ in range(clusters - 1):
         weights = distance if bool(distance.sum() > 0) else torch.ones_like(distance)
-        places.append(torch.multinomial(weights, 1, generator=generator))
-        distance = distance.minimum((x - x[places[-1]]).square().sum(1))
-    return torch.cat(places)
+        indices.append(torch.multinomial(weights, 1, generator=generator))
+        distance = distance.minimum((x - x[indices[-1]]).square().sum(1))
+    return torch.cat(indices)
 
 
 def first_occurrence(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
@@ -122,55 +123,72 @@ def first_occurrence(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     return order.argsort()[labels], order
 
 
-def code_means(tokens: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """The codebook of 2026: means of unit tokens, so at most of length 1; an empty cluster keeps its fitted centre.
+def code_means_2025(tokens: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """The codebook of 2025: means of unit tokens, so at most of length 1; the row of an empty cluster is zero.
+
+    The published code sums in the dtype of the model; here sums are float32.
 
     Args:
-        tokens: (N, D) of any floating-point dtype.
+        tokens: (N, D) of any floating-point dtype, no row of length zero.
         labels: (N,) int64.
-        centres: (K, D) float32.
+        clusters: Number of clusters K.
 
     Returns:
         (K, D) in the dtype of the tokens.
     """
-    return _means(normalize(tokens.float(), dim=1, eps=1e-12), labels, centres).to(tokens.dtype)
+    x = tokens.float() / tokens.float().norm(dim=1, keepdim=True)
+    return _means(x, labels, x.new_zeros(clusters, x.shape[1])).to(tokens.dtype)
+
+
+def code_means_2026(tokens: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """The codebook of 2026: means of unit tokens, so at most of length 1; an empty cluster keeps its fitted center.
+
+    Args:
+        tokens: (N, D) of any floating-point dtype.
+        labels: (N,) int64.
+        centers: (K, D) float32.
+
+    Returns:
+        (K, D) in the dtype of the tokens.
+    """
+    return _means(normalize(tokens.float(), dim=1, eps=1e-12), labels, centers).to(tokens.dtype)
 
 
 def distortion_2025(tokens: Tensor, fit: Fit) -> float:
-    """Squared Euclidean distances of unit tokens to their centres, summed."""
+    """Squared Euclidean distances of unit tokens to their centers, summed."""
     x = tokens.float() / tokens.float().norm(dim=1, keepdim=True)
-    return float((x - fit.centres[fit.labels]).square().sum())
+    return float((x - fit.centers[fit.labels]).square().sum())
 
 
 def distortion_2026(tokens: Tensor, fit: Fit) -> float:
-    """Cosine distances of tokens to their centres, summed."""
+    """Cosine distances of tokens to their centers, summed."""
     x = normalize(tokens.float(), dim=1, eps=1e-12)
-    return float((1 - (x * normalize(fit.centres, dim=1)[fit.labels]).sum(1)).sum())
+    return float((1 - (x * normalize(fit.centers, dim=1)[fit.labels]).sum(1)).sum())
 
 
-def elbow_2025(distortions: Sequence[float], least: int = 12) -> int:
-    """K from the distortions of K = least, least + 1, ... as in 2025, where that was 12 to 32.
+def elbow_2025(distortions: Sequence[float], min_clusters: int = 12) -> int:
+    """K from the distortions of K = min_clusters, min_clusters + 1, ... as in 2025, where that was 12 to 32.
 
-    The second difference peaks at index j for K = least + 1 + j, but the code answers j + 4, and at least `least`. With
+    The second difference peaks at index j for K = min_clusters + 1 + j, but the code answers j + 4, and at least `min_clusters`. With
     fewer than three candidates, for which the published code has no answer, the first.
     """
     if len(distortions) < 3:
-        return least
-    return max(least, int(torch.tensor(distortions).diff(n=2).argmax()) + 2 + 2)
+        return min_clusters
+    return max(min_clusters, int(torch.tensor(distortions).diff(n=2).argmax()) + 2 + 2)
 
 
-def elbow_2026(distortions: Sequence[float], least: int) -> int:
-    """K from the distortions of K = least, least + 1, ... as in 2026: farthest from the chord, both axes scaled.
+def elbow_2026(distortions: Sequence[float], min_clusters: int) -> int:
+    """K from the distortions of K = min_clusters, min_clusters + 1, ... as in 2026: farthest from the chord, both axes scaled.
 
     With fewer than three candidates, the first.
     """
     y = torch.tensor(distortions, dtype=torch.float64)
     if len(y) < 3:
-        return least
+        return min_clusters
     x = torch.linspace(0, 1, len(y), dtype=torch.float64)
     y = (y - y.min()) / (y.max() - y.min()).clamp(min=1e-12)
     across, down = x[-1] - x[0], y[-1] - y[0]
-    return least + int((across * (y - y[0]) - down * (x - x[0])).abs().argmax())
+    return min_clusters + int((across * (y - y[0]) - down * (x - x[0])).abs().argmax())
 
 
 def silhouette_2025(candidates: Sequence[int]) -> int:
@@ -194,20 +212,20 @@ def silhouette_2026(tokens: Tensor, labels: Tensor) -> float:
     own_sum, size = products.gather(1, labels[:, None])[:, 0], sizes[labels]
     own = 1 - (own_sum - (x * x).sum(1)) / (size - 1).clamp(min=1)
     others = (1 - products / sizes).scatter(1, labels[:, None], torch.inf)
-    rival = others.amin(1)
-    score = (rival - own) / torch.maximum(own, rival).clamp(min=1e-12)
+    other = others.amin(1)
+    score = (other - own) / torch.maximum(own, other).clamp(min=1e-12)
     return float(score.where(size > 1, 0.0).mean())
 
 
-def fit_2026(tokens: Tensor, clusters: int, seed: int, iterations: int = 50) -> Fit:
+def fit_2026(tokens: Tensor, clusters: int, seed: int, max_iterations: int = 50) -> Fit:
     """Seeds and fit of 2026 for one clip."""
     generator = torch.Generator(tokens.device).manual_seed(seed)
     x = normalize(tokens.float(), dim=1, eps=1e-12)
-    return kmeans_2026(tokens, x[seeds_2026(tokens, clusters, generator)], iterations)
+    return kmeans_2026(tokens, x[seeds_2026(tokens, clusters, generator)], max_iterations)
 
 
 def seeds_2025(tokens: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ of 2025: (clusters,) int64 places; as in 2026, but 1e-6 is added to every squared distance.
+    """k-means++ of 2025: (clusters,) int64 indices; as in 2026, but 1e-6 is added to every squared distance.
 
     Args:
         tokens: (N, D).
@@ -221,22 +239,22 @@ def seeds_2025(tokens: Tensor, clusters: int, generator: torch.Generator) -> Ten
     if not bool((length > 0).all()):
         raise ValueError("the rules of 2025 cannot divide a token of length zero; use compat 'corrected'")
     x = tokens.float() / length
-    places = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
-    distance = (x - x[places[0]]).square().sum(1)
+    indices = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    distance = (x - x[indices[0]]).square().sum(1)
     for _ in range(clusters - 1):
-        places.append(torch.multinomial(distance + 1e-6, 1, generator=generator))
-        distance = distance.minimum((x - x[places[-1]]).square().sum(1))
-    return torch.cat(places)
+        indices.append(torch.multinomial(distance + 1e-6, 1, generator=generator))
+        distance = distance.minimum((x - x[indices[-1]]).square().sum(1))
+    return torch.cat(indices)
 
 
-def fit_2025(tokens: Tensor, clusters: int, generator: torch.Generator, iterations: int = 50) -> Fit:
+def fit_2025(tokens: Tensor, clusters: int, generator: torch.Generator, max_iterations: int = 50) -> Fit:
     """Seeds and fit of 2025 for one clip; its fixed mode, meant to stop at 50, cannot run as published."""
     x = tokens.float() / tokens.float().norm(dim=1, keepdim=True)
-    return kmeans_2025(tokens, x[seeds_2025(tokens, clusters, generator)], iterations)
+    return kmeans_2025(tokens, x[seeds_2025(tokens, clusters, generator)], max_iterations)
 
 
 def search_2025(
-    tokens: Tensor, least: int, most: int, rule: str, generator: torch.Generator, iterations: int = 100
+    tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, generator: torch.Generator, max_iterations: int = 100
 ) -> Fit:
     """The search of 2025: a fit for every K, 21 of them from 12 to 32, and one more at the K that they lead to.
 
@@ -245,43 +263,43 @@ def search_2025(
 
     Args:
         tokens: (N, D).
-        least: Fewest clusters; at most N.
-        most: Most clusters; at most N.
+        min_clusters: Fewest clusters; at most N.
+        max_clusters: Most clusters; at most N.
         rule: "elbow" or "silhouette".
         generator: On the device of the tokens; of all fits, one after the other.
-        iterations: Most iterations of every fit.
+        max_iterations: Most iterations of every fit.
     """
-    candidates = range(least, most + 1)
+    candidates = range(min_clusters, max_clusters + 1)
     if rule == "silhouette":
         chosen = silhouette_2025(candidates)
     else:
-        fits = (fit_2025(tokens, k, generator, iterations) for k in candidates)
-        # Few candidates from a low least would be overshot by the wrong index.
-        chosen = min(elbow_2025([distortion_2025(tokens, fit) for fit in fits], least), most)
-    return fit_2025(tokens, chosen, generator, iterations)
+        fits = (fit_2025(tokens, k, generator, max_iterations) for k in candidates)
+        # From a low `min_clusters` with few candidates, the wrong index can lie beyond the last.
+        chosen = min(elbow_2025([distortion_2025(tokens, fit) for fit in fits], min_clusters), max_clusters)
+    return fit_2025(tokens, chosen, generator, max_iterations)
 
 
-def search_2026(tokens: Tensor, least: int, most: int, rule: str, seed: int, iterations: int = 100) -> Fit:
-    """The search of 2026: an independent fit for every K from `least` to `most`; the chosen one is returned.
+def search_2026(tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, seed: int, max_iterations: int = 100) -> Fit:
+    """The search of 2026: an independent fit for every K from `min_clusters` to `max_clusters`; the chosen one is returned.
 
     Args:
         tokens: (N, D).
-        least: Fewest clusters; at most N.
-        most: Most clusters; at most N, or N - 1 for the silhouette.
+        min_clusters: Fewest clusters; at most N.
+        max_clusters: Most clusters; at most N, or N - 1 for the silhouette.
         rule: "elbow" or "silhouette".
         seed: Of every fit.
-        iterations: Most iterations of every fit.
+        max_iterations: Most iterations of every fit.
     """
-    most = max(least, min(most, len(tokens) - (rule == "silhouette")))
-    fits = [fit_2026(tokens, k, seed, iterations) for k in range(least, most + 1)]
+    max_clusters = max(min_clusters, min(max_clusters, len(tokens) - (rule == "silhouette")))
+    fits = [fit_2026(tokens, k, seed, max_iterations) for k in range(min_clusters, max_clusters + 1)]
     if rule == "elbow":
-        return fits[elbow_2026([distortion_2026(tokens, fit) for fit in fits], least) - least]
+        return fits[elbow_2026([distortion_2026(tokens, fit) for fit in fits], min_clusters) - min_clusters]
     scores = [silhouette_2026(tokens, fit.labels) for fit in fits]
     return fits[scores.index(max(scores))]
 
 
-def _means(x: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """Means of the members in float32; a cluster without any keeps its centre."""
-    sums = torch.zeros_like(centres).index_add(0, labels, x)
-    counts = torch.bincount(labels, minlength=len(centres))[:, None]
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+def _means(x: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """Means of the members in float32; a cluster without any keeps its center."""
+    sums = torch.zeros_like(centers).index_add(0, labels, x)
+    counts = torch.bincount(labels, minlength=len(centers))[:, None]
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centers)

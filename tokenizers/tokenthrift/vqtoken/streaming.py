@@ -28,7 +28,7 @@ from tokenthrift.vqtoken import adaptive
 from tokenthrift.vqtoken.clustering import Clusters, find, lloyd, unit_tokens
 from tokenthrift.vqtoken.codebook import means
 from tokenthrift.vqtoken.hierarchy import Tree, merge_all
-from tokenthrift.vqtoken.places import increasing, ranks
+from tokenthrift.vqtoken.token_hash import increasing, ranks
 
 __all__ = ["Stream", "Streamed"]
 
@@ -56,14 +56,14 @@ class Stream:
     """Compresses one clip chunk by chunk.
 
     Args:
-        held: Most codes kept between chunks; a final budget may ask for no more. Three times the final number is
-            plenty.
+        codebook_size: Most codes kept between chunks, which is also the most that the final budget can have. Three times
+            the final number is enough.
     """
 
-    def __init__(self, held: int = 96) -> None:
-        if held < 1:
-            raise ValueError(f"a stream holds at least 1 code, not {held}")
-        self.held = held
+    def __init__(self, codebook_size: int = 96) -> None:
+        if codebook_size < 1:
+            raise ValueError(f"codebook_size is at least 1, not {codebook_size}")
+        self.codebook_size = codebook_size
         self.frames = 0
         self._side: tuple[int, int] | None = None
         self._dtype = torch.float32
@@ -95,7 +95,7 @@ class Stream:
             raise ValueError(f"frames are {tuple(frames.shape[1:])}, those before were {kind}")
         x = frames.reshape(1, -1, frames.shape[3])
         unit, mask = unit_tokens(x, None)
-        fresh = self.held if not len(self._counts) else max(8, self.held // 3)
+        fresh = self.codebook_size if not len(self._counts) else max(8, self.codebook_size // 3)
         found = find(unit, mask, mask.sum(1).clamp(max=fresh))
         if len(self._counts):
             start = torch.cat([normalize(self._sums, dim=1), normalize(found.sums[0], dim=1)])[None]
@@ -117,7 +117,7 @@ class Stream:
             seconds: The duration, which `tokens_per_second` needs.
 
         Raises:
-            BudgetError: The budget cannot be honoured, or asks for more codes than may be held.
+            BudgetError: The budget cannot be honored, or asks for more codes than may be held.
             ValueError: There was no frame.
         """
         budget = TokenBudget.parse(budget)
@@ -127,9 +127,9 @@ class Stream:
         cap = budget.cap(native, seconds)
         chooses = budget.target_error is not None
         if chooses:
-            cap = min(cap, self.held)
-        elif cap > self.held:
-            raise BudgetError(f"{cap} tokens of a stream", f"at most the {self.held} codes held", self.held)
+            cap = min(cap, self.codebook_size)
+        elif cap > self.codebook_size:
+            raise BudgetError(f"{cap} tokens of a stream", f"at most the {self.codebook_size} codes held", self.codebook_size)
         if not cap:
             return self._nothing(native, seconds)
         clusters, tree = self._tree()
@@ -142,14 +142,14 @@ class Stream:
         owner = tree.at(most)[0]
         counts, raw, cells = (_joined(part, owner, k) for part in (self._counts, self._raw, self._cells))
         middle = (2 * cells + counts[:, None]) // (2 * counts[:, None])
-        places = (middle[:, 0] * height + middle[:, 1]) * width + middle[:, 2]
-        rank = ranks([places[None]])[0]
+        positions = (middle[:, 0] * height + middle[:, 1]) * width + middle[:, 2]
+        rank = ranks([positions[None]])[0]
         order = rank.argsort()
         sizes = torch.tensor([native], device=counts.device)
         tokens = TokenBatch(
             embeddings=(raw / counts[:, None])[order][None].to(self._dtype),
             mask=torch.ones(1, k, dtype=torch.bool, device=counts.device),
-            positions=increasing(places[order][None], sizes, most),
+            positions=increasing(positions[order][None], sizes, most),
             sizes=counts[order][None].float(),
             seconds=None if seconds is None else (seconds,),
             usage=(TokenUsage(native=native, cap=cap, used=k, error=error),),
@@ -177,18 +177,18 @@ class Stream:
     def _join(self, sums: Tensor, raw: Tensor, counts: Tensor, labels: Tensor, shape: torch.Size) -> None:
         """Adds the clusters of a chunk to those held, and merges the cheapest until no more are left than may be."""
         _, height, width = shape
-        place = torch.arange(labels.shape[1], device=labels.device)
-        frame = place // (height * width) + self.frames
-        cell = torch.stack([frame, place // width % height, place % width], 1)
+        index = torch.arange(labels.shape[1], device=labels.device)
+        frame = index // (height * width) + self.frames
+        cell = torch.stack([frame, index // width % height, index % width], 1)
         cells = cell.new_zeros(len(counts), 3).index_add(0, labels[0], cell)
         self._owner = torch.cat([self._owner, len(self._counts) + torch.arange(len(counts), device=labels.device)])
         self._sums, self._raw = torch.cat([self._sums, sums]), torch.cat([self._raw, raw])
         self._counts, self._cells = torch.cat([self._counts, counts]), torch.cat([self._cells, cells])
-        if (have := len(self._counts)) > self.held:
-            owner = self._tree()[1].at(self._counts.new_tensor([min(self.held, have)]))[0]
+        if (have := len(self._counts)) > self.codebook_size:
+            owner = self._tree()[1].at(self._counts.new_tensor([min(self.codebook_size, have)]))[0]
             self._owner = owner[self._owner]
             for name in ("_sums", "_raw", "_counts", "_cells"):
-                setattr(self, name, _joined(getattr(self, name), owner, self.held))
+                setattr(self, name, _joined(getattr(self, name), owner, self.codebook_size))
 
     def _tree(self) -> tuple[Clusters, Tree]:
         sums, counts = self._sums[None], self._counts[None]

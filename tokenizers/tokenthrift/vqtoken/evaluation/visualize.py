@@ -1,7 +1,7 @@
-"""What VQToken sees, as one picture a clip: frames side by side, and below them the region of every token in colour.
+"""What VQToken sees, as one picture a clip: frames side by side, and below them the region of every token in color.
 
-The regions of one token have one colour in all frames, so a thing that moves keeps its colour and a scene that changes
-changes colours. Colours go around the hues in order of time and differ in brightness, borders are drawn in white.
+The regions of one token have one color in all frames, so a thing that moves keeps its color and a scene that changes
+changes colors. Colors go around the hues in order of time and differ in brightness, borders are drawn in white.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from tokenthrift.extras import require
 
-__all__ = ["colours", "draw_strip", "overlay"]
+__all__ = ["colors", "draw_strip", "overlay"]
 
 _HEIGHT: Final = 144
 _WIDEST: Final = 1800
@@ -30,8 +30,8 @@ _EDGE: Final = 0.45
 _GOLDEN: Final = 0.381966
 
 
-def colours(count: int) -> NDArray[np.float32]:
-    """(count, 3) in [0, 255]: neighbours differ in hue by the golden angle, and in turns in brightness."""
+def colors(count: int) -> NDArray[np.float32]:
+    """(count, 3) in [0, 255]: neighbors differ in hue by the golden angle, and in turns in brightness."""
     made = [
         colorsys.hsv_to_rgb(i * _GOLDEN % 1, (0.85, 0.6, 0.95)[i % 3], (1.0, 0.8, 0.6)[i // 2 % 3])
         for i in range(count)
@@ -40,7 +40,7 @@ def colours(count: int) -> NDArray[np.float32]:
 
 
 def overlay(frame: NDArray[np.uint8], regions: NDArray[np.int64], palette: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A frame under the colours of its regions, with white lines between them.
+    """A frame under the colors of its regions, with white lines between them.
 
     Args:
         frame: (height, width, 3).
@@ -51,9 +51,9 @@ def overlay(frame: NDArray[np.uint8], regions: NDArray[np.int64], palette: NDArr
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
     large = regions[rows][:, columns]
-    grey = frame.astype(np.float32).mean(2, keepdims=True)
-    # Half of the colour of the frame itself goes, so that only the regions' colours speak.
-    mixed = (1 - _OPACITY) * (0.5 * frame + 0.5 * grey) + _OPACITY * palette[large]
+    gray = frame.astype(np.float32).mean(2, keepdims=True)
+    # Half of the color of the frame itself goes, so that only the regions' colors speak.
+    mixed = (1 - _OPACITY) * (0.5 * frame + 0.5 * gray) + _OPACITY * palette[large]
     edge = np.zeros((height, width), dtype=bool)
     edge[1:] |= large[1:] != large[:-1]
     edge[:, 1:] |= large[:, 1:] != large[:, :-1]
@@ -101,7 +101,7 @@ def draw_strip(
         pen.text((left, top), f"{seconds[place]:.1f} s", fill=(90, 90, 90))
         canvas.paste(image.fromarray(pixels[slot]), (left, top + _LINE))
     for row, (caption, index_map) in enumerate(maps.items(), 1):
-        palette, top = colours(int(index_map.max()) + 1), _LINE + _GAP + row * band
+        palette, top = colors(int(index_map.max()) + 1), _LINE + _GAP + row * band
         pen.text((_GAP, top), caption, fill=(90, 90, 90))
         for slot, place in enumerate(shown):
             left = _GAP + slot * (width + _GAP)

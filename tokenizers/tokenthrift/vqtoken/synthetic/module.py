@@ -3,7 +3,7 @@
 Source: VQToken (arXiv 2503.16980, section 4): language-model cross-entropy only, AdamW, cosine decay. What differs:
 everything starts from random weights, so the encoder first learns which thing each patch shows ("encoder"); then
 VQ-attention and language model learn to answer ("answers"), each batch with another kind and number of tokens, so that
-one set of weights has read all native tokens, the codes of VQToken and the tokens of every rival. Shares of the kinds
+one set of weights has read all native tokens, the codes of VQToken and the tokens of every baseline. Shares of the kinds
 are in the recipe and belong beside every comparison.
 """
 
@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 from tokenthrift.budget import TokenBudget
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.training.schedule import warmup_cosine
-from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.attention import VQAttention
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
-from tokenthrift.vqtoken.data import ClipBatch
-from tokenthrift.vqtoken.questions import COLOURS, SHAPES
-from tokenthrift.vqtoken.rivals import RIVALS, rival
+from tokenthrift.vqtoken.synthetic.data import ClipBatch
+from tokenthrift.vqtoken.synthetic.questions import COLORS, SHAPES
+from tokenthrift.vqtoken.evaluation.baselines import BASELINES, baseline
 
 __all__ = ["VQTokenModule"]
 
@@ -40,7 +40,7 @@ class VQTokenModule(L.LightningModule):
     Args:
         stage: "encoder" learns what each patch shows, "answers" learns to answer with the encoder as it is.
         start_from: checkpoint of a training, or folder of a model, to begin with.
-        mix: shares of the kinds of tokens among the batches of "answers": "full", "vqtoken" and the rivals.
+        mix: shares of the kinds of tokens among the batches of "answers": "full", "vqtoken" and the baselines.
         counts: numbers of tokens that reduced clips are given, each as often.
         learning_rate: at its highest.
         encoder_learning_rate: of the encoder in "answers"; 0 leaves it as it is.
@@ -53,7 +53,7 @@ class VQTokenModule(L.LightningModule):
         encoder_width: of the ViT.
         encoder_layers: of the ViT.
         token_width: of native tokens.
-        place_weight: length of the code of the place in a token.
+        position_weight: length of the code of the place in a token.
         width: of the language model.
         layers: of the language model.
         heads: of the language model.
@@ -77,7 +77,7 @@ class VQTokenModule(L.LightningModule):
         encoder_width: int = 128,
         encoder_layers: int = 4,
         token_width: int = 192,
-        place_weight: float = 0.3,
+        position_weight: float = 0.3,
         width: int = 192,
         layers: int = 3,
         heads: int = 3,
@@ -92,7 +92,7 @@ class VQTokenModule(L.LightningModule):
             encoder_width=encoder_width,
             encoder_layers=encoder_layers,
             token_width=token_width,
-            place_weight=place_weight,
+            position_weight=position_weight,
             width=width,
             layers=layers,
             heads=heads,
@@ -101,8 +101,8 @@ class VQTokenModule(L.LightningModule):
                 attention=AttentionConfig(width=token_width, heads=4, ffn=2 * token_width, patches=(side // patch) ** 2)
             ),
         )
-        self.mix = mix or {"full": 0.25, "vqtoken": 0.5, **dict.fromkeys(RIVALS, 0.05)}
-        if unknown := set(self.mix) - {"full", "vqtoken", *RIVALS}:
+        self.mix = mix or {"full": 0.25, "vqtoken": 0.5, **dict.fromkeys(BASELINES, 0.05)}
+        if unknown := set(self.mix) - {"full", "vqtoken", *BASELINES}:
             raise ValueError(f"mix: no kind of tokens is called {', '.join(sorted(unknown))}")
         self.counts = counts or [8, 16, 32, 64]
         self.model = VideoAnswerer(config)
@@ -111,7 +111,7 @@ class VQTokenModule(L.LightningModule):
         # Closed, so that it disturbs no trained language model; here none is trained, and a closed gate opens slowly.
         nn.init.ones_(attention.gate)
         contents = self.model.project.out_features
-        self.heads = nn.ModuleList(nn.Linear(contents, 1 + len(names)) for names in (COLOURS, SHAPES))
+        self.heads = nn.ModuleList(nn.Linear(contents, 1 + len(names)) for names in (COLORS, SHAPES))
         if start_from is not None:
             self._start(Path(start_from))
         for part in (self.model.encoder, self.model.project):
@@ -191,7 +191,7 @@ class VQTokenModule(L.LightningModule):
             return tokens
         budget = TokenBudget(max_tokens=count)
         if kind != "vqtoken":
-            return rival(kind, self.model.config.grid, seed).reduce(tokens, budget)
+            return baseline(kind, self.model.config.grid, seed).reduce(tokens, budget)
         done = self.model.vqtoken.compress(tokens, budget)
         self.maps = torch.stack(done.maps).flatten(1)
         return done.tokens
@@ -210,7 +210,7 @@ class VQTokenModule(L.LightningModule):
     def naming_loss(self, states: Tensor, shown: Tensor, names: Tensor) -> Tensor:
         """Nats per word of what every token shows, said by the language model in the token's place.
 
-        A token of a thing should name its colour, shape, way, turn and end, each as likely; a token of nothing the
+        A token of a thing should name its color, shape, way, turn and end, each as likely; a token of nothing the
         padding word, at a tenth of the weight. Answers alone would have to find out by themselves which token is of
         what, which takes a small model very long.
 
@@ -228,7 +228,7 @@ class VQTokenModule(L.LightningModule):
         return loss
 
     def patch_loss(self, tokens: TokenBatch, batch: ClipBatch) -> Tensor:
-        """Nats of colour and of shape per patch; patches that show a thing weigh as much as those that show none."""
+        """Nats of color and of shape per patch; patches that show a thing weigh as much as those that show none."""
         contents, labels = self._contents(tokens), batch.labels.flatten(1, 3)
         seen = labels[..., 0] > 0
         weights = torch.where(seen, (~seen).sum() / seen.sum().clamp(min=1), 1.0)
@@ -244,7 +244,7 @@ class VQTokenModule(L.LightningModule):
         if self.hparams["stage"] == "encoder":
             contents, labels = self._contents(tokens), batch.labels.flatten(1, 3)
             seen = labels[..., 0] > 0
-            for name, head, target in zip(("colour", "shape"), self.heads, labels[..., :2].unbind(-1), strict=True):
+            for name, head, target in zip(("color", "shape"), self.heads, labels[..., :2].unbind(-1), strict=True):
                 right = (head(contents).argmax(-1) == target).float()
                 self.scores[f"{name} of things"].append(right[seen])
                 self.scores[f"{name} of nothing"].append(right[~seen])
@@ -259,7 +259,7 @@ class VQTokenModule(L.LightningModule):
                         self.scores[f"{kind}: {question.kind}"].append(right[i, j][None])
 
     def on_validation_epoch_end(self) -> None:
-        """Shares of right answers; rivals and VQToken at 32 tokens."""
+        """Shares of right answers; baselines and VQToken at 32 tokens."""
         self._log_scores("val")
 
     def test_step(self, batch: ClipBatch, index: int) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from tests.tokenizers.published_vqtoken import PATCHES, WIDTH, WORDS, attention, language_model, tensors, write
+from tests.tokenizers.vqtoken.published import PATCHES, WIDTH, WORDS, attention, language_model, tensors, write
 from tokenthrift import cli
 from tokenthrift.budget import BudgetError
 from tokenthrift.sources import SourceError
 from tokenthrift.vqtoken import VQToken
-from tokenthrift.vqtoken.vlm import VideoChat, unpooled
+from tokenthrift.vqtoken.video_lm.chat import VideoChat, unpooled
 
 
 def frames(count: int = 4, seed: int = 0) -> Tensor:

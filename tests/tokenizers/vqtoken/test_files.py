@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from tests.media_files import encode, film, voice
-from tests.tokenizers.published_vqtoken import attention, language_model, tensors, write
+from tests.tokenizers.vqtoken.published import attention, language_model, tensors, write
 from tokenthrift import cli
 from tokenthrift.media import video
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig
-from tokenthrift.vqtoken.answerer import AnswererConfig, VideoAnswerer
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
-from tokenthrift.vqtoken.encoders import PixelPatches
+from tokenthrift.vqtoken.video_lm.encoders import PixelPatches
 from tokenthrift.vqtoken.files import sample
-from tokenthrift.vqtoken.real_clips import compare, rebuild, report
-from tokenthrift.vqtoken.rivals import COUNTS, ERRORS, RIVALS
-from tokenthrift.vqtoken.strips import colours, draw_strip, overlay
+from tokenthrift.vqtoken.evaluation.reconstruction import compare, rebuild, report
+from tokenthrift.vqtoken.evaluation.baselines import COUNTS, ERRORS, BASELINES
+from tokenthrift.vqtoken.evaluation.visualize import colors, draw_strip, overlay
 
 
 @pytest.fixture(scope="module")
@@ -184,16 +184,16 @@ def test_rebuilding_is_measured_against_the_mean() -> None:
 
 def test_every_method_is_compared_and_clusters_keep_the_most() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(6, 16, generator=generator) * 3
-    native = centres[torch.randint(6, (128,), generator=generator)] + 0.1 * torch.randn(128, 16, generator=generator)
+    centers = torch.randn(6, 16, generator=generator) * 3
+    native = centers[torch.randint(6, (128,), generator=generator)] + 0.1 * torch.randn(128, 16, generator=generator)
     batch = TokenBatch.from_items([native], [1.0], [(2, 8, 8)])
     found = compare("clip", batch, VQToken(), (8,), (0.2,))
     at = {row.method: row for row in found}
-    assert set(at) == {"VQToken", "VQToken, adaptive", *RIVALS}
+    assert set(at) == {"VQToken", "VQToken, adaptive", *BASELINES}
     assert at["VQToken"].tokens == 8
     assert at["VQToken"].explained > 0.99
     assert at["VQToken, adaptive"].tokens <= 8
-    assert all(at["VQToken"].explained >= at[name].explained for name in RIVALS)
+    assert all(at["VQToken"].explained >= at[name].explained for name in BASELINES)
 
 
 def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> No
 
     tables, figures, notes = report(clips, Coarse(), tmp_path, counts=(8,), errors=(0.3,), frames=4)
     assert any("Left out: sound.mp4: no video" in note for note in notes)
-    assert {row[1] for row in tables[0].rows} == {"VQToken", "VQToken, adaptive", *RIVALS}
+    assert {row[1] for row in tables[0].rows} == {"VQToken", "VQToken, adaptive", *BASELINES}
     assert [row[0] for row in tables[1].rows] == ["a.mp4", "av1.mp4", "short.mp4", "uneven.mkv"]
     assert tables[2].columns == ("clip", "frames", "decode", "encode", "reduce to 8")
     assert [row[:2] for row in tables[2].rows] == [("a.mp4", 4), ("av1.mp4", 4), ("short.mp4", 1), ("uneven.mkv", 4)]
@@ -237,9 +237,9 @@ def test_clips_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
 
 def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    assert len({tuple(colour) for colour in colours(32).round().tolist()}) == 32
-    grey = np.full((8, 8, 3), 100, dtype=np.uint8)
-    painted = overlay(grey, np.array([[0, 1], [0, 1]]), np.array([[255, 0, 0], [0, 0, 255]], dtype=np.float32))
+    assert len({tuple(color) for color in colors(32).round().tolist()}) == 32
+    gray = np.full((8, 8, 3), 100, dtype=np.uint8)
+    painted = overlay(gray, np.array([[0, 1], [0, 1]]), np.array([[255, 0, 0], [0, 0, 255]], dtype=np.float32))
     assert painted[4, 0, 0] > painted[4, 0, 2]
     assert painted[4, 7, 2] > painted[4, 7, 0]
     assert (painted[:, 4] > painted[:, 5]).any()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.media_files import film
-from tests.tokenizers import harnesses
-from tests.tokenizers.published_vqtoken import attention, language_model, tensors, write
+from tests.tokenizers.vqtoken import harnesses
+from tests.tokenizers.vqtoken.published import attention, language_model, tensors, write
 from tokenthrift.vqtoken import lmms_eval, vlmevalkit
 from tokenthrift.vqtoken.convert import vqtoken
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenthrift.media.video import VideoError, read_frames
 from tokenthrift.training.resuming import ResumableDataModule
-from tokenthrift.vqtoken.data import Onward
+from tokenthrift.vqtoken.synthetic.data import Onward
 
 __all__ = [
     "Conversation",

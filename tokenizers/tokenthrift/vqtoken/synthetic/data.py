@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tokenthrift.training.resuming import ResumableDataModule
-from tokenthrift.vqtoken.questions import Question, Story, ask, make_story, names, spell
-from tokenthrift.vqtoken.scenes import Pixels, draw, patch_labels, read_backgrounds, texture, window
+from tokenthrift.vqtoken.synthetic.questions import Question, Scene, ask, make_scene, names, encode_text
+from tokenthrift.vqtoken.synthetic.scenes import Pixels, draw, patch_labels, read_backgrounds, texture, window
 
-__all__ = ["Clip", "ClipBatch", "SyntheticClips", "VQTokenDataModule", "collate", "spelt"]
+__all__ = ["Clip", "ClipBatch", "SyntheticClips", "VQTokenDataModule", "collate", "encoded"]
 
 _LENGTH: Final = 13  # words of the longest question
 _PARTS: Final = {"train": 0, "dev": 1, "test": 2}
 
 
 class Clip(NamedTuple):
-    """One clip: (T, side, side, 3) pixels, its story, and questions."""
+    """One clip: (T, side, side, 3) pixels, its scene, and questions."""
 
     frames: Pixels
-    story: Story
+    scene: Scene
     questions: list[Question]
 
 
@@ -44,7 +44,7 @@ class ClipBatch:
         frames: (B, T, 3, side, side) uint8.
         questions: (B, Q, L) int64 words, 0 after the end.
         answers: (B, Q) int64 words.
-        labels: (B, T, h, w, 3) int64 colour, shape and thing of every patch, see `patch_labels`.
+        labels: (B, T, h, w, 3) int64 color, shape and thing of every patch, see `patch_labels`.
         names: (B, 6, 5) int64 words of every thing, see `names`; zeros first, for no thing.
         asked: the questions as text.
         seed: of whatever is random about the batch.
@@ -99,32 +99,32 @@ class SyntheticClips(Dataset[Clip]):
 
     def questions_of(self, index: int) -> list[Question]:
         """The questions of a clip, without drawing it."""
-        return self._story(index)[1]
+        return self._scene(index)[1]
 
-    def _story(self, index: int) -> tuple[Story, list[Question], random.Random]:
+    def _scene(self, index: int) -> tuple[Scene, list[Question], random.Random]:
         """What happens, what is asked, and the numbers that the background is drawn with."""
         rng = random.Random((self.seed * len(_PARTS) + _PARTS[self.part]) * 2**40 + index)
         while True:
-            story = make_story(rng, self.frames, self.side)
+            scene = make_scene(rng, self.frames, self.side)
             try:
-                return story, ask(story, rng, self.questions), rng
-            except ValueError:  # a story of few things, all doing the same, has few questions
+                return scene, ask(scene, rng, self.questions), rng
+            except ValueError:  # a scene of few things, all doing the same, has few questions
                 continue
 
     def __getitem__(self, index: int) -> Clip:
-        story, questions, rng = self._story(index)
+        scene, questions, rng = self._scene(index)
         if self.backgrounds and rng.random() >= self.textures:
             background = window(self.backgrounds, rng, self.frames, self.side)
         else:
             background = texture(rng, self.frames, self.side)
-        return Clip(draw(story, background), story, questions)
+        return Clip(draw(scene, background), scene, questions)
 
 
-def spelt(questions: Sequence[Sequence[Question]]) -> tuple[Tensor, Tensor]:
+def encoded(questions: Sequence[Sequence[Question]]) -> tuple[Tensor, Tensor]:
     """(B, Q, L) words of questions and (B, Q) of their answers."""
-    rows = [[spell(q.text) for q in asked] for asked in questions]
+    rows = [[encode_text(q.text) for q in asked] for asked in questions]
     ids = [[words + [0] * (_LENGTH - len(words)) for words in row] for row in rows]
-    return torch.tensor(ids), torch.tensor([[spell(q.answer)[0] for q in asked] for asked in questions])
+    return torch.tensor(ids), torch.tensor([[encode_text(q.answer)[0] for q in asked] for asked in questions])
 
 
 def collate(clips: Sequence[Clip], patch: int) -> ClipBatch:
@@ -135,13 +135,13 @@ def collate(clips: Sequence[Clip], patch: int) -> ClipBatch:
         patch: pixels of a side of the patches that are labelled.
     """
     frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3).contiguous()
-    labels = torch.from_numpy(np.stack([patch_labels(clip.story, patch) for clip in clips]))
+    labels = torch.from_numpy(np.stack([patch_labels(clip.scene, patch) for clip in clips]))
     asked = [clip.questions for clip in clips]
     seed = random.Random(repr(asked)).getrandbits(31)
     words = torch.zeros(len(clips), 6, 5, dtype=torch.long)
     for row, clip in zip(words, clips, strict=True):
-        row[1 : 1 + len(clip.story.things)] = torch.tensor(names(clip.story))
-    return ClipBatch(frames, *spelt(asked), labels, words, asked, seed)
+        row[1 : 1 + len(clip.scene.things)] = torch.tensor(names(clip.scene))
+    return ClipBatch(frames, *encoded(asked), labels, words, asked, seed)
 
 
 class Onward(DistributedSampler[int]):

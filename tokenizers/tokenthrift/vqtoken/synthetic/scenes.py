@@ -1,6 +1,6 @@
-"""Stories as frames: coloured shapes and letters drawn over real clips, or over texture where there are none.
+"""Scenes as frames: colored shapes and letters drawn over real clips, or over texture where there are none.
 
-Made here. A background is a whole clip of frames, of which a story shows a window: a place, a stretch of time, mirrored
+Made here. A background is a whole clip of frames, of which a scene shows a window: a place, a stretch of time, mirrored
 or not. Clips are divided between training, development and test by file, never by frame (see recipes/vqtoken).
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenthrift.vqtoken.questions import COLOURS, SHAPES, Story
+from tokenthrift.vqtoken.synthetic.questions import COLORS, SHAPES, Scene
 
 __all__ = ["Pixels", "draw", "patch_labels", "read_backgrounds", "texture", "window"]
 
@@ -48,7 +48,7 @@ def read_backgrounds(folder: str | Path) -> list[Pixels]:
 
 
 def texture(rng: random.Random, frames: int, side: int) -> Pixels:
-    """(frames, side, side, 3) of drifting coloured waves: a background that needs no file."""
+    """(frames, side, side, 3) of drifting colored waves: a background that needs no file."""
     waves = np.random.default_rng(rng.getrandbits(63))
     y, x, time = np.meshgrid(np.arange(side), np.arange(side), np.arange(frames), indexing="ij")
     out = np.full((side, side, frames, 3), waves.uniform(60, 180, 3))
@@ -80,17 +80,17 @@ def window(clips: Sequence[Pixels], rng: random.Random, frames: int, side: int) 
     return lit
 
 
-def draw(story: Story, background: Pixels) -> Pixels:
-    """The clip of a story: (frames, side, side, 3) uint8; later things lie over earlier ones.
+def draw(scene: Scene, background: Pixels) -> Pixels:
+    """The clip of a scene: (frames, side, side, 3) uint8; later things lie over earlier ones.
 
     Args:
-        story: what happens.
+        scene: what happens.
         background: (frames, side, side, 3), left as it is.
     """
     clip = background.copy()
-    for thing in story.things:
+    for thing in scene.things:
         cover = _mask(thing.shape, thing.size)[..., None]
-        paint = cover * _PAINT[COLOURS.index(thing.colour)]
+        paint = cover * _PAINT[COLORS.index(thing.color)]
         for frame in range(thing.enter, thing.leave):
             rows, columns = _box(thing.at(frame), thing.size)
             spot = clip[frame, rows, columns]
@@ -98,18 +98,18 @@ def draw(story: Story, background: Pixels) -> Pixels:
     return clip
 
 
-def patch_labels(story: Story, patch: int) -> NDArray[np.int64]:
-    """What each patch shows: (frames, side / patch, side / patch, 3), numbers of colour, shape and thing, 0 for none.
+def patch_labels(scene: Scene, patch: int) -> NDArray[np.int64]:
+    """What each patch shows: (frames, side / patch, side / patch, 3), numbers of color, shape and thing, 0 for none.
 
     A patch shows the topmost thing that covers at least a fifteenth of it.
     """
-    grid = story.side // patch
-    labels = np.zeros((story.frames, grid, grid, 3), np.int64)
-    for place, thing in enumerate(story.things, 1):
-        number = (1 + COLOURS.index(thing.colour), 1 + SHAPES.index(thing.shape), place)
+    grid = scene.side // patch
+    labels = np.zeros((scene.frames, grid, grid, 3), np.int64)
+    for place, thing in enumerate(scene.things, 1):
+        number = (1 + COLORS.index(thing.color), 1 + SHAPES.index(thing.shape), place)
         for frame in range(thing.enter, thing.leave):
             rows, columns = _box(thing.at(frame), thing.size)
-            plane = np.zeros((story.side, story.side), np.float32)
+            plane = np.zeros((scene.side, scene.side), np.float32)
             plane[rows, columns] = _mask(thing.shape, thing.size)
             share = plane.reshape(grid, patch, grid, patch).mean((1, 3))
             labels[frame, share > 1 / 15] = number

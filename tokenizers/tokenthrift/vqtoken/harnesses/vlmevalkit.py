@@ -1,7 +1,7 @@
 """VQToken in VLMEvalKit, which has no plug-in point: `register()` adds it to the models of the running process.
 
     cd VLMEvalKit
-    python -m tokenthrift.vqtoken.vlmevalkit --pretrained FOLDER --budget 33 -- --data Video-MME_8frame --model VQToken
+    python -m tokenthrift.vqtoken.harnesses.vlmevalkit --pretrained FOLDER --budget 33 -- --data Video-MME_8frame --model VQToken
 
 The second line registers the model `VQToken` and then runs VLMEvalKit's own `run.py` of the current folder with what
 follows `--`. From Python, call `register` before anything looks a model up.
@@ -29,7 +29,7 @@ import torch
 
 from tokenthrift.budget import BudgetError
 from tokenthrift.media.video import VideoError, probe, read_frames
-from tokenthrift.vqtoken.vlm import VideoChat
+from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
 __all__ = ["main", "register"]
 
@@ -64,7 +64,7 @@ def register(
 def main(argv: Sequence[str] | None = None) -> None:
     """Registers the model and runs VLMEvalKit's run.py."""
     parser = argparse.ArgumentParser(
-        prog="python -m tokenthrift.vqtoken.vlmevalkit", description="Run VLMEvalKit with VQToken among its models."
+        prog="python -m tokenthrift.vqtoken.harnesses.vlmevalkit", description="Run VLMEvalKit with VQToken among its models."
     )
     parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
     parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")

@@ -1,10 +1,10 @@
-"""`tokenthrift evaluate vqtoken`: accuracy against tokens of VQToken and its rivals, on the synthetic question set.
+"""`tokenthrift evaluate vqtoken`: accuracy against tokens of VQToken and its baselines, on the synthetic question set.
 
     tokenthrift evaluate vqtoken --model model_cards/vqtoken-tiny --data data/vqtoken/backgrounds --out report
 
 One model answers the same questions about the same clips from all native tokens, from the codes of VQToken, fixed and
-adaptive, and from what each training-free rival keeps. Every seed is another set of clips, stories and questions over
-the backgrounds of the part, and another draw of the rival that draws; the model is one, so intervals tell how sure the
+adaptive, and from what each training-free baseline keeps. Every seed is another set of clips, scenes and questions over
+the backgrounds of the part, and another draw of the baseline that draws; the model is one, so intervals tell how sure the
 figures of this model are, not how they would differ after another training.
 
 Token density is accuracy in percent by tokens, as in the paper (VQToken, arXiv 2503.16980, section 4); this model has
@@ -30,12 +30,12 @@ from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.answerer import VideoAnswerer
-from tokenthrift.vqtoken.data import ClipBatch, SyntheticClips, collate
-from tokenthrift.vqtoken.flops import Stopwatch, operations
-from tokenthrift.vqtoken.questions import KINDS, Question, blind_accuracy
-from tokenthrift.vqtoken.rivals import ADAPTIVE, COUNTS, ERRORS, OURS, RIVALS, rival
-from tokenthrift.vqtoken.scenes import read_backgrounds
+from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
+from tokenthrift.vqtoken.synthetic.data import ClipBatch, SyntheticClips, collate
+from tokenthrift.vqtoken.evaluation.flops import Stopwatch, operations
+from tokenthrift.vqtoken.synthetic.questions import KINDS, Question, blind_accuracy
+from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, COUNTS, ERRORS, OURS, BASELINES, baseline
+from tokenthrift.vqtoken.synthetic.scenes import read_backgrounds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +46,8 @@ FIXED = (4, 5, 6, 12)
 TIMED = 3  # batches of a seed whose prefill is timed apart from their answers
 FULL = "all tokens"
 _NOTE = (
-    "All clips and questions are synthetic: coloured shapes over real backgrounds, drawn by rule. One trained model; a "
-    "seed is another set of clips and another draw of the random rival."
+    "All clips and questions are synthetic: colored shapes over real backgrounds, drawn by rule. One trained model; a "
+    "seed is another set of clips and another draw of the random baseline."
 )
 
 
@@ -96,12 +96,12 @@ class Measured:
 def methods(
     model: VideoAnswerer, counts: Sequence[int] = COUNTS, errors: Sequence[float] = ERRORS, fixed: Sequence[int] = FIXED
 ) -> list[Method]:
-    """All rows: native tokens, every rival and VQToken at every count, VQToken alone at some more, which adaptive rows
+    """All rows: native tokens, every baseline and VQToken at every count, VQToken alone at some more, which adaptive rows
     can be compared with, and VQToken that stops at every error."""
     rows = [Method(FULL, TokenBudget(), None)]
     for count in counts:
         budget = TokenBudget(max_tokens=count)
-        rows += [Method(name, budget, name) for name in RIVALS]
+        rows += [Method(name, budget, name) for name in BASELINES]
         rows.append(Method(OURS, budget, model.vqtoken))
     rows += [Method(OURS, TokenBudget(max_tokens=count), model.vqtoken) for count in fixed if count not in counts]
     for error in errors:
@@ -127,7 +127,7 @@ def measure(
     """
     results, shared = [Measured() for _ in rows], Stopwatch()
     grid = model.config.grid
-    reducers = [rival(row.reducer, grid, seed) if isinstance(row.reducer, str) else row.reducer for row in rows]
+    reducers = [baseline(row.reducer, grid, seed) if isinstance(row.reducer, str) else row.reducer for row in rows]
     for first, batch in enumerate(_batches(clips, batch_size, model.config.patch, shared)):
         with shared.measure("encode"):
             native = model.encode(batch.frames)
@@ -228,7 +228,7 @@ def blind_table(known: Sequence[Question], asked: Sequence[Question]) -> Table:
         title="Without looking at the clip",
         columns=("guess", "accuracy %"),
         rows=(("most frequent answer of the kind", 100 * majority), ("most frequent answer to the text", 100 * text)),
-        note=f"Answers learnt by heart from {len(known):,} questions of training stories.",
+        note=f"Answers learned by heart from {len(known):,} questions of training scenes.",
     )
 
 
@@ -308,8 +308,8 @@ def main(argv: Sequence[str]) -> int:
     backgrounds = read_backgrounds(arguments.data / arguments.part)
     more, plots, remarks = list[Table](), dict[str, "Figure"](), list[str]()
     if arguments.clips is not None:  # first, so that a misspelt folder does not cost the long part
-        from tokenthrift.vqtoken.encoders import AnswererEncoder
-        from tokenthrift.vqtoken.real_clips import report
+        from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder
+        from tokenthrift.vqtoken.evaluation.reconstruction import report
 
         more, plots, remarks = report(
             arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens, errors=arguments.errors
@@ -324,8 +324,8 @@ def main(argv: Sequence[str]) -> int:
         runs.append(results)
         for name, spent in shared.items():
             seconds[name] += spent
-    stories = clips_of("train", 4000, seed=0)
-    known = [question for number in range(len(stories)) for question in stories.questions_of(number)]
+    scenes = clips_of("train", 4000, seed=0)
+    known = [question for number in range(len(scenes)) for question in scenes.questions_of(number)]
     tables = [accuracy_table(rows, runs)]
     tables += [kinds_table(rows, runs, count) for count in arguments.tokens if count == 32]
     tables += [blind_table(known, asked), time_table(seconds, arguments.seeds * arguments.count)]

@@ -1,4 +1,4 @@
-"""What real clips keep at a number of tokens: VQToken and its rivals on the features of any encoder, and pictures.
+"""What real clips keep at a number of tokens: VQToken and its baselines on the features of any encoder, and pictures.
 
     tokenthrift evaluate vqtoken --model model_cards/vqtoken-tiny --data BACKGROUNDS --clips FOLDER --out REPORT
 
@@ -9,7 +9,7 @@ from the kept token nearest to it, which every method allows, whether it keeps, 
   rebuilding reproduces; 1 is all, and below 0 is worse than the mean alone;
 * feature error: one minus the mean cosine between a native token and the one that stands for it.
 
-Both favour methods that cluster, since that is what k-means minimises; they say how much of the features is left and
+Both favor methods that cluster, since that is what k-means minimises; they say how much of the features is left and
 not what a language model makes of it, which is what the questions are for.
 """
 
@@ -34,12 +34,12 @@ from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.encoders import ClipEncoder
+from tokenthrift.vqtoken.video_lm.encoders import ClipEncoder
 from tokenthrift.vqtoken.files import Sampled, sample
-from tokenthrift.vqtoken.flops import Stopwatch
+from tokenthrift.vqtoken.evaluation.flops import Stopwatch
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.rivals import ADAPTIVE, COUNTS, ERRORS, OURS, RIVALS, rival
-from tokenthrift.vqtoken.strips import draw_strip
+from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, COUNTS, ERRORS, OURS, BASELINES, baseline
+from tokenthrift.vqtoken.evaluation.visualize import draw_strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,14 +101,14 @@ def kept(native: TokenBatch, reducer: TokenReducer, budget: str) -> tuple[float,
 def compare(
     clip: str, native: TokenBatch, reducer: VQToken, counts: Sequence[int], errors: Sequence[float]
 ) -> list[Kept]:
-    """VQToken, adaptive VQToken and all rivals on one clip; the rival that draws is the mean of three draws."""
+    """VQToken, adaptive VQToken and all baselines on one clip; the baseline that draws is the mean of three draws."""
     assert native.grids is not None
     rows = []
     for count in counts:
-        for name in (OURS, *RIVALS):
+        for name in (OURS, *BASELINES):
             seeds = range(SEEDS) if name == "random" else range(1)
             done = [
-                kept(native, reducer if name == OURS else rival(name, native.grids[0], seed), str(count))
+                kept(native, reducer if name == OURS else baseline(name, native.grids[0], seed), str(count))
                 for seed in seeds
             ]
             tokens, explained, error = (fmean(values) for values in zip(*done, strict=True))

@@ -1,6 +1,6 @@
 """What VQToken is compared with, and at which counts and errors: training-free reducers by their names in tables.
 
-The published comparison does not implement its rivals as their papers do ("ToMe" keeps the mean of the twelve most
+The published comparison does not implement its baselines as their papers do ("ToMe" keeps the mean of the twelve most
 similar pairs of a frame and drops everything else). These are the shared ones of `tokenthrift.reducers`.
 """
 
@@ -16,19 +16,19 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from tokenthrift.reducers import BipartiteMerging, ItemReducer, NormPruning, RandomSubset, TokenReducer, Uniform
 from tokenthrift.reducers.base import Item
-from tokenthrift.vqtoken.places import Grid
+from tokenthrift.vqtoken.token_hash import Grid
 
-__all__ = ["ADAPTIVE", "COUNTS", "ERRORS", "OURS", "RIVALS", "FramePooling", "rival"]
+__all__ = ["ADAPTIVE", "COUNTS", "ERRORS", "OURS", "BASELINES", "FramePooling", "baseline"]
 
 OURS: Final = "VQToken"
 ADAPTIVE: Final = "VQToken, adaptive"
-RIVALS: Final = ("uniform", "random", "norm pruning", "merging (ToMe)", "frame pooling")
+BASELINES: Final = ("uniform", "random", "norm pruning", "merging (ToMe)", "frame pooling")
 COUNTS: Final = (8, 16, 32, 64)
 ERRORS: Final = (0.5, 0.4, 0.3, 0.2, 0.1)
 
 
-def rival(name: str, grid: Grid, seed: int = 0) -> TokenReducer:
-    """A reducer by its name in `RIVALS`.
+def baseline(name: str, grid: Grid, seed: int = 0) -> TokenReducer:
+    """A reducer by its name in `BASELINES`.
 
     Args:
         name: one of them.
@@ -36,16 +36,16 @@ def rival(name: str, grid: Grid, seed: int = 0) -> TokenReducer:
         seed: of the one that draws at random.
 
     Raises:
-        ValueError: no rival has this name.
+        ValueError: no baseline has this name.
     """
-    if name not in RIVALS:
-        raise ValueError(f"no rival is called {name!r}; known: {', '.join(RIVALS)}")
+    if name not in BASELINES:
+        raise ValueError(f"no baseline is called {name!r}; known: {', '.join(BASELINES)}")
     reducers = (Uniform(), RandomSubset(seed), NormPruning(), BipartiteMerging(), FramePooling(grid))
-    return dict(zip(RIVALS, reducers, strict=True))[name]
+    return dict(zip(BASELINES, reducers, strict=True))[name]
 
 
 class FramePooling(ItemReducer):
-    """Means over equal blocks of every frame, and of neighbouring frames where there are fewer tokens than frames.
+    """Means over equal blocks of every frame, and of neighboring frames where there are fewer tokens than frames.
 
     Keeps as many frames as it can, then as many rows, then columns, all by halves; so counts are products of those.
 

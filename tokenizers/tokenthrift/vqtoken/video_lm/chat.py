@@ -117,7 +117,7 @@ class VideoChat:
         """Checks that a long video of so many frames can be answered about under a budget.
 
         Raises:
-            BudgetError: The budget cannot be honoured, however long the video.
+            BudgetError: The budget cannot be honored, however long the video.
         """
         grid = self.grid(frames)
         native = math.prod(grid) + NEWLINES
@@ -160,7 +160,7 @@ class VideoChat:
             stop: Texts at the first of which an answer ends.
 
         Raises:
-            BudgetError: The budget cannot be honoured.
+            BudgetError: The budget cannot be honored.
         """
         given: dict[str, Any] = {}
         slots = 0

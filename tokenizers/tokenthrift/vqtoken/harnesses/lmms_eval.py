@@ -26,7 +26,7 @@ import torch
 
 from tokenthrift.budget import BudgetError, TokenUsage
 from tokenthrift.media.video import VideoError, probe, read_frames
-from tokenthrift.vqtoken.vlm import VideoChat
+from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
 __all__ = ["manifest"]
 

@@ -23,9 +23,9 @@ from tokenthrift.attachment import attach
 from tokenthrift.budget import TokenBudget
 from tokenthrift.training.schedule import warmup_cosine
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
-from tokenthrift.vqtoken.finetune_data import ConversationBatch
+from tokenthrift.vqtoken.video_lm.data import ConversationBatch
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.vlm import VLM
+from tokenthrift.vqtoken.video_lm.chat import VLM
 
 __all__ = ["LlavaVQTokenModule"]
 

@@ -31,12 +31,12 @@ from tokenthrift.reducers.base import TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.questions import WORDS, spell
+from tokenthrift.vqtoken.synthetic.questions import WORDS, encode_text
 
-__all__ = ["Answer", "AnswererConfig", "VideoAnswerer", "place_code"]
+__all__ = ["Answer", "AnswererConfig", "VideoAnswerer", "position_code"]
 
 _WAVES = 4
-PLACE_WIDTH = 3 * 2 * _WAVES
+POSITION_DIM = 3 * 2 * _WAVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class AnswererConfig:
     encoder_heads: int = 4
     token_width: int = 192
     """Of native tokens: what the encoder says, and 24 coordinates of the place."""
-    place_weight: float = 0.3
+    position_weight: float = 0.3
     """Length of the code of the place, beside contents of length about one."""
     width: int = 192
     """Of the language model."""
@@ -72,15 +72,15 @@ class AnswererConfig:
         for name, high in ranges.items():
             if not 1 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be between 1 and {high}, got {getattr(self, name)}")
-        for name in ("place_weight", "frames_per_second"):
+        for name in ("position_weight", "frames_per_second"):
             if not 0 < getattr(self, name) <= 1000:
                 raise ConfigError(f"{name} must be above 0 and at most 1000, got {getattr(self, name)}")
         if self.side % self.patch:
             raise ConfigError(f"side {self.side} must be a multiple of patch {self.patch}")
         if self.encoder_width % self.encoder_heads or self.width % (2 * self.heads):
             raise ConfigError("widths must be multiples of the numbers of heads, the language model's of twice its own")
-        if self.token_width <= PLACE_WIDTH:
-            raise ConfigError(f"token_width {self.token_width} leaves nothing beside the {PLACE_WIDTH} of the place")
+        if self.token_width <= POSITION_DIM:
+            raise ConfigError(f"token_width {self.token_width} leaves nothing beside the {POSITION_DIM} of the place")
         if self.words != list(WORDS):
             raise ConfigError("words: this model speaks another vocabulary than this release's questions")
         attention = self.vqtoken.attention
@@ -115,7 +115,7 @@ class Prefilled(NamedTuple):
     states: Tensor
 
 
-def place_code(grid: tuple[int, int, int]) -> Tensor:
+def position_code(grid: tuple[int, int, int]) -> Tensor:
     """(T * H * W, 24): sines and cosines of frame, row and column at four wavelengths; every row has length one.
 
     The longest wave is twice the clip, so its mean over a cluster still tells the mean place.
@@ -152,7 +152,7 @@ class VideoAnswerer(HubModel):
             global_pool="",
             num_classes=0,
         )
-        self.project = nn.Linear(c.encoder_width, c.token_width - PLACE_WIDTH)
+        self.project = nn.Linear(c.encoder_width, c.token_width - POSITION_DIM)
         self.vqtoken = VQToken(c.vqtoken)
         self.read = nn.Sequential(
             nn.Linear(c.token_width + 1, 2 * c.width),
@@ -208,7 +208,7 @@ class VideoAnswerer(HubModel):
         pixels = clips.flatten(0, 1).to(self.project.weight.dtype) * 2 - 1
         contents = self.project(self.encoder.forward_features(pixels)).unflatten(0, clips.shape[:2]).flatten(1, 2)
         contents = contents / math.sqrt(contents.shape[2])
-        place = place_code(c.grid).to(contents) * c.place_weight
+        place = position_code(c.grid).to(contents) * c.position_weight
         embeddings = torch.cat([contents, place.expand(len(clips), -1, -1)], -1)
         tokens = TokenBatch.from_embeddings(embeddings, seconds=[c.frames / c.frames_per_second] * len(clips))
         return replace(tokens, grids=(c.grid,) * len(clips))
@@ -225,10 +225,10 @@ class VideoAnswerer(HubModel):
         embeddings = tokens.embeddings.gather(1, order[..., None].expand(-1, -1, tokens.embeddings.shape[2]))
         positions = tokens.positions.gather(1, order).clamp(min=0) // (c.grid[1] * c.grid[2])
         sizes = torch.ones_like(mask) if tokens.sizes is None else tokens.sizes.gather(1, order).clamp(min=1)
-        contents, place = embeddings.split([c.token_width - PLACE_WIDTH, PLACE_WIDTH], -1)
+        contents, place = embeddings.split([c.token_width - POSITION_DIM, POSITION_DIM], -1)
         # Every coordinate about as large as the next, whatever their shares in the length of a token are.
         contents = contents * math.sqrt(contents.shape[2])
-        place = place * (math.sqrt(PLACE_WIDTH) / c.place_weight)
+        place = place * (math.sqrt(POSITION_DIM) / c.position_weight)
         features = torch.cat([contents, place, sizes.to(embeddings).log()[..., None] / 4], -1)
         states = self.read(features.masked_fill(~mask[..., None], 0.0))
         cache = DynamicCache(config=self.lm.config)
@@ -286,18 +286,18 @@ class VideoAnswerer(HubModel):
             reducer: in place of the model's own VQToken.
 
         Raises:
-            BudgetError: the budget cannot be honoured.
+            BudgetError: the budget cannot be honored.
             ValueError: another number of clips than of lists of questions, an unknown word, or a bad clip.
         """
         if len(questions) != len(clips):
             raise ValueError(f"{len(clips)} clips but questions for {len(questions)}")
-        spelt = [[spell(text) for text in texts] for texts in questions]
-        count = max((len(texts) for texts in spelt), default=0)
-        length = max((len(words) for texts in spelt for words in texts), default=0)
+        encoded = [[encode_text(text) for text in texts] for texts in questions]
+        count = max((len(texts) for texts in encoded), default=0)
+        length = max((len(words) for texts in encoded for words in texts), default=0)
         if not count or not length:
             return [[] for _ in questions]
         ids = torch.zeros(len(clips), count, length, dtype=torch.long, device=self.project.weight.device)
-        for i, texts in enumerate(spelt):
+        for i, texts in enumerate(encoded):
             for j, words in enumerate(texts):
                 ids[i, j, : len(words)] = torch.tensor(words)
         tokens = (reducer or self.vqtoken).reduce(self.encode(clips), TokenBudget.parse(budget))

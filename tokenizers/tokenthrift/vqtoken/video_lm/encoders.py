@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tokenthrift.vqtoken.answerer import VideoAnswerer
-from tokenthrift.vqtoken.places import Grid
-from tokenthrift.vqtoken.vlm import NEWLINES, VideoChat
+from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
+from tokenthrift.vqtoken.token_hash import Grid
+from tokenthrift.vqtoken.video_lm.chat import NEWLINES, VideoChat
 
 __all__ = ["AnswererEncoder", "ChatEncoder", "ClipEncoder", "PixelPatches"]
 
@@ -44,7 +44,7 @@ class ClipEncoder(Protocol):
 
 
 class PixelPatches:
-    """No encoder: a token is a patch of 16 pixels, as 4 x 4 mean colours. What every trained encoder should beat.
+    """No encoder: a token is a patch of 16 pixels, as 4 x 4 mean colors. What every trained encoder should beat.
 
     One coordinate is the same for all, so that bright and dark have different directions, which is what is clustered.
     """
@@ -62,11 +62,11 @@ class PixelPatches:
         return frames, 14, 14
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(T * 196, 49) float32: colours from -1 to 1, and a constant as long as grey at half brightness."""
+        """(T * 196, 49) float32: colors from -1 to 1, and a constant as long as gray at half brightness."""
         means: Tensor = adaptive_avg_pool2d(frames.float() / 127.5 - 1, (56, 56))
         patches = means.unflatten(3, (14, 4)).unflatten(2, (14, 4))  # (T, 3, 14, 4, 14, 4)
-        colours = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)
-        return torch.cat([colours, colours.new_full((len(colours), 1), 0.5 * math.sqrt(48))], 1)
+        colors = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)
+        return torch.cat([colors, colors.new_full((len(colors), 1), 0.5 * math.sqrt(48))], 1)
 
 
 class AnswererEncoder:
