@@ -38,9 +38,16 @@ def errors(clusters: Clusters, tree: Tree) -> Tensor:
     return share.where(scatter > 0, 0.0).clamp(max=1)
 
 
-def by_error(errors: Tensor, target: float, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
-    """The fewest clusters whose error is at most `target`: (B,) int64 from `min_clusters` to `max_clusters`, each (B,)."""
-    enough = (errors > target).sum(1) + 1
+def by_error(errors: Tensor, targets: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
+    """The fewest clusters whose error is at most the target: (B,) int64 from `min_clusters` to `max_clusters`.
+
+    Args:
+        errors: (B, K) for k + 1 clusters.
+        targets: (B,) float64.
+        min_clusters: (B,) int64.
+        max_clusters: (B,) int64.
+    """
+    enough = (errors > targets[:, None]).sum(1) + 1
     return enough.maximum(min_clusters).minimum(max_clusters)
 
 

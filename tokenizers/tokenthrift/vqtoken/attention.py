@@ -88,9 +88,7 @@ class ReleasedVQAttention(nn.Module):
     def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int, num_patches: int) -> None:
         super().__init__()
         self.to_q_proj = nn.Linear(num_patches, hidden_size)
-        layer = nn.TransformerDecoderLayer(
-            hidden_size, num_attention_heads, intermediate_size, batch_first=True
-        )
+        layer = nn.TransformerDecoderLayer(hidden_size, num_attention_heads, intermediate_size, batch_first=True)
         self.transformer_decoder = nn.TransformerDecoder(layer, num_layers=1)
 
     def forward(self, index_map: Tensor, codes: Tensor) -> Tensor:

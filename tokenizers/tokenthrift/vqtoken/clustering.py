@@ -204,7 +204,9 @@ def _start(unit: Tensor, mask: Tensor, num_clusters: Tensor) -> Tensor:
     many = num_clusters > _MOST_MERGED
     for item in many.nonzero().flatten().tolist():
         part = slice(item, item + 1)
-        start[part] = _gather(unit[part], seeds(unit[part], mask[part], num_clusters[part])) * _first(num_clusters[part], most)
+        start[part] = _gather(unit[part], seeds(unit[part], mask[part], num_clusters[part])) * _first(
+            num_clusters[part], most
+        )
     if bool(many.all()):
         return start
     unit, mask, few = unit[~many], mask[~many], num_clusters[~many]

@@ -254,7 +254,12 @@ def fit_2025(tokens: Tensor, clusters: int, generator: torch.Generator, max_iter
 
 
 def search_2025(
-    tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, generator: torch.Generator, max_iterations: int = 100
+    tokens: Tensor,
+    min_clusters: int,
+    max_clusters: int,
+    rule: str,
+    generator: torch.Generator,
+    max_iterations: int = 100,
 ) -> Fit:
     """The search of 2025: a fit for every K, 21 of them from 12 to 32, and one more at the K that they lead to.
 
@@ -279,7 +284,9 @@ def search_2025(
     return fit_2025(tokens, chosen, generator, max_iterations)
 
 
-def search_2026(tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, seed: int, max_iterations: int = 100) -> Fit:
+def search_2026(
+    tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, seed: int, max_iterations: int = 100
+) -> Fit:
     """The search of 2026: an independent fit for every K from `min_clusters` to `max_clusters`; the chosen one is returned.
 
     Args:

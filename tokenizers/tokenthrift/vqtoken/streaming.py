@@ -2,16 +2,16 @@
 
     stream = Stream()
     maps = [stream.push(frames) for frames in chunks]               # (T, H, W, D) at a time
-    done = stream.finish(TokenBudget(max_tokens=32))
-    done.tokens, [done.resolve(m) for m in maps]                    # codes of the whole clip, and whose each cell is
+    done = stream.finish(32)
+    done.tokens, [done.resolve(m) for m in maps]                    # codes of the clip, and the index of each cell
 
 Ours: the published code needs all frames at once, and its cost and its error grow with them (paper, section 5, names it
-as a limit). Here a chunk is clustered by itself, starting from the codes held so far and from fresh seeds; its clusters
-join the codes held, and the cheapest pairs merge, weighted by how many tokens they stand for, until no more are left
-than may be held. Sums and counts are exact, so the losses that decide are those of the tokens themselves, which are
-gone. The number of each new cluster and what it merged into is all that grows: a few hundred bytes a chunk.
+as a limit). Here each chunk is clustered by itself, from the codes held so far and from fresh seeds. Its clusters join the
+codes held, and the cheapest pairs merge, weighted by their tokens, until `codebook_size` are left. Sums and counts are
+exact, so every merge has the loss that the tokens themselves would give, although they are no longer held. Only the
+table of what each cluster merged into grows, by a few hundred bytes a chunk.
 
-What it lacks: codes are means; VQ-attention needs the map of the whole clip.
+Limits: codes are means, and there is no VQ-attention, which needs the map of the whole clip.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class Streamed:
     """What became of a stream.
 
     Attributes:
-        tokens: The codes as a batch of one clip, in order of time; its usage tells the error.
-        owner: (ids,) int64: the code that each cluster ever made belongs to.
+        tokens: The codes as a batch of one clip, in order of time; its usage holds the error.
+        assignment: (ids,) int64: the index of the code that each cluster ever made belongs to.
     """
 
     tokens: TokenBatch
-    owner: Tensor
+    assignment: Tensor
 
     def resolve(self, ids: Tensor) -> Tensor:
-        """From the ids that `Stream.push` gave to codes: int64 of the same shape."""
-        return self.owner[ids]
+        """Turns the ids of `Stream.push` into indices of codes: int64 of the same shape."""
+        return self.assignment[ids]
 
 
 class Stream:
     """Compresses one clip chunk by chunk.
 
     Args:
-        codebook_size: Most codes kept between chunks, which is also the most that the final budget can have. Three times
-            the final number is enough.
+        codebook_size: Most codes kept between chunks, and so the most that the final budget can have. Three times the
+            final number is enough.
     """
 
     def __init__(self, codebook_size: int = 96) -> None:
@@ -117,7 +117,7 @@ class Stream:
             seconds: The duration, which `tokens_per_second` needs.
 
         Raises:
-            BudgetError: The budget cannot be honored, or asks for more codes than may be held.
+            BudgetError: The budget cannot be honored, or asks for more than `codebook_size`.
             ValueError: There was no frame.
         """
         budget = TokenBudget.parse(budget)
@@ -125,18 +125,20 @@ class Stream:
             raise ValueError("a stream needs at least one frame")
         native, (height, width) = int(self._counts.sum()), self._side
         cap = budget.cap(native, seconds)
-        chooses = budget.target_error is not None
-        if chooses:
+        if budget.target_error is not None:
             cap = min(cap, self.codebook_size)
         elif cap > self.codebook_size:
-            raise BudgetError(f"{cap} tokens of a stream", f"at most the {self.codebook_size} codes held", self.codebook_size)
+            raise BudgetError(
+                f"{cap} tokens of a stream", f"at most codebook_size={self.codebook_size}", self.codebook_size
+            )
         if not cap:
             return self._nothing(native, seconds)
         clusters, tree = self._tree()
         most = torch.tensor([min(cap, len(self._counts))], device=self._counts.device)
-        if chooses:
+        if budget.target_error is not None:
             least = most.clamp(max=max(budget.min_tokens, 1))
-            most = adaptive.by_error(adaptive.errors(clusters, tree), budget.target_error or 0.0, least, most)
+            target = most.new_tensor([budget.target_error], dtype=torch.float64)
+            most = adaptive.by_error(adaptive.errors(clusters, tree), target, least, most)
         k = int(most)
         error = float(adaptive.errors(clusters, tree)[0, k - 1])
         owner = tree.at(most)[0]
@@ -157,7 +159,7 @@ class Stream:
         return Streamed(tokens, rank[owner][self._owner])
 
     def _nothing(self, native: int, seconds: float | None) -> Streamed:
-        """What a budget leaves that allows no token."""
+        """The result under a budget that allows no token."""
         tokens = TokenBatch(
             embeddings=self._raw[None, :0].to(self._dtype),
             mask=self._counts[None, :0].bool(),
@@ -175,7 +177,7 @@ class Stream:
         self._cells = self._counts.new_zeros(0, 3)
 
     def _join(self, sums: Tensor, raw: Tensor, counts: Tensor, labels: Tensor, shape: torch.Size) -> None:
-        """Adds the clusters of a chunk to those held, and merges the cheapest until no more are left than may be."""
+        """Adds the clusters of a chunk to those held, and merges the cheapest until `codebook_size` are left."""
         _, height, width = shape
         index = torch.arange(labels.shape[1], device=labels.device)
         frame = index // (height * width) + self.frames

@@ -64,7 +64,8 @@ def register(
 def main(argv: Sequence[str] | None = None) -> None:
     """Registers the model and runs VLMEvalKit's run.py."""
     parser = argparse.ArgumentParser(
-        prog="python -m tokenthrift.vqtoken.harnesses.vlmevalkit", description="Run VLMEvalKit with VQToken among its models."
+        prog="python -m tokenthrift.vqtoken.harnesses.vlmevalkit",
+        description="Run VLMEvalKit with VQToken among its models.",
     )
     parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
     parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")

@@ -1,7 +1,7 @@
-"""Scenes as frames: colored shapes and letters drawn over real clips, or over texture where there are none.
+"""Scenes as frames: colored shapes and letters drawn over real clips or over a texture.
 
-Made here. A background is a whole clip of frames, of which a scene shows a window: a place, a stretch of time, mirrored
-or not. Clips are divided between training, development and test by file, never by frame (see recipes/vqtoken).
+Made for this project. A background is a clip of frames, of which a scene shows a window in space and time, mirrored or
+not. Clips are divided between training, development and test by file, never by frame (see recipes/vqtoken).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 _PAINT: Final = np.array(
     [(225, 35, 35), (40, 190, 60), (45, 80, 235), (240, 215, 40), (225, 60, 220), (245, 245, 245)], np.float32
 )
-_FINE = 4  # sub-pixels of a side, for smooth edges
+_FINE = 4  # sub-pixels along a side, for smooth edges
 
 
 def read_backgrounds(folder: str | Path) -> list[Pixels]:
@@ -47,11 +47,11 @@ def read_backgrounds(folder: str | Path) -> list[Pixels]:
     return clips
 
 
-def texture(rng: random.Random, frames: int, side: int) -> Pixels:
-    """(frames, side, side, 3) of drifting colored waves: a background that needs no file."""
+def texture(rng: random.Random, num_frames: int, image_size: int) -> Pixels:
+    """(num_frames, image_size, image_size, 3) of drifting colored waves: a background that needs no file."""
     waves = np.random.default_rng(rng.getrandbits(63))
-    y, x, time = np.meshgrid(np.arange(side), np.arange(side), np.arange(frames), indexing="ij")
-    out = np.full((side, side, frames, 3), waves.uniform(60, 180, 3))
+    y, x, time = np.meshgrid(np.arange(image_size), np.arange(image_size), np.arange(num_frames), indexing="ij")
+    out = np.full((image_size, image_size, num_frames, 3), waves.uniform(60, 180, 3))
     for _ in range(4):
         fx, fy, ft, phase = waves.uniform(-0.25, 0.25, 4) * (1, 1, 2, 25)
         out += np.sin(fx * x + fy * y + ft * time + phase)[..., None] * waves.uniform(-30, 30, 3)
@@ -59,20 +59,20 @@ def texture(rng: random.Random, frames: int, side: int) -> Pixels:
     return waved
 
 
-def window(clips: Sequence[Pixels], rng: random.Random, frames: int, side: int) -> Pixels:
-    """(frames, side, side, 3) out of one of the clips, each as likely; mirrored and dimmed or lit at random.
+def window(clips: Sequence[Pixels], rng: random.Random, num_frames: int, image_size: int) -> Pixels:
+    """(num_frames, image_size, image_size, 3) from a random clip, at random mirrored and dimmed or brightened.
 
     Raises:
-        ValueError: a clip is shorter than `frames` or smaller than `side`.
+        ValueError: a clip is shorter than `num_frames` or smaller than `image_size`.
     """
     clip = rng.choice(clips)
     length, height, width = clip.shape[:3]
-    if length < frames or min(height, width) < side:
-        raise ValueError(f"a background of {clip.shape[:3]} is too small for {frames} frames of {side} pixels")
-    stride = rng.randint(1, min(3, (length - 1) // max(frames - 1, 1)))
-    first = rng.randrange(length - stride * (frames - 1))
-    y, x = rng.randrange(height - side + 1), rng.randrange(width - side + 1)
-    part = clip[first : first + stride * (frames - 1) + 1 : stride, y : y + side, x : x + side]
+    if length < num_frames or min(height, width) < image_size:
+        raise ValueError(f"a background of {clip.shape[:3]} is too small for {num_frames} frames of {image_size} pixels")
+    stride = rng.randint(1, min(3, (length - 1) // max(num_frames - 1, 1)))
+    first = rng.randrange(length - stride * (num_frames - 1))
+    y, x = rng.randrange(height - image_size + 1), rng.randrange(width - image_size + 1)
+    part = clip[first : first + stride * (num_frames - 1) + 1 : stride, y : y + image_size, x : x + image_size]
     if rng.random() < 0.5:
         part = part[:, :, ::-1]
     light = rng.uniform(0.6, 1.15)
@@ -81,37 +81,37 @@ def window(clips: Sequence[Pixels], rng: random.Random, frames: int, side: int) 
 
 
 def draw(scene: Scene, background: Pixels) -> Pixels:
-    """The clip of a scene: (frames, side, side, 3) uint8; later things lie over earlier ones.
+    """The clip of a scene: (num_frames, image_size, image_size, 3) uint8; later shapes lie over earlier ones.
 
     Args:
         scene: what happens.
-        background: (frames, side, side, 3), left as it is.
+        background: (num_frames, image_size, image_size, 3); it is not changed.
     """
     clip = background.copy()
-    for thing in scene.things:
-        cover = _mask(thing.shape, thing.size)[..., None]
-        paint = cover * _PAINT[COLORS.index(thing.color)]
-        for frame in range(thing.enter, thing.leave):
-            rows, columns = _box(thing.at(frame), thing.size)
+    for shape in scene.shapes:
+        cover = _mask(shape.name, shape.size)[..., None]
+        paint = cover * _PAINT[COLORS.index(shape.color)]
+        for frame in range(shape.enter, shape.leave):
+            rows, columns = _box(shape.at(frame), shape.size)
             spot = clip[frame, rows, columns]
             clip[frame, rows, columns] = (paint + (1 - cover) * spot).astype(np.uint8)
     return clip
 
 
-def patch_labels(scene: Scene, patch: int) -> NDArray[np.int64]:
-    """What each patch shows: (frames, side / patch, side / patch, 3), numbers of color, shape and thing, 0 for none.
+def patch_labels(scene: Scene, patch_size: int) -> NDArray[np.int64]:
+    """What each patch shows: (num_frames, h, w, 3) with the numbers of color, name and shape, 0 for none.
 
-    A patch shows the topmost thing that covers at least a fifteenth of it.
+    A patch shows the topmost shape that covers at least a fifteenth of it.
     """
-    grid = scene.side // patch
-    labels = np.zeros((scene.frames, grid, grid, 3), np.int64)
-    for place, thing in enumerate(scene.things, 1):
-        number = (1 + COLORS.index(thing.color), 1 + SHAPES.index(thing.shape), place)
-        for frame in range(thing.enter, thing.leave):
-            rows, columns = _box(thing.at(frame), thing.size)
-            plane = np.zeros((scene.side, scene.side), np.float32)
-            plane[rows, columns] = _mask(thing.shape, thing.size)
-            share = plane.reshape(grid, patch, grid, patch).mean((1, 3))
+    grid = scene.image_size // patch_size
+    labels = np.zeros((scene.num_frames, grid, grid, 3), np.int64)
+    for index, shape in enumerate(scene.shapes, 1):
+        number = (1 + COLORS.index(shape.color), 1 + SHAPES.index(shape.name), index)
+        for frame in range(shape.enter, shape.leave):
+            rows, columns = _box(shape.at(frame), shape.size)
+            plane = np.zeros((scene.image_size, scene.image_size), np.float32)
+            plane[rows, columns] = _mask(shape.name, shape.size)
+            share = plane.reshape(grid, patch_size, grid, patch_size).mean((1, 3))
             labels[frame, share > 1 / 15] = number
     return labels
 
@@ -123,8 +123,8 @@ def _box(at: tuple[float, float] | None, size: int) -> tuple[slice, slice]:
 
 
 @cache
-def _mask(shape: str, size: int) -> NDArray[np.float32]:
-    """(size, size) share of every pixel that a shape covers."""
+def _mask(name: str, size: int) -> NDArray[np.float32]:
+    """(size, size) share of every pixel that a shape of this name covers."""
     steps = (np.arange(size * _FINE) + 0.5) / (size * _FINE) * 2 - 1
     x, y = steps[None, :], steps[:, None]
     radius, bar = np.hypot(x, y), 0.3
@@ -137,7 +137,7 @@ def _mask(shape: str, size: int) -> NDArray[np.float32]:
         "T": ((y < -0.4) | (abs(x) < bar)) & (abs(x) < 0.9) & (abs(y) < 0.95),
         "H": ((abs(x) > 0.4) | (abs(y) < bar)) & (abs(x) < 0.9) & (abs(y) < 0.95),
         "L": ((x < -0.3) | (y > 0.4)) & (abs(x) < 0.9) & (abs(y) < 0.95),
-    }[shape]
+    }[name]
     fine = np.broadcast_to(inside, (size * _FINE, size * _FINE))
     cover: NDArray[np.float32] = fine.reshape(size, _FINE, size, _FINE).mean((1, 3), dtype=np.float32)
     return cover
