@@ -142,10 +142,11 @@ def test_silhouette_and_elbow_find_clusters_that_are_far_apart() -> None:
 
 
 def test_error_rule_takes_the_fewest_within_bounds() -> None:
-    curve = torch.tensor([[1.0, 0.5, 0.2, 0.1, 0.0]])
+    curve = torch.tensor([[1.0, 0.5, 0.2, 0.1, 0.0]], dtype=torch.float64)
     bounds = [(0.2, 1, 5, 3), (0.19, 1, 5, 4), (1.0, 1, 5, 1), (0.0, 1, 5, 5), (0.0, 1, 4, 4), (0.9, 3, 5, 3)]
-    for target, least, most, wanted in bounds:
-        assert by_error(curve, target, torch.tensor([least]), torch.tensor([most])).item() == wanted
+    for target, least, most, expected in bounds:
+        targets = torch.tensor([target], dtype=torch.float64)
+        assert by_error(curve, targets, torch.tensor([least]), torch.tensor([most])).item() == expected
 
 
 def test_a_few_passes_only_improve_the_merged_partition() -> None:

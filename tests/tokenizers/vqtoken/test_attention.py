@@ -17,7 +17,7 @@ from tokenthrift.vqtoken import AttentionConfig, VQToken, VQTokenConfig
 from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.token_hash import FEATURES
 
-ATTENTION = AttentionConfig(width=24, heads=4, ffn=48, patches=6)
+ATTENTION = AttentionConfig(hidden_size=24, num_attention_heads=4, intermediate_size=48, num_patches=6)
 Item = tuple[int, int]  # frames, seed
 BUDGET = TokenBudget(max_tokens=7)
 
@@ -64,7 +64,7 @@ class TestCorrected(Contract):
 
 class TestReleased(Contract):
     config = VQTokenConfig(attention=ATTENTION, compat="released")
-    learned = 0.7
+    learnt = 0.7
     """Its output is a layer norm of 24 channels: it cannot reach every aim."""
 
 
@@ -124,10 +124,10 @@ def test_the_attention_names_the_width_it_reads() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 25}, "multiple of heads"),
-        ({"heads": 0}, "between 1"),
-        ({"ffn": 10**6}, "ffn"),
-        ({"patches": 0}, "patches"),
+        ({"hidden_size": 25}, "multiple of num_attention_heads"),
+        ({"num_attention_heads": 0}, "between 1"),
+        ({"intermediate_size": 10**6}, "intermediate_size"),
+        ({"num_patches": 0}, "num_patches"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict[str, int], message: str) -> None:

@@ -28,9 +28,9 @@ def test_the_fit_of_2026_from_given_centers(recorded: dict[str, Tensor]) -> None
     torch.testing.assert_close(fit.centers, recorded["fixed_K8.raw_centroids"], rtol=0, atol=1e-6)
     labels, order = released.first_occurrence(fit.labels, 8)
     assert torch.equal(labels.view(4, 49), recorded["fixed_K8.index_map"])
-    codes = released.code_means(tokens, labels, fit.centers[order])
+    codes = released.code_means_2026(tokens, labels, fit.centers[order])
     torch.testing.assert_close(codes, recorded["fixed_K8.codebook"], rtol=0, atol=1e-6)
-    as_fitted = released.code_means(tokens, fit.labels, fit.centers)
+    as_fitted = released.code_means_2026(tokens, fit.labels, fit.centers)
     assert torch.equal(fit.labels.view(4, 49), recorded["fixed_K8_nocanon.index_map"])
     torch.testing.assert_close(as_fitted, recorded["fixed_K8_nocanon.codebook"], rtol=0, atol=1e-6)
 
@@ -42,7 +42,7 @@ def test_half_precision_of_2026(recorded: dict[str, Tensor], name: str, dtype: t
     fit = released.kmeans_2026(tokens, unit[recorded["fixed_K8.init_idx"]])
     labels, order = released.first_occurrence(fit.labels, 8)
     assert torch.equal(labels.view(4, 49), recorded[f"fixed_K8_{name}.index_map"])
-    codes = released.code_means(tokens, labels, fit.centers[order])
+    codes = released.code_means_2026(tokens, labels, fit.centers[order])
     assert codes.dtype == dtype
     torch.testing.assert_close(codes, recorded[f"fixed_K8_{name}.codebook"], rtol=0, atol=1e-6)
 

@@ -107,10 +107,10 @@ def test_wrong_use_is_named() -> None:
         stream.push(noise(0, 4, 2, 3, 8))
     with pytest.raises(ValueError, match="NaN"):
         stream.push(torch.full((1, 3, 3, 8), torch.nan))
-    with pytest.raises(BudgetError, match="8 codes held"):
+    with pytest.raises(BudgetError, match="codebook_size=8"):
         stream.finish(9)
     with pytest.raises(BudgetError, match="unknown duration"):
         stream.finish("2/s")
     assert stream.finish("2/s", seconds=2.0).tokens.usage[0].used == 4
-    with pytest.raises(ValueError, match="at least 1 code"):
+    with pytest.raises(ValueError, match="codebook_size is at least 1"):
         Stream(0)

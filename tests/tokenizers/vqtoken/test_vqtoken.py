@@ -17,15 +17,15 @@ from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
 from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift import vqtoken as package
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
 from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.reducers import AveragePooling, TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig, released
 
-MEAN, MEDOID, ELBOW = VQToken(), VQToken(VQTokenConfig(codes="medoid")), VQToken(VQTokenConfig(choose="elbow"))
-SILHOUETTE = VQToken(VQTokenConfig(choose="silhouette", least=2))
+MEAN, MEDOID, ELBOW = VQToken(), VQToken(VQTokenConfig(code_type="medoid")), VQToken(VQTokenConfig(selection_method="elbow"))
+SILHOUETTE = VQToken(VQTokenConfig(selection_method="silhouette", min_clusters=2))
 RELEASED = VQToken(VQTokenConfig(compat="released"))
 OF_2025 = VQToken(VQTokenConfig(compat="released_2025"))
 MODELS = [MEAN, MEDOID, ELBOW, SILHOUETTE, RELEASED]
@@ -49,9 +49,13 @@ def target(model: VQToken, budget: TokenBudget, error: float | None) -> TokenBud
 def test_the_package_lists_its_modules() -> None:
     assert package.__doc__ is not None
     assert package.__file__ is not None
-    modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")} - {"__init__"}
-    assert modules <= set(re.findall(r"\w+", package.__doc__))
-    assert set(re.findall(r"^(\w+)  ", package.__doc__, re.MULTILINE)) <= modules
+    root = Path(package.__file__).parent
+    modules = {path.stem for path in root.glob("*.py")} - {"__init__"}
+    assert len(modules) <= 12, "a user, a trainer and an evaluator have rooms of their own"
+    rooms = {path.parent.name for path in root.glob("*/*.py")}
+    assert modules | rooms <= set(re.findall(r"\w+", package.__doc__))
+    assert set(re.findall(r"^(\w+)  ", package.__doc__, re.MULTILINE)) <= modules | rooms
+    assert all(getattr(package, name).__name__ == name for name in package.__all__)
 
 
 @EVERY
@@ -64,12 +68,13 @@ def test_keeps_to_its_plan(
     budget = target(model, budget, error)
     tokens = batch_of(lengths, seed, newline)
     done = model.compress(tokens, budget)
-    used, plan = done.tokens.mask.sum(1).tolist(), model.plan(lengths, budget, tokens.seconds)
+    used = done.tokens.mask.sum(1).tolist()
+    plan = [usage.used for usage in model.plan(tokens.item_sizes(), budget)]
     assert used == [usage.used for usage in done.tokens.usage]
     for n, bound, native, usage in zip(used, plan, lengths, done.tokens.usage, strict=True):
         assert usage.native == native
         assert n <= usage.cap == bound <= budget.cap(native, native / 10)
-        if budget.target_error is None and (model.config.choose == "fixed" or bound == native):
+        if budget.target_error is None and (model.config.selection_method == "fixed" or bound == native):
             assert n == bound
         if usage.error is not None and budget.target_error is not None:
             assert usage.error <= budget.target_error + 1e-9 or n >= bound - native % 3
@@ -127,7 +132,7 @@ def test_is_a_reducer_that_honors_what_it_says(model: VQToken) -> None:
     tokens = batch_of([12])
     with pytest.raises(BudgetError, match="unknown duration"):
         model.reduce(replace(tokens, seconds=None), TokenBudget(tokens_per_second=4.0))
-    assert model.plan([12], TokenBudget(tokens_per_second=4.0), [1.2]) == (4,)
+    assert [usage.used for usage in model.plan([ItemSize(native=12, seconds=1.2)], "4/s")] == [4]
     with pytest.raises(BudgetError, match="min_tokens"):
         model.reduce(tokens, TokenBudget(retention=0.05))
     tokens.embeddings[0, 3, 2] = math.nan
@@ -147,7 +152,7 @@ def test_a_smaller_target_error_never_takes_fewer_tokens() -> None:
     assert used == sorted(used)
     assert used[0] == 1
     assert used[-1] > 10
-    assert MEAN.plan([5000], TokenBudget(target_error=0.5)) == (256,)
+    assert MEAN.plan([5000], "e0.5")[0].used == 256
     assert MEAN.reduce(tokens, TokenBudget(target_error=1.0, min_tokens=5)).usage[0].used == 5
 
 
@@ -196,13 +201,13 @@ def test_the_rules_of_2025_are_a_configuration(monkeypatch: pytest.MonkeyPatch) 
 
     kmeans = released.kmeans_2025
     monkeypatch.setattr(released, "kmeans_2025", noted)
-    model = VQToken(VQTokenConfig(compat="released_2025", choose="elbow", least=12, most=32))
+    model = VQToken(VQTokenConfig(compat="released_2025", selection_method="elbow", min_clusters=12, max_clusters=32))
     (usage,) = model.reduce(tokens, TokenBudget(max_tokens=40)).usage
     assert fits[:-1] == [(k, 100) for k in range(12, 33)], "21 fits"
     assert fits[-1] == (usage.used, 100), "and one more"
     assert 12 <= usage.used <= 22
     assert model.reduce(tokens, TokenBudget(max_tokens=5)).usage[0].used == 5
-    silhouette = VQToken(VQTokenConfig(compat="released_2025", choose="silhouette", least=12, most=32))
+    silhouette = VQToken(VQTokenConfig(compat="released_2025", selection_method="silhouette", min_clusters=12, max_clusters=32))
     assert silhouette.reduce(tokens, TokenBudget(max_tokens=40)).usage[0].used == 12
     with pytest.raises(ValueError, match="length zero"):
         OF_2025.reduce(TokenBatch.from_items([torch.zeros(9, 4)]), TokenBudget(max_tokens=3))
@@ -218,8 +223,8 @@ def test_a_published_search_stops_at_100_iterations(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(released, "kmeans_2026", noted)
     tokens = TokenBatch.from_items([noise(0, 30, 6)])
-    fixed = VQTokenConfig(compat="released", least=2, most=4, iterations=50)
-    for config in (fixed, replace(fixed, choose="elbow")):
+    fixed = VQTokenConfig(compat="released", min_clusters=2, max_clusters=4, max_iterations=50)
+    for config in (fixed, replace(fixed, selection_method="elbow")):
         VQToken(config).reduce(tokens, TokenBudget(max_tokens=4))
     assert seen == [50, 100, 100, 100]
 
@@ -282,7 +287,7 @@ def test_a_model_without_weights_is_saved_and_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"most": 0}, {"least": 9, "most": 8}, {"iterations": 0}, {"compat": "released", "codes": "medoid"}]
+    "wrong", [{"max_clusters": 0}, {"min_clusters": 9, "max_clusters": 8}, {"max_iterations": 0}, {"compat": "released", "code_type": "medoid"}]
 )
 def test_impossible_configurations_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

@@ -41,7 +41,7 @@ class VQAttention(nn.Module):
         self.code_norm = nn.LayerNorm(hidden_size)
         self.query = nn.Linear(hidden_size, hidden_size)
         # Without a bias: one would add the same to every score of a query, which the softmax takes out again.
-        self.key = nn.Linear(hidden_size, width, bias=False)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
         self.ffn_norm = nn.LayerNorm(hidden_size)
