@@ -3,16 +3,16 @@
 Source: the published recipe of VQToken (arXiv 2503.16980; finetune_ov_all.sh): up to 32 frames spread over the clip,
 one placeholder for the video in the first turn of a ChatML conversation, loss on the answers only. Differs: a manifest
 of one JSON object a line, `{"video": "a.mp4", "turns": [{"question": "...", "answer": "..."}]}`, with paths relative to
-it; a video that cannot be read, or whose first answer is cut off, is skipped for the next and named, instead of ending
-the run; the order depends on seed and epoch alone, and a resumed run goes on with the item after the last.
+it. A video that cannot be read, or whose first answer is cut off, is logged and replaced by the next one of the
+manifest; it does not end the run. The order depends on seed and epoch alone, processes share each epoch, and a resumed
+run goes on with the conversations that would have come.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import random
-from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenthrift.media.video import VideoError, read_frames
 from tokenthrift.training.resuming import ResumableDataModule
-from tokenthrift.vqtoken.synthetic.data import Onward
+from tokenthrift.training.sampler import Key, random_batches
 
 __all__ = [
     "Conversation",
@@ -42,7 +42,7 @@ _TRIES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A video file and what is asked and answered about it."""
+    """A video file, and questions and answers about it."""
 
     video: Path
     turns: tuple[tuple[str, str], ...]
@@ -53,7 +53,8 @@ class ConversationBatch:
     """One conversation, ready for the model.
 
     Attributes:
-        inputs: what the model takes: `input_ids`, `attention_mask`, `pixel_values_videos`.
+        inputs: arguments of the model: `input_ids` and `attention_mask` (1, L) int64, and `pixel_values_videos`
+            (1, T, 3, H, W) floating point, frames as the processor of the model makes them.
         labels: (1, L) int64, -100 everywhere but in answers.
     """
 
@@ -92,89 +93,84 @@ def read_manifest(path: str | Path) -> list[Conversation]:
     return out
 
 
-def encode(processor: Any, pixels: Tensor, turns: tuple[tuple[str, str], ...], longest: int) -> ConversationBatch:
-    """A conversation in the words of the model.
+def encode(processor: Any, pixels: Tensor, turns: tuple[tuple[str, str], ...], max_length: int) -> ConversationBatch:
+    """A conversation as token ids.
 
     Args:
         processor: of LLaVA-OneVision.
         pixels: (T, 3, H, W) uint8.
         turns: questions and answers.
-        longest: tokens, native visual ones included, after which the text is cut.
+        max_length: tokens, native visual ones included, after which the text is cut.
     """
     tokenizer, ids, labels = processor.tokenizer, list[int](), list[int]()
     pixel_values = torch.empty(0)
-    for place, (question, answer) in enumerate(turns):
-        if place == 0:
+    for turn, (question, answer) in enumerate(turns):
+        if turn == 0:
             text = f"{_SYSTEM}<|im_start|>user\n{processor.video_token}\n{question}<|im_end|>\n<|im_start|>assistant\n"
             made = processor(text=text, videos=[pixels], return_tensors="pt")
-            asked, pixel_values = made["input_ids"][0].tolist(), made["pixel_values_videos"]
+            prompt, pixel_values = made["input_ids"][0].tolist(), made["pixel_values_videos"]
         else:
             text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-            asked = tokenizer(text, add_special_tokens=False)["input_ids"]
-        said = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
+            prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        target = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
         after = tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids += asked + said + after
-        labels += [_IGNORED] * len(asked) + said + [_IGNORED] * len(after)
-    input_ids = torch.tensor([ids[:longest]])
+        ids += prompt + target + after
+        labels += [_IGNORED] * len(prompt) + target + [_IGNORED] * len(after)
+    input_ids = torch.tensor([ids[:max_length]])
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values_videos": pixel_values}
-    return ConversationBatch(inputs, torch.tensor([labels[:longest]]))
+    return ConversationBatch(inputs, torch.tensor([labels[:max_length]]))
 
 
 class Conversations(Dataset[ConversationBatch]):
-    """Conversations of a manifest in an order drawn anew for every epoch; item n of epoch e has number e * length + n.
+    """Conversations of a manifest, by their index or by `(epoch, index)`.
 
     Args:
         items: from `read_manifest`.
         processor: of LLaVA-OneVision.
-        frames: most frames of a video.
-        longest: most tokens of a conversation.
-        seed: of the order; None keeps that of the manifest.
+        num_frames: most frames of a video.
+        max_length: most tokens of a conversation.
     """
 
-    def __init__(
-        self, items: list[Conversation], processor: Any, frames: int, longest: int, seed: int | None = None
-    ) -> None:
-        self.items, self.processor, self.frames, self.longest, self.seed = items, processor, frames, longest, seed
-        self._drawn: tuple[int, array[int]] | None = None
-
-    def order(self, epoch: int) -> array[int]:
-        """Places in the manifest; drawn once an epoch, since a corpus has a million."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            places = array("L", range(len(self.items)))
-            if self.seed is not None:
-                random.Random(self.seed * 1_000_003 + epoch).shuffle(places)
-            self._drawn = (epoch, places)
-        return self._drawn[1]
+    def __init__(self, items: list[Conversation], processor: Any, num_frames: int, max_length: int) -> None:
+        self.items, self.processor, self.num_frames, self.max_length = items, processor, num_frames, max_length
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, number: int) -> ConversationBatch:
-        epoch, place = divmod(number, len(self.items))
-        order = self.order(epoch)
-        for further in range(min(_TRIES, len(order))):
-            item = self.items[order[(place + further) % len(order)]]
+    def __getitem__(self, key: int | Key) -> ConversationBatch:
+        index = key if isinstance(key, int) else key[1]
+        tries = min(_TRIES, len(self.items))
+        for further in range(tries):
+            item = self.items[(index + further) % len(self.items)]
             try:
-                pixels = read_frames(item.video, count=self.frames).pixels
+                pixels = read_frames(item.video, count=self.num_frames).pixels
             except VideoError as error:
                 _LOG.warning("left out: %s", error)
                 continue
-            made = encode(self.processor, pixels, item.turns, self.longest)
+            made = encode(self.processor, pixels, item.turns, self.max_length)
             if (made.labels >= 0).any():
                 return made
-            # Nothing to learn; the loss would be no number, and the video's placeholders may be cut too.
-            _LOG.warning("left out: %s: its first answer lies beyond %d tokens", item.video, self.longest)
-        raise ValueError(f"none of {min(_TRIES, len(order))} videos in a row could be used; the last was {item.video}")
+            # Nothing to learn from: the loss would be NaN, and the video's placeholders may be cut too.
+            _LOG.warning("left out: %s: its first answer lies beyond %d tokens", item.video, self.max_length)
+        raise ValueError(f"none of {tries} videos in a row could be used; the last was {item.video}")
+
+
+def _as_list(conversations: Sequence[ConversationBatch]) -> list[ConversationBatch]:
+    """Conversations differ in frames and in length, so they stay apart."""
+    return list(conversations)
 
 
 class VideoConversationsDataModule(ResumableDataModule):
     """One conversation a batch, as published; `accumulate_grad_batches` and devices make batches larger.
 
+    A batch is a list of `ConversationBatch`, of one conversation each. The list has one entry; in the last step of an
+    epoch it has two where the conversations do not divide evenly among the processes.
+
     Args:
         manifest: training conversations.
-        dev_manifest: conversations to validate on; none skips validation.
+        dev_manifest: conversations to validate on; without one there is no validation.
         processor: that of the model, folder or Hub id.
-        frames: most frames of a video, spread over it.
+        num_frames: most frames of a video, spread over it.
         max_length: most tokens of a conversation, native visual ones included.
         workers: processes that read videos.
         seed: of the order.
@@ -185,7 +181,7 @@ class VideoConversationsDataModule(ResumableDataModule):
         manifest: str,
         dev_manifest: str | None = None,
         processor: str = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-        frames: int = 32,
+        num_frames: int = 32,
         max_length: int = 32_768,
         workers: int = 4,
         seed: int = 0,
@@ -199,17 +195,17 @@ class VideoConversationsDataModule(ResumableDataModule):
 
         h: Any = self.hparams
         processor = AutoProcessor.from_pretrained(h.processor)
-        self.train = Conversations(read_manifest(h.manifest), processor, h.frames, h.max_length, h.seed)
+        self.train = Conversations(read_manifest(h.manifest), processor, h.num_frames, h.max_length)
         self.dev = None
         if h.dev_manifest is not None:
-            self.dev = Conversations(read_manifest(h.dev_manifest), processor, h.frames, h.max_length)
+            self.dev = Conversations(read_manifest(h.dev_manifest), processor, h.num_frames, h.max_length)
 
-    def train_dataloader(self) -> DataLoader[ConversationBatch]:
-        """The conversations after the last."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = Onward(self.consumed, len(self.train), rank, world)
-        return DataLoader(self.train, None, sampler=sampler, num_workers=self.hparams["workers"])
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The conversations of every epoch in random order, from where this run begins."""
+        h: Any = self.hparams
+        sampler = random_batches(range(len(self.train)), 1, seed=h.seed)
+        return self.training_loader(self.train, sampler, _as_list, h.workers)
 
-    def val_dataloader(self) -> list[DataLoader[ConversationBatch]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """The development conversations, if there are any."""
-        return [] if self.dev is None else [DataLoader(self.dev, None, num_workers=self.hparams["workers"])]
+        return [] if self.dev is None else [self.evaluation_loader(self.dev, 1, _as_list, self.hparams["workers"])]
