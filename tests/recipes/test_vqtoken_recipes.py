@@ -36,5 +36,9 @@ def test_recipes_are_understood(name: str, capsys: pytest.CaptureFixture[str]) -
     if isinstance(data, VQTokenDataModule):
         with torch.device("meta"):
             module = VQTokenModule(**config["model"]["init_args"])
-        for size in ("frames", "side", "patch"):
-            assert data.hparams[size] == module.hparams[size]
+        for size in ("num_frames", "image_size", "patch_size"):
+            assert data.hparams[size] == getattr(module.model.config, size)
+    for part in ("model", "data"):
+        given = yaml.safe_load((RECIPE / f"{name}.yaml").read_text())[part]["init_args"]
+        assert set(given) <= set(config[part]["init_args"])
+    assert config["model"]["init_args"]["optim"]["betas"], "every field is shown"

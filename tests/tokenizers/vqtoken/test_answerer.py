@@ -1,4 +1,4 @@
-"""VideoAnswerer: the contract of models, budgets, baselines, and that questions and clips do not influence each other."""
+"""VideoAnswerer: the contract of models, budgets, baselines; questions and clips do not influence each other."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn.functional import cross_entropy
 
 from tests.model_contract import ModelContract, Outputs
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
 from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VideoAnswerer
-from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, position_code
-from tokenthrift.vqtoken.evaluation.flops import Stopwatch, operations
-from tokenthrift.vqtoken.synthetic.questions import WORDS, encode_text
 from tokenthrift.vqtoken.evaluation.baselines import BASELINES, FramePooling, baseline
+from tokenthrift.vqtoken.evaluation.flops import Stopwatch, count_flops
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, position_code
+from tokenthrift.vqtoken.synthetic.questions import WORDS, encode_text
 
 TEXTS = ["which way did the red circle move ?", "how many things moved ?", "where did the T end ?"]
 
@@ -72,14 +72,14 @@ def model() -> VideoAnswerer:
 @pytest.mark.parametrize("budget", [5, "25%", "6.5/s", "8,e0.3"])
 def test_answers_cost_what_was_planned(model: VideoAnswerer, budget: str | int) -> None:
     clips = torch.stack([clip(0), clip(1)])
-    planned = model.plan(2, budget)
+    planned = model.plan([ItemSize(frames=4)] * 2, budget)
     answers = model.answer(clips, [TEXTS, TEXTS[:1]], budget)
     assert [len(row) for row in answers] == [3, 1]
-    for row, most in zip(answers, planned, strict=True):
+    for row, usage in zip(answers, planned, strict=True):
         for answer in row:
             assert answer.word in WORDS
             assert 0 < answer.confidence <= 1
-            assert answer.usage.used <= most < answer.usage.native == 64
+            assert answer.usage.used <= usage.used < answer.usage.native == 64
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -155,13 +155,13 @@ def test_bad_questions_and_budgets_are_refused(model: VideoAnswerer) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"patch": 7},
-        {"token_width": 24},
-        {"heads": 5},
-        {"frames": 0},
-        {"words": ["yes", "no"]},
+        {"patch_size": 7},
+        {"token_dim": 24},
+        {"num_attention_heads": 5},
+        {"num_frames": 0},
+        {"vocabulary": ["yes", "no"]},
         {"position_weight": 0.0},
-        {"token_width": 200},
+        {"token_dim": 200},
     ],
 )
 def test_bad_configurations_are_refused(wrong: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ def test_pooled_frames_are_means_of_blocks() -> None:
     assert done.sizes is not None
     assert done.sizes.tolist() == [[4.0] * 16]
     assert done.positions[0, :5].tolist() == [0, 2, 8, 10, 16]
-    assert FramePooling((4, 4, 4)).plan([64], TokenBudget(max_tokens=15)) == (8,)
+    assert FramePooling((4, 4, 4)).plan([64], 15)[0].used == 8
     with pytest.raises(ValueError, match="grid"):
         FramePooling((4, 4, 4)).reduce(TokenBatch.from_embeddings(values[:, :32]), TokenBudget(max_tokens=16))
     with pytest.raises(ValueError, match="no baseline"):
@@ -200,11 +200,11 @@ def test_pooled_frames_are_means_of_blocks() -> None:
 
 def test_operations_count_products_and_attention() -> None:
     a, b = torch.rand(3, 4), torch.rand(4, 5)
-    result, count = operations(lambda: a @ b)
+    result, count = count_flops(lambda: a @ b)
     assert torch.equal(result, a @ b)
     assert count == 2 * 3 * 4 * 5
     q = torch.rand(1, 2, 6, 8)
-    _, count = operations(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    _, count = count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert count == 2 * (2 * 2 * 6 * 6 * 8)
     watch = Stopwatch()
     for _ in range(2):

@@ -52,7 +52,7 @@ def test_every_tensor_arrives(converted: Path) -> None:
     reducer = VQToken.from_pretrained(converted)
     assert reducer.config.compat == "released"
     assert reducer.config.attention is not None
-    assert (reducer.config.attention.width, reducer.config.attention.patches) == (WIDTH, PATCHES)
+    assert (reducer.config.attention.hidden_size, reducer.config.attention.num_patches) == (WIDTH, PATCHES)
     for name, tensor in attention().state_dict().items():
         stored = reducer.state_dict()[f"cross_attention.{name}"]
         torch.testing.assert_close(stored, tensor, rtol=1e-3, atol=1e-6)

@@ -15,13 +15,13 @@ from tokenthrift import cli
 from tokenthrift.media import video
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig
-from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, VideoAnswerer
 from tokenthrift.vqtoken.convert import vqtoken
-from tokenthrift.vqtoken.video_lm.encoders import PixelPatches
+from tokenthrift.vqtoken.evaluation.baselines import BASELINES, COUNTS, ERRORS
+from tokenthrift.vqtoken.evaluation.reconstruction import compare, reconstruct, report
+from tokenthrift.vqtoken.evaluation.visualize import draw_clip, overlay, region_colors
 from tokenthrift.vqtoken.files import sample
-from tokenthrift.vqtoken.evaluation.reconstruction import compare, rebuild, report
-from tokenthrift.vqtoken.evaluation.baselines import COUNTS, ERRORS, BASELINES
-from tokenthrift.vqtoken.evaluation.visualize import colors, draw_strip, overlay
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, VideoAnswerer
+from tokenthrift.vqtoken.video_lm.encoders import PixelPatches
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +152,22 @@ def test_an_answerer_uses_its_own_encoder_and_frames(
     tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes: dict[str, Any] = {
-        "frames": 4,
-        "side": 16,
-        "patch": 8,
-        "encoder_width": 16,
-        "encoder_layers": 1,
-        "encoder_heads": 2,
+        "num_frames": 4,
+        "image_size": 16,
+        "patch_size": 8,
+        "encoder_hidden_size": 16,
+        "encoder_num_hidden_layers": 1,
+        "encoder_num_attention_heads": 2,
     }
     config = AnswererConfig(
-        **sizes, token_width=32, width=16, layers=1, heads=2, ffn=16, vqtoken=VQTokenConfig(), frames_per_second=2.0
+        **sizes,
+        token_dim=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vqtoken=VQTokenConfig(),
+        frames_per_second=2.0,
     )
     VideoAnswerer(config).save_pretrained(tmp_path / "model")
     arguments = [str(clips / "a.mp4"), str(clips / "short.mp4"), "--model", str(tmp_path / "model"), "--budget", "5"]
@@ -176,10 +183,10 @@ def test_an_answerer_uses_its_own_encoder_and_frames(
 
 def test_rebuilding_is_measured_against_the_mean() -> None:
     native = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    assert rebuild(native, native) == pytest.approx((1, 0), abs=1e-9)
-    assert rebuild(native, native.mean(0, keepdim=True))[0] == pytest.approx(0)
-    assert rebuild(native, native.mean(0, keepdim=True) + 9)[0] < -1
-    assert rebuild(torch.ones(4, 3), torch.ones(1, 3))[0] == 1.0
+    assert reconstruct(native, native) == pytest.approx((1, 0), abs=1e-9)
+    assert reconstruct(native, native.mean(0, keepdim=True))[0] == pytest.approx(0)
+    assert reconstruct(native, native.mean(0, keepdim=True) + 9)[0] < -1
+    assert reconstruct(torch.ones(4, 3), torch.ones(1, 3))[0] == 1.0
 
 
 def test_every_method_is_compared_and_clusters_keep_the_most() -> None:
@@ -213,8 +220,8 @@ def test_a_report_on_real_files_with_pictures(clips: Path, tmp_path: Path) -> No
     assert tables[2].columns == ("clip", "frames", "decode", "encode", "reduce to 8")
     assert [row[:2] for row in tables[2].rows] == [("a.mp4", 4), ("av1.mp4", 4), ("short.mp4", 1), ("uneven.mkv", 4)]
     assert all(isinstance(spent, float) and spent > 0 for row in tables[2].rows for spent in row[2:])
-    assert set(figures) == {"real_clips"}
-    assert sorted(path.name for path in (tmp_path / "strips").iterdir()) == [
+    assert set(figures) == {"reconstruction"}
+    assert sorted(path.name for path in (tmp_path / "visualizations").iterdir()) == [
         *("a.png", "av1.png", "short.png", "uneven.png")
     ]
     tables = report(clips / "a.mp4", Coarse(), tmp_path, frames=4)[0]  # as the questions are asked, unless told
@@ -237,7 +244,7 @@ def test_clips_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
 
 def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    assert len({tuple(color) for color in colors(32).round().tolist()}) == 32
+    assert len({tuple(color) for color in region_colors(32).round().tolist()}) == 32
     gray = np.full((8, 8, 3), 100, dtype=np.uint8)
     painted = overlay(gray, np.array([[0, 1], [0, 1]]), np.array([[255, 0, 0], [0, 0, 255]], dtype=np.float32))
     assert painted[4, 0, 0] > painted[4, 0, 2]
@@ -246,7 +253,7 @@ def test_regions_are_drawn_where_they_are(tmp_path: Path) -> None:
     frames = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     maps = {"2 tokens": torch.tensor([[[0, 1]], [[0, 1]], [[1, 1]]])}
     for columns, aspect in ((2, 1.0), (8, 2.0)):
-        draw_strip(tmp_path / "strip.png", "a clip", frames, torch.arange(3.0), maps, columns=columns, aspect=aspect)
-        with image.open(tmp_path / "strip.png") as picture:
+        draw_clip(tmp_path / "clip.png", "a clip", frames, torch.arange(3.0), maps, columns=columns, aspect=aspect)
+        with image.open(tmp_path / "clip.png") as picture:
             width = 144 * aspect + 6
             assert picture.width == 6 + min(columns, 3) * width

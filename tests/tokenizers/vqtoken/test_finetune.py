@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -25,11 +26,13 @@ from transformers import (
 
 from tests.conftest import ROOT
 from tests.multimodal.tiny_vlms import IMAGE, PAD, VIDEO, VOCABULARY, build
+from tests.processes import in_this_group, together
 from tokenthrift.attachment import attach
+from tokenthrift.training.optim import OptimConfig
 from tokenthrift.vqtoken import LlavaVQTokenModule, VideoConversationsDataModule, VQToken
 from tokenthrift.vqtoken.attention import VQAttention
-from tokenthrift.vqtoken.video_lm.data import ConversationBatch, Conversations, read_manifest
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
+from tokenthrift.vqtoken.video_lm.data import ConversationBatch, Conversations, read_manifest
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -80,19 +83,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(folder: Path, **options: Any) -> VideoConversationsDataModule:
     base, manifest = str(folder / "base"), str(folder / "train.jsonl")
-    return VideoConversationsDataModule(manifest, processor=base, frames=4, workers=0, **options)
+    return VideoConversationsDataModule(manifest, processor=base, num_frames=4, workers=0, **options)
 
 
 def module_of(folder: Path, **options: Any) -> LlavaVQTokenModule:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"budget": "6", "heads": 2, "ffn": 16, "gradient_checkpointing": False}
+    settings: dict[str, Any] = {
+        "budget": "6",
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "gradient_checkpointing": False,
+    }
     return LlavaVQTokenModule(str(folder / "base"), **{**settings, **options})
 
 
 def conversations(folder: Path) -> Conversations:
     data = data_of(folder)
     data.setup("fit")
-    data.train.seed = None
     return data.train
 
 
@@ -121,29 +128,26 @@ def test_a_conversation_cut_before_its_first_answer_gives_way_to_the_next(
 ) -> None:
     items = conversations(folder)
     whole = items[0]
-    items.longest = int((whole.labels[0] >= 0).nonzero()[0])  # 4 frames; number 1 has 3 and 4 tokens fewer
+    items.max_length = int((whole.labels[0] >= 0).nonzero()[0])  # 4 frames; number 1 has 3 and 4 tokens fewer
     assert (items[0].labels >= 0).any()
     assert torch.equal(items[0].inputs["input_ids"], items[1].inputs["input_ids"])
     assert "0.mp4: its first answer" in caplog.text
-    items.longest = int((whole.inputs["input_ids"][0] == VIDEO).nonzero()[0]) + 2
+    items.max_length = int((whole.inputs["input_ids"][0] == VIDEO).nonzero()[0]) + 2
     with pytest.raises(ValueError, match="none of 4 videos"):
         items[0]
 
 
-def test_an_order_is_drawn_once_an_epoch(folder: Path) -> None:
-    items = conversations(folder)
-    items.seed = 0
-    assert items.order(1) is items.order(1)
-    assert sorted(items.order(2)) == [0, 1, 2, 3]
-    assert len({tuple(items.order(epoch)) for epoch in range(6)}) > 1
+def videos_of(batches: list[list[ConversationBatch]]) -> list[float]:
+    return [item.inputs["pixel_values_videos"].mean().item() for batch in batches for item in batch]
 
 
 def test_every_epoch_has_all_videos_in_an_order_of_its_own(folder: Path) -> None:
-    items = conversations(folder)
-    items.items, items.seed = items.items[:2] + items.items[3:], 0
-    frames = [[items[e * 3 + i].inputs["pixel_values_videos"].mean().item() for i in range(3)] for e in range(4)]
-    assert len({tuple(sorted(row)) for row in frames}) == 1
-    assert len({tuple(row) for row in frames}) > 1
+    data = data_of(folder)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    epochs = [videos_of(list(loader)) for _ in range(6)]
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 @pytest.mark.parametrize("line", ["{", '{"video": "a.mp4"}', '{"video": "a.mp4", "turns": []}', '{"turns": [{}]}'])
@@ -167,7 +171,7 @@ def test_a_conversation_is_learnt_and_every_part_gets_a_gradient(folder: Path) -
     losses = []
     for _ in range(25):
         optimizer.zero_grad()
-        loss = module.training_step(batch, 0)
+        loss = module.training_step([batch], 0)
         loss.backward()
         losses.append(loss.item())
         optimizer.step()
@@ -187,7 +191,7 @@ def test_what_the_features_leave_out_is_frozen(folder: Path, tmp_path: Path, lay
     model.save_pretrained(tmp_path / "base")
     module, batch = module_of(tmp_path), conversations(folder)[0]
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    module.loss(batch).backward()
+    module.loss([batch]).backward()
     for name, weight in module.named_parameters():
         assert weight.requires_grad == (weight.grad is not None), name
 
@@ -206,7 +210,9 @@ def test_rates_of_the_parts(folder: Path) -> None:
     assert not any(p.requires_grad for p in frozen.model.model.vision_tower.parameters())
 
 
-def losses_of(folder: Path, steps: int, out: Path | None = None, resume: Path | None = None) -> list[float]:
+def losses_of(
+    folder: Path, steps: int, out: Path | None = None, resume: Path | None = None, **options: Any
+) -> list[float]:
     values: list[float] = []
 
     class Losses(L.Callback):
@@ -225,8 +231,9 @@ def losses_of(folder: Path, steps: int, out: Path | None = None, resume: Path | 
         enable_checkpointing=out is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
-    module = module_of(folder, learning_rate=1e-3, attention_learning_rate=1e-3)
+    module = module_of(folder, optim=OptimConfig(learning_rate=1e-3, warmup_steps=0.03), attention_learning_rate=1e-3)
     trainer.fit(module, datamodule=data_of(folder), ckpt_path=resume)
     return values
 
@@ -234,6 +241,22 @@ def losses_of(folder: Path, steps: int, out: Path | None = None, resume: Path | 
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     whole = losses_of(folder, 6, tmp_path)
     assert losses_of(folder, 6, resume=tmp_path / "step=2.ckpt") == whole[2:]
+
+
+def group_losses(folder: Path, out: Path) -> torch.Tensor:
+    """Losses of two epochs in this process of a group, and of the second half after a resume."""
+    whole = losses_of(folder, 4, out, **in_this_group())
+    rest = losses_of(folder, 4, resume=out / "step=2.ckpt", **in_this_group())
+    assert rest == whole[2:]
+    return torch.tensor(whole)
+
+
+def test_two_processes_train_as_one_that_accumulates(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "meet").mkdir()
+    first, second = together(tmp_path / "meet", group_losses, folder, tmp_path / "two")
+    one = torch.tensor(losses_of(folder, 4, accumulate_grad_batches=2))
+    # Lightning gives the losses of accumulated batches divided by their number.
+    torch.testing.assert_close(torch.stack([first, second], 1).flatten(), one * 2, rtol=1e-3, atol=1e-4)
 
 
 def test_what_was_trained_is_used_with_attach(folder: Path, tmp_path: Path) -> None:
@@ -248,7 +271,7 @@ def test_what_was_trained_is_used_with_attach(folder: Path, tmp_path: Path) -> N
     with torch.no_grad(), attach(model, vqtoken, 6) as handle:
         loss = model(**batch.inputs, labels=batch.labels).loss
     assert [usage.used for usage in handle.usage] == [6]
-    torch.testing.assert_close(loss, module.loss(batch).detach())
+    torch.testing.assert_close(loss, module.loss([batch]).detach())
     again = module_of(folder, vqtoken=str(tmp_path))
     assert torch.equal(again.vqtoken.state_dict()["cross_attention.gate"], gate.gate)
     chat = VideoChat.from_pretrained(tmp_path)  # as the harnesses load it
@@ -257,8 +280,6 @@ def test_what_was_trained_is_used_with_attach(folder: Path, tmp_path: Path) -> N
 
 def test_the_recipe_names_what_there_is() -> None:
     recipe = yaml.safe_load((ROOT / "recipes" / "vqtoken" / "llava_onevision_0.5b.yaml").read_text())
-    import inspect
-
     for part, kind in (("model", LlavaVQTokenModule), ("data", VideoConversationsDataModule)):
         assert recipe[part]["class_path"] == f"tokenthrift.vqtoken.{kind.__name__}"
         assert set(recipe[part]["init_args"]) == set(inspect.signature(kind).parameters)

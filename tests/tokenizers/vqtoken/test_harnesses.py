@@ -15,10 +15,10 @@ import pytest
 from tests.media_files import film
 from tests.tokenizers.vqtoken import harnesses
 from tests.tokenizers.vqtoken.published import attention, language_model, tensors, write
-from tokenthrift.vqtoken import lmms_eval, vlmevalkit
 from tokenthrift.vqtoken.convert import vqtoken
+from tokenthrift.vqtoken.harnesses import lmms_eval, vlmevalkit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +109,18 @@ def test_ceilings_and_choices_fit_between_the_commas_of_lmms_eval(
     kind: Any = lmms_eval._model_class()
     fixed = f"pretrained={converted},max_frames_num=4,dtype=float32,device=cpu"
     model = kind.create_from_arg_string(f"{fixed},budget=30+20/s")
-    chosen = kind.create_from_arg_string(f"{fixed},budget=30,choose=elbow")
+    chosen = kind.create_from_arg_string(f"{fixed},budget=30,selection_method=elbow")
     for one in (model, chosen):
         one.task_dict = {"t": {"test": [0]}}
         assert one.generate_until([request("w5 w6", [str(clip)], 0)])[0]
     assert [usage.used for usage in model.usages] == [9]  # 20 a second of 0.48 s
-    assert model.chat.reducer.config.choose == "fixed"
+    assert model.chat.reducer.config.selection_method == "fixed"
     assert chosen.usages[0].used < chosen.usages[0].cap == 30
-    assert chosen.chat.reducer.config == replace(model.chat.reducer.config, choose="elbow")
-    with pytest.raises(ValueError, match="choose"):
-        kind.create_from_arg_string(f"{fixed},choose=best")
-    vlmevalkit.register("elbow", str(converted), device="cpu", dtype="float32", choose="elbow")
-    assert table["elbow"]().chat.reducer.config.choose == "elbow"
+    assert chosen.chat.reducer.config == replace(model.chat.reducer.config, selection_method="elbow")
+    with pytest.raises(ValueError, match="selection_method"):
+        kind.create_from_arg_string(f"{fixed},selection_method=best")
+    vlmevalkit.register("elbow", str(converted), device="cpu", dtype="float32", selection_method="elbow")
+    assert table["elbow"]().chat.reducer.config.selection_method == "elbow"
 
 
 def test_vlmevalkit_answers_messages(table: dict[str, Any], converted: Path, clip: Path, tmp_path: Path) -> None:

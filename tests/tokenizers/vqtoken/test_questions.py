@@ -18,10 +18,10 @@ from tokenthrift.vqtoken.synthetic.questions import (
     Question,
     Scene,
     Shape,
-    ask,
     blind_accuracy,
-    make_scene,
     encode_text,
+    make_questions,
+    make_scene,
 )
 from tokenthrift.vqtoken.synthetic.scenes import draw, patch_labels, read_backgrounds, texture, window
 
@@ -41,30 +41,30 @@ KNOWN = Scene(
 @FEW
 @given(scene=SCENES)
 def test_things_are_told_apart_stay_inside_and_come_at_different_times(scene: Scene) -> None:
-    assert 2 <= len(scene.things) <= 5
-    assert len({thing.color for thing in scene.things}) == len(scene.things)
-    enters = [thing.enter for thing in scene.things]
+    assert 2 <= len(scene.shapes) <= 5
+    assert len({shape.color for shape in scene.shapes}) == len(scene.shapes)
+    enters = [shape.enter for shape in scene.shapes]
     assert enters == sorted(set(enters))
-    for thing in scene.things:
-        assert 0 <= thing.enter < thing.leave <= scene.frames
-        for frame in range(scene.frames):
-            at = thing.at(frame)
-            assert (at is not None) == (thing.enter <= frame < thing.leave)
+    for shape in scene.shapes:
+        assert 0 <= shape.enter < shape.leave <= scene.num_frames
+        for frame in range(scene.num_frames):
+            at = shape.at(frame)
+            assert (at is not None) == (shape.enter <= frame < shape.leave)
             if at is not None:
-                assert all(thing.size / 2 - 1e-6 <= place <= scene.side - thing.size / 2 + 1e-6 for place in at)
+                assert all(shape.size / 2 - 1e-6 <= place <= scene.image_size - shape.size / 2 + 1e-6 for place in at)
 
 
 @FEW
 @given(scene=SCENES)
 def test_a_thing_moves_the_way_its_story_says(scene: Scene) -> None:
-    for thing in scene.things:
-        dx, dy = (b - a for a, b in zip(thing.start, thing.stop, strict=True))
-        way = {"left": -dx, "right": dx, "up": -dy, "down": dy, "still": 0.0}[thing.step]
-        assert (dx, dy) == (0, 0) if thing.step == "still" else way > 3 * min(abs(dx), abs(dy)) >= 0
+    for shape in scene.shapes:
+        dx, dy = (b - a for a, b in zip(shape.start, shape.stop, strict=True))
+        way = {"left": -dx, "right": dx, "up": -dy, "down": dy, "still": 0.0}[shape.direction]
+        assert (dx, dy) == (0, 0) if shape.direction == "still" else way > 3 * min(abs(dx), abs(dy)) >= 0
 
 
 def test_answers_of_a_known_scene() -> None:
-    answers = {q.text: q.answer for seed in range(60) for q in ask(KNOWN, random.Random(seed), 8)}
+    answers = {q.text: q.answer for seed in range(60) for q in make_questions(KNOWN, random.Random(seed), 8)}
     expected = {
         "which way did the red circle move ?": "right",
         "which way did the blue thing move ?": "still",
@@ -88,10 +88,10 @@ def test_answers_of_a_known_scene() -> None:
 
 @FEW
 @given(scene=SCENES, seed=st.integers(0, 99))
-def test_questions_differ_are_answered_by_one_word_and_can_be_spelt(scene: Scene, seed: int) -> None:
-    asked = ask(scene, random.Random(seed), 6)
-    assert len({q.text for q in asked}) == 6
-    for question in asked:
+def test_questions_differ_are_answered_by_one_word_and_can_be_encoded(scene: Scene, seed: int) -> None:
+    found = make_questions(scene, random.Random(seed), 6)
+    assert len({q.text for q in found}) == 6
+    for question in found:
         assert [WORDS[i] for i in encode_text(question.text)] == question.text.split()
         assert len(encode_text(question.answer)) == 1
         assert question.kind in KINDS
@@ -104,13 +104,13 @@ def test_unknown_words_are_named() -> None:
 
 def test_more_questions_than_a_story_has() -> None:
     with pytest.raises(ValueError, match="no 500 different questions"):
-        ask(KNOWN, random.Random(0), 500)
+        make_questions(KNOWN, random.Random(0), 500)
 
 
 def test_reading_the_question_alone_does_not_answer_it() -> None:
     rng = random.Random(0)
-    asked = [q for _ in range(1500) for q in ask(make_scene(rng), rng, 6)]
-    majority, text = blind_accuracy(asked[:6000], asked[6000:])
+    questions = [q for _ in range(1500) for q in make_questions(make_scene(rng), rng, 6)]
+    majority, text = blind_accuracy(questions[:6000], questions[6000:])
     assert majority < 0.3
     assert text < 0.4
 
@@ -138,21 +138,21 @@ def test_frames_show_the_story_and_labels_name_it() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_look_different(shape: str) -> None:
     def seen(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        thing = Shape("red", name, 18, "still", (32, 32), (32, 32), 0, 1)
-        return draw(Scene((thing,), 1, 64), np.zeros((1, 64, 64, 3), np.uint8))
+        one = Shape("red", name, 18, "still", (32, 32), (32, 32), 0, 1)
+        return draw(Scene((one,), 1, 64), np.zeros((1, 64, 64, 3), np.uint8))
 
     assert all((seen(shape) != seen(other)).any(-1).mean() > 0.004 for other in SHAPES if other != shape)
 
 
 def test_the_same_number_is_the_same_clip_and_parts_share_none() -> None:
-    clips = {part: SyntheticClips(part, 5, questions=4) for part in ("train", "dev", "test")}
-    again = SyntheticClips("train", 5, questions=4)
+    clips = {part: SyntheticClips(part, 5, questions_per_clip=4) for part in ("train", "dev", "test")}
+    again = SyntheticClips("train", 5, questions_per_clip=4)
     for number in (3, 0):
         assert np.array_equal(again[number].frames, clips["train"][number].frames)
         assert again[number].questions == clips["train"][number].questions
     scenes = [clips[part][number].scene for part in clips for number in range(5)]
     assert len(set(scenes)) == 15
-    assert SyntheticClips("train", 5, seed=1, questions=4)[0].scene not in scenes
+    assert SyntheticClips("train", 5, seed=1, questions_per_clip=4)[0].scene not in scenes
 
 
 def test_backgrounds_are_windows_of_whole_clips() -> None:

@@ -7,8 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.vqtoken.token_hash import Grid, central_cells, increasing, layout_of, ranks
-from tokenthrift.vqtoken.token_hash import FEATURES, OCTAVES, SIDE, TIMES, describe
+from tokenthrift.vqtoken.token_hash import (
+    FEATURES,
+    OCTAVES,
+    SIDE,
+    TIMES,
+    Grid,
+    central_cells,
+    describe,
+    increasing,
+    layout_of,
+    ranks,
+)
 
 CENTRE = slice(2, 5)
 LIFE = slice(5 + 6 * OCTAVES + 3, 5 + 6 * OCTAVES + 6)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DistributedSampler
 
 from tests.media_files import film
+from tests.processes import in_this_group, together
 from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
 from tokenthrift.cli import main
+from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.random_state import RandomState
-from tokenthrift.vqtoken import VideoAnswerer, VQTokenDataModule, VQTokenModule, evaluate
-from tokenthrift.vqtoken.synthetic.data import ClipBatch, Onward, SyntheticClips, collate
+from tokenthrift.vqtoken import AttentionConfig, VideoAnswerer, VQTokenConfig, VQTokenDataModule, VQTokenModule
+from tokenthrift.vqtoken.evaluation import evaluate
 from tokenthrift.vqtoken.evaluation.baselines import BASELINES
+from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig
+from tokenthrift.vqtoken.synthetic.data import ClipBatch, SyntheticClips, collate
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -38,10 +39,13 @@ class Losses(L.Callback):
         self.values.append(outputs["loss"].item())
 
 
-def module_of(**options: Any) -> VQTokenModule:
+def module_of(optim: OptimConfig | None = None, sizes: dict[str, Any] | None = None, **options: Any) -> VQTokenModule:
     torch.manual_seed(0)
-    settings = {"learning_rate": 3e-3, "warmup_steps": 2, "counts": [4, 9], **SIZES}
-    return VQTokenModule(**{**settings, **options})
+    sizes = {**SIZES, **(sizes or {})}
+    attention = AttentionConfig(hidden_size=sizes["token_dim"], num_attention_heads=4, intermediate_size=80)
+    config = AnswererConfig(**sizes, vqtoken=VQTokenConfig(attention=attention))
+    optim = optim or OptimConfig(learning_rate=3e-3, warmup_steps=2)
+    return VQTokenModule(config, optim, **{"token_counts": [4, 9], **options})
 
 
 def fit(
@@ -64,13 +68,13 @@ def fit(
         val_check_interval=steps,
         check_val_every_n_epoch=None,
     )
-    data = VQTokenDataModule(clips=clips, batch_size=2, dev_clips=2, **DATA)
+    data = VQTokenDataModule(train_clips=clips, batch_size=2, dev_clips=2, **DATA)
     trainer.fit(module, datamodule=data, ckpt_path=resume)
     return losses.values, trainer
 
 
 def batch(count: int = 4) -> ClipBatch:
-    clips = SyntheticClips("train", count, frames=4, side=16, questions=4)
+    clips = SyntheticClips("train", count, num_frames=4, image_size=16, questions_per_clip=4)
     return collate([clips[i] for i in range(count)], 4)
 
 
@@ -118,28 +122,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_the_second_stage_starts_from_the_first(tmp_path: Path) -> None:
     first = module_of(stage="encoder")
     _, trainer = fit(first, 3, tmp_path)
-    assert {"val/color_of_things", "val/shape_of_nothing"} <= set(trainer.callback_metrics)
+    assert {"val/color_of_shapes", "val/name_of_background"} <= set(trainer.callback_metrics)
     torch.manual_seed(5)
-    second = module_of(start_from=str(tmp_path / "step=3.ckpt"), layers=2)  # another language model is no hindrance
+    second = module_of(
+        start_from=str(tmp_path / "step=3.ckpt"), sizes={"num_hidden_layers": 2}
+    )  # another language model is no hindrance
     assert torch.equal(second.model.project.weight, first.model.project.weight)
     before = second.model.project.weight.clone()
     fit(second, 2)
     assert torch.equal(second.model.project.weight, before)
     second.model.save_pretrained(tmp_path / "model")
-    third = module_of(start_from=str(tmp_path / "model"), layers=2)
+    third = module_of(start_from=str(tmp_path / "model"), sizes={"num_hidden_layers": 2})
     assert torch.equal(third.model.lm.lm_head.weight, second.model.lm.lm_head.weight)
     with pytest.raises(ValueError, match="other sizes"):
-        module_of(start_from=str(tmp_path / "step=3.ckpt"), encoder_width=32)
+        module_of(start_from=str(tmp_path / "step=3.ckpt"), sizes={"encoder_hidden_size": 32})
 
 
 @pytest.mark.parametrize("stage", ["encoder", "answers"])
 def test_test_clips_are_judged_like_development_clips(stage: Any) -> None:
-    module, data = module_of(stage=stage), VQTokenDataModule(batch_size=2, clips=2, dev_clips=4, test_clips=2, **DATA)
+    module, data = (
+        module_of(stage=stage),
+        VQTokenDataModule(batch_size=2, train_clips=2, dev_clips=4, test_clips=2, **DATA),
+    )
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     (tested,) = trainer.test(module, data, verbose=False)
     (validated,) = trainer.validate(module, data, verbose=False)
     assert all(name.startswith("test/") for name in tested)
-    assert ("test/vqtoken" if stage == "answers" else "test/color_of_things") in tested
+    assert ("test/vqtoken" if stage == "answers" else "test/color_of_shapes") in tested
     (again,) = trainer.test(module, data.val_dataloader(), verbose=False)
     assert again == {name.replace("val/", "test/"): share for name, share in validated.items()}
 
@@ -147,35 +156,50 @@ def test_test_clips_are_judged_like_development_clips(stage: Any) -> None:
 def test_tokens_are_named_after_what_most_of_them_shows() -> None:
     module, items = module_of(), batch()
     tokens = module.encode(items)
-    things = items.labels[..., 2].flatten(1)
-    assert torch.equal(module.shown(tokens, "full", items), things)
-    few = module.reduced(tokens, "uniform", 9)
-    assert torch.equal(module.shown(few, "uniform", items), things.gather(1, few.positions))
-    codes = module.reduced(tokens, "vqtoken", 9)
-    shown = module.shown(codes, "vqtoken", items)
-    for row, index_map, truth in zip(shown, module.maps, things, strict=True):
+    shapes = items.patch_labels[..., 2].flatten(1)
+    assert torch.equal(module.shown(tokens, None, items), shapes)
+    few, maps = module.reduced(tokens, "uniform", 9)
+    assert torch.equal(module.shown(few, maps, items), shapes.gather(1, few.positions))
+    codes, maps = module.reduced(tokens, "vqtoken", 9)
+    assert maps is not None
+    shown = module.shown(codes, maps, items)
+    for row, index_map, truth in zip(shown, maps, shapes, strict=True):
         sure = [k for k in range(9) if len(truth[index_map == k].unique()) == 1]
         assert [int(truth[index_map == k][0]) for k in sure] == row[sure].tolist()
 
 
-def test_naming_is_cheapest_when_all_words_of_the_thing_are_said() -> None:
+def test_random_tokens_of_a_clip_follow_from_its_seed_and_not_from_its_neighbors() -> None:
+    module, items = module_of(), batch()
+    tokens = module.encode(items)
+    together, _ = module.reduced(tokens, "random", 9, items.seeds)
+    assert len({tuple(row) for row in together.positions.tolist()}) == 4
+    for i, seed in enumerate(items.seeds):
+        alone, _ = module.reduced(tokens.select([i]), "random", 9, [seed])
+        assert torch.equal(alone.positions[0], together.positions[i])
+    clips = SyntheticClips("train", 4, num_frames=4, image_size=16, questions_per_clip=4)
+    assert items.seeds == [clips[0, i].seed for i in range(4)]
+    assert not set(items.seeds) & {clips[1, i].seed for i in range(4)}
+
+
+def test_naming_is_cheapest_when_all_words_of_the_shape_are_predicted() -> None:
     module, items = module_of(), batch(2)
-    assert items.names[0, 1:3].all()
-    assert not items.names[:, 0].any()
+    assert items.shape_words[0, 1:3].all()
+    assert not items.shape_words[:, 0].any()
     vocabulary = module.model.lm.lm_head.weight
     module.model.lm.lm_head = torch.nn.Identity()
-    shown = torch.tensor([[1, 0]])
-    said = torch.full((1, 2, len(vocabulary)), -30.0)
-    said[0, 0, items.names[0, 1]] = 0.0
-    said[0, 1, 0] = 0.0
-    assert module.naming_loss(said, shown, items.names[:1]).item() == pytest.approx(math.log(5), abs=1e-4)
-    said[0, 0] = said[0, 1]
-    assert module.naming_loss(said, shown, items.names[:1]).item() > 20
+    shown, mask = torch.tensor([[1, 0, 1]]), torch.tensor([[True, True, False]])
+    scores = torch.full((1, 3, len(vocabulary)), -30.0)
+    scores[0, 0, items.shape_words[0, 1]] = 0.0
+    scores[0, 1, 0] = 0.0
+    loss = module.naming_loss(scores, mask, shown, items.shape_words[:1])
+    assert loss.item() == pytest.approx(math.log(5), abs=1e-4)
+    scores[0, 0] = scores[0, 1]
+    assert module.naming_loss(scores, mask, shown, items.shape_words[:1]).item() > 20
 
 
 def test_every_kind_of_tokens_can_be_trained_on() -> None:
     for kind in ("full", "vqtoken", *BASELINES):
-        first, last = overfit(module_of(mix={kind: 1.0}, counts=[8]), batch(2), 6)
+        first, last = overfit(module_of(mix={kind: 1.0}, token_counts=[8]), batch(2), 6)
         assert last < first
     with pytest.raises(ValueError, match="pruning"):
         module_of(mix={"full": 0.5, "pruning": 0.5})
@@ -188,48 +212,64 @@ def test_the_encoder_learns_more_slowly_where_it_learns_with_the_answers() -> No
     assert {group["initial_lr"] for group in groups} == {1e-4, 3e-3}
 
 
-def rows(sampler: Onward) -> list[list[int]]:
-    return [list(sampler) for _ in range(2)]
+def train_in_group(folder: Path, resume: str | None = None) -> dict[str, Any]:
+    """Two epochs of six clips, three a step and process, as `together` runs it; gives seeds of clips and losses."""
+    module = module_of(mix={"vqtoken": 0.5, "random": 0.5})
+    seen: list[list[int]] = []
+    losses = Losses()
+
+    class Seeds(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: ClipBatch, batch_idx: int) -> None:
+            seen.append(list(batch.seeds))
+
+    checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    options = in_this_group() if torch.distributed.is_initialized() else {"accumulate_grad_batches": 1}
+    size = 1 if torch.distributed.is_initialized() else 2
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[losses, Seeds(), checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    data = VQTokenDataModule(train_clips=6, batch_size=size, dev_clips=3, **DATA)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    weights = {name: weight.clone() for name, weight in module.state_dict().items()}
+    return {"seeds": seen, "losses": losses.values, "figures": figures, "weights": weights}
 
 
-@pytest.mark.parametrize(
-    ("start", "expected"),
-    [(0, [[0, 1, 2, 3], [4, 5, 6, 7]]), (6, [[6, 7], [8, 9, 10, 11]]), (4, [[4, 5, 6, 7], [8, 9, 10, 11]])],
-)
-def test_clips_go_on_after_the_last(start: int, expected: Sequence[Sequence[int]]) -> None:
-    assert rows(Onward(start, 4)) == expected
+def resumed_in_group(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    return train_in_group(folder, str(checkpoint))
 
 
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_processes_share_the_clips_and_go_on_after_a_resume(done: int) -> None:
-    assert isinstance(Onward(0, 4), DistributedSampler), "Lightning would put another around it"
-    shares = [Onward(done, 4, rank, 2) for rank in range(2)]
-    assert [len(share) for share in shares] == [2, 2]
-    stop = 4 if done < 2 else 8
-    for first, last in ((2 * done, stop), (stop, stop + 4)):
-        dealt = [list(share) for share in shares]
-        assert [number for turn in zip(*dealt, strict=True) for number in turn] == list(range(first, last))
+def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) -> None:
+    for name in ("meet", "meet2"):
+        (tmp_path / name).mkdir()
+    one = train_in_group(tmp_path / "one")
+    first, second = together(tmp_path / "meet", train_in_group, tmp_path / "two")
+    assert len(first["seeds"]) == len(one["seeds"]) == 6
+    assert [a + b for a, b in zip(first["seeds"], second["seeds"], strict=True)] == one["seeds"]
+    assert all(len({seed for step in one["seeds"][half] for seed in step}) == 6 for half in (slice(3), slice(3, 6)))
+    losses = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
+    assert losses == pytest.approx(one["losses"], rel=1e-4)
+    assert first["figures"] == second["figures"] == pytest.approx(one["figures"], abs=1e-6)
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=1e-4)
+    again, other = together(tmp_path / "meet2", resumed_in_group, tmp_path / "three", tmp_path / "two" / "step=4.ckpt")
+    assert again["seeds"] == first["seeds"][4:]
+    assert other["seeds"] == second["seeds"][4:]
+    assert again["losses"] == first["losses"][4:]
 
 
-def test_a_second_process_trains_on_other_clips() -> None:
-    firsts = []
-    for rank in range(2):
-        data = VQTokenDataModule(clips=8, batch_size=2, **DATA)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
-        data.setup("fit")
-        firsts.append([items.frames for items in data.train_dataloader()])
-    assert [len(batches) for batches in firsts] == [2, 2]
-    assert not torch.equal(firsts[0][0], firsts[1][0])
-    data = VQTokenDataModule(clips=6, batch_size=2, **DATA)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
-    data.setup("fit")
-    with pytest.raises(ValueError, match="x 2 processes"):
-        data.train_dataloader()
-
-
-def test_an_epoch_is_a_whole_number_of_batches() -> None:
-    with pytest.raises(ValueError, match="multiple of batch_size"):
-        VQTokenDataModule(clips=10, batch_size=4)
+def test_the_kind_of_tokens_of_a_step_follows_from_its_number() -> None:
+    module = module_of(mix={"full": 0.5, "vqtoken": 0.5})
+    draws = [module.draw(step) for step in range(40)]
+    assert draws == [module.draw(step) for step in range(40)]
+    assert len(set(draws)) == 4
 
 
 def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,10 +282,12 @@ def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*command, *options]) == 0
     assert "Accuracy against tokens" in capsys.readouterr().out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    accuracy = {(row["method"], row["asked for"]): row for row in report["tables"][0]["rows"]}
+    accuracy = {(row["method"], row["budget"]): row for row in report["tables"][0]["rows"]}
     assert {name for name, _ in accuracy} == {"all tokens", *BASELINES, "VQToken", "VQToken, adaptive"}
-    for (name, asked), row in accuracy.items():
-        assert row["tokens"] == 64 if name == "all tokens" else row["tokens"] <= (int(asked) if asked.isdigit() else 32)
+    for (name, budget), row in accuracy.items():
+        assert (
+            row["tokens"] == 64 if name == "all tokens" else row["tokens"] <= (int(budget) if budget.isdigit() else 32)
+        )
         assert 0 <= row["accuracy %"] <= 100
         assert row["density %/token"] == pytest.approx(row["accuracy %"] / row["tokens"])
         assert row["language model MFLOP"] > 0
@@ -269,8 +311,8 @@ def test_the_command_measures_real_clips_too_and_first(
     command = ["evaluate", "vqtoken", "--model", str(model), "--data", str(data.parent), *options, "--clips"]
     assert main([*command, str(clips)]) == 0
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert report["figures"] == ["accuracy.png", "real_clips.png"]
-    real = {table["title"]: table["rows"] for table in report["tables"]}["Real clips: what is left of the features"]
+    assert report["figures"] == ["accuracy.png", "reconstruction.png"]
+    real = {table["title"]: table["rows"] for table in report["tables"]}["Real clips: reconstruction of the features"]
     assert [row["budget"] for row in real if row["method"] == "VQToken, adaptive"] == ["e0.35"]
     assert any("64 to 64 native tokens each" in note for note in report["notes"])
     assert any("Left out: empty.mp4" in note for note in report["notes"])
@@ -292,7 +334,7 @@ def test_figures_that_nothing_can_reach_are_wrong_usage(
 
 
 def test_questions_are_read_without_drawing() -> None:
-    clips = SyntheticClips("dev", 3, frames=4, side=16, questions=4)
+    clips = SyntheticClips("dev", 3, num_frames=4, image_size=16, questions_per_clip=4)
     assert [clips.questions_of(number) for number in range(3)] == [clips[number].questions for number in range(3)]
 
 

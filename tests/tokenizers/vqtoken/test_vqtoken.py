@@ -24,7 +24,11 @@ from tokenthrift.reducers import AveragePooling, TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig, released
 
-MEAN, MEDOID, ELBOW = VQToken(), VQToken(VQTokenConfig(code_type="medoid")), VQToken(VQTokenConfig(selection_method="elbow"))
+MEAN, MEDOID, ELBOW = (
+    VQToken(),
+    VQToken(VQTokenConfig(code_type="medoid")),
+    VQToken(VQTokenConfig(selection_method="elbow")),
+)
 SILHOUETTE = VQToken(VQTokenConfig(selection_method="silhouette", min_clusters=2))
 RELEASED = VQToken(VQTokenConfig(compat="released"))
 OF_2025 = VQToken(VQTokenConfig(compat="released_2025"))
@@ -207,7 +211,9 @@ def test_the_rules_of_2025_are_a_configuration(monkeypatch: pytest.MonkeyPatch) 
     assert fits[-1] == (usage.used, 100), "and one more"
     assert 12 <= usage.used <= 22
     assert model.reduce(tokens, TokenBudget(max_tokens=5)).usage[0].used == 5
-    silhouette = VQToken(VQTokenConfig(compat="released_2025", selection_method="silhouette", min_clusters=12, max_clusters=32))
+    silhouette = VQToken(
+        VQTokenConfig(compat="released_2025", selection_method="silhouette", min_clusters=12, max_clusters=32)
+    )
     assert silhouette.reduce(tokens, TokenBudget(max_tokens=40)).usage[0].used == 12
     with pytest.raises(ValueError, match="length zero"):
         OF_2025.reduce(TokenBatch.from_items([torch.zeros(9, 4)]), TokenBudget(max_tokens=3))
@@ -287,7 +293,13 @@ def test_a_model_without_weights_is_saved_and_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_clusters": 0}, {"min_clusters": 9, "max_clusters": 8}, {"max_iterations": 0}, {"compat": "released", "code_type": "medoid"}]
+    "wrong",
+    [
+        {"max_clusters": 0},
+        {"min_clusters": 9, "max_clusters": 8},
+        {"max_iterations": 0},
+        {"compat": "released", "code_type": "medoid"},
+    ],
 )
 def test_impossible_configurations_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

@@ -52,7 +52,7 @@ def by_error(errors: Tensor, targets: Tensor, min_clusters: Tensor, max_clusters
 
 
 def by_elbow(losses: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
-    """The number of clusters farthest from the chord of the loss curve: (B,) int64 from `min_clusters` to `max_clusters`.
+    """The number of clusters farthest from the chord of the loss curve: (B,) int64 within the bounds.
 
     Args:
         losses: (B, K) for k + 1 clusters.
@@ -71,7 +71,7 @@ def by_elbow(losses: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tens
 
 
 def by_silhouette(scores: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
-    """The number of clusters with the largest score: (B,) int64 from `min_clusters` to `max_clusters`, the fewest among equals."""
+    """The number of clusters with the largest score, the fewest among equals: (B,) int64 within the bounds."""
     count = torch.arange(scores.shape[1], device=scores.device) + 1
     inside = (count >= min_clusters[:, None]) & (count <= max_clusters[:, None])
     return (scores * 2.0**20).round().masked_fill(~inside, -torch.inf).argmax(1) + 1
@@ -81,9 +81,9 @@ def by_silhouette(scores: Tensor, min_clusters: Tensor, max_clusters: Tensor) ->
 def silhouettes(unit: Tensor, clusters: Clusters, tree: Tree) -> Tensor:
     """Mean cosine silhouette of every partition of the tree: (B, K) for k + 1 clusters, -1 for a single one.
 
-    A token's own distance is the mean over the other members, the other distance is the least mean distance to another cluster; a
-    token alone in its cluster scores 0. Mean distances follow from inner products with the sums of the clusters, and
-    the sums of merged clusters are sums, so one product serves all K.
+    A token's own distance is the mean over the other members of its cluster. Its other distance is the least mean
+    distance to another cluster. A token alone in its cluster scores 0. Mean distances follow from inner products with
+    the sums of the clusters, and sums of merged clusters are sums, so one product serves all K.
 
     Args:
         unit: (B, N, D) as from `clustering.unit_tokens`.

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget, TokenUsage
 from tokenthrift.hub import CONFIG
 from tokenthrift.media.picture_track import read_track
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError, probe, read_frames, spread
 from tokenthrift.tokenize import usage_row
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
-from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches
 from tokenthrift.vqtoken.model import VQToken
+from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
 from tokenthrift.vqtoken.video_lm.chat import VLM, VideoChat
+from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder, ChatEncoder, ClipEncoder, PixelPatches
 
 __all__ = ["VideoFiles", "sample"]
 
@@ -44,10 +44,10 @@ class VideoFiles:
 
     Args:
         model: a VQToken, or a VideoAnswerer, which has one.
-        options: those of `add_options`, parsed, and the model's name.
+        options: the parsed options of `add_options`, and the model's name.
 
     Raises:
-        ValueError: no frame is asked for, or the model reads tokens of a language model that is not beside it.
+        ValueError: `--frames` is below 1, or the model reads tokens of a language model that is not beside it.
     """
 
     noun = "video"
@@ -56,7 +56,7 @@ class VideoFiles:
     def __init__(self, model: VQToken | VideoAnswerer, options: argparse.Namespace) -> None:
         if options.frames < 1:
             raise ValueError(f"--frames {options.frames}: a clip has at least one frame")
-        self.wanted = options.frames
+        self.num_frames = options.frames
         self.codes = options.codes
         self.reducer = model.vqtoken if isinstance(model, VideoAnswerer) else model
         self.encoder: ClipEncoder
@@ -67,36 +67,38 @@ class VideoFiles:
         elif model.config.attention is not None:
             raise ValueError(
                 f"{options.model} holds no {VLM}/{CONFIG}: its attention reads tokens of a language model "
-                f"({model.config.attention.width} wide), whose encoder is not there; `tokenthrift convert vqtoken` "
-                "writes both into one folder"
+                f"({model.config.attention.hidden_size} wide), whose encoder is not there; "
+                "`tokenthrift convert vqtoken` writes both into one folder"
             )
         else:
             self.encoder = PixelPatches()
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        """Adds what VQToken can do besides."""
+        """Adds the options of VQToken models."""
         group = parser.add_argument_group("of VQToken models")
         group.add_argument(
             "--frames", type=int, default=16, metavar="N", help="frames of a clip, evenly spread (default: 16)"
         )
-        group.add_argument("--codes", action="store_true", help="write what every token stands for, and where it is")
+        group.add_argument(
+            "--codes", action="store_true", help="also write the share of the clip and the position of every code"
+        )
 
     def plan(self, path: Path, budget: TokenBudget) -> TokenUsage:
         """See `FileTokenizer.plan`; no frame is decoded. A clip too short for its budget fails alone."""
         info = probe(path)
-        native, cap = self._cost(self.encoder.frames(self.wanted, info.frames), info.seconds, budget)
-        if isinstance(cap, BudgetError):
-            raise VideoError(path, str(cap))
-        return TokenUsage(native=native, cap=cap, used=cap)
+        cost = self._cost(self.encoder.num_frames(self.num_frames, info.frames), info.seconds, budget)
+        if isinstance(cost, BudgetError):
+            raise VideoError(path, str(cost))
+        return cost
 
     def read(self, path: Path) -> Sampled:
-        """Frames evenly spread over the clip."""
-        return sample(path, self.encoder, self.wanted)
+        """Frames spread evenly over the clip."""
+        return sample(path, self.encoder, self.num_frames)
 
     def tokenize(self, items: Sequence[Sampled], budget: TokenBudget) -> list[dict[str, Any]]:
         """See `FileTokenizer.tokenize`: native, cap, tokens, error; seconds, frames, encoder, codes."""
-        costs = [self._cost(len(item.pixels), item.seconds, budget)[1] for item in items]
+        costs = [self._cost(len(item.pixels), item.seconds, budget) for item in items]
         rows: list[dict[str, Any]] = [{"failed": str(cost)} for cost in costs]
         able = [i for i, cost in enumerate(costs) if not isinstance(cost, BudgetError)]
         if not able:
@@ -112,31 +114,30 @@ class VideoFiles:
                 rows[i]["codes"] = _codes(index_map.cpu(), item.times)
         return rows
 
-    def _cost(self, frames: int, seconds: float, budget: TokenBudget) -> tuple[int, int | BudgetError]:
-        """Native tokens of a clip, and its cap or why it has none.
+    def _cost(self, frames: int, seconds: float, budget: TokenBudget) -> TokenUsage | BudgetError:
+        """What a clip will use, or why it cannot keep to the budget.
 
         Raises:
-            BudgetError: the budget is beyond the model, whatever the clip.
+            BudgetError: the model honors no such budget, whatever the clip.
         """
         self.reducer.support.check(budget)
         count, height, width = self.encoder.grid(frames)
         native = count * height * width + self.encoder.after
+        item = ItemSize(native=native, seconds=seconds, frames=count, height=height, width=width)
         try:
-            (cap,) = self.reducer.plan([native], budget, [seconds])
-            self.reducer.check_frames((count, height, width), native, cap)
-            return native, cap
+            return self.reducer.plan([item], budget)[0]
         except BudgetError as error:
-            return native, error
+            return error
 
 
-def sample(path: Path, encoder: ClipEncoder, wanted: int) -> Sampled:
-    """Frames of a clip, evenly spread, as many as an encoder takes; a clip of fewer repeats its own.
+def sample(path: Path, encoder: ClipEncoder, num_frames: int) -> Sampled:
+    """Frames of a clip, evenly spread, as many as an encoder reads; a clip of fewer frames repeats them.
 
     Raises:
         VideoError: the clip cannot be read.
     """
     info = read_track(path).info  # a header may count frames that are not there
-    count = encoder.frames(wanted, info.frames)
+    count = encoder.num_frames(num_frames, info.frames)
     frames = read_frames(path, indices=spread(info.frames, count), size=encoder.size)
     return Sampled(frames.pixels, frames.seconds, info.seconds, info.width / info.height)
 
@@ -160,11 +161,11 @@ def _codes(index_map: Tensor, times: Tensor) -> list[dict[str, float]]:
     rows = []
     for code in range(int(index_map.max()) + 1):
         frame, row, column = (index_map == code).nonzero(as_tuple=True)
-        places = {
+        region = {
             "share": len(frame) / index_map.numel(),
             "second": float(times[frame].mean()),
             "row": (float(row.float().mean()) + 0.5) / height,
             "column": (float(column.float().mean()) + 0.5) / width,
         }
-        rows.append({name: round(value, 4) for name, value in places.items()})
+        rows.append({name: round(value, 4) for name, value in region.items()})
     return rows

@@ -169,8 +169,8 @@ def distortion_2026(tokens: Tensor, fit: Fit) -> float:
 def elbow_2025(distortions: Sequence[float], min_clusters: int = 12) -> int:
     """K from the distortions of K = min_clusters, min_clusters + 1, ... as in 2025, where that was 12 to 32.
 
-    The second difference peaks at index j for K = min_clusters + 1 + j, but the code answers j + 4, and at least `min_clusters`. With
-    fewer than three candidates, for which the published code has no answer, the first.
+    The second difference peaks at index j for K = min_clusters + 1 + j, but the code answers j + 4, and at least
+    `min_clusters`. With fewer than three candidates, for which the published code has no answer, the first.
     """
     if len(distortions) < 3:
         return min_clusters
@@ -178,7 +178,7 @@ def elbow_2025(distortions: Sequence[float], min_clusters: int = 12) -> int:
 
 
 def elbow_2026(distortions: Sequence[float], min_clusters: int) -> int:
-    """K from the distortions of K = min_clusters, min_clusters + 1, ... as in 2026: farthest from the chord, both axes scaled.
+    """K from the distortions of K = min_clusters, min_clusters + 1, ... as in 2026: farthest from the scaled chord.
 
     With fewer than three candidates, the first.
     """
@@ -287,7 +287,7 @@ def search_2025(
 def search_2026(
     tokens: Tensor, min_clusters: int, max_clusters: int, rule: str, seed: int, max_iterations: int = 100
 ) -> Fit:
-    """The search of 2026: an independent fit for every K from `min_clusters` to `max_clusters`; the chosen one is returned.
+    """The search of 2026: an independent fit for every K within the bounds; returns the chosen one.
 
     Args:
         tokens: (N, D).

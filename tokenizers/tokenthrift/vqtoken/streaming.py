@@ -6,10 +6,10 @@
     done.tokens, [done.resolve(m) for m in maps]                    # codes of the clip, and the index of each cell
 
 Ours: the published code needs all frames at once, and its cost and its error grow with them (paper, section 5, names it
-as a limit). Here each chunk is clustered by itself, from the codes held so far and from fresh seeds. Its clusters join the
-codes held, and the cheapest pairs merge, weighted by their tokens, until `codebook_size` are left. Sums and counts are
-exact, so every merge has the loss that the tokens themselves would give, although they are no longer held. Only the
-table of what each cluster merged into grows, by a few hundred bytes a chunk.
+as a limit). Here each chunk is clustered by itself, from the codes held so far and from fresh seeds. Its clusters join
+the codes held, and the cheapest pairs merge, weighted by their tokens, until `codebook_size` are left. Sums and counts
+are exact, so every merge has the loss that the tokens themselves would give, although they are no longer held. Only
+the table of what each cluster merged into grows, by a few hundred bytes a chunk.
 
 Limits: codes are means, and there is no VQ-attention, which needs the map of the whole clip.
 """

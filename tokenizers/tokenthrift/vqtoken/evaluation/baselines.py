@@ -1,4 +1,4 @@
-"""What VQToken is compared with, and at which counts and errors: training-free reducers by their names in tables.
+"""Baselines of VQToken: training-free reducers by their names in tables, and the counts and errors of comparisons.
 
 The published comparison does not implement its baselines as their papers do ("ToMe" keeps the mean of the twelve most
 similar pairs of a frame and drops everything else). These are the shared ones of `tokenthrift.reducers`.
@@ -18,7 +18,7 @@ from tokenthrift.reducers import BipartiteMerging, ItemReducer, NormPruning, Ran
 from tokenthrift.reducers.base import Item
 from tokenthrift.vqtoken.token_hash import Grid
 
-__all__ = ["ADAPTIVE", "COUNTS", "ERRORS", "OURS", "BASELINES", "FramePooling", "baseline"]
+__all__ = ["ADAPTIVE", "BASELINES", "COUNTS", "ERRORS", "OURS", "FramePooling", "baseline"]
 
 OURS: Final = "VQToken"
 ADAPTIVE: Final = "VQToken, adaptive"
@@ -68,9 +68,9 @@ class FramePooling(ItemReducer):
         pooled, mass = (self._mean(values, shape) for values in (item.embeddings * weights, weights))
         starts = [torch.arange(few) * many // few for few, many in zip(shape, self.grid, strict=True)]
         frame, row, column = (at.flatten() for at in torch.meshgrid(*starts, indexing="ij"))
-        places = ((frame * self.grid[1] + row) * self.grid[2] + column).to(item.positions.device)
+        positions = ((frame * self.grid[1] + row) * self.grid[2] + column).to(item.positions.device)
         cells = len(item.positions) / cap
-        return Item((pooled / mass).to(item.embeddings.dtype), item.positions[places], None, mass[:, 0] * cells)
+        return Item((pooled / mass).to(item.embeddings.dtype), item.positions[positions], None, mass[:, 0] * cells)
 
     def _mean(self, values: Tensor, shape: Grid) -> Tensor:
         volume = values.float().T.reshape(1, -1, *self.grid)

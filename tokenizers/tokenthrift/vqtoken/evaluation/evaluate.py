@@ -1,16 +1,16 @@
-"""`tokenthrift evaluate vqtoken`: accuracy against tokens of VQToken and its baselines, on the synthetic question set.
+"""`tokenthrift evaluate vqtoken`: accuracy against tokens of VQToken and of baselines, on synthetic questions.
 
     tokenthrift evaluate vqtoken --model model_cards/vqtoken-tiny --data data/vqtoken/backgrounds --out report
 
 One model answers the same questions about the same clips from all native tokens, from the codes of VQToken, fixed and
-adaptive, and from what each training-free baseline keeps. Every seed is another set of clips, scenes and questions over
-the backgrounds of the part, and another draw of the baseline that draws; the model is one, so intervals tell how sure the
-figures of this model are, not how they would differ after another training.
+adaptive, and from the tokens that each training-free baseline keeps. Every seed is another set of clips, scenes and
+questions over the backgrounds of the part, and another draw of the random baseline. The model is one, so intervals
+describe the figures of this model; they do not cover another training.
 
 Token density is accuracy in percent by tokens, as in the paper (VQToken, arXiv 2503.16980, section 4); this model has
 no newline row, so every token that the language model reads of a clip is counted. The paper counts without it.
 
-With `--clips FOLDER`, what real clips keep under the same methods is measured too (`real_clips.py`).
+With `--clips FOLDER`, the reconstruction of real clips is measured under the same methods (`reconstruction.py`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, BASELINES, COUNTS, ERRORS, OURS, baseline
+from tokenthrift.vqtoken.evaluation.flops import Stopwatch, count_flops
+from tokenthrift.vqtoken.evaluation.reconstruction import report
 from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
 from tokenthrift.vqtoken.synthetic.data import ClipBatch, SyntheticClips, collate
-from tokenthrift.vqtoken.evaluation.flops import Stopwatch, operations
 from tokenthrift.vqtoken.synthetic.questions import KINDS, Question, blind_accuracy
-from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, COUNTS, ERRORS, OURS, BASELINES, baseline
 from tokenthrift.vqtoken.synthetic.scenes import read_backgrounds
+from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +55,7 @@ _NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row of the table: a name, the budget asked for, and what makes the reducer of a seed."""
+    """A row of the table: a name, a budget, and the reducer or the name of a baseline."""
 
     name: str
     budget: TokenBudget
@@ -96,8 +98,8 @@ class Measured:
 def methods(
     model: VideoAnswerer, counts: Sequence[int] = COUNTS, errors: Sequence[float] = ERRORS, fixed: Sequence[int] = FIXED
 ) -> list[Method]:
-    """All rows: native tokens, every baseline and VQToken at every count, VQToken alone at some more, which adaptive rows
-    can be compared with, and VQToken that stops at every error."""
+    """All rows: native tokens; every baseline and VQToken at every count; VQToken alone at some more counts, for
+    comparison with the adaptive rows; and VQToken at every target error."""
     rows = [Method(FULL, TokenBudget(), None)]
     for count in counts:
         budget = TokenBudget(max_tokens=count)
@@ -119,7 +121,7 @@ def measure(
         model: answers.
         clips: with questions.
         rows: the methods.
-        seed: of reducers that draw.
+        seed: of the random baseline.
         batch_size: clips at a time.
 
     Returns:
@@ -128,7 +130,7 @@ def measure(
     results, shared = [Measured() for _ in rows], Stopwatch()
     grid = model.config.grid
     reducers = [baseline(row.reducer, grid, seed) if isinstance(row.reducer, str) else row.reducer for row in rows]
-    for first, batch in enumerate(_batches(clips, batch_size, model.config.patch, shared)):
+    for first, batch in enumerate(_batches(clips, batch_size, model.config.patch_size, shared)):
         with shared.measure("encode"):
             native = model.encode(batch.frames)
         for row, reducer, result in zip(rows, reducers, results, strict=True):
@@ -139,17 +141,17 @@ def measure(
             if first < TIMED:
                 with watch.measure("prefill"):
                     model.prefill(tokens)
-                result.timed += len(batch.asked)
+                result.timed += len(batch.questions)
             for name, seconds in watch.seconds.items():
                 result.seconds[name] = result.seconds.get(name, 0.0) + seconds
-            scores, language = operations(partial(model, tokens, batch.questions)) if not first else (None, 0)
+            scores, language = count_flops(partial(model, tokens, batch.question_ids)) if not first else (None, 0)
             if scores is None:
-                scores = model(tokens, batch.questions)
+                scores = model(tokens, batch.question_ids)
             else:  # operations of a clip hardly vary, so one batch is counted
-                result.module, result.language, result.counted = operations(reduce)[1], language, len(batch.asked)
+                result.module, result.language, result.counted = count_flops(reduce)[1], language, len(batch.questions)
             result.tokens += [usage.used for usage in tokens.usage]
-            for asked, right in zip(batch.asked, (scores.argmax(-1) == batch.answers).tolist(), strict=True):
-                for question, hit in zip(asked, right, strict=True):
+            for questions, right in zip(batch.questions, (scores.argmax(-1) == batch.answer_ids).tolist(), strict=True):
+                for question, hit in zip(questions, right, strict=True):
                     result.right[question.kind].append(hit)
     return results, shared.seconds
 
@@ -158,11 +160,11 @@ def _reduce(reducer: TokenReducer | None, tokens: TokenBatch, budget: TokenBudge
     return tokens if reducer is None else reducer.reduce(tokens, budget)
 
 
-def _batches(clips: SyntheticClips, size: int, patch: int, watch: Stopwatch) -> Iterator[ClipBatch]:
+def _batches(clips: SyntheticClips, size: int, patch_size: int, watch: Stopwatch) -> Iterator[ClipBatch]:
     for start in range(0, len(clips), size):
         with watch.measure("draw"):
             items = [clips[number] for number in range(start, min(start + size, len(clips)))]
-        yield collate(items, patch)
+        yield collate(items, patch_size)
 
 
 def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Table:
@@ -178,7 +180,7 @@ def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -
         lines.append(
             (
                 row.name,
-                _asked(row),
+                _budget(row),
                 tokens,
                 accuracy,
                 sure,
@@ -193,7 +195,7 @@ def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -
     return Table(
         title="Accuracy against tokens",
         columns=(
-            *("method", "asked for", "tokens", "accuracy %", "+-", "% of all tokens' accuracy", "density %/token"),
+            *("method", "budget", "tokens", "accuracy %", "+-", "% of all tokens' accuracy", "density %/token"),
             *("reducer MFLOP", "language model MFLOP", "reduce ms", "prefill ms"),
         ),
         rows=tuple(lines),
@@ -203,7 +205,7 @@ def accuracy_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -
     )
 
 
-def _asked(row: Method) -> str:
+def _budget(row: Method) -> str:
     if row.budget.max_tokens is None:
         return "-"
     error = row.budget.target_error
@@ -221,14 +223,14 @@ def kinds_table(rows: Sequence[Method], runs: Sequence[Sequence[Measured]], coun
     return Table(title=f"Accuracy by kind of question, {count} tokens", columns=("method", *KINDS), rows=tuple(lines))
 
 
-def blind_table(known: Sequence[Question], asked: Sequence[Question]) -> Table:
-    """What can be had without looking."""
-    majority, text = blind_accuracy(known, asked)
+def blind_table(train: Sequence[Question], test: Sequence[Question]) -> Table:
+    """Accuracy without the clip."""
+    majority, text = blind_accuracy(train, test)
     return Table(
-        title="Without looking at the clip",
+        title="Without the clip",
         columns=("guess", "accuracy %"),
         rows=(("most frequent answer of the kind", 100 * majority), ("most frequent answer to the text", 100 * text)),
-        note=f"Answers learned by heart from {len(known):,} questions of training scenes.",
+        note=f"The most frequent answers of {len(train):,} questions about training scenes.",
     )
 
 
@@ -250,13 +252,13 @@ def plot(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Figure:
         tokens = sum(run[i].mean_tokens for run in runs) / len(runs)
         lines[row.name].append((tokens, *mean_and_interval([run[i].accuracy for run in runs])))
     for name, points in lines.items():
-        places, accuracy, sure = zip(*sorted(points), strict=True)
+        tokens, accuracy, sure = zip(*sorted(points), strict=True)
         bars = [width if width < 100 else 0.0 for width in sure]
         if name == FULL:
-            axes.axhline(accuracy[0], color="black", linestyle=":", label=f"{name} ({places[0]:.0f})")
+            axes.axhline(accuracy[0], color="black", linestyle=":", label=f"{name} ({tokens[0]:.0f})")
         else:
             bold = 2.5 if name in (OURS, ADAPTIVE) else 1.0
-            axes.errorbar(places, accuracy, yerr=bars, marker="o", capsize=2, linewidth=bold, label=name)
+            axes.errorbar(tokens, accuracy, yerr=bars, marker="o", capsize=2, linewidth=bold, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a clip")
     axes.set_ylabel("accuracy on synthetic questions, %")
@@ -307,19 +309,16 @@ def main(argv: Sequence[str]) -> int:
     model = VideoAnswerer.from_pretrained(arguments.model)
     backgrounds = read_backgrounds(arguments.data / arguments.part)
     more, plots, remarks = list[Table](), dict[str, "Figure"](), list[str]()
-    if arguments.clips is not None:  # first, so that a misspelt folder does not cost the long part
-        from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder
-        from tokenthrift.vqtoken.evaluation.reconstruction import report
-
+    if arguments.clips is not None:  # first, so that a wrong folder is noticed before the long part
         more, plots, remarks = report(
             arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens, errors=arguments.errors
         )
     config, rows = model.config, methods(model, arguments.tokens, arguments.errors, arguments.fixed)
-    clips_of = partial(SyntheticClips, frames=config.frames, side=config.side)
-    runs, asked, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
+    clips_of = partial(SyntheticClips, num_frames=config.num_frames, image_size=config.image_size)
+    runs, questions, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
     for seed in range(arguments.seeds):
         clips = clips_of(arguments.part, arguments.count, backgrounds, seed=seed)
-        asked += [question for number in range(len(clips)) for question in clips.questions_of(number)]
+        questions += [question for number in range(len(clips)) for question in clips.questions_of(number)]
         results, shared = measure(model, clips, rows, seed)
         runs.append(results)
         for name, spent in shared.items():
@@ -328,7 +327,7 @@ def main(argv: Sequence[str]) -> int:
     known = [question for number in range(len(scenes)) for question in scenes.questions_of(number)]
     tables = [accuracy_table(rows, runs)]
     tables += [kinds_table(rows, runs, count) for count in arguments.tokens if count == 32]
-    tables += [blind_table(known, asked), time_table(seconds, arguments.seeds * arguments.count)]
+    tables += [blind_table(known, questions), time_table(seconds, arguments.seeds * arguments.count)]
     write_report(
         arguments.out,
         title="VQToken on synthetic video questions",
@@ -337,7 +336,7 @@ def main(argv: Sequence[str]) -> int:
             "part": arguments.part,
             "seeds": arguments.seeds,
             "clips a seed": arguments.count,
-            "questions a clip": len(asked) // (arguments.seeds * arguments.count),
+            "questions a clip": len(questions) // (arguments.seeds * arguments.count),
             "native tokens": config.grid[0] * config.grid[1] * config.grid[2],
             "threads": torch.get_num_threads(),
             "command": "tokenthrift evaluate vqtoken " + " ".join(argv),

@@ -16,13 +16,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Stopwatch", "operations"]
+__all__ = ["Stopwatch", "count_flops"]
 
 T = TypeVar("T")
 
 
-def operations(work: Callable[[], T]) -> tuple[T, int]:
-    """What `work` returns, and the operations of the matrix products in it."""
+def count_flops(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work` returns, and the floating-point operations of its matrix products."""
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         result = work()

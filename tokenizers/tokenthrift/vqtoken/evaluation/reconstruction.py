@@ -1,16 +1,16 @@
-"""What real clips keep at a number of tokens: VQToken and its baselines on the features of any encoder, and pictures.
+"""Reconstruction of real clips from few tokens: VQToken and baselines on the features of any encoder, and pictures.
 
     tokenthrift evaluate vqtoken --model model_cards/vqtoken-tiny --data BACKGROUNDS --clips FOLDER --out REPORT
 
-No question is asked here, so no language model is needed and any clip will do. Every native token of a clip is rebuilt
-from the kept token nearest to it, which every method allows, whether it keeps, joins or clusters:
+This evaluation needs no questions and no language model, so any clip will do. Every native token of a clip is
+reconstructed as the nearest kept token, whether a method keeps, merges or clusters tokens:
 
-* explained variance: the share of the variance of the native tokens, around their mean over the clip, that this
-  rebuilding reproduces; 1 is all, and below 0 is worse than the mean alone;
-* feature error: one minus the mean cosine between a native token and the one that stands for it.
+* explained variance: the share of the variance of the native tokens, around their mean over the clip, that the
+  reconstruction reproduces; 1 is all, and below 0 is worse than the mean alone;
+* feature error: one minus the mean cosine between a native token and the token nearest to it.
 
-Both favor methods that cluster, since that is what k-means minimises; they say how much of the features is left and
-not what a language model makes of it, which is what the questions are for.
+Both favor methods that cluster, since k-means minimizes them. They measure how much of the features is left. What a
+language model makes of the tokens is measured by the questions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tokenthrift.budget import TokenBudget
 from tokenthrift.evaluation.report import Cell, Table, new_figure
 from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.media.files import find_files
@@ -34,17 +33,17 @@ from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken.video_lm.encoders import ClipEncoder
-from tokenthrift.vqtoken.files import Sampled, sample
+from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, BASELINES, COUNTS, ERRORS, OURS, baseline
 from tokenthrift.vqtoken.evaluation.flops import Stopwatch
+from tokenthrift.vqtoken.evaluation.visualize import draw_clip
+from tokenthrift.vqtoken.files import Sampled, sample
 from tokenthrift.vqtoken.model import VQToken
-from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, COUNTS, ERRORS, OURS, BASELINES, baseline
-from tokenthrift.vqtoken.evaluation.visualize import draw_strip
+from tokenthrift.vqtoken.video_lm.encoders import ClipEncoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Kept", "compare", "kept", "rebuild", "report"]
+__all__ = ["Reconstruction", "compare", "measure", "reconstruct", "report"]
 
 SEEDS: Final = 3
 FRAMES: Final = 16
@@ -53,11 +52,11 @@ _FLOOR: Final = -0.5  # of the plot; what explains less is worse than a single m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What one method left of one clip.
+class Reconstruction:
+    """How well one method keeps one clip.
 
     Attributes:
-        clip, method, asked: what was done; `asked` is a budget's short form.
+        clip, method, budget: names of clip and method, and the budget in short form.
         tokens: how many were left.
         explained: variance, at most 1.
         error: of features, 0 to 2.
@@ -65,13 +64,13 @@ class Kept:
 
     clip: str
     method: str
-    asked: str
+    budget: str
     tokens: float
     explained: float
     error: float
 
 
-def rebuild(native: Tensor, tokens: Tensor) -> tuple[float, float]:
+def reconstruct(native: Tensor, tokens: Tensor) -> tuple[float, float]:
     """Explained variance and feature error when every native token is replaced by the nearest of some tokens.
 
     Args:
@@ -86,7 +85,7 @@ def rebuild(native: Tensor, tokens: Tensor) -> tuple[float, float]:
     return explained, float(1 - cosine_similarity(native, nearest).mean())
 
 
-def kept(native: TokenBatch, reducer: TokenReducer, budget: str) -> tuple[float, float, float]:
+def measure(native: TokenBatch, reducer: TokenReducer, budget: str) -> tuple[float, float, float]:
     """Tokens, explained variance and feature error of one clip.
 
     Args:
@@ -94,29 +93,35 @@ def kept(native: TokenBatch, reducer: TokenReducer, budget: str) -> tuple[float,
         reducer: Any.
         budget: Ceilings in short form.
     """
-    (item,) = reducer.reduce(native, TokenBudget.parse(budget)).items()
-    return len(item), *rebuild(native.embeddings[0], item)
+    (item,) = reducer.reduce(native, budget).items()
+    return len(item), *reconstruct(native.embeddings[0], item)
 
 
 def compare(
     clip: str, native: TokenBatch, reducer: VQToken, counts: Sequence[int], errors: Sequence[float]
-) -> list[Kept]:
-    """VQToken, adaptive VQToken and all baselines on one clip; the baseline that draws is the mean of three draws."""
+) -> list[Reconstruction]:
+    """VQToken, adaptive VQToken and all baselines on one clip; the random baseline is the mean of three draws."""
     assert native.grids is not None
     rows = []
     for count in counts:
         for name in (OURS, *BASELINES):
             seeds = range(SEEDS) if name == "random" else range(1)
             done = [
-                kept(native, reducer if name == OURS else baseline(name, native.grids[0], seed), str(count))
+                measure(native, reducer if name == OURS else baseline(name, native.grids[0], seed), str(count))
                 for seed in seeds
             ]
             tokens, explained, error = (fmean(values) for values in zip(*done, strict=True))
-            rows.append(Kept(clip=clip, method=name, asked=str(count), tokens=tokens, explained=explained, error=error))
-    for wanted in errors if "target_error" in reducer.support.fields else ():
-        tokens, explained, error = kept(native, reducer, f"e{wanted}")
+            rows.append(
+                Reconstruction(
+                    clip=clip, method=name, budget=str(count), tokens=tokens, explained=explained, error=error
+                )
+            )
+    for target in errors if "target_error" in reducer.support.fields else ():
+        tokens, explained, error = measure(native, reducer, f"e{target}")
         rows.append(
-            Kept(clip=clip, method=ADAPTIVE, asked=f"e{wanted}", tokens=tokens, explained=explained, error=error)
+            Reconstruction(
+                clip=clip, method=ADAPTIVE, budget=f"e{target}", tokens=tokens, explained=explained, error=error
+            )
         )
     return rows
 
@@ -130,7 +135,7 @@ def report(
     errors: Sequence[float] = ERRORS,
     frames: int = FRAMES,
 ) -> tuple[list[Table], dict[str, Figure], list[str]]:
-    """Tables, plots and remarks about the clips of a folder, for `write_report`; writes OUT/strips/NAME.png besides.
+    """Tables, plots and remarks about the clips of a folder, for `write_report`, and OUT/visualizations/NAME.png.
 
     VQToken is used without weights, as VQ-attention makes tokens for a language model and not for rebuilding features.
     A clip that cannot be read is left out and named in the remarks.
@@ -147,7 +152,7 @@ def report(
         InputError: There is no video file.
         ValueError: None of them can be read.
     """
-    reducer, rows, notes, natives = VQToken(), list[Kept](), list[str](), list[int]()
+    reducer, rows, notes, natives = VQToken(), list[Reconstruction](), list[str](), list[int]()
     times = list[tuple[Cell, ...]]()
     for found in find_files([str(folder)], VIDEO_SUFFIXES, "video"):
         # Below the folder, with the suffix of the file: names alone may repeat.
@@ -167,46 +172,46 @@ def report(
         for count in counts:
             if count < len(cells):
                 with watch.measure(f"reduce to {count}"):
-                    reducer.reduce(native, TokenBudget(max_tokens=count))
+                    reducer.reduce(native, count)
         steps = ("decode", "encode", *(f"reduce to {count}" for count in counts))
         spent = (1000 * watch.seconds[step] if step in watch.seconds else None for step in steps)
         times.append((name, len(clip.pixels), *spent))
         rows += compare(name, native, reducer, [count for count in counts if count < len(cells)], errors)
-        _draw(out / "strips" / f"{found.output.as_posix().replace('/', '-')}.png", name, clip, native, reducer)
+        _draw(out / "visualizations" / f"{found.output.as_posix().replace('/', '-')}.png", name, clip, native, reducer)
     if not rows:
         raise ValueError(f"{folder}: no clip could be read. {' '.join(notes)}")
     clips = list(dict.fromkeys(row.clip for row in rows))
     notes.append(
         f"Real clips: {len(clips)} ({', '.join(clips)}), {min(natives)} to {max(natives)} native tokens each from the "
-        f"encoder “{encoder.name}”; VQToken without weights. Pictures of the regions: strips/."
+        f"encoder “{encoder.name}”; VQToken without weights. Pictures of the regions: visualizations/."
     )
-    return [_summary(rows), _by_clip(rows), _times(times, counts)], {"real_clips": _plot(rows)}, notes
+    return [_summary(rows), _by_clip(rows), _times(times, counts)], {"reconstruction": _plot(rows)}, notes
 
 
 def _draw(path: Path, name: str, clip: Sampled, native: TokenBatch, reducer: VQToken) -> None:
     maps = {}
     for count in _DRAWN:
         if count < native.embeddings.shape[1]:
-            found = reducer.compress(native, TokenBudget(max_tokens=count))
+            found = reducer.compress(native, count)
             maps[f"{count} tokens of {native.embeddings.shape[1]:,}"] = found.maps[0]
-    draw_strip(path, f"{name}, {clip.seconds:.1f} s", clip.pixels, clip.times, maps, aspect=clip.aspect)
+    draw_clip(path, f"{name}, {clip.seconds:.1f} s", clip.pixels, clip.times, maps, aspect=clip.aspect)
 
 
-def _groups(rows: Sequence[Kept]) -> dict[tuple[str, str], list[Kept]]:
+def _groups(rows: Sequence[Reconstruction]) -> dict[tuple[str, str], list[Reconstruction]]:
     """Rows by method and budget, VQToken first of those that ask the same."""
-    groups: dict[tuple[str, str], list[Kept]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Reconstruction]] = defaultdict(list)
     for row in rows:
-        groups[row.asked, row.method].append(row)
+        groups[row.budget, row.method].append(row)
     return dict(sorted(groups.items(), key=lambda pair: (pair[0][0].startswith("e"), float(pair[0][0].lstrip("e")))))
 
 
-def _summary(rows: Sequence[Kept]) -> Table:
+def _summary(rows: Sequence[Reconstruction]) -> Table:
     lines: list[tuple[Cell, ...]] = []
-    for (asked, method), group in _groups(rows).items():
+    for (budget, method), group in _groups(rows).items():
         explained, low, high = bootstrap_interval([row.explained for row in group])
         lines.append(
             (
-                asked,
+                budget,
                 method,
                 fmean(row.tokens for row in group),
                 explained,
@@ -215,7 +220,7 @@ def _summary(rows: Sequence[Kept]) -> Table:
             )
         )
     return Table(
-        title="Real clips: what is left of the features",
+        title="Real clips: reconstruction of the features",
         columns=("budget", "method", "tokens", "explained variance", "95 % over clips", "feature error"),
         rows=tuple(lines),
         note="Means over clips. Every native token is rebuilt from the nearest kept one. Frame pooling keeps a product "
@@ -224,22 +229,22 @@ def _summary(rows: Sequence[Kept]) -> Table:
     )
 
 
-def _by_clip(rows: Sequence[Kept]) -> Table:
+def _by_clip(rows: Sequence[Reconstruction]) -> Table:
     methods = list(dict.fromkeys(row.method for row in rows if row.method != ADAPTIVE))
-    budget = "32" if any(row.asked == "32" for row in rows) else rows[0].asked
-    errors = sorted({row.asked for row in rows if row.method == ADAPTIVE}, reverse=True)
-    at = {(row.clip, row.method, row.asked): row for row in rows}
+    budget = "32" if any(row.budget == "32" for row in rows) else rows[0].budget
+    errors = sorted({row.budget for row in rows if row.method == ADAPTIVE}, reverse=True)
+    at = {(row.clip, row.method, row.budget): row for row in rows}
     lines = [
         (
             clip,
             *(at[clip, method, budget].explained if (clip, method, budget) in at else None for method in methods),
-            *(round(at[clip, ADAPTIVE, asked].tokens) for asked in errors),
+            *(round(at[clip, ADAPTIVE, error].tokens) for error in errors),
         )
         for clip in dict.fromkeys(row.clip for row in rows)
     ]
     return Table(
         title=f"Clip by clip: explained variance at {budget} tokens, and the tokens that adaptive VQToken takes",
-        columns=("clip", *methods, *(f"tokens at {asked}" for asked in errors)),
+        columns=("clip", *methods, *(f"tokens at {error}" for error in errors)),
         rows=tuple(lines),
     )
 
@@ -254,9 +259,9 @@ def _times(rows: Sequence[tuple[Cell, ...]], counts: Sequence[int]) -> Table:
     )
 
 
-def _plot(rows: Sequence[Kept]) -> Figure:
+def _plot(rows: Sequence[Reconstruction]) -> Figure:
     figure, (left, right) = new_figure(10, 4.2, ncols=2)
-    by_method: dict[str, list[list[Kept]]] = defaultdict(list)
+    by_method: dict[str, list[list[Reconstruction]]] = defaultdict(list)
     for (_, method), group in _groups(rows).items():
         by_method[method].append(group)
     for method, groups in by_method.items():

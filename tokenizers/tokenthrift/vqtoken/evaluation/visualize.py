@@ -1,7 +1,7 @@
-"""What VQToken sees, as one picture a clip: frames side by side, and below them the region of every token in color.
+"""The codes of VQToken drawn over their clip: a row of frames, and below it the region of every token in color.
 
-The regions of one token have one color in all frames, so a thing that moves keeps its color and a scene that changes
-changes colors. Colors go around the hues in order of time and differ in brightness, borders are drawn in white.
+The regions of one token have one color in all frames, so a shape that moves keeps its color and a scene that changes
+changes colors. Hues go around the circle in order of time and differ in brightness. Borders of regions are white.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from tokenthrift.extras import require
 
-__all__ = ["colors", "draw_strip", "overlay"]
+__all__ = ["draw_clip", "overlay", "region_colors"]
 
 _HEIGHT: Final = 144
 _WIDEST: Final = 1800
@@ -30,7 +30,7 @@ _EDGE: Final = 0.45
 _GOLDEN: Final = 0.381966
 
 
-def colors(count: int) -> NDArray[np.float32]:
+def region_colors(count: int) -> NDArray[np.float32]:
     """(count, 3) in [0, 255]: neighbors differ in hue by the golden angle, and in turns in brightness."""
     made = [
         colorsys.hsv_to_rgb(i * _GOLDEN % 1, (0.85, 0.6, 0.95)[i % 3], (1.0, 0.8, 0.6)[i // 2 % 3])
@@ -62,7 +62,7 @@ def overlay(frame: NDArray[np.uint8], regions: NDArray[np.int64], palette: NDArr
     return painted
 
 
-def draw_strip(
+def draw_clip(
     path: Path,
     title: str,
     frames: Tensor,
@@ -96,16 +96,16 @@ def draw_strip(
     canvas = image.new("RGB", (_GAP + count * (width + _GAP), _LINE + _GAP + band * (1 + len(maps))), (250, 250, 250))
     pen = drawing.Draw(canvas)
     pen.text((_GAP, 4), title, fill=(20, 20, 20))
-    for slot, place in enumerate(shown):
+    for slot, frame in enumerate(shown):
         left, top = _GAP + slot * (width + _GAP), _LINE + _GAP
-        pen.text((left, top), f"{seconds[place]:.1f} s", fill=(90, 90, 90))
+        pen.text((left, top), f"{seconds[frame]:.1f} s", fill=(90, 90, 90))
         canvas.paste(image.fromarray(pixels[slot]), (left, top + _LINE))
     for row, (caption, index_map) in enumerate(maps.items(), 1):
-        palette, top = colors(int(index_map.max()) + 1), _LINE + _GAP + row * band
+        palette, top = region_colors(int(index_map.max()) + 1), _LINE + _GAP + row * band
         pen.text((_GAP, top), caption, fill=(90, 90, 90))
-        for slot, place in enumerate(shown):
+        for slot, frame in enumerate(shown):
             left = _GAP + slot * (width + _GAP)
-            painted = overlay(pixels[slot], index_map[place].numpy(), palette)
+            painted = overlay(pixels[slot], index_map[frame].numpy(), palette)
             canvas.paste(image.fromarray(painted), (left, top + _LINE))
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_name(f".{path.name}.part")

@@ -59,14 +59,14 @@ class _Model:
 
     Args:
         pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
-        budget: Ceilings for each video, newline included; several are joined by `+` (`33+4/s`), since lmms-eval parts
-            its arguments at commas.
+        budget: Ceilings for each video, newline included; several are joined by `+` (`33+4/s`), since lmms-eval
+            splits its arguments at commas.
         max_frames_num: Frames of a video.
         device: Where the model runs.
         dtype: Of the language model.
         batch_size: 1.
-        choose: "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does not; what the
-            checkpoint says if not given.
+        selection_method: "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does not;
+            that of the checkpoint if not given.
     """
 
     is_simple = True
@@ -82,15 +82,17 @@ class _Model:
         dtype: str = "bfloat16",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
-        choose: str | None = None,
+        selection_method: str | None = None,
     ) -> None:
         super().__init__()
         if int(batch_size) != 1 or int(os.environ.get("WORLD_SIZE", "1")) != 1:
             raise ValueError("tokenthrift_vqtoken answers one question at a time in one process: --batch_size 1")
-        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype), choose=choose)
+        self.chat = VideoChat.from_pretrained(
+            pretrained, device=device, dtype=getattr(torch, dtype), selection_method=selection_method
+        )
         self.budget = str(budget).replace("+", ",")
-        self.frames = int(max_frames_num)
-        self.chat.check(self.frames, self.budget)
+        self.num_frames = int(max_frames_num)
+        self.chat.check(self.num_frames, self.budget)
         self.usages: list[TokenUsage] = []
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -107,11 +109,11 @@ class _Model:
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: the paper's tasks are all answered in words."""
+        """Not supported: every task of the paper is answered in words."""
         raise NotImplementedError("tokenthrift_vqtoken answers in words; choose a task of type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered."""
+        """Not supported."""
         raise NotImplementedError("tokenthrift_vqtoken answers one question at a time")
 
     def _answer(self, question: str, settings: dict[str, Any], visuals: Sequence[Any] | None) -> str:
@@ -120,20 +122,20 @@ class _Model:
         for placeholder in _PLACEHOLDERS:
             question = question.replace(placeholder, "")
         until = settings.get("until") or ()
-        tell: Callable[..., Any] = self.chat.answer
+        respond: Callable[..., Any] = self.chat.answer
         options = {
             "max_new_tokens": int(settings.get("max_new_tokens", 512)),
             "stop": (until,) if isinstance(until, str) else tuple(until),
         }
         if not visuals:
-            return str(tell(None, question.strip(), **options).text)
+            return str(respond(None, question.strip(), **options).text)
         if len(visuals) != 1 or not isinstance(visuals[0], str):
             kinds = ", ".join(sorted({type(visual).__name__ for visual in visuals}))
             raise ValueError(f"tokenthrift_vqtoken reads one video file a question, not {len(visuals)} of {kinds}")
         try:
             info = probe(visuals[0])
-            frames = read_frames(visuals[0], count=self.frames, size=self.chat.size).pixels
-            answer = tell(frames, question.strip(), self.budget, seconds=info.seconds, **options)
+            frames = read_frames(visuals[0], count=self.num_frames, size=self.chat.size).pixels
+            answer = respond(frames, question.strip(), self.budget, seconds=info.seconds, **options)
         except (VideoError, BudgetError) as error:
             _log.error(f"{visuals[0]}: {getattr(error, 'reason', error)}; answered with nothing")
             return ""

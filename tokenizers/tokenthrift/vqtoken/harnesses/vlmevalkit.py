@@ -1,7 +1,8 @@
 """VQToken in VLMEvalKit, which has no plug-in point: `register()` adds it to the models of the running process.
 
     cd VLMEvalKit
-    python -m tokenthrift.vqtoken.harnesses.vlmevalkit --pretrained FOLDER --budget 33 -- --data Video-MME_8frame --model VQToken
+    python -m tokenthrift.vqtoken.harnesses.vlmevalkit --pretrained FOLDER --budget 33 -- \\
+        --data Video-MME_8frame --model VQToken
 
 The second line registers the model `VQToken` and then runs VLMEvalKit's own `run.py` of the current folder with what
 follows `--`. From Python, call `register` before anything looks a model up.
@@ -44,21 +45,22 @@ def register(
     max_new_tokens: int = 512,
     device: str = "cuda",
     dtype: str = "bfloat16",
-    choose: str | None = None,
+    selection_method: str | None = None,
 ) -> None:
     """Adds a model to VLMEvalKit's table; the weights are loaded when VLMEvalKit asks for it.
 
     Args:
-        name: By which `--model` calls it.
+        name: Its name for `--model`.
         pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
         budget: Ceilings for each video, newline included.
         max_new_tokens: Of an answer.
         device: Where the model runs.
         dtype: Of the language model.
-        choose: How many codes a video gets, "fixed", "elbow" or "silhouette"; what the checkpoint says if not given.
+        selection_method: "fixed", "elbow" or "silhouette": how many codes a video gets; that of the checkpoint if not
+            given.
     """
     models = import_module("vlmeval.config").supported_VLM
-    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype, choose)
+    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype, selection_method)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
     parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")
-    parser.add_argument("--choose", help="fixed, elbow or silhouette: how many codes (default: as the checkpoint says)")
+    parser.add_argument(
+        "--selection-method", help="fixed, elbow or silhouette: how many codes (default: that of the checkpoint)"
+    )
     parser.add_argument("--name", default="VQToken", help="the model's name (default: VQToken)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget=arguments.budget,
         device=arguments.device,
         dtype=arguments.dtype,
-        choose=arguments.choose,
+        selection_method=arguments.selection_method,
     )
     sys.argv = ["run.py", *arguments.rest]
     runpy.run_path("run.py", run_name="__main__")
@@ -115,14 +119,16 @@ class _Model:
         max_new_tokens: int,
         device: str,
         dtype: str,
-        choose: str | None,
+        selection_method: str | None,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise TypeError(f"VQToken takes no {', '.join(unknown)}")
         super().__init__()
-        self.chat = VideoChat.from_pretrained(pretrained, device=device, dtype=getattr(torch, dtype), choose=choose)
-        self.budget, self.most = str(budget), max_new_tokens
+        self.chat = VideoChat.from_pretrained(
+            pretrained, device=device, dtype=getattr(torch, dtype), selection_method=selection_method
+        )
+        self.budget, self.max_new_tokens = str(budget), max_new_tokens
 
     def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
         """The answer to a message of texts and at most one video."""
@@ -131,12 +137,14 @@ class _Model:
         if len(videos) > 1:
             raise ValueError(f"VQToken answers questions about one video, not {len(videos)}")
         if not videos:
-            return self.chat.answer(None, question, max_new_tokens=self.most).text
+            return self.chat.answer(None, question, max_new_tokens=self.max_new_tokens).text
         self.chat.check(self.nframe, self.budget)
         try:
             seconds = probe(videos[0]).seconds
             frames = read_frames(videos[0], count=self.nframe, size=self.chat.size).pixels
-            return self.chat.answer(frames, question, self.budget, seconds=seconds, max_new_tokens=self.most).text
+            return self.chat.answer(
+                frames, question, self.budget, seconds=seconds, max_new_tokens=self.max_new_tokens
+            ).text
         except (VideoError, BudgetError) as error:
             _log.error("%s: %s; answered with nothing", videos[0], getattr(error, "reason", error))
             return ""

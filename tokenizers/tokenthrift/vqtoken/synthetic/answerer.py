@@ -92,9 +92,7 @@ class AnswererConfig:
     """Words of questions and answers; always those of this release."""
     vqtoken: VQTokenConfig = field(
         default_factory=lambda: VQTokenConfig(
-            attention=AttentionConfig(
-                hidden_size=192, num_attention_heads=4, intermediate_size=384, num_patches=64
-            )
+            attention=AttentionConfig(hidden_size=192, num_attention_heads=4, intermediate_size=384, num_patches=64)
         )
     )
     """The model's own reducer."""
@@ -120,7 +118,9 @@ class AnswererConfig:
             raise ConfigError("vocabulary: the model has another vocabulary than the questions of this release")
         attention = self.vqtoken.attention
         if attention is not None and attention.hidden_size != self.token_dim:
-            raise ConfigError(f"vqtoken.attention.hidden_size {attention.hidden_size} must be token_dim {self.token_dim}")
+            raise ConfigError(
+                f"vqtoken.attention.hidden_size {attention.hidden_size} must be token_dim {self.token_dim}"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -150,8 +150,8 @@ def position_code(grid: tuple[int, int, int]) -> Tensor:
 class VideoAnswerer(HubModel):
     """Answers questions about clips; any reducer can stand between its encoder and its language model.
 
-    A batch of clips is (B, num_frames, 3, image_size, image_size), uint8 or floating point in [0, 1]; all clips have the
-    number of frames and the size of the configuration. The model is in evaluation mode until `train()` is called.
+    A batch of clips is (B, num_frames, 3, image_size, image_size), uint8 or floating point in [0, 1]. All clips have
+    the number of frames and the size of the configuration. The model is in evaluation mode until `train()` is called.
 
     Args:
         config: sizes.
@@ -273,9 +273,7 @@ class VideoAnswerer(HubModel):
         contents = contents / math.sqrt(contents.shape[2])
         position = position_code(c.grid).to(contents) * c.position_weight
         embeddings = torch.cat([contents, position.expand(len(clips), -1, -1)], -1)
-        return TokenBatch.from_embeddings(
-            embeddings, seconds=[self._seconds] * len(clips), grids=[c.grid] * len(clips)
-        )
+        return TokenBatch.from_embeddings(embeddings, seconds=[self._seconds] * len(clips), grids=[c.grid] * len(clips))
 
     def prefill(self, tokens: TokenBatch) -> PrefixCache:
         """Reads clips once, for any number of calls of `ask`.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -129,6 +128,8 @@ class VQTokenModule(L.LightningModule):
         answering = cross_entropy(scores.flatten(0, 1).float(), batch.answer_ids.flatten())
         answering = balanced(answering, batch.answer_ids.numel())
         loss: Tensor = answering + self.hparams["naming_weight"] * naming
+        # DistributedDataParallel needs every parameter in the loss, and VQ-attention is in that of its own codes only.
+        loss = loss + sum(weight.sum() for weight in self.model.vqtoken.parameters()) * 0.0
         right = (scores.argmax(-1) == batch.answer_ids).float().mean()
         self.log("train/loss", answering, prog_bar=True, sync_dist=True)
         self.log("train/naming", naming, sync_dist=True)

@@ -68,7 +68,9 @@ def window(clips: Sequence[Pixels], rng: random.Random, num_frames: int, image_s
     clip = rng.choice(clips)
     length, height, width = clip.shape[:3]
     if length < num_frames or min(height, width) < image_size:
-        raise ValueError(f"a background of {clip.shape[:3]} is too small for {num_frames} frames of {image_size} pixels")
+        raise ValueError(
+            f"a background of {clip.shape[:3]} is too small for {num_frames} frames of {image_size} pixels"
+        )
     stride = rng.randint(1, min(3, (length - 1) // max(num_frames - 1, 1)))
     first = rng.randrange(length - stride * (num_frames - 1))
     y, x = rng.randrange(height - image_size + 1), rng.randrange(width - image_size + 1)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetLike, ItemSize, TokenUsage
 from tokenthrift.config import from_plain, to_plain
 from tokenthrift.hub import CONFIG
 from tokenthrift.sources import SourceError
@@ -40,7 +40,7 @@ _LONG: Final = 1e6  # seconds, in which no rate allows less than the other ceili
 
 
 class Answer(NamedTuple):
-    """What was said, and what the video cost; None where there was none."""
+    """The answer, and the token usage of the video; None where there was no video."""
 
     text: str
     usage: TokenUsage | None
@@ -57,7 +57,9 @@ class VideoChat:
 
     def __init__(self, model: Any, tokenizer: Any, reducer: VQToken | None = None) -> None:
         if model.config.model_type != "llava_onevision":
-            raise ValueError(f"VideoChat speaks LLaVA-OneVision, not {model.config.model_type}; use attach() instead")
+            raise ValueError(
+                f"VideoChat works with LLaVA-OneVision, not {model.config.model_type}; use attach() instead"
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.reducer = VQToken() if reducer is None else reducer.eval()
@@ -70,7 +72,7 @@ class VideoChat:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        choose: str | None = None,
+        selection_method: str | None = None,
     ) -> Self:
         """Loads a converted checkpoint, or any LLaVA-OneVision of transformers with VQToken without weights.
 
@@ -78,11 +80,11 @@ class VideoChat:
             source: A folder, or for a LLaVA-OneVision also owner/name on the Hub.
             device: Where the model goes.
             dtype: Of the language model.
-            choose: How many codes a clip gets, as in `VQTokenConfig`, in place of what the checkpoint says.
+            selection_method: How many codes a clip gets, as in `VQTokenConfig`, in place of the checkpoint's value.
 
         Raises:
             SourceError: The folder is a VQToken without a language model.
-            ConfigError: There is no such way to choose.
+            ConfigError: There is no such selection method.
         """
         from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
@@ -91,8 +93,8 @@ class VideoChat:
         if not converted and (folder / CONFIG).is_file() and '"system"' in (folder / CONFIG).read_text("utf-8"):
             raise SourceError(f"{source} holds no {VLM}/: it is VQToken without a language model")
         reducer = VQToken.from_pretrained(source, device=device) if converted else VQToken()
-        if choose is not None:
-            fields = to_plain(reducer.config) | {"choose": choose}
+        if selection_method is not None:
+            fields = to_plain(reducer.config) | {"selection_method": selection_method}
             reducer.config = from_plain(VQTokenConfig, fields, str(source))
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(
             folder / VLM if converted else source, dtype=dtype, use_safetensors=True
@@ -121,8 +123,9 @@ class VideoChat:
         """
         grid = self.grid(frames)
         native = math.prod(grid) + NEWLINES
-        (cap,) = self.reducer.plan([native], TokenBudget.parse(budget), [_LONG])
-        self.reducer.check_frames(grid, native, cap)
+        self.reducer.plan(
+            [ItemSize(native=native, seconds=_LONG, frames=grid[0], height=grid[1], width=grid[2])], budget
+        )
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:

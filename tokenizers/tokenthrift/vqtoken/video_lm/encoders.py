@@ -1,7 +1,7 @@
-"""What makes the native tokens of a clip: the encoder of a model at hand, or none at all.
+"""What makes the native tokens of a clip: the encoder of a model, or patches of pixels.
 
-VQToken clusters whatever an encoder says. Those here share one shape, so that the command and the evaluation on real
-clips do not care which it is; each tells the grid of a clip before a frame is decoded.
+VQToken clusters the tokens of any encoder. The encoders here share one shape, so the commands and the evaluation on
+files work with each of them. Each gives the grid of a clip before a frame is decoded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ClipEncoder(Protocol):
     """An encoder of clips.
 
     Attributes:
-        name: for tables.
-        size: height and width of the frames that it takes.
+        name: its name in tables.
+        size: height and width of the frames that it reads.
         after: tokens after those of the frames, such as a newline.
     """
 
@@ -33,8 +33,8 @@ class ClipEncoder(Protocol):
     size: tuple[int, int]
     after: int
 
-    def frames(self, wanted: int, available: int) -> int:
-        """How many frames it takes of a clip that has so many."""
+    def num_frames(self, most: int, available: int) -> int:
+        """How many frames it reads of a clip of `available` frames, if `most` are to be read."""
 
     def grid(self, frames: int) -> Grid:
         """Frames, rows and columns of tokens."""
@@ -44,7 +44,7 @@ class ClipEncoder(Protocol):
 
 
 class PixelPatches:
-    """No encoder: a token is a patch of 16 pixels, as 4 x 4 mean colors. What every trained encoder should beat.
+    """No encoder: a token is a patch of 16 pixels, as 4 x 4 mean colors. A baseline for trained encoders.
 
     One coordinate is the same for all, so that bright and dark have different directions, which is what is clustered.
     """
@@ -53,9 +53,9 @@ class PixelPatches:
     size = (224, 224)
     after = 0
 
-    def frames(self, wanted: int, available: int) -> int:
-        """As many as wanted."""
-        return min(wanted, available)
+    def num_frames(self, most: int, available: int) -> int:
+        """At most `most`."""
+        return min(most, available)
 
     def grid(self, frames: int) -> Grid:
         """14 x 14 patches."""
@@ -70,18 +70,18 @@ class PixelPatches:
 
 
 class AnswererEncoder:
-    """The encoder of a `VideoAnswerer`, which takes a fixed number of small frames; short clips repeat theirs."""
+    """The encoder of a `VideoAnswerer`, which reads a fixed number of small frames; short clips repeat theirs."""
 
     name = "its own"
     after = 0
 
     def __init__(self, model: VideoAnswerer) -> None:
         self.model = model
-        self.size = (model.config.side, model.config.side)
+        self.size = (model.config.image_size, model.config.image_size)
 
-    def frames(self, wanted: int, available: int) -> int:
-        """Always the same."""
-        return self.model.config.frames
+    def num_frames(self, most: int, available: int) -> int:
+        """Always the number of its configuration."""
+        return self.model.config.num_frames
 
     def grid(self, frames: int) -> Grid:
         """That of its configuration."""
@@ -89,7 +89,7 @@ class AnswererEncoder:
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
-        """(T * h * w, token_width)."""
+        """(T * h * w, token_dim)."""
         return self.model.encode(frames[None].to(self.model.project.weight.device)).embeddings[0]
 
 
@@ -103,9 +103,9 @@ class ChatEncoder:
         self.chat = chat
         self.size = chat.size
 
-    def frames(self, wanted: int, available: int) -> int:
-        """As many as wanted."""
-        return min(wanted, available)
+    def num_frames(self, most: int, available: int) -> int:
+        """At most `most`."""
+        return min(most, available)
 
     def grid(self, frames: int) -> Grid:
         """Pooled or not, as the reducer reads them."""
