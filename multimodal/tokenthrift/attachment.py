@@ -30,6 +30,7 @@ call of a shallow copy or of a DataParallel replica, which would read another mo
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -80,9 +81,12 @@ class _Call:
 class _Thread(threading.local):
     """What a thread knows of its own calls: the one that runs, how its rows were shortened, what the latest used."""
 
-    call: _Call | None = None
-    shortened: Shortened | None = None
-    usage: tuple[TokenUsage, ...] | None = None
+    def __init__(self) -> None:
+        self.call: _Call | None = None
+        self.shortened: Shortened | None = None
+        self.usage: tuple[TokenUsage, ...] | None = None
+        self.encoded: dict[str, list[Grid]] = {}
+        """Grids of what `generate` encoded before its first call, by modality."""
 
 
 @contextmanager
@@ -104,7 +108,8 @@ def attach(
         reducer: Anything that keeps the width of the embeddings.
         budget: Ceilings per item.
         modalities: What is reduced, "image", "video" or both; all others stay bit for bit. If not given, what the
-            reducer names in an attribute `modalities`, and both if it names none.
+            reducer names in an attribute `modalities`, and both if it names none. A call that then has nothing to
+            reduce (a picture for a reducer of videos) gives a UserWarning.
         seconds: Durations of the items that every call reduces, in reading order, which `tokens_per_second` needs: the
             model does not know them.
 
@@ -130,7 +135,7 @@ def attach(
     inner = _find(model)
     if inner in _ATTACHED:
         raise RuntimeError("this model has a reducer attached already; leave that context first")
-    handle = Attachment(inner, reducer, budget, chosen, seconds)
+    handle = Attachment(inner, reducer, budget, chosen, seconds, warn=modalities is None)
     with ExitStack() as undo:
         _ATTACHED.add(inner)
         undo.callback(_ATTACHED.discard, inner)
@@ -160,12 +165,14 @@ class Attachment:
         budget: TokenBudget,
         modalities: Collection[str],
         seconds: Sequence[float] | None,
+        warn: bool,
     ) -> None:
         self._model = model
         self._reducer = reducer
         self._budget = budget
         self._modalities = modalities
         self._seconds = seconds
+        self._warn = warn
         self._caches: WeakKeyDictionary[Any, Cached] = WeakKeyDictionary()
         self._latest: tuple[TokenUsage, ...] = ()
         self._thread = _Thread()
@@ -195,10 +202,12 @@ class Attachment:
         @wraps(encode)
         def recording(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
-            if (call := self._thread.call) is not None:
-                lengths = call.lengths[modality] = _lengths(output)
-                given = signature(encode).bind(*args, **kwargs).arguments
-                call.grids[modality] = encoded_grids(self._model.config, modality, given, lengths)
+            lengths, given = _lengths(output), signature(encode).bind(*args, **kwargs).arguments
+            grids = encoded_grids(self._model.config, modality, given, lengths)
+            if (call := self._thread.call) is None:
+                self._thread.encoded[modality] = grids
+            else:
+                call.lengths[modality], call.grids[modality] = lengths, grids
             return output
 
         def undo() -> None:
@@ -214,10 +223,11 @@ class Attachment:
             raise RuntimeError(_NO_COPY)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         lengths = {name: _lengths(output) for name, output in encoded.items() if output is not None}
-        self._thread.call = _Call(kwargs.get("input_ids", args[0] if args else None), lengths)
+        grids = {name: self._thread.encoded[name] for name in lengths if name in self._thread.encoded}
+        self._thread.call = _Call(kwargs.get("input_ids", args[0] if args else None), lengths, grids)
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._thread.call = None
+        self._thread.call, self._thread.encoded = None, {}
 
     def _before_layers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -263,6 +273,13 @@ class Attachment:
         if call.ids is None:
             raise ValueError(
                 "a model with a reducer attached needs input_ids, not inputs_embeds, to find the placeholders"
+            )
+        if self._warn and not set(call.lengths).intersection(self._modalities):
+            given, reduced = " or ".join(sorted(call.lengths)), " or ".join(self._modalities)
+            warnings.warn(
+                f"{type(self._reducer).__name__} reduces {reduced} tokens by default, so the {given} tokens of "
+                f"this call stay whole; attach(..., modalities={tuple(sorted(call.lengths))}) reduces them",
+                stacklevel=2,
             )
         items = []
         for modality, lengths in call.lengths.items():

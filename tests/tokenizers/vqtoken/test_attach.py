@@ -1,5 +1,7 @@
 """VQToken in unmodified vision-language models: videos shrink to exactly the budget, everything else stays."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor
 from tests.multimodal.tiny_vlms import IMAGE, Clip, Picture, Row, build, encode, shared
 from tokenthrift import attachment
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import BudgetError, BudgetLike, TokenBudget
 from tokenthrift.reducers import Uniform
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.visual_grids import grids_of_rows
@@ -29,7 +31,7 @@ class Spy(VQToken):
         super().__init__()
         self.seen: list[TokenBatch] = []
 
-    def reduce(self, tokens: TokenBatch, budget: TokenBudget) -> TokenBatch:
+    def reduce(self, tokens: TokenBatch, budget: BudgetLike | Sequence[BudgetLike]) -> TokenBatch:
         self.seen.append(tokens)
         return super().reduce(tokens, budget)
 
@@ -75,12 +77,18 @@ def test_a_batch_of_pictures_alone_is_untouched_bit_for_bit(family: str) -> None
     inputs = encode(model, [[10, Picture(1), 11], [20, Picture(2, 16, 32), 21, 22]])
     before = logits(model, inputs)
     with attach(model, VQToken(), "1") as handle:
-        assert torch.equal(logits(model, inputs), before)
+        with pytest.warns(UserWarning, match=r"VQToken reduces video tokens by default.*the image tokens.*stay whole"):
+            assert torch.equal(logits(model, inputs), before)
         assert handle.usage == ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            logits(model, encode(model, ROWS))  # there are videos to reduce
+            logits(model, encode(model, [[10, 11, 12]]))  # and here is nothing to reduce
     with attach(model, VQToken(), "2", modalities=("image",)) as handle:
         assert not torch.equal(logits(model, inputs), before)
     assert [u.used for u in handle.usage] == [2, 2]
-    with attach(model, Uniform(), "2", modalities=("video",)):
+    with attach(model, Uniform(), "2", modalities=("video",)), warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert torch.equal(logits(model, inputs), before)
     with pytest.raises(ValueError, match="no modalities that can be reduced: sound"):
         attach(model, Uniform(), "2", modalities=("sound",)).__enter__()
