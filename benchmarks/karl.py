@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tokenthrift.karl.config import ERROR_BINS, named
-from tokenthrift.karl.latent import LatentDecoder
+from tokenthrift.karl.latent.autoencoder import LatentDecoder
 from tokenthrift.karl.model import Karl
 
 KEPT = (32, 128, 225)
@@ -48,7 +48,7 @@ def all_positions(decoder: LatentDecoder, values: Tensor, keep: Tensor, grid: tu
 
     Args:
         decoder: the weights.
-        values: `(B, 256, token_width)`.
+        values: `(B, 256, token_dim)`.
         keep: `(B, 256)` bool.
         grid: rows and columns.
     """
@@ -64,7 +64,7 @@ def all_positions(decoder: LatentDecoder, values: Tensor, keep: Tensor, grid: tu
 
 
 def first(values: Tensor, kept: int) -> Tensor:
-    """Keeps the first tokens of `values` `(B, T, token_width)`: `(B, T)` bool."""
+    """Keeps the first tokens of `values` `(B, T, token_dim)`: `(B, T)` bool."""
     return (torch.arange(values.shape[1]) < kept).expand(len(values), -1)
 
 
@@ -84,7 +84,7 @@ def decoders(karl: Karl, tokens: Tensor, repeats: int) -> dict[Any, float]:
     grid, one = karl.config.grid, tokens[:1]
     for kept in KEPT:
         mine, theirs = (
-            karl.expand(one, first(one, kept), grid),
+            karl.decode_latents(one, first(one, kept), grid),
             all_positions(karl.decoder, one, first(one, kept), grid),
         )
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
@@ -103,15 +103,15 @@ def pipelines(karl: Karl, images: Tensor, ways: Sequence[Any], repeats: int) -> 
         marks = [time.process_time()]
         features = karl.base.encode(images)
         marks.append(time.process_time())
-        found = karl.distil(images, features, counts, errors)
-        values = karl.quantise(found.tokens, found.mask).values
+        found = karl.encode_latents(images, features, counts, errors)
+        values = karl.quantize(found.tokens, found.mask).values
         marks.append(time.process_time())
         if way == PUBLISHED:
             output = all_positions(karl.decoder, values, first(values, KEPT[-1]), grid)
         else:
-            output = karl.expand(values, first(values, way), grid)
+            output = karl.decode_latents(values, first(values, way), grid)
         marks.append(time.process_time())
-        karl.base.decode(karl.features_of(output, grid))
+        karl.base.decode(karl.to_features(output, grid))
         marks.append(time.process_time())
         return marks
 
@@ -139,11 +139,11 @@ def searches(karl: Karl, images: Tensor, kept: int, repeats: int) -> tuple[dict[
     ends: dict[str, float] = {}
 
     def encode(features: Tensor, count: int) -> Tensor:
-        found = karl.distil(images, features, torch.full((len(images),), count), errors)
-        return karl.quantise(found.tokens, found.mask).values
+        found = karl.encode_latents(images, features, torch.full((len(images),), count), errors)
+        return karl.quantize(found.tokens, found.mask).values
 
     def decode(values: Tensor, count: int) -> float:
-        made = karl.base.decode(karl.features_of(karl.expand(values, first(values, count))))
+        made = karl.base.decode(karl.to_features(karl.decode_latents(values, first(values, count))))
         return float((made - images).abs().mean())
 
     def one_pass() -> None:
@@ -186,7 +186,7 @@ def main() -> None:
     torch.manual_seed(0)
     karl = Karl(named(options.size)).eval()
     images = torch.rand(options.batch, 3, *karl.config.size)
-    tokens = F.normalize(torch.randn(options.batch, karl.config.max_tokens, karl.config.token_width), dim=-1)
+    tokens = F.normalize(torch.randn(options.batch, karl.config.max_tokens, karl.config.token_dim), dim=-1)
 
     console = Console(width=110)
     setting = f"{options.size}, random weights, CPU, one thread, batch {options.batch}, float32"

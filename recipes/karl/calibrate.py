@@ -17,8 +17,8 @@ import torch
 
 from tokenthrift.config import read_json, to_plain
 from tokenthrift.karl import Karl
-from tokenthrift.karl.sources import read_set
-from tokenthrift.karl.sweeps import calibrate
+from tokenthrift.karl.evaluation.image_sets import read_set
+from tokenthrift.karl.evaluation.sweeps import calibrate
 
 
 def main() -> None:

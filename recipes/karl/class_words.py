@@ -27,10 +27,10 @@ from tokenthrift.backbones.causal import CausalBackbone
 from tokenthrift.budget import TokenUsage
 from tokenthrift.evaluation.report import Table, new_figure, write_report
 from tokenthrift.karl.config import ERROR_BINS
-from tokenthrift.karl.guarantee import first_tokens
+from tokenthrift.karl.verified import first_tokens
 from tokenthrift.karl.halting import kept
 from tokenthrift.karl.model import Karl
-from tokenthrift.karl.sweeps import prepare
+from tokenthrift.karl.evaluation.sweeps import prepare
 from tokenthrift.karl.tokens_to_llm import TokenProjector
 from tokenthrift.tokens import TokenBatch
 
@@ -53,12 +53,12 @@ def tokens_of(karl: Karl, images: Tensor, error: float) -> tuple[TokenBatch, lis
     for items in prepare(karl, images, 128):
         size, most = len(items.images), karl.config.max_tokens
         full = torch.full((size,), most)
-        found = karl.distil(items.images, items.features, full, torch.full((size,), ERROR_BINS[0]))
-        quantised = karl.quantise(found.tokens, found.mask)
-        values.append(quantised.values)
-        codes.append(torch.full((size, most), -1) if quantised.codes is None else quantised.codes)
-        asked = karl.distil(items.images, items.features, full, torch.full((size,), error))
-        keep = kept(asked.halting_logits, asked.mask, threshold=karl.config.threshold, prefix=True)
+        found = karl.encode_latents(items.images, items.features, full, torch.full((size,), ERROR_BINS[0]))
+        quantized = karl.quantize(found.tokens, found.mask)
+        values.append(quantized.values)
+        codes.append(torch.full((size, most), -1) if quantized.codes is None else quantized.codes)
+        asked = karl.encode_latents(items.images, items.features, full, torch.full((size,), error))
+        keep = kept(asked.halting_logits, asked.mask, threshold=karl.config.halting_threshold, prefix=True)
         counts += keep.sum(1).tolist()
     embeddings = torch.cat(values).clone()
     most = embeddings.shape[1]
@@ -66,7 +66,7 @@ def tokens_of(karl: Karl, images: Tensor, error: float) -> tuple[TokenBatch, lis
         embeddings=embeddings,
         mask=torch.ones(len(embeddings), most, dtype=torch.bool),
         positions=torch.arange(most).expand(len(embeddings), -1),
-        codes=None if karl.config.codes is None else torch.cat(codes).clone(),
+        codes=None if karl.config.codebook_size is None else torch.cat(codes).clone(),
         usage=(TokenUsage(native=most, cap=most, used=most),) * len(embeddings),
     )
     return batch, counts
@@ -176,8 +176,8 @@ def main() -> None:
         print(f"{part}: {len(images)} photos encoded", flush=True)
 
     reader = Reader(karl, options.source, options.width, options.layers)
-    optimiser = torch.optim.AdamW(reader.parameters(), 1.5e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=options.steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(reader.parameters(), 1.5e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=options.steps, pct_start=0.1)
     tokens, _, labels = sets["train"]
     ids, mask = spelled(words)
     native, started = karl.config.max_tokens, time.perf_counter()
@@ -186,10 +186,10 @@ def main() -> None:
         lengths = 2 ** (torch.rand(len(rows), generator=random) * np.log2(native))
         truth = torch.tensor([labels[row] for row in rows.tolist()])
         loss = reader.loss(picked(tokens, rows, lengths.ceil().int().tolist()), ids[truth], mask[truth])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}, {time.perf_counter() - started:.0f} s", flush=True)

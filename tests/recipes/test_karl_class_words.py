@@ -1,4 +1,4 @@
-"""The recipe that lets a small Llama name photos from KARL's tokens, end to end on pictures of plain colours."""
+"""The recipe that lets a small Llama name photos from KARL's tokens, end to end on pictures of plain colors."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_from_photos_to_a_report(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    karl = tiny_karl(tiny_config(codes=None, grid=(4, 4)), decisive=True)
+    karl = tiny_karl(tiny_config(codebook_size=None, grid=(4, 4)), decisive=True)
     with torch.no_grad():
-        karl.to_tokens.weight.mul_(20)  # untrained, they are too faint beside the positions to be learnt from soon
+        karl.to_tokens.weight.mul_(20)  # untrained, they are too faint beside the positions to be learned from soon
     karl.save_pretrained(tmp_path / "model")
     labels = np.arange(50_000) % 2
     np.savez(tmp_path / "cifar.npz", label=labels.astype(np.uint8), names=np.array(["ox", "deer"]))

@@ -75,15 +75,15 @@ def test_no_base_character_is_in_two_parts(tmp_path: Path, monkeypatch: pytest.M
     for artist in ("a", "b"):
         (tmp_path / artist).mkdir()
         for number in range(60):
-            colour = (number, 100, 200 if artist == "a" else 50)
+            color = (number, 100, 200 if artist == "a" else 50)
             for tone in ("", "-1f3fb", "-1f3ff"):
                 name = f"{0x1F400 + number:x}{tone}"
-                Image.new("RGBA", (8, 8), (*colour, 255)).save(tmp_path / artist / f"{name}.png")
-                drawn[colour] = pack.base_character(name)
+                Image.new("RGBA", (8, 8), (*color, 255)).save(tmp_path / artist / f"{name}.png")
+                drawn[color] = pack.base_character(name)
     counts, bases = {}, {}
     for part in ("train", "dev", "test"):
         seen = [image.getpixel((0, 0)) for image in pack.emoji(tmp_path, part, 8)]
-        counts[part], bases[part] = len(seen), {drawn[colour] for colour in seen}
+        counts[part], bases[part] = len(seen), {drawn[color] for color in seen}
     assert sum(map(len, bases.values())) == len(set.union(*bases.values())) == 60
     assert all(bases.values())
     assert counts["train"] == 6 * len(bases["train"])

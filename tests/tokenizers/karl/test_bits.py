@@ -27,7 +27,7 @@ def batches(draw: st.DrawFn) -> tuple[BitFormat, Tensor, Tensor]:
     for row in range(images):
         count = int(torch.randint(1, layout.native + 1, (1,), generator=random))
         where = torch.randperm(layout.native, generator=random)[:count].sort().values
-        codes[row, :count] = torch.randint(layout.codes, (count,), generator=random)
+        codes[row, :count] = torch.randint(layout.codebook_size, (count,), generator=random)
         positions[row, :count] = torch.arange(count) if layout.prefix else where
     width = int((codes >= 0).sum(1).max())
     return layout, codes[:, :width], positions[:, :width]
@@ -84,7 +84,7 @@ def test_images_survive_the_byte_string(nested: bool, size: tuple[int, int]) -> 
 
 
 def test_continuous_tokens_have_no_byte_string() -> None:
-    karl = tiny_karl(tiny_config(codes=None))
+    karl = tiny_karl(tiny_config(codebook_size=None))
     with pytest.raises(BudgetError, match="continuous"):
         karl.to_bytes(karl.encode(pictures(1)))
     with pytest.raises(ValueError, match="without codes"):
@@ -120,7 +120,7 @@ def test_the_price_of_a_token() -> None:
     subset = BitFormat.of(replace(KarlConfig(), halting="subset"))
     assert subset.cost(32) == layout.cost(32) + 256
     with pytest.raises(BudgetError, match="continuous"):
-        BitFormat.of(replace(KarlConfig(), codes=None))
+        BitFormat.of(replace(KarlConfig(), codebook_size=None))
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_the_four_kinds_of_published_files(tmp_path: Path, shapes: dict[str, dic
         file = checkpoint(tmp_path / f"{kind}.pth", shapes[kind])
         assert file.stat().st_size < 1e6
         model = karl([file])
-        quantised, base = "quantized" in kind, "vae" if "vae" in kind else "vqgan"
-        assert model.config == named("karl_small", base, quantised=quantised, compat="released")
+        quantized, base = "quantized" in kind, "vae" if "vae" in kind else "vqgan"
+        assert model.config == named("karl_small", base, quantized=quantized, compat="released")
         assert sum(p.numel() for p in model.parameters()) == sum(math.prod(shape) for shape in shapes[kind].values())
         assert not model.training
 
@@ -62,7 +62,7 @@ def test_the_four_kinds_of_published_files(tmp_path: Path, shapes: dict[str, dic
 def test_discriminators_of_stage_two_are_left_out(tmp_path: Path, shapes: dict[str, dict[str, list[int]]]) -> None:
     more = {f"gan_losses.{i}.discriminator.main.0.weight": [64, 3, 4, 4] for i in range(8)}
     model = karl([checkpoint(tmp_path / "k.pth", {**shapes[SMALL[1]], **more})])
-    assert model.config.codes is None
+    assert model.config.codebook_size is None
 
 
 TENSORS = (

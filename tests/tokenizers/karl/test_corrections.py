@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, released_config, tiny_config, tiny_karl
-from tokenthrift.karl.autoencoder_kl import AutoencoderKL
-from tokenthrift.karl.conditioning import ErrorBins, ErrorEmbedding, bin_of
+from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding, bin_of
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig, TransformerConfig, named
-from tokenthrift.karl.latent import resized
+from tokenthrift.karl.latent.autoencoder import resized
 from tokenthrift.karl.model import Karl
-from tokenthrift.karl.transformer import Transformer
+from tokenthrift.karl.latent.transformer import Transformer
 
 IMAGES = pictures(3)
 
@@ -25,7 +25,7 @@ def test_every_image_has_its_own_mask_in_every_head() -> None:
     """Masks tiled head by head instead of image by image, as published, are off by percents."""
     torch.manual_seed(0)
     heads, batch, length = 4, 3, 10
-    stack = Transformer(TransformerConfig(width=32, layers=2, heads=heads)).eval()
+    stack = Transformer(TransformerConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=heads)).eval()
     for parameter in stack.parameters():
         if parameter.ndim == 2:
             parameter.normal_(std=0.3)
@@ -45,8 +45,8 @@ def test_the_wanted_error_acts_from_the_first_step(codes: int | None) -> None:
     features = torch.zeros(3, 8, 4, 6)
     counts, errors = torch.tensor([TOKENS] * 3), torch.tensor([0.01, 0.05, 0.3])
     same = IMAGES[:1].expand(3, -1, -1, -1)
-    for config, acts in ((tiny_config(codes=codes), True), (released_config(codes=codes), False)):
-        found = tiny_karl(config).distil(same, features, counts, errors)
+    for config, acts in ((tiny_config(codebook_size=codes), True), (released_config(codebook_size=codes), False)):
+        found = tiny_karl(config).encode_latents(same, features, counts, errors)
         spread = (found.tokens - found.tokens[:1]).abs().amax((1, 2))
         assert bool((spread[1:] > 1e-4).all()) is acts
 
@@ -96,8 +96,8 @@ def test_rows_are_positions() -> None:
     features = model.base.encode(images)
     assert torch.equal(model.base.rows(features)[0, 2 * 6 + 5], features[0, :, 2, 5])
     one_hot = F.one_hot(torch.arange(24) % 16, 16).float()[None] * 1e4
-    codes = model.base.features_of(one_hot, (4, 6))
-    assert torch.equal(model.base.targets_of(codes)[0], torch.arange(24) % 16)
+    codes = model.base.to_features(one_hot, (4, 6))
+    assert torch.equal(model.base.to_targets(codes)[0], torch.arange(24) % 16)
 
 
 @torch.no_grad()
@@ -136,11 +136,11 @@ def test_a_prefix_needs_no_list_of_positions() -> None:
 def test_padding_of_any_content_reaches_nothing() -> None:
     model: Karl = tiny_karl()
     features = model.base.encode(IMAGES)
-    found = model.distil(IMAGES, features, torch.tensor([3, 12, 6]), torch.tensor([0.05] * 3))
-    values = model.quantise(found.tokens, found.mask).values
-    expected = model.expand(values, found.mask)
+    found = model.encode_latents(IMAGES, features, torch.tensor([3, 12, 6]), torch.tensor([0.05] * 3))
+    values = model.quantize(found.tokens, found.mask).values
+    expected = model.decode_latents(values, found.mask)
     spoilt = values.masked_fill(~found.mask[..., None], float("nan")).requires_grad_()
-    out = model.expand(spoilt, found.mask)
+    out = model.decode_latents(spoilt, found.mask)
     assert torch.equal(out, expected)
     (gradient,) = torch.autograd.grad(out.sum(), spoilt)
     assert not gradient.isnan().any()

@@ -93,4 +93,4 @@ def test_codes() -> None:
         with pytest.raises(ValueError, match=message):
             MODEL.from_codes(codes, positions)
     with pytest.raises(ValueError, match="continuous tokens and no codes"):
-        tiny_karl(tiny_config(codes=None)).from_codes([[1]])
+        tiny_karl(tiny_config(codebook_size=None)).from_codes([[1]])

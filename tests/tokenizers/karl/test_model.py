@@ -17,7 +17,7 @@ from tests.multimodal.budget_strategies import budgets
 from tests.tokenizers.karl.tiny_karl import SIZE, TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.hub import HubModel
-from tokenthrift.karl.model import Distilled, Karl
+from tokenthrift.karl.model import EncodedLatents, Karl
 from tokenthrift.tokens import TokenBatch
 
 
@@ -33,21 +33,21 @@ class KarlContract(ModelContract):
     def items(self) -> list[Any]:
         return list(zip(pictures(3), (5, TOKENS, 2), strict=True))
 
-    def distil(self, model: Karl, items: list[Any]) -> tuple[Distilled, Tensor]:
+    def encode_latents(self, model: Karl, items: list[Any]) -> tuple[EncodedLatents, Tensor]:
         images = torch.stack([image for image, _ in items]).to(model.to_tokens.weight)
         counts = torch.tensor([count for _, count in items])
         features = model.base.encode(images)
         errors = 0.02 * counts.float()
-        return model.distil(images, features, counts, errors), features
+        return model.encode_latents(images, features, counts, errors), features
 
     def outputs(self, model: Any, items: list[Any]) -> Outputs:
-        found, _ = self.distil(model, items)
+        found, _ = self.encode_latents(model, items)
         parts = [[found.halting_logits, found.tokens], [n for _, n in items]]
         rows = [[part[i, :n] for part in parts[0]] for i, n in enumerate(parts[1])]
         if self.codes is None:
             # A code is a decision: in half precision another may win, and the pictures are then rightly different.
-            output = model.expand(found.tokens, found.mask)
-            images = model.base.decode(model.features_of(output))
+            output = model.decode_latents(found.tokens, found.mask)
+            images = model.base.decode(model.to_features(output))
             rows = [[*row, output[i], images[i]] for i, row in enumerate(rows)]
         return rows
 
@@ -58,17 +58,17 @@ class KarlContract(ModelContract):
         return shapes
 
     def loss(self, model: Any, items: list[Any]) -> Tensor:
-        found, features = self.distil(model, items)
-        quantised = model.quantise(found.tokens, found.mask)
-        output = model.expand(quantised.values, found.mask)
-        target = model.base.targets_of(features)
+        found, features = self.encode_latents(model, items)
+        quantized = model.quantize(found.tokens, found.mask)
+        output = model.decode_latents(quantized.values, found.mask)
+        target = model.base.to_targets(features)
         if self.kind == "vqgan":
             reconstruction = F.cross_entropy(output.flatten(0, 1), target.flatten())
         else:
             reconstruction = F.mse_loss(output, target) / target.var()
         wanted = (torch.arange(found.mask.shape[1]) % 2).float().expand_as(found.halting_logits)
         halting = F.binary_cross_entropy_with_logits(found.halting_logits[found.mask], wanted[found.mask])
-        loss: Tensor = reconstruction + halting + quantised.loss
+        loss: Tensor = reconstruction + halting + quantized.loss
         return loss
 
 
@@ -81,7 +81,7 @@ class TestQuantisedOnVqgan(KarlContract):
 class TestContinuousOnVae(KarlContract):
     kind = "vae"
     codes = None
-    learnt = 0.7
+    learned = 0.7
     steps = 60
 
 
@@ -134,12 +134,12 @@ def test_an_image_of_a_batch_has_the_tokens_of_the_image_alone(wanted: list[Toke
 def test_codes_and_counts_do_not_depend_on_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every code has a twin a hair away, and features of a batch are rounded otherwise than those of one image."""
     model = tiny_karl(decisive=True)
-    assert model.quantiser is not None
+    assert model.quantizer is not None
     images, noise = pictures(8), torch.randn(8, 8, 4, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        book = F.normalize(model.quantiser.codebook, dim=-1)
+        book = F.normalize(model.quantizer.codebook, dim=-1)
         book[1::2] = book[::2] + 1e-6 * book[1::2]
-        model.quantiser.codebook.copy_(book)
+        model.quantizer.codebook.copy_(book)
     encode = model.base.encode
 
     def rounded(batch: Tensor, generator: torch.Generator | None = None) -> Tensor:

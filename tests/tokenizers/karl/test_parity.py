@@ -30,17 +30,17 @@ def config_of(name: str) -> KarlConfig:
     base = BaseConfig(
         kind="vae" if vae else "vqgan",
         channels=32,
-        multipliers=(1,) * 5,
-        blocks=1,
-        latent=16 if vae else 256,
-        codes=64,
+        channel_multipliers=(1,) * 5,
+        num_res_blocks=1,
+        latent_channels=16 if vae else 256,
+        codebook_size=64,
     )
     return KarlConfig(
         base=base,
-        encoder=TransformerConfig(width=96 if vae else 288, layers=2, heads=4),
-        decoder=TransformerConfig(width=64, layers=2, heads=4),
+        encoder=TransformerConfig(hidden_size=96 if vae else 288, num_hidden_layers=2, num_attention_heads=4),
+        decoder=TransformerConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         table=512,
-        codes=None if vae else 256,
+        codebook_size=None if vae else 256,
         latent_attention="full",
         halting="subset",
         compat="released",
@@ -74,7 +74,7 @@ def test_base_features(published: Published, name: str) -> None:
     model, stored, features = published[name]
     cells = model.encoder.patches(stored["input"]).flatten(2).transpose(1, 2)
     close(torch.cat([cells, model.base.rows(features)], 2), stored["img_tokens"])
-    targets = model.base.targets_of(features)
+    targets = model.base.to_targets(features)
     if targets.is_floating_point():
         close(targets, stored["gt"])
     else:
@@ -86,19 +86,19 @@ def test_base_features(published: Published, name: str) -> None:
 def test_encoder_tokens_and_halting(published: Published, name: str, count: int, error: float) -> None:
     model, stored, features = published[name]
     case = f"T{count}_e{error}"
-    found = model.distil(stored["input"], features, torch.tensor([count]), torch.tensor([error]))
+    found = model.encode_latents(stored["input"], features, torch.tensor([count]), torch.tensor([error]))
     close(found.latents, stored[f"{case}.latents"])
     close(found.halting_logits, stored[f"{case}.halt_logits"][..., 0])
     close(found.tokens, stored[f"{case}.factorized"])
     keep = kept(found.halting_logits, found.mask, threshold=0.75, prefix=False, least=0)
     assert torch.equal(keep, stored[f"{case}.halt_prob"][..., 0] <= 0.75)
     assert 0 < int(keep.sum()) < count
-    if model.quantiser is not None:
-        quantised = model.quantise(found.tokens, found.mask)
-        assert quantised.codes is not None
-        assert torch.equal(quantised.codes, stored[f"{case}.code_idx"])
-        close(quantised.values, stored[f"{case}.quantized"])
-        close(quantised.loss, stored[f"{case}.quant_loss"])
+    if model.quantizer is not None:
+        quantized = model.quantize(found.tokens, found.mask)
+        assert quantized.codes is not None
+        assert torch.equal(quantized.codes, stored[f"{case}.code_idx"])
+        close(quantized.values, stored[f"{case}.quantized"])
+        close(quantized.loss, stored[f"{case}.quant_loss"])
 
 
 @pytest.mark.parametrize(("name", "count", "error"), CASES)
@@ -106,9 +106,9 @@ def test_encoder_tokens_and_halting(published: Published, name: str, count: int,
 def test_decoder_on_the_kept_tokens_only(published: Published, name: str, count: int, error: float) -> None:
     model, stored, _ = published[name]
     case = f"T{count}_e{error}"
-    values = stored[f"{case}.quantized" if model.quantiser is not None else f"{case}.factorized"]
+    values = stored[f"{case}.quantized" if model.quantizer is not None else f"{case}.factorized"]
     keep = stored[f"{case}.halt_prob"][..., 0] <= 0.75
-    close(model.expand(values.masked_fill(~keep[..., None], float("nan")), keep), stored[f"{case}.decoder_out"])
+    close(model.decode_latents(values.masked_fill(~keep[..., None], float("nan")), keep), stored[f"{case}.decoder_out"])
 
 
 @pytest.mark.parametrize(("name", "count", "error"), CASES)
@@ -117,16 +117,16 @@ def test_base_decoder(published: Published, name: str, count: int, error: float)
     model, stored, _ = published[name]
     case = f"T{count}_e{error}"
     image = stored[f"{case}.reconstruction"]
-    ours = model.base.decode(model.features_of(stored[f"{case}.decoder_out"]))
+    ours = model.base.decode(model.to_features(stored[f"{case}.decoder_out"]))
     # Values reach 4 to 5, so 1e-5 of the range.
     torch.testing.assert_close(ours, image, rtol=0, atol=1e-5 * float(image.abs().max()))
 
 
 def reconstruction(model: Karl, image: Tensor, features: Tensor, count: int, error: float) -> Tensor:
     """From pixels to pixels, in the precision of the model."""
-    found = model.distil(image, features, torch.tensor([count]), torch.tensor([error], dtype=image.dtype))
+    found = model.encode_latents(image, features, torch.tensor([count]), torch.tensor([error], dtype=image.dtype))
     keep = kept(found.halting_logits, found.mask, threshold=0.75, prefix=False, least=0)
-    return model.base.decode(model.features_of(model.expand(model.quantise(found.tokens, keep).values, keep)))
+    return model.base.decode(model.to_features(model.decode_latents(model.quantize(found.tokens, keep).values, keep)))
 
 
 @pytest.mark.parametrize(("name", "count", "error"), CASES)

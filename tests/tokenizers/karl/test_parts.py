@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_karl
 from tokenthrift.karl.halting import kept
-from tokenthrift.karl.packing import groups, pack
-from tokenthrift.karl.quantiser import CosineQuantiser
-from tokenthrift.karl.transformer import causal_latents
+from tokenthrift.karl.latent.packing import groups, pack
+from tokenthrift.karl.quantizer import CosineQuantizer
+from tokenthrift.karl.latent.transformer import causal_latents
 
 masks = st.lists(st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS), min_size=1, max_size=5).map(torch.tensor)
 
@@ -40,7 +40,7 @@ def test_packed_equals_masked(keep: torch.Tensor) -> None:
     values = torch.randn(*keep.shape, 12, generator=torch.Generator().manual_seed(1))
     everywhere = torch.arange(TOKENS).expand_as(keep)
     masked = model.decoder(values, everywhere, keep, (4, 6))
-    torch.testing.assert_close(model.expand(values, keep), masked, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.decode_latents(values, keep), masked, rtol=0, atol=1e-5)
 
 
 @given(st.lists(st.integers(0, 512), max_size=20), st.integers(1, 1024))
@@ -81,61 +81,61 @@ def test_who_sees_whom() -> None:
 
 
 @pytest.fixture
-def quantiser() -> CosineQuantiser:
+def quantizer() -> CosineQuantizer:
     torch.manual_seed(0)
-    return CosineQuantiser(8, 4)
+    return CosineQuantizer(8, 4)
 
 
-def test_the_code_of_the_largest_cosine(quantiser: CosineQuantiser) -> None:
+def test_the_code_of_the_largest_cosine(quantizer: CosineQuantizer) -> None:
     tokens, mask = torch.randn(2, 5, 4), torch.arange(5) < torch.tensor([[5], [2]])
-    values, codes, loss = quantiser(tokens.masked_fill(~mask[..., None], float("nan")), mask)
+    values, codes, loss = quantizer(tokens.masked_fill(~mask[..., None], float("nan")), mask)
     assert codes is not None
-    cosine = F.cosine_similarity(tokens[:, :, None], quantiser.codebook[None, None], dim=-1)
+    cosine = F.cosine_similarity(tokens[:, :, None], quantizer.codebook[None, None], dim=-1)
     assert torch.equal(codes[mask], cosine.argmax(-1)[mask])
     assert (codes[~mask] == -1).all()
     torch.testing.assert_close(values.norm(dim=-1), mask.float())
-    assert torch.equal(quantiser.lookup(codes), values)
+    assert torch.equal(quantizer.lookup(codes), values)
     unit, found = F.normalize(tokens[mask], dim=-1), values[mask]
     torch.testing.assert_close(loss, 1.25 * F.mse_loss(unit, found))
 
 
-def test_the_gradient_goes_straight_through(quantiser: CosineQuantiser) -> None:
+def test_the_gradient_goes_straight_through(quantizer: CosineQuantizer) -> None:
     tokens, mask = torch.randn(1, 3, 4, requires_grad=True), torch.ones(1, 3, dtype=torch.bool)
     target = torch.randn(1, 3, 4)
-    (quantiser(tokens, mask).values * target).sum().backward()
+    (quantizer(tokens, mask).values * target).sum().backward()
     again = tokens.detach().requires_grad_()
     (F.normalize(again, dim=-1) * target).sum().backward()
     torch.testing.assert_close(tokens.grad, again.grad)
 
 
-def test_dead_codes_move_onto_tokens_in_use(quantiser: CosineQuantiser) -> None:
+def test_dead_codes_move_onto_tokens_in_use(quantizer: CosineQuantizer) -> None:
     tokens, mask = torch.randn(4, 6, 4), torch.ones(4, 6, dtype=torch.bool)
     mask[:, 4:] = False
     with torch.no_grad():
-        quantiser.codebook[5:] = quantiser.codebook[0] * torch.tensor([[1.0], [2.0], [3.0]])
-    assert quantiser.restart(tokens, mask) == 0
-    quantiser.train()
+        quantizer.codebook[5:] = quantizer.codebook[0] * torch.tensor([[1.0], [2.0], [3.0]])
+    assert quantizer.restart(tokens, mask) == 0
+    quantizer.train()
     for _ in range(700):
-        quantiser(tokens, mask)
-    dead = quantiser.usage < 0.01
+        quantizer(tokens, mask)
+    dead = quantizer.usage < 0.01
     assert dead[5:].any()
-    before = quantiser.codebook.detach().clone()
-    moved = quantiser.restart(tokens, mask, generator=torch.Generator().manual_seed(0))
+    before = quantizer.codebook.detach().clone()
+    moved = quantizer.restart(tokens, mask, generator=torch.Generator().manual_seed(0))
     assert moved == int(dead.sum()) > 0
-    assert torch.equal(quantiser.codebook[~dead], before[~dead])
+    assert torch.equal(quantizer.codebook[~dead], before[~dead])
     real = F.normalize(tokens[mask], dim=-1)
-    torch.testing.assert_close((quantiser.codebook[dead] @ real.T).amax(1), torch.ones(moved))
-    used = quantiser(tokens, mask).codes.unique()
+    torch.testing.assert_close((quantizer.codebook[dead] @ real.T).amax(1), torch.ones(moved))
+    used = quantizer(tokens, mask).codes.unique()
     assert torch.isin(dead.nonzero().flatten(), used).all()
-    assert quantiser.restart(tokens, mask) == 0
+    assert quantizer.restart(tokens, mask) == 0
 
 
-def test_use_is_counted_in_training_only_and_without_padding(quantiser: CosineQuantiser) -> None:
+def test_use_is_counted_in_training_only_and_without_padding(quantizer: CosineQuantizer) -> None:
     tokens, mask = torch.randn(2, 3, 4), torch.tensor([[True, False, False]] * 2)
-    before = quantiser.usage.clone()
-    quantiser.eval()(tokens, mask)
-    assert torch.equal(quantiser.usage, before)
-    codes = quantiser.train()(tokens, mask).codes
-    assert set(codes[mask].tolist()) == set((quantiser.usage > before).nonzero().flatten().tolist())
-    torch.testing.assert_close(quantiser.usage.mean(), torch.tensor(1.0))
-    assert "usage" in quantiser.state_dict()
+    before = quantizer.usage.clone()
+    quantizer.eval()(tokens, mask)
+    assert torch.equal(quantizer.usage, before)
+    codes = quantizer.train()(tokens, mask).codes
+    assert set(codes[mask].tolist()) == set((quantizer.usage > before).nonzero().flatten().tolist())
+    torch.testing.assert_close(quantizer.usage.mean(), torch.tensor(1.0))
+    assert "usage" in quantizer.state_dict()

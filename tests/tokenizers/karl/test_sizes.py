@@ -38,7 +38,7 @@ def test_named_sizes_have_the_published_parameters(size: str, millions: float) -
 
 def test_whole_models_have_the_published_parameters_to_the_last_one() -> None:
     assert counts(named("karl_small", compat="released")) == (270_911_120, 54_515_587)
-    whole, base = counts(named("karl_small", "vae", quantised=False, compat="released"))
+    whole, base = counts(named("karl_small", "vae", quantized=False, compat="released"))
     assert whole == 280_921_568
     assert round(base / 1e6, 1) == 66.5
 
@@ -48,14 +48,14 @@ def test_every_size_is_tested() -> None:
 
 
 @pytest.mark.parametrize("base", ["vqgan", "vae"])
-@pytest.mark.parametrize("quantised", [True, False])
-def test_names_and_shapes_of_the_published_checkpoints(reference: Path, base: str, quantised: bool) -> None:
-    kind = "quantized" if quantised else "continuous"
+@pytest.mark.parametrize("quantized", [True, False])
+def test_names_and_shapes_of_the_published_checkpoints(reference: Path, base: str, quantized: bool) -> None:
+    kind = "quantized" if quantized else "continuous"
     published = json.loads((reference / "karl" / "state_dict_keys.json").read_text())[
         f"karl_small_{base}_{kind}_latents"
     ]
     with torch.device("meta"):
-        model = Karl(named("karl_small", base, quantised=quantised, compat="released"))
+        model = Karl(named("karl_small", base, quantized=quantized, compat="released"))
     assert {our_name(name): shape for name, shape in published.items()} == {
         name: list(parameter.shape) for name, parameter in model.named_parameters()
     }
@@ -63,14 +63,14 @@ def test_names_and_shapes_of_the_published_checkpoints(reference: Path, base: st
 
 def test_small_base_tokenizers_are_small() -> None:
     for name in ("vqgan_small", "vae_small"):
-        config = KarlConfig(base=BASES[name], encoder=TransformerConfig(width=256, heads=4), grid=(8, 8))
+        config = KarlConfig(base=BASES[name], encoder=TransformerConfig(hidden_size=256, num_attention_heads=4), grid=(8, 8))
         assert config.size == (64, 64)
         assert counts(config)[1] < 4e6
 
 
 def test_configurations_survive_json() -> None:
     for size in NAMED_SIZES:
-        config = named(size, "vae", quantised=False)
+        config = named(size, "vae", quantized=False)
         assert from_plain(KarlConfig, json.loads(json.dumps(to_plain(config)))) == config
 
 
@@ -79,10 +79,10 @@ def test_configurations_survive_json() -> None:
     [
         (lambda: named("karl_huge"), "'karl_huge' is none of karl_tiny"),
         (lambda: BaseConfig(channels=48), "channels 48 must be a multiple of groups 32"),
-        (lambda: TransformerConfig(width=100, heads=3), "width 100 must be a multiple of heads 3"),
+        (lambda: TransformerConfig(hidden_size=100, num_attention_heads=3), "width 100 must be a multiple of heads 3"),
         (lambda: KarlConfig(max_tokens=300), "table must be between 300"),
         (lambda: KarlConfig(threshold=1.5), "threshold must be between 0.0 and 1.0"),
-        (lambda: KarlConfig(encoder=TransformerConfig(width=256)), "encoder.width 256 must exceed base.latent 256"),
+        (lambda: KarlConfig(encoder=TransformerConfig(hidden_size=256)), "encoder.width 256 must exceed base.latent 256"),
         (lambda: KarlConfig(compat="released"), 'goes with latent_attention "full" and halting "subset"'),
     ],
 )

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.tokenizers.karl.tiny_karl import pictures, tiny_config, tiny_karl
 from tokenthrift.backbones.causal import CausalBackbone
 from tokenthrift.backbones.prefix import PrefixBackbone, language_model
-from tokenthrift.karl.guarantee import rows
+from tokenthrift.karl.verified import rows
 from tokenthrift.karl.tokens_to_llm import TokenProjector
 from tokenthrift.tokens import TokenBatch
 
@@ -43,15 +43,15 @@ def test_words_follow_the_tokens(source: Literal["codes", "values"]) -> None:
     torch.manual_seed(0)
     tokens, backbone = tokens_of(6), llama()
     projector = TokenProjector(tiny_config(), backbone.memory_size, source)
-    optimiser = torch.optim.Adam([*backbone.parameters(), *projector.parameters()], 1e-2)
+    optimizer = torch.optim.Adam([*backbone.parameters(), *projector.parameters()], 1e-2)
     words, mask = torch.arange(6)[:, None], torch.ones(6, 1, dtype=torch.bool)
     for _ in range(40):
         prefix = projector(tokens)
         logits = backbone(prefix.embeddings, prefix.mask, words, mask)
         loss = torch.nn.functional.cross_entropy(logits[:, 0], words[:, 0])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert all(weight.grad is not None for weight in projector.parameters())
     with torch.no_grad():
         prefix = projector(tokens)
@@ -90,7 +90,7 @@ def test_order_and_codes_matter(source: Literal["codes", "values"]) -> None:
 
 def test_continuous_tokens_have_no_codes() -> None:
     with pytest.raises(ValueError, match='source="values"'):
-        TokenProjector(tiny_config(codes=None), 16, "codes")
+        TokenProjector(tiny_config(codebook_size=None), 16, "codes")
     projector = TokenProjector(tiny_config(), 16, "codes")
     with pytest.raises(ValueError, match="no codes"):
-        projector(tiny_karl(tiny_config(codes=None)).encode(pictures(1)))
+        projector(tiny_karl(tiny_config(codebook_size=None)).encode(pictures(1)))

@@ -15,24 +15,24 @@ SIZE = (16, 24)
 TOKENS = 12
 
 
-def tiny_config(kind: Literal["vqgan", "vae"] = "vqgan", codes: int | None = 32, **changes: Any) -> KarlConfig:
+def tiny_config(kind: Literal["vqgan", "vae"] = "vqgan", codebook_size: int | None = 32, **changes: Any) -> KarlConfig:
     """The configuration; changes replace fields."""
     config = KarlConfig(
-        base=BaseConfig(kind=kind, channels=8, multipliers=(1, 2, 2), blocks=1, latent=8, groups=4, codes=16),
-        encoder=TransformerConfig(width=32, layers=2, heads=2),
-        decoder=TransformerConfig(width=24, layers=2, heads=2),
+        base=BaseConfig(kind=kind, channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, latent_channels=8, norm_num_groups=4, codebook_size=16),
+        encoder=TransformerConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+        decoder=TransformerConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2),
         grid=(4, 6),
         max_tokens=TOKENS,
-        table=TOKENS,
-        codes=codes,
+        max_position_embeddings=TOKENS,
+        codebook_size=codebook_size,
     )
     return replace(config, **changes)
 
 
-def released_config(kind: Literal["vqgan", "vae"] = "vqgan", codes: int | None = 32) -> KarlConfig:
+def released_config(kind: Literal["vqgan", "vae"] = "vqgan", codebook_size: int | None = 32) -> KarlConfig:
     """The same size, computing as published."""
     changes: dict[str, Any] = {"latent_attention": "full", "halting": "subset", "released_table": 8}
-    return tiny_config(kind, codes, compat="released", **changes)
+    return tiny_config(kind, codebook_size, compat="released", **changes)
 
 
 def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Karl:
@@ -55,7 +55,7 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
                         parameter.normal_(std={"queries": 2.0, "error": 0.2}.get(name.split(".")[1], 0.4))
                 images = pictures(4)
                 features, counts = model.base.encode(images), torch.full((4,), model.config.max_tokens)
-                logits = model.distil(images, features, counts, torch.tensor([0.01, 0.05, 0.12, 0.38])).halting_logits
+                logits = model.encode_latents(images, features, counts, torch.tensor([0.01, 0.05, 0.12, 0.38])).halting_logits
                 last = model.halting.mlp.get_submodule("2")
                 last.get_parameter("weight").div_(logits.std())
                 last.get_parameter("bias").fill_(-float(logits.mean() / logits.std()))

@@ -3,7 +3,7 @@
 model      `Karl`: encode under a budget, decode
 config     `KarlConfig`, and the paper's sizes by name
 vqgan, autoencoder_kl, convolution   the base tokenizers: an image to a grid of features and back
-latent, transformer, conditioning, halting, quantiser, packing   the parts, an idea each
+latent, transformer, conditioning, halting, quantizer, packing   the parts, an idea each
 guarantee, calibration, bits   promises: a measured error, a miss rate, a number of bits
 tokens_to_llm   the tokens as a prefix of a language model
 module, base_module   training under Lightning, with losses, curriculum, discriminator, optimisation
@@ -15,11 +15,11 @@ convert    the published checkpoints, and ours, to a model's folder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenthrift.karl.base_module import KarlBaseModule
+    from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
     from tokenthrift.karl.config import KarlConfig
-    from tokenthrift.karl.data import KarlDataModule
+    from tokenthrift.karl.training.data import KarlDataModule
     from tokenthrift.karl.model import Karl
-    from tokenthrift.karl.module import KarlStage1Module, KarlStage2Module
+    from tokenthrift.karl.training.module import KarlStage1Module, KarlStage2Module
 
 __all__ = ["Karl", "KarlBaseModule", "KarlConfig", "KarlDataModule", "KarlStage1Module", "KarlStage2Module"]
 

@@ -45,12 +45,12 @@ class BitFormat:
     """How an image of a model is written.
 
     Attributes:
-        codes: entries of the codebook.
+        codebook_size: entries of the codebook.
         native: most tokens of an image.
         prefix: whether the kept tokens are always the first ones.
     """
 
-    codes: int
+    codebook_size: int
     native: int
     prefix: bool
 
@@ -61,14 +61,14 @@ class BitFormat:
         Raises:
             BudgetError: its tokens are continuous.
         """
-        if config.codes is None:
+        if config.codebook_size is None:
             raise BudgetError("bits of continuous tokens", "a model with a token codebook", "max_tokens")
-        return cls(config.codes, config.max_tokens, config.halting == "prefix")
+        return cls(config.codebook_size, config.max_tokens, config.halting == "prefix")
 
     @property
     def code_bits(self) -> int:
         """Bits of a code."""
-        return (self.codes - 1).bit_length()
+        return (self.codebook_size - 1).bit_length()
 
     @property
     def length_bits(self) -> int:
@@ -113,8 +113,8 @@ def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat, grid: tuple
     pieces: list[Bits] = []
     for row, places in zip(codes.cpu().numpy(), positions.cpu().numpy(), strict=True):
         values, where = row[row >= 0], places[row >= 0]
-        if not 1 <= len(values) <= layout.native or values.max() >= layout.codes:
-            raise ValueError(f"an image needs 1 to {layout.native} codes below {layout.codes}, not {values.tolist()}")
+        if not 1 <= len(values) <= layout.native or values.max() >= layout.codebook_size:
+            raise ValueError(f"an image needs 1 to {layout.native} codes below {layout.codebook_size}, not {values.tolist()}")
         if (where[:-1] >= where[1:]).any() or where[0] < 0 or where[-1] >= layout.native:
             raise ValueError(f"positions must ascend within 0..{layout.native - 1}, not {where.tolist()}")
         pieces.append(_to_bits(np.array([len(values) - 1]), (layout.native - 1).bit_length()))
@@ -164,7 +164,7 @@ def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[li
             mask, at = _from_bits(bits, at, layout.native, 1)
             where = np.flatnonzero(mask)
         values, at = _from_bits(bits, at, int(length) + 1, layout.code_bits)
-        if len(where) != len(values) or values.max() >= layout.codes or where[-1] >= layout.native:
+        if len(where) != len(values) or values.max() >= layout.codebook_size or where[-1] >= layout.native:
             raise BitStringError("an image's length, positions and codes do not fit together")
         codes.append(values.tolist())
         positions.append(where.tolist())
@@ -243,5 +243,5 @@ def _read_varint(frame: bytes, start: int) -> tuple[int, int]:
 
 
 def _checksum(frame: bytes, layout: BitFormat) -> int:
-    model = layout.codes.to_bytes(4, "big") + layout.native.to_bytes(4, "big")
+    model = layout.codebook_size.to_bytes(4, "big") + layout.native.to_bytes(4, "big")
     return binascii.crc_hqx(frame, binascii.crc_hqx(model, 0xFFFF))

@@ -1,7 +1,7 @@
 """Checkpoints to a model folder: `tokenthrift convert karl FILE OUT`.
 
 Source: the authors' five files, `karl_small_{vqgan,vae}_{quantized,continuous}_latents.pth`: a dictionary whose "ema"
-is the model, beside optimiser, discriminators and the pickled `argparse.Namespace` of the training. Which of them a
+is the model, beside optimizer, discriminators and the pickled `argparse.Namespace` of the training. Which of them a
 file is, is read off its tensors; the model computes as published (`compat="released"`).
 
 What differs: the published loader unpickles everything and ignores missing and unknown tensors. Here nothing but
@@ -83,9 +83,9 @@ def released_config(tensors: Mapping[str, Tensor]) -> KarlConfig:
     except KeyError as error:
         raise WeightsError(f"not a KARL checkpoint: it has no {error}") from None
     for size, halves in NAMED_SIZES.items():
-        if [(part.width, part.layers) for part in halves] == [encoder, decoder]:
+        if [(part.hidden_size, part.num_hidden_layers) for part in halves] == [encoder, decoder]:
             base = "vae" if any(name.startswith("base_tokenizer.vae.") for name in tensors) else "vqgan"
-            return named(size, base, quantised="quantize.embedding.weight" in tensors, compat="released")
+            return named(size, base, quantized="quantize.embedding.weight" in tensors, compat="released")
     raise WeightsError(
         f"a KARL checkpoint with widths and layers {encoder} and {decoder}; known are {', '.join(NAMED_SIZES)}"
     )

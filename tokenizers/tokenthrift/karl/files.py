@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
 from tokenthrift.karl.bits import BitFormat
-from tokenthrift.karl.guarantee import measure, verdict
+from tokenthrift.karl.verified import measure, verdict
 from tokenthrift.karl.model import Karl
 from tokenthrift.media.image import image_size, read_image, square
 from tokenthrift.media.suffixes import IMAGE_SUFFIXES
@@ -45,7 +45,7 @@ class ImageFiles:
         if height != width:
             raise ValueError(f"files are read as squares; this model is trained on {height} x {width} pixels")
         self.karl, self.size, self.options = karl, height, options
-        self.layout = None if karl.config.codes is None else BitFormat.of(karl.config)
+        self.layout = None if karl.config.codebook_size is None else BitFormat.of(karl.config)
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

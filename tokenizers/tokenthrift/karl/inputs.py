@@ -115,14 +115,14 @@ def check_tokens(tokens: TokenBatch, config: KarlConfig) -> None:
         ValueError: they are of another width, stand where no token is, stand in one place twice, or are not finite.
     """
     width, mask = tokens.embeddings.shape[2], tokens.mask
-    if width != config.token_width:
-        raise ValueError(f"tokens must have {config.token_width} numbers each, not {width}")
+    if width != config.token_dim:
+        raise ValueError(f"tokens must have {config.token_dim} numbers each, not {width}")
     places = tokens.positions[mask]
-    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < config.table:
+    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < config.max_position_embeddings:
         found = f"{int(places.min())} to {int(places.max())}"
-        raise ValueError(f"positions of tokens must be from 0 to {config.table - 1}, found {found}")
+        raise ValueError(f"positions of tokens must be from 0 to {config.max_position_embeddings - 1}, found {found}")
     rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
-    if len(torch.unique(rows * config.table + places)) != len(places):
+    if len(torch.unique(rows * config.max_position_embeddings + places)) != len(places):
         raise ValueError("two tokens of an image have the same position")
     if not bool(torch.isfinite(tokens.embeddings[mask]).all()):
         raise ValueError("a token holds NaN or infinite values")

@@ -23,27 +23,27 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.budget import BudgetLike, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.hub import HubModel
-from tokenthrift.karl.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.bits import BitFormat, read_codes, write_codes
 from tokenthrift.karl.calibration import requested
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
-from tokenthrift.karl.guarantee import repair
+from tokenthrift.karl.verified import repair
 from tokenthrift.karl.halting import HaltingHead, kept
 from tokenthrift.karl.inputs import check_images, check_tokens, grid_of, per_image
-from tokenthrift.karl.latent import LatentDecoder, LatentEncoder
-from tokenthrift.karl.packing import groups, pack
-from tokenthrift.karl.quantiser import CosineQuantiser, Quantised
-from tokenthrift.karl.vqgan import Vqgan
+from tokenthrift.karl.latent.autoencoder import LatentDecoder, LatentEncoder
+from tokenthrift.karl.latent.packing import groups, pack
+from tokenthrift.karl.quantizer import CosineQuantizer, Quantized
+from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.tokens import TokenBatch
 
-__all__ = ["Distilled", "Karl"]
+__all__ = ["EncodedLatents", "Karl"]
 
 PIXELS_AT_ONCE = 2**19  # that go through the model together: 8 images of 256 x 256, 128 of 64 x 64
 # A decision closer than this may fall otherwise in another batch: sums in float32 differ there by some 1e-6.
 CLOSE_COSINE, CLOSE_LOGIT = 2e-5, 1e-4
 
 
-class Distilled(NamedTuple):
+class EncodedLatents(NamedTuple):
     """What the encoder makes of images, T the largest count of the batch, padded on the right."""
 
     latents: Tensor
@@ -51,7 +51,7 @@ class Distilled(NamedTuple):
     halting_logits: Tensor
     """`(B, T)`, of the probability that a token is not needed."""
     tokens: Tensor
-    """`(B, T, token_width)`, before quantisation."""
+    """`(B, T, token_dim)`, before quantization."""
     mask: Tensor
     """`(B, T)` bool."""
 
@@ -62,7 +62,7 @@ class Karl(HubModel):
     The base tokenizer is frozen when the model is made; training its last stage unfreezes it.
 
     Args:
-        config: sizes and behaviour.
+        config: sizes and behavior.
     """
 
     system: ClassVar[str] = "karl"
@@ -73,10 +73,10 @@ class Karl(HubModel):
         super().__init__(config)
         released = config.compat == "released"
         self.encoder = LatentEncoder(config)
-        self.halting = HaltingHead(config.encoder.width)
-        self.norm_tokens = nn.LayerNorm(config.encoder.width)
-        self.to_tokens = nn.Linear(config.encoder.width, config.token_width)
-        self.quantiser = CosineQuantiser(config.codes, config.token_width) if config.codes else None
+        self.halting = HaltingHead(config.encoder.hidden_size)
+        self.norm_tokens = nn.LayerNorm(config.encoder.hidden_size)
+        self.to_tokens = nn.Linear(config.encoder.hidden_size, config.token_dim)
+        self.quantizer = CosineQuantizer(config.codebook_size, config.token_dim) if config.codebook_size else None
         self.decoder = LatentDecoder(config)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -88,7 +88,7 @@ class Karl(HubModel):
 
     @property
     def support(self) -> BudgetSupport:
-        """The budgets that this model honours."""
+        """The budgets that this model honors."""
         config = self.config
         return BudgetSupport(
             fields=frozenset({"max_tokens", "retention", "target_error"}),
@@ -105,7 +105,7 @@ class Karl(HubModel):
             budget: for all of them or for each.
 
         Raises:
-            BudgetError: a ceiling is not honoured, or leaves less than the floor.
+            BudgetError: a ceiling is not honored, or leaves less than the floor.
         """
         budgets = per_image(budget, len(native))
         return tuple(self.support.caps([n], one)[0] for n, one in zip(native, budgets, strict=True))
@@ -134,11 +134,11 @@ class Karl(HubModel):
             calibrated: ask for as much less error as makes a miss as rare as `config.calibration` promises.
 
         Returns:
-            Embeddings are what the decoder reads (`token_width` numbers), right-padded; positions are places among the
+            Embeddings are what the decoder reads (`token_dim` numbers), right-padded; positions are places among the
             native tokens; codes where the model has them.
 
         Raises:
-            BudgetError: a budget cannot be honoured.
+            BudgetError: a budget cannot be honored.
             TypeError, ValueError: images that cannot be encoded; nothing is computed then.
         """
         check_images(images, self.config)
@@ -177,16 +177,16 @@ class Karl(HubModel):
         device = images.device
         targets = [budget.target_error for budget in budgets]
         errors = torch.tensor([ERROR_BINS[0] if target is None else target for target in targets], device=device)
-        found = self.distil(images, self.base.encode(images, generator), torch.tensor(caps, device=device), errors)
+        found = self.encode_latents(images, self.base.encode(images, generator), torch.tensor(caps, device=device), errors)
         least = [c if t is None else min(b.min_tokens, c) for b, t, c in zip(budgets, targets, caps, strict=True)]
         keep = kept(
             found.halting_logits,
             found.mask,
-            threshold=self.config.threshold,
+            threshold=self.config.halting_threshold,
             prefix=self.config.halting == "prefix",
             least=torch.tensor(least, device=device),
         )
-        values, codes, _ = self.quantise(found.tokens, keep)
+        values, codes, _ = self.quantize(found.tokens, keep)
         items = []
         for i, (stays, close) in enumerate(zip(keep, self._close_calls(found, keep, targets), strict=True)):
             if close and len(images) > 1 and generator is None:
@@ -197,14 +197,14 @@ class Karl(HubModel):
                 items.append((values[i, stays], stays.nonzero().flatten(), code))
         return items
 
-    def _close_calls(self, found: Distilled, keep: Tensor, targets: Sequence[float | None]) -> list[bool]:
+    def _close_calls(self, found: EncodedLatents, keep: Tensor, targets: Sequence[float | None]) -> list[bool]:
         """Which images have a code or a halting that rounding may decide; none in half precision, where all have."""
         if found.tokens.dtype in (torch.float16, torch.bfloat16):
             return [False] * len(keep)
         close = torch.zeros(len(keep), dtype=torch.bool, device=keep.device)
-        if self.quantiser is not None:
-            close = self.quantiser.margin(found.tokens, keep) < CLOSE_COSINE
-        distance = (found.halting_logits - torch.logit(found.halting_logits.new_tensor(self.config.threshold))).abs()
+        if self.quantizer is not None:
+            close = self.quantizer.margin(found.tokens, keep) < CLOSE_COSINE
+        distance = (found.halting_logits - torch.logit(found.halting_logits.new_tensor(self.config.halting_threshold))).abs()
         halting = ((distance < CLOSE_LOGIT) & found.mask).any(1)
         adaptive = torch.tensor([target is not None for target in targets], device=keep.device)
         marks: list[bool] = (close | (halting & adaptive)).tolist()
@@ -232,8 +232,8 @@ class Karl(HubModel):
         images = []
         for i in range(0, len(mask), at_once):
             part = slice(i, i + at_once)
-            output = self.expand_packed(values[part], positions[part], mask[part], grid)
-            images.append(self.base.decode(self.features_of(output, grid)).clamp(0, 1))
+            output = self.decode_packed(values[part], positions[part], mask[part], grid)
+            images.append(self.base.decode(self.to_features(output, grid)).clamp(0, 1))
         return torch.cat(images)
 
     @torch.no_grad()
@@ -249,14 +249,14 @@ class Karl(HubModel):
         Raises:
             ValueError: the model has continuous tokens, a code is not in its codebook, or lengths differ.
         """
-        if self.quantiser is None or self.config.codes is None:
+        if self.quantizer is None or self.config.codebook_size is None:
             raise ValueError("this model has continuous tokens and no codes")
         places = positions or [range(len(row)) for row in codes]
         if [len(row) for row in places] != [len(row) for row in codes]:
             raise ValueError("there must be one position for each code")
-        bad = [code for row in codes for code in row if not 0 <= code < self.config.codes]
+        bad = [code for row in codes for code in row if not 0 <= code < self.config.codebook_size]
         if bad:
-            raise ValueError(f"codes must be from 0 to {self.config.codes - 1}, found {bad[0]}")
+            raise ValueError(f"codes must be from 0 to {self.config.codebook_size - 1}, found {bad[0]}")
         device = self.to_tokens.weight.device
         ids, where = (
             pad_sequence(
@@ -268,7 +268,7 @@ class Karl(HubModel):
         )
         native = self.config.max_tokens
         return TokenBatch(
-            embeddings=self.quantiser.lookup(ids),
+            embeddings=self.quantizer.lookup(ids),
             mask=ids >= 0,
             positions=where,
             codes=ids,
@@ -302,37 +302,37 @@ class Karl(HubModel):
         rows, columns = grid or self.config.grid
         return self.from_codes(codes, positions), (rows * self.config.base.factor, columns * self.config.base.factor)
 
-    def distil(self, images: Tensor, features: Tensor, counts: Tensor, errors: Tensor) -> Distilled:
+    def encode_latents(self, images: Tensor, features: Tensor, counts: Tensor, errors: Tensor) -> EncodedLatents:
         """The encoder's pass.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
             features: `base.encode` of them, `(B, C, h, w)`.
-            counts: `(B,)` int64, tokens for each image, from 1 to `config.table`.
+            counts: `(B,)` int64, tokens for each image, from 1 to `config.max_position_embeddings`.
             errors: `(B,)` mean absolute error to aim for.
         """
         width = int(counts.max())
         mask = torch.arange(width, device=images.device) < counts[:, None].to(images.device)
         latents = self.encoder(images, self.base.rows(features), mask, errors)
-        return Distilled(latents, self.halting(latents), self.to_tokens(self.norm_tokens(latents)), mask)
+        return EncodedLatents(latents, self.halting(latents), self.to_tokens(self.norm_tokens(latents)), mask)
 
-    def quantise(self, tokens: Tensor, mask: Tensor) -> Quantised:
+    def quantize(self, tokens: Tensor, mask: Tensor) -> Quantized:
         """Tokens as the decoder reads them; continuous ones as they are.
 
         Args:
-            tokens: `(B, T, token_width)`.
+            tokens: `(B, T, token_dim)`.
             mask: `(B, T)` bool.
         """
-        if self.quantiser is not None:
-            quantised: Quantised = self.quantiser(tokens, mask)
-            return quantised
-        return Quantised(torch.where(mask[..., None], tokens, 0), None, tokens.new_zeros(()))
+        if self.quantizer is not None:
+            quantized: Quantized = self.quantizer(tokens, mask)
+            return quantized
+        return Quantized(torch.where(mask[..., None], tokens, 0), None, tokens.new_zeros(()))
 
     def expand(self, values: Tensor, keep: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The decoder's pass over the tokens that stay; the others are taken out, not masked.
 
         Args:
-            values: `(B, T, token_width)`, token i at position i; what is not kept is not read.
+            values: `(B, T, token_dim)`, token i at position i; what is not kept is not read.
             keep: `(B, T)` bool.
             grid: rows and columns of the image's features; the trained ones if not given.
 
@@ -340,15 +340,15 @@ class Karl(HubModel):
             `(B, h * w, base.outputs)`: code logits or latents for each grid cell.
         """
         packed = pack(values, keep)
-        return self.expand_packed(packed.values, packed.positions, packed.mask, grid)
+        return self.decode_packed(packed.values, packed.positions, packed.mask, grid)
 
-    def expand_packed(
+    def decode_packed(
         self, values: Tensor, positions: Tensor, mask: Tensor, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """As `expand`, for tokens that say where they stood.
 
         Args:
-            values: `(B, N, token_width)`; zero in padding.
+            values: `(B, N, token_dim)`; zero in padding.
             positions: `(B, N)` int64.
             mask: `(B, N)` bool, right-padded.
             grid: rows and columns.
@@ -366,6 +366,6 @@ class Karl(HubModel):
         order = torch.tensor([row for rows in parts for row in rows], device=values.device).argsort()
         return torch.cat(done)[order]
 
-    def features_of(self, output: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def to_features(self, output: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Features `(B, C, h, w)` for `base.decode`, of a decoder's output `(B, h * w, base.outputs)`."""
-        return self.base.features_of(output, grid or self.config.grid)
+        return self.base.to_features(output, grid or self.config.grid)

@@ -5,7 +5,7 @@ language model. The result is what the backbones of `tokenthrift.backbones` take
 kind: embeddings of their width and a mask.
 
 Codes are looked up in a table of their own, as a language model does with its words; values (the continuous tokens, or
-the quantised ones as the image decoder reads them) go through a perceptron. Both get a learnt position, since KARL's
+the quantized ones as the image decoder reads them) go through a perceptron. Both get a learned position, since KARL's
 tokens are ordered: the first say most.
 """
 
@@ -39,13 +39,13 @@ class TokenProjector(nn.Module):
         self, config: KarlConfig, width: int, source: Literal["codes", "values"] = "codes", hidden: int | None = None
     ) -> None:
         super().__init__()
-        if source == "codes" and config.codes is None:
+        if source == "codes" and config.codebook_size is None:
             raise ValueError('this model has continuous tokens and no codes; use source="values"')
         self.source = source
         hidden = hidden or width
-        self.table = nn.Embedding(config.codes, hidden) if source == "codes" and config.codes is not None else None
-        self.lift = None if self.table is not None else nn.Linear(config.token_width, hidden)
-        self.positions = nn.Embedding(config.table, hidden)
+        self.table = nn.Embedding(config.codebook_size, hidden) if source == "codes" and config.codebook_size is not None else None
+        self.lift = None if self.table is not None else nn.Linear(config.token_dim, hidden)
+        self.positions = nn.Embedding(config.max_position_embeddings, hidden)
         self.project = nn.Sequential(
             nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width)
         )

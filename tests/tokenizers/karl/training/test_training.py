@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
 
-from tests.tokenizers.karl.training_runs import (
+from tests.tokenizers.karl.training.training_runs import (
     BATCH,
     SIZE,
     TOKENS,
@@ -25,11 +25,11 @@ from tests.tokenizers.karl.training_runs import (
     smooth_images,
     stage,
 )
-from tokenthrift.karl.base_module import KarlBaseModule
-from tokenthrift.karl.data import KarlDataModule
-from tokenthrift.karl.discriminator import PatchDiscriminator
-from tokenthrift.karl.quantiser import CosineQuantiser
-from tokenthrift.karl.stage import trained_weights
+from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
+from tokenthrift.karl.training.data import KarlDataModule
+from tokenthrift.karl.training.discriminator import PatchDiscriminator
+from tokenthrift.karl.quantizer import CosineQuantizer
+from tokenthrift.karl.training.stage import trained_weights
 from tokenthrift.training.random_state import RandomState
 
 # Advice about loaders, folders and the next release of torch.
@@ -51,7 +51,7 @@ def test_a_base_tokenizer_learns_a_few_images(pack: Path, kind: Kind) -> None:
 
 @pytest.mark.parametrize(("number", "kind"), [(1, "vqgan"), (2, "vae")])
 def test_a_stage_learns_a_few_images(pack: Path, number: int, kind: Kind) -> None:
-    module = stage(number, kind, quantise_from=10, halting_weight=0.05)
+    module = stage(number, kind, quantize_start_step=10, halting_weight=0.05)
     losses = fit(module, pack, steps=50).losses
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
 
@@ -71,7 +71,7 @@ def test_stage_1_leaves_the_base_tokenizer_and_stage_2_trains_it(pack: Path, kin
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(pack: Path, tmp_path: Path, number: int) -> None:
     def parts() -> tuple[Any, list[L.Callback]]:
-        module = stage(number, quantise_from=3)
+        module = stage(number, quantize_start_step=3)
         module.curriculum.probability.fill_(1 / 19)  # with bins that untrained models reach
         return module, [EMAWeightAveraging(decay=0.9, use_buffers=False), RandomState()]
 
@@ -102,12 +102,12 @@ def test_the_average_of_the_weights_survives_epochs(pack: Path) -> None:
 @pytest.fixture
 def small_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A discriminator that 16 px are enough for."""
-    monkeypatch.setattr("tokenthrift.karl.module.PatchDiscriminator", partial(PatchDiscriminator, 16, 1))
+    monkeypatch.setattr("tokenthrift.karl.training.module.PatchDiscriminator", partial(PatchDiscriminator, 16, 1))
 
 
 @pytest.mark.usefixtures("small_judge")
 def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pack: Path) -> None:
-    """Published: the generator's optimiser holds the discriminators too, which step eight times as often."""
+    """Published: the generator's optimizer holds the discriminators too, which step eight times as often."""
     module = stage(2, adversarial={0: 0.5})
     steps: list[str] = []
 
@@ -136,15 +136,15 @@ def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pac
 
 @pytest.mark.usefixtures("small_judge")
 def test_steps_are_batches_also_with_a_discriminator(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning counts the steps of every optimiser: schedule and limit would part, and restarts be skipped."""
-    module = stage(2, adversarial={1: 0.5}, quantise_from=3, restart_every=4)
+    """Lightning counts the steps of every optimizer: schedule and limit would part, and restarts be skipped."""
+    module = stage(2, adversarial={1: 0.5}, quantize_start_step=3, restart_every=4)
     seen: list[tuple[int, float]] = []
 
-    def restart(self: CosineQuantiser, tokens: Tensor, mask: Tensor, threshold: float) -> int:
+    def restart(self: CosineQuantizer, tokens: Tensor, mask: Tensor, threshold: float) -> int:
         seen.append((module.global_step, threshold))
         return 0
 
-    monkeypatch.setattr(CosineQuantiser, "restart", restart)
+    monkeypatch.setattr(CosineQuantizer, "restart", restart)
     assert len(fit(module, pack, steps=8).losses) == module.global_step == 8
     assert seen == [(3, float("inf")), (4, 0.03), (8, 0.03)]
     rates = [optimizer.param_groups[0]["lr"] for optimizer in module.trainer.optimizers]

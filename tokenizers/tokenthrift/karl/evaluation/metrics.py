@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenthrift.karl.losses import pixel_error
+from tokenthrift.karl.training.losses import pixel_error
 
 __all__ = ["METRICS", "gmsd", "perceptual", "psnr", "spearman", "ssim"]
 
@@ -47,8 +47,8 @@ def gmsd(made: Tensor, images: Tensor) -> Tensor:
     kernel = torch.stack([horizontal, horizontal.T])[:, None]
 
     def magnitude(pictures: Tensor) -> Tensor:
-        grey = torch.einsum("bchw,c->bhw", pictures.float(), weights)[:, None]
-        half = F.avg_pool2d(grey, 2)
+        gray = torch.einsum("bchw,c->bhw", pictures.float(), weights)[:, None]
+        half = F.avg_pool2d(gray, 2)
         return F.conv2d(half, kernel, padding=1).square().sum(1).sqrt()
 
     a, b = magnitude(made), magnitude(images)

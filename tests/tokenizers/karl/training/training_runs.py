@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from tokenthrift.karl.data import KarlDataModule
-from tokenthrift.karl.module import KarlStage1Module, KarlStage2Module
-from tokenthrift.karl.stage import KarlModule
+from tokenthrift.karl.training.data import KarlDataModule
+from tokenthrift.karl.training.module import KarlStage1Module, KarlStage2Module
+from tokenthrift.karl.training.stage import KarlModule
 
 SIZE, BATCH, TOKENS = 16, 4, 8
 
@@ -21,13 +21,13 @@ Kind = Literal["vqgan", "vae"]
 
 
 def base_of(kind: Kind) -> dict[str, Any]:
-    sizes = {"patch": 2, "channels": 16, "multipliers": [1, 1], "blocks": 1, "latent": 8, "groups": 4, "codes": 16}
-    return {"kind": kind, **sizes, "scale": 1.0}
+    sizes = {"patch_size": 2, "channels": 16, "channel_multipliers": [1, 1], "num_res_blocks": 1, "latent_channels": 8, "norm_num_groups": 4, "codebook_size": 16}
+    return {"kind": kind, **sizes, "scaling_factor": 1.0}
 
 
 def model_of(kind: Kind = "vae", **changes: Any) -> dict[str, Any]:
-    half = {"width": 32, "layers": 1, "heads": 2}
-    sizes = {"grid": [4, 4], "max_tokens": TOKENS, "table": TOKENS, "token_width": 6, "codes": 32}
+    half = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"grid": [4, 4], "max_tokens": TOKENS, "max_position_embeddings": TOKENS, "token_dim": 6, "codebook_size": 32}
     return {"base": base_of(kind), "encoder": half, "decoder": half, **sizes, **changes}
 
 

@@ -22,11 +22,11 @@ __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 def _norm(channels: int, config: BaseConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.groups, channels, eps=1e-6)
+    return nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, each behind a group normalisation and a swish."""
+    """Two 3 x 3 convolutions, each behind a group normalization and a swish."""
 
     def __init__(self, inputs: int, outputs: int, config: BaseConfig) -> None:
         super().__init__()
@@ -137,27 +137,27 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
-        maskgit, widths = config.kind == "vqgan", [config.channels * m for m in config.multipliers]
+        maskgit, widths = config.kind == "vqgan", [config.channels * m for m in config.channel_multipliers]
         last = len(widths) - 1
-        self.patch = config.patch
-        self.conv_in = nn.Conv2d(3 * self.patch**2, config.channels, 3, padding=1, bias=not maskgit)
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(3 * self.patch_size**2, config.channels, 3, padding=1, bias=not maskgit)
         levels, inputs = [], config.channels
         for i, width in enumerate(widths):
             step: nn.Module | None = None
             if i < last:
                 step = nn.AvgPool2d(2) if maskgit else Downsample(width)
-            around = [inputs] + [width] * config.blocks
+            around = [inputs] + [width] * config.num_res_blocks
             levels.append(Level(around, config, attention=not maskgit and i == last, downsample=step))
             inputs = width
         self.down = nn.ModuleList(levels)
         self.mid = Middle(widths[-1], config)
         self.norm_out = _norm(widths[-1], config)
-        outputs = config.latent if maskgit else 2 * config.latent
+        outputs = config.latent_channels if maskgit else 2 * config.latent_channels
         self.conv_out = nn.Conv2d(widths[-1], outputs, 1 if maskgit else 3, padding=0 if maskgit else 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, 3, H, W)` to `(B, C, H / factor, W / factor)`."""
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch))
+        x = self.conv_in(F.pixel_unshuffle(images, self.patch_size))
         for level in self.down:
             x = level(x)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(self.mid(x)))))
@@ -168,9 +168,9 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
-        widths = [config.channels * m for m in config.multipliers]
-        blocks = config.blocks if config.kind == "vqgan" else config.blocks + 1
-        self.conv_in = nn.Conv2d(config.latent, widths[-1], 3, padding=1)
+        widths = [config.channels * m for m in config.channel_multipliers]
+        blocks = config.num_res_blocks if config.kind == "vqgan" else config.num_res_blocks + 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], config)
         levels = []
         for i, width in enumerate(widths):
@@ -178,12 +178,12 @@ class ConvDecoder(nn.Module):
             levels.append(Level([above] + [width] * blocks, config, upsample=Upsample(width) if i else None))
         self.up = nn.ModuleList(levels)
         self.norm_out = _norm(widths[0], config)
-        self.patch = config.patch
-        self.conv_out = nn.Conv2d(widths[0], 3 * self.patch**2, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_out = nn.Conv2d(widths[0], 3 * self.patch_size**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, latent, h, w)` to `(B, 3, h * factor, w * factor)`."""
         x = self.mid(self.conv_in(features))
         for level in reversed(self.up):
             x = level(x)
-        return F.pixel_shuffle(cast(Tensor, self.conv_out(F.silu(self.norm_out(x)))), self.patch)
+        return F.pixel_shuffle(cast(Tensor, self.conv_out(F.silu(self.norm_out(x)))), self.patch_size)

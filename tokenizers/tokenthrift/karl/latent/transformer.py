@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a four times wider perceptron, each behind a layer normalisation."""
+    """Attention and a four times wider perceptron, each behind a layer normalization."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, with a normalisation before it and none after it."""
+    """A stack of blocks, with a normalization before it and none after it."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm_in = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm_in = nn.LayerNorm(config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config.hidden_size, config.num_attention_heads) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Runs the stack.

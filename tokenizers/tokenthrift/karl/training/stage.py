@@ -25,16 +25,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenthrift.config import from_plain
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
-from tokenthrift.karl.curriculum import ErrorCurriculum, draw_counts, other_errors
-from tokenthrift.karl.data import source_name
+from tokenthrift.karl.training.curriculum import ErrorCurriculum, draw_counts, other_errors
+from tokenthrift.karl.training.data import source_name
 from tokenthrift.karl.halting import kept
-from tokenthrift.karl.losses import (
+from tokenthrift.karl.training.losses import (
     halting_loss,
     pixel_error,
 )
-from tokenthrift.karl.model import Distilled, Karl
-from tokenthrift.karl.pictures import draw, sheet
-from tokenthrift.karl.quantiser import Quantised
+from tokenthrift.karl.model import EncodedLatents, Karl
+from tokenthrift.karl.training.image_log import draw, sheet
+from tokenthrift.karl.quantizer import Quantized
 from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["NOISE", "KarlModule", "Pass", "fast_attention", "trained_weights"]
@@ -47,10 +47,10 @@ SHOWN = 12  # images in a picture of reconstructions
 class Pass(NamedTuple):
     """One pass over a batch."""
 
-    distilled: Distilled
+    distilled: EncodedLatents
     keep: Tensor
     """`(B, T)` bool, the tokens that were decoded."""
-    quantised: Quantised
+    quantized: Quantized
     output: Tensor
     """`(B, h * w, base.outputs)`."""
 
@@ -100,15 +100,15 @@ class KarlModule(L.LightningModule):
         warmup_steps: of linear warm-up, before the cosine.
         weight_decay: of everything but vectors.
         count_step: counts are multiples of it; also the fewest tokens that training uses.
-        exchange: share of the images at an extreme count that are asked for another error with the same answer.
+        relabel_prob: share of the images at an extreme count that are asked for another error with the same answer.
         halting_weight: of the halting loss.
-        quantiser_weight: of the codebook and commitment loss.
+        quantizer_weight: of the codebook and commitment loss.
         restart_every: steps between restarts of dead codes; 0 never restarts any.
         restart_below: a code is dead where its use is below this share of the average code's.
-        restart_until: step after which no code is restarted, so that the average of the weights can settle.
-        quantise_from: steps before which tokens stay continuous, with a little noise; then the codebook is laid onto
+        restart_until_step: step after which no code is restarted, so that the average of the weights can settle.
+        quantize_start_step: steps before which tokens stay continuous, with a little noise; then the codebook is laid onto
             tokens. A short run learns sooner what tokens are for.
-        val_error: error asked for in validation.
+        val_target_error: error asked for in validation.
     """
 
     offered: Tensor
@@ -122,20 +122,20 @@ class KarlModule(L.LightningModule):
         warmup_steps: int = 1000,
         weight_decay: float = 0.05,
         count_step: int = 16,
-        exchange: float = 0.45,
+        relabel_prob: float = 0.45,
         halting_weight: float = 1.0,
-        quantiser_weight: float = 1.0,
+        quantizer_weight: float = 1.0,
         restart_every: int = 100,
         restart_below: float = 0.03,
-        restart_until: int | None = None,
-        quantise_from: int = 0,
-        val_error: float = 0.05,
+        restart_until_step: int | None = None,
+        quantize_start_step: int = 0,
+        val_target_error: float = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.model = Karl(from_plain(KarlConfig, model, "model"))
         self.curriculum = ErrorCurriculum()
-        self.register_buffer("offered", torch.randn(self.model.config.codes or 0, self.model.config.token_width))
+        self.register_buffer("offered", torch.randn(self.model.config.codebook_size or 0, self.model.config.token_dim))
         begin(self.model)
         if base_from is not None:
             found = {n.removeprefix("model."): t for n, t in trained_weights(base_from).items()}
@@ -155,45 +155,45 @@ class KarlModule(L.LightningModule):
             counts: `(B,)`.
         """
         errors = self.curriculum.sample(len(images))
-        found = self.model.distil(images, features, counts, errors)
+        found = self.model.encode_latents(images, features, counts, errors)
         return self._finish(found, found.mask, features)
 
     def second_pass(self, images: Tensor, features: Tensor, errors: Tensor) -> Pass:
         """All tokens, a wanted error `(B,)`, and of the tokens those that the halting head keeps."""
         config = self.model.config
         counts = torch.full((len(images),), config.max_tokens, device=images.device)
-        found = self.model.distil(images, features, counts, errors)
+        found = self.model.encode_latents(images, features, counts, errors)
         keep = kept(
             found.halting_logits.detach(),
             found.mask,
-            threshold=config.threshold,
+            threshold=config.halting_threshold,
             prefix=config.halting == "prefix",
         )
         return self._finish(found, keep, features)
 
-    def _finish(self, found: Distilled, keep: Tensor, features: Tensor) -> Pass:
-        if self.model.quantiser is not None and self.global_step < self.hparams["quantise_from"]:
+    def _finish(self, found: EncodedLatents, keep: Tensor, features: Tensor) -> Pass:
+        if self.model.quantizer is not None and self.global_step < self.hparams["quantize_start_step"]:
             unit = F.normalize(found.tokens.float(), dim=-1)
             noisy = F.normalize(unit + NOISE * torch.randn_like(unit), dim=-1) if self.training else unit
-            quantised = Quantised(torch.where(keep[..., None], noisy, 0), None, unit.new_zeros(()))
+            quantized = Quantized(torch.where(keep[..., None], noisy, 0), None, unit.new_zeros(()))
         else:
-            quantised = self.model.quantise(found.tokens, keep)
+            quantized = self.model.quantize(found.tokens, keep)
         grid = (features.shape[2], features.shape[3])
-        return Pass(found, keep, quantised, self.model.expand(quantised.values, keep, grid))
+        return Pass(found, keep, quantized, self.model.decode_latents(quantized.values, keep, grid))
 
     def answers(self, counts: Tensor, reached: Tensor) -> Tensor:
         """The errors `(B,)` to ask for in the second pass, and one step of the curriculum."""
         h: Any = self.hparams
         self.curriculum.update(reached)
-        return other_errors(reached, counts, h.count_step, self.model.config.max_tokens, h.exchange)
+        return other_errors(reached, counts, h.count_step, self.model.config.max_tokens, h.relabel_prob)
 
     def common_loss(self, one: Pass, counts: Tensor | None) -> Tensor:
-        """Halting and quantisation of a pass, whose tokens are all needed, or the first `counts`."""
+        """Halting and quantization of a pass, whose tokens are all needed, or the first `counts`."""
         h: Any = self.hparams
         if counts is None:
             counts = one.distilled.mask.sum(1)
         halting = halting_loss(one.distilled.halting_logits, one.distilled.mask, counts)
-        loss: Tensor = h.halting_weight * halting + h.quantiser_weight * one.quantised.loss
+        loss: Tensor = h.halting_weight * halting + h.quantizer_weight * one.quantized.loss
         return loss
 
     def counts(self, images: Tensor) -> Tensor:
@@ -205,43 +205,43 @@ class KarlModule(L.LightningModule):
         used = second.keep.sum(1).float()
         self.log("train/reached", reached.mean(), prog_bar=True)
         self.log("train/count_error", (used - counts).abs().mean() / self.model.config.max_tokens, prog_bar=True)
-        if first.quantised.codes is not None:
-            codes = torch.cat([p.quantised.codes[p.keep] for p in (first, second) if p.quantised.codes is not None])
+        if first.quantized.codes is not None:
+            codes = torch.cat([p.quantized.codes[p.keep] for p in (first, second) if p.quantized.codes is not None])
             share = torch.bincount(codes) / len(codes)
             self.log("train/perplexity", torch.special.entr(share).sum().exp())
 
     def offer(self, tokens: Tensor) -> None:
-        """Remembers the latest tokens `(N, token_width)` as places for codes, which must not move before `backward`."""
+        """Remembers the latest tokens `(N, token_dim)` as places for codes, which must not move before `backward`."""
         self.offered = torch.cat([tokens.detach().float(), self.offered])[: len(self.offered)]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lays the codebook onto tokens when it is first used, and moves dead codes onto tokens every so many steps."""
         h: Any = self.hparams
-        quantiser, step = self.model.quantiser, self.global_step
-        if quantiser is None:
+        quantizer, step = self.model.quantizer, self.global_step
+        if quantizer is None:
             return
         tokens, mask = self.offered[None], torch.ones(1, len(self.offered), dtype=torch.bool, device=self.device)
-        if h.quantise_from and step == h.quantise_from:
+        if h.quantize_start_step and step == h.quantize_start_step:
             self._restart(tokens, mask, float("inf"))
-        elif step > h.quantise_from and h.restart_every and step % h.restart_every == 0:
-            self.log("train/codes_in_use", (quantiser.usage > h.restart_below).float().mean())
-            if h.restart_until is None or step <= h.restart_until:
+        elif step > h.quantize_start_step and h.restart_every and step % h.restart_every == 0:
+            self.log("train/codes_in_use", (quantizer.usage > h.restart_below).float().mean())
+            if h.restart_until_step is None or step <= h.restart_until_step:
                 self.log("train/codes_restarted", float(self._restart(tokens, mask, h.restart_below)))
 
     def _restart(self, tokens: Tensor, mask: Tensor, threshold: float) -> int:
-        quantiser = self.model.quantiser
-        assert quantiser is not None
-        moved = quantiser.restart(tokens, mask, threshold)
+        quantizer = self.model.quantizer
+        assert quantizer is not None
+        moved = quantizer.restart(tokens, mask, threshold)
         if distributed.is_available() and distributed.is_initialized():
             # Every process has offered tokens of its own images; the first one's choice is everybody's.
-            for tensor in (quantiser.codebook.data, quantiser.usage):
+            for tensor in (quantizer.codebook.data, quantizer.usage):
                 distributed.broadcast(tensor, 0)
         return moved
 
     def decoded(self, one: Pass, features: Tensor) -> Tensor:
         """The images of a pass."""
         grid = (features.shape[2], features.shape[3])
-        return self.model.base.decode(self.model.features_of(one.output, grid))
+        return self.model.base.decode(self.model.to_features(one.output, grid))
 
     def validation_step(self, images: Tensor, index: int, dataloader_idx: int = 0) -> None:
         """Errors with every count halved and with all, and error, tokens and misses under the wanted error."""
@@ -258,18 +258,18 @@ class KarlModule(L.LightningModule):
         shown, values = [images[:SHOWN]], {}
         for count in (most // 4, most // 2, most):
             counts = torch.full((len(images),), count, device=images.device)
-            found = self.model.distil(
+            found = self.model.encode_latents(
                 images, features, counts, torch.full_like(counts, ERROR_BINS[0], dtype=torch.float)
             )
             made = self.decoded(self._finish(found, found.mask, features), features).clamp(0, 1)
             values[f"l1_{count}"] = pixel_error(made, images).mean()
             shown.append(made[:SHOWN])
-        wanted = torch.full((len(images),), h.val_error, device=images.device)
+        wanted = torch.full((len(images),), h.val_target_error, device=images.device)
         asked = self.second_pass(images, features, wanted)
         made = self.decoded(asked, features).clamp(0, 1)
         errors = pixel_error(made, images)
         values |= {"l1": errors.mean(), "tokens": asked.keep.sum(1).float().mean()}
-        values["missed"] = (errors > h.val_error).float().mean()
+        values["missed"] = (errors > h.val_target_error).float().mean()
         name = source_name(self.trainer, part, loader)
         for key, value in values.items():
             self.log(f"{part}/{key}_{name}", value, add_dataloader_idx=False, prog_bar=key in ("l1", "tokens"))

@@ -18,12 +18,12 @@ from PIL import Image
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.cli import main
 from tokenthrift.karl import study
-from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
-from tokenthrift.karl.evaluate import Quality, _bars_table, equal_mean
-from tokenthrift.karl.guarantee import measure
-from tokenthrift.karl.metrics import METRICS, gmsd, perceptual, psnr
-from tokenthrift.karl.sources import named_source, read_set
-from tokenthrift.karl.sweeps import calibrate, fewest, sweep
+from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
+from tokenthrift.karl.evaluation.evaluate import Quality, _bars_table, equal_mean
+from tokenthrift.karl.verified import measure
+from tokenthrift.karl.evaluation.metrics import METRICS, gmsd, perceptual, psnr
+from tokenthrift.karl.evaluation.image_sets import named_source, read_set
+from tokenthrift.karl.evaluation.sweeps import calibrate, fewest, sweep
 
 
 def test_metrics_of_known_pictures(tmp_path: Path) -> None:

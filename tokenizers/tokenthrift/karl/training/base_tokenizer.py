@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from tokenthrift.config import from_plain
-from tokenthrift.karl.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.config import BaseConfig
-from tokenthrift.karl.data import source_name
-from tokenthrift.karl.losses import Lpips
-from tokenthrift.karl.optimisation import adamw
-from tokenthrift.karl.pictures import draw, sheet
-from tokenthrift.karl.vqgan import Vqgan
+from tokenthrift.karl.training.data import source_name
+from tokenthrift.karl.training.losses import Lpips
+from tokenthrift.karl.training.optimisation import adamw
+from tokenthrift.karl.training.image_log import draw, sheet
+from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["KarlBaseModule"]
@@ -45,7 +45,7 @@ def begin(base: Vqgan | AutoencoderKL) -> None:
                 nn.init.zeros_(module.bias)
     if isinstance(base, AutoencoderKL) and base.quant_conv.bias is not None:
         # At unit variance noise drowns the latents, and a short run never learns to use them.
-        base.quant_conv.bias[base.config.latent :] = FIRST_LOG_VARIANCE
+        base.quant_conv.bias[base.config.latent_channels :] = FIRST_LOG_VARIANCE
 
 
 class KarlBaseModule(L.LightningModule):
@@ -87,12 +87,12 @@ class KarlBaseModule(L.LightningModule):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions of images `(B, 3, H, W)` through a random latent or the codebook, and what that costs."""
         if isinstance(self.base, Vqgan):
-            found = self.base.quantise(self.base.encode(images))
+            found = self.base.quantize(self.base.encode(images))
             return self.base.decode(found.features), found.loss
         mean, log_variance = self.base.posterior(images)
         cost = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        return self.base.decode(latent * self.config.scale), self.hparams["kl_weight"] * cost
+        return self.base.decode(latent * self.config.scaling_factor), self.hparams["kl_weight"] * cost
 
     def training_step(self, images: Tensor, index: int) -> Tensor:
         """Pixel L1, perceptual distance, and the cost of the latent."""

@@ -16,7 +16,7 @@ from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.karl import guarantee
 from tokenthrift.karl.calibration import Calibration
-from tokenthrift.karl.guarantee import bisect, encoder_passes, first_tokens, measure, repair, rows, verdict
+from tokenthrift.karl.verified import bisect, encoder_passes, first_tokens, measure, repair, rows, verdict
 from tokenthrift.karl.model import Karl
 from tokenthrift.tokens import TokenBatch
 
@@ -54,7 +54,7 @@ def test_bisection(curves: list[list[float]], wanted: float, passes: int, monoto
 
 
 class Stripes:
-    """A tokenizer whose errors can be foretold: a token is a row of pixels, and what has no token is grey.
+    """A tokenizer whose errors can be foretold: a token is a row of pixels, and what has no token is gray.
 
     One pass always keeps four, so that contrasty images miss.
     """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from tests.tokenizers.karl.training_runs import (
+from tests.tokenizers.karl.training.training_runs import (
     SIZE,
     TOKENS,
     Kind,
@@ -19,9 +19,9 @@ from tests.tokenizers.karl.training_runs import (
     smooth_images,
     stage,
 )
-from tokenthrift.karl.losses import Lpips
-from tokenthrift.karl.module import KarlStage1Module, pyramid
-from tokenthrift.karl.stage import KarlModule
+from tokenthrift.karl.training.losses import Lpips
+from tokenthrift.karl.training.module import KarlStage1Module, pyramid
+from tokenthrift.karl.training.stage import KarlModule
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -108,24 +108,24 @@ def test_grids_need_not_be_square(kind: Kind) -> None:
 def test_dead_codes_move_onto_tokens(pack: Path) -> None:
     module = stage(1, restart_every=5, restart_below=0.9)
     with torch.no_grad():
-        module.model.quantiser.usage[:30] = 0
-    before = module.model.quantiser.codebook.detach().clone()
+        module.model.quantizer.usage[:30] = 0
+    before = module.model.quantizer.codebook.detach().clone()
     fit(module, pack, steps=5)
-    after = nn.functional.normalize(module.model.quantiser.codebook.detach(), dim=1)
+    after = nn.functional.normalize(module.model.quantizer.codebook.detach(), dim=1)
     offered = nn.functional.normalize(module.offered, dim=1)
     moved = (after @ offered.T).max(1).values > 1 - 1e-5
     assert moved[:30].sum() >= 25
-    assert not torch.equal(before, module.model.quantiser.codebook)
+    assert not torch.equal(before, module.model.quantizer.codebook)
 
 
 def test_tokens_stay_continuous_at_first_and_the_codebook_is_laid_onto_them(pack: Path) -> None:
-    module = stage(1, quantise_from=3, restart_every=0)
-    before = module.model.quantiser.codebook.detach().clone()
+    module = stage(1, quantize_start_step=3, restart_every=0)
+    before = module.model.quantizer.codebook.detach().clone()
     fit(module, pack, steps=2)
-    assert torch.equal(before, module.model.quantiser.codebook), "not used yet"
-    module = stage(1, quantise_from=3, restart_every=0)
+    assert torch.equal(before, module.model.quantizer.codebook), "not used yet"
+    module = stage(1, quantize_start_step=3, restart_every=0)
     fit(module, pack, steps=3)
-    torch.testing.assert_close(module.model.quantiser.codebook.norm(dim=1), torch.ones(32))
+    torch.testing.assert_close(module.model.quantizer.codebook.norm(dim=1), torch.ones(32))
 
 
 @pytest.mark.parametrize(("grid", "levels"), [((4, 4), [1, 4, 16]), ((2, 4), [1, 4, 8]), ((1, 1), [1])])
@@ -139,7 +139,7 @@ def test_a_pyramid_goes_from_the_whole_to_the_cells(grid: tuple[int, int], level
 
 
 def test_tokens_are_guided_by_the_pyramid_first(pack: Path) -> None:
-    module = stage(1, model=model_of(max_tokens=21, table=21), guide_until=40, second_from=41)
+    module = stage(1, model=model_of(max_tokens=21, max_position_embeddings=21), guide_until_step=40, second_pass_start_step=41)
     taught: list[float] = []
 
     class Watch(L.Callback):
@@ -163,23 +163,23 @@ def restarted(rank: int, module: Stepped, folder: Path) -> None:
     """Lays a codebook onto tokens of this process, moves dead codes, and saves what came of it as `RANK.pt`."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    quantiser = module.model.quantiser
-    assert quantiser is not None
+    quantizer = module.model.quantizer
+    assert quantizer is not None
     torch.manual_seed(1 + rank)
     module.offer(torch.randn(32, 6))
     module.global_step = 2
     module.on_train_batch_end(None, None, 1)
-    found = {"offered": module.offered, "laid": quantiser.codebook.detach().clone()}
-    quantiser.usage[: 4 + rank] = 0
+    found = {"offered": module.offered, "laid": quantizer.codebook.detach().clone()}
+    quantizer.usage[: 4 + rank] = 0
     module.global_step = 4
     module.on_train_batch_end(None, None, 3)
-    torch.save({**found, "moved": quantiser.codebook.detach(), "usage": quantiser.usage}, folder / f"{rank}.pt")
+    torch.save({**found, "moved": quantizer.codebook.detach(), "usage": quantizer.usage}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_codes_move_to_the_same_places_in_every_process(tmp_path: Path) -> None:
     """Otherwise the processes train different models from the first restart on."""
-    module = Stepped(model_of("vae"), restart_every=4, quantise_from=2)
+    module = Stepped(model_of("vae"), restart_every=4, quantize_start_step=2)
     context = torch.multiprocessing.get_context("fork")  # a new interpreter would take seconds to import everything
     processes = [context.Process(target=restarted, args=(rank, module, tmp_path)) for rank in range(2)]
     for process in processes:
@@ -209,11 +209,11 @@ def test_extreme_counts_are_asked_for_other_errors(pack: Path, monkeypatch: pyte
 
     monkeypatch.setattr(KarlModule, "answers", spy)
     monkeypatch.setattr(KarlModule, "second_pass", pass_spy)
-    fit(stage(1, exchange=1.0, count_step=4), pack, steps=4)  # 4 or 8 tokens: the fewest or the most
+    fit(stage(1, relabel_prob=1.0, count_step=4), pack, steps=4)  # 4 or 8 tokens: the fewest or the most
     counts, reached, errors = map(torch.cat, zip(*asked, strict=True))
     assert (errors[counts == 4] > reached[counts == 4]).all()
     assert (errors[counts == TOKENS] < reached[counts == TOKENS]).all()
     assert set(counts.tolist()) == {4, TOKENS}
-    module = stage(1, exchange=1.0)
+    module = stage(1, relabel_prob=1.0)
     middle = torch.full((9,), 0.1)
     assert torch.equal(module.answers(torch.full((9,), 5), middle), middle)

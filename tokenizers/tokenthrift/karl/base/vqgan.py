@@ -1,11 +1,11 @@
 """The base tokenizer that KARL's default uses: MaskGIT's VQGAN.
 
 Source: MaskGIT (arXiv 2202.04200), in the form that MAGE trained on ImageNet; KARL (arXiv 2507.07995), section 3.
-KARL reads the features *before* quantisation and predicts codes; the features it decodes are the mean of the codebook
+KARL reads the features *before* quantization and predicts codes; the features it decodes are the mean of the codebook
 under the predicted probabilities, never one code.
 
 What differs: the published code runs only where there are as many channels as grid cells (256); here any grid will do.
-It also decodes features laid out channels-last, for which group normalisation on the CPU is less exact (6e-4 off on the
+It also decodes features laid out channels-last, for which group normalization on the CPU is less exact (6e-4 off on the
 reference image); `released=True` does the same, otherwise the layout is the exact one.
 """
 
@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift.karl.config import BaseConfig
-from tokenthrift.karl.convolution import ConvDecoder, ConvEncoder
+from tokenthrift.karl.base.convolution import ConvDecoder, ConvEncoder
 
 __all__ = ["BaseCodes", "Vqgan"]
 
 
 class BaseCodes(NamedTuple):
-    """Quantised features of the base tokenizer, for training it."""
+    """Quantized features of the base tokenizer, for training it."""
 
     features: Tensor
-    """`(B, C, h, w)`, with the gradient of what was quantised."""
+    """`(B, C, h, w)`, with the gradient of what was quantized."""
     codes: Tensor
     """`(B, h * w)` int64."""
     loss: Tensor
@@ -47,10 +47,10 @@ class Vqgan(nn.Module):
         self.config, self.released = config, released
         self.encoder = ConvEncoder(config)
         self.decoder = ConvDecoder(config)
-        self.codebook = nn.Parameter(torch.empty(config.codes, config.latent).uniform_(-1, 1) / config.codes)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_channels).uniform_(-1, 1) / config.codebook_size)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Continuous features, before quantisation.
+        """Continuous features, before quantization.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
@@ -69,7 +69,7 @@ class Vqgan(nn.Module):
         """`(B, latent, h, w)` to what the latent-distillation encoder reads, `(B, h * w, latent)`."""
         return features.flatten(2).transpose(1, 2)
 
-    def targets_of(self, features: Tensor) -> Tensor:
+    def to_targets(self, features: Tensor) -> Tensor:
         """Nearest codes `(B, h * w)` int64 of features `(B, latent, h, w)`."""
         rows = self.rows(features).float()
         codebook = self.codebook.float()
@@ -78,10 +78,10 @@ class Vqgan(nn.Module):
         return distance.argmin(-1)
 
     def targets(self, images: Tensor) -> Tensor:
-        """`targets_of` images `(B, 3, H, W)`."""
-        return self.targets_of(self.encode(images))
+        """`to_targets` images `(B, 3, H, W)`."""
+        return self.to_targets(self.encode(images))
 
-    def features_of(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
+    def to_features(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """The mean code under predicted probabilities.
 
         Args:
@@ -95,13 +95,13 @@ class Vqgan(nn.Module):
         features: Tensor = mean.unflatten(1, grid).permute(0, 3, 1, 2)
         return features if self.released else features.contiguous()
 
-    def quantise(self, features: Tensor) -> BaseCodes:
-        """Quantised features for training the base tokenizer itself.
+    def quantize(self, features: Tensor) -> BaseCodes:
+        """Quantized features for training the base tokenizer itself.
 
         Args:
             features: `(B, latent, h, w)` as `encode` gives them.
         """
-        codes = self.targets_of(features)
+        codes = self.to_targets(features)
         found = F.embedding(codes, self.codebook).transpose(1, 2).reshape(features.shape)
         loss = F.mse_loss(found, features.detach()) + 0.25 * F.mse_loss(features, found.detach())
         return BaseCodes(features + (found - features).detach(), codes, loss)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenthrift.evaluation.report import new_figure
-from tokenthrift.karl.pictures import sheet
-from tokenthrift.karl.sweeps import fewest
+from tokenthrift.karl.training.image_log import sheet
+from tokenthrift.karl.evaluation.sweeps import fewest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def tokens_and_oracle(tokens: Tensor, oracle: Tensor, native: int) -> Figure:
 
 
 def scatter(points: Mapping[str, tuple[Sequence[int], Sequence[int]]], native: int) -> Figure:
-    """Tokens against complexity, a colour for each family.
+    """Tokens against complexity, a color for each family.
 
     Args:
         points: by family, bytes and tokens of each image.

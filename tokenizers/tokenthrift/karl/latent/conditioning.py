@@ -3,8 +3,8 @@
 Source: KARL (arXiv 2507.07995), section 3: one token in front of the sequence says which reconstruction error to aim
 for. Errors are mean absolute differences per pixel in [0, 1].
 
-What differs: the published code rounds the error up to one of 19 bins, each a learnt row that starts as one number
-repeated; the layer normalisation after it maps every such row to zero, so that at first the error has no effect at all.
+What differs: the published code rounds the error up to one of 19 bins, each a learned row that starts as one number
+repeated; the layer normalization after it maps every such row to zero, so that at first the error has no effect at all.
 `ErrorBins` is that. `ErrorEmbedding` takes any error: sines and cosines of its logarithm through a small perceptron,
 which differ from the first step on. The encoder also adds it to every token's query.
 """

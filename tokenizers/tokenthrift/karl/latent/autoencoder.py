@@ -1,7 +1,7 @@
 """Latent distillation: a grid of features to a sequence of latents, and tokens back to a grid.
 
-Source: KARL (arXiv 2507.07995), section 3. The encoder reads the wanted error, the grid cells and learnt queries; what
-comes out at the queries are the latents. The decoder reads learnt cells and the tokens, each with its position; what
+Source: KARL (arXiv 2507.07995), section 3. The encoder reads the wanted error, the grid cells and learned queries; what
+comes out at the queries are the latents. The decoder reads learned cells and the tokens, each with its position; what
 comes out at the cells are the features.
 
 What differs, unless `compat="released"`: position tables have the size of the trained grid and are interpolated for
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.karl.conditioning import ErrorBins, ErrorEmbedding
+from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding
 from tokenthrift.karl.config import KarlConfig
-from tokenthrift.karl.transformer import Transformer, causal_latents
+from tokenthrift.karl.latent.transformer import Transformer, causal_latents
 
 __all__ = ["LatentDecoder", "LatentEncoder", "position_table", "resized"]
 
@@ -31,10 +31,10 @@ class LatentEncoder(nn.Module):
     def __init__(self, config: KarlConfig) -> None:
         super().__init__()
         self.config = config
-        width, factor = config.encoder.width, config.base.factor
-        self.patches = nn.Conv2d(3, width - config.base.latent, factor, stride=factor)
+        width, factor = config.encoder.hidden_size, config.base.factor
+        self.patches = nn.Conv2d(3, width - config.base.latent_channels, factor, stride=factor)
         self.positions = nn.Parameter(position_table(config, width))
-        self.queries = nn.Parameter(torch.randn(config.table, width) * math.pow(width, -0.5))
+        self.queries = nn.Parameter(torch.randn(config.max_position_embeddings, width) * math.pow(width, -0.5))
         self.error = ErrorBins(width) if config.compat == "released" else ErrorEmbedding(width)
         self.transformer = Transformer(config.encoder)
 
@@ -75,9 +75,9 @@ class LatentDecoder(nn.Module):
     def __init__(self, config: KarlConfig) -> None:
         super().__init__()
         self.config = config
-        width, table_scale = config.decoder.width, math.pow(config.encoder.width, -0.5)
-        self.embed = nn.Linear(config.token_width, width)
-        self.places = nn.Parameter(torch.randn(config.table, width) * table_scale)
+        width, table_scale = config.decoder.hidden_size, math.pow(config.encoder.hidden_size, -0.5)
+        self.embed = nn.Linear(config.token_dim, width)
+        self.places = nn.Parameter(torch.randn(config.max_position_embeddings, width) * table_scale)
         self.cell = nn.Parameter(torch.randn(1, 1, width) * table_scale)
         self.positions = nn.Parameter(position_table(config, width))
         self.transformer = Transformer(config.decoder)
@@ -88,7 +88,7 @@ class LatentDecoder(nn.Module):
         """Computes the tokens that are there and no others.
 
         Args:
-            values: `(B, N, token_width)`; finite in padding too.
+            values: `(B, N, token_dim)`; finite in padding too.
             positions: `(B, N)` int64, where each token stood; anything in padding.
             mask: `(B, N)` bool.
             grid: rows and columns.
@@ -108,7 +108,7 @@ class LatentDecoder(nn.Module):
 def position_table(config: KarlConfig, width: int) -> Tensor:
     """Random `(width, rows, columns)`."""
     sides = (config.released_table,) * 2 if config.compat == "released" else config.grid
-    return torch.randn(width, *sides) * math.pow(config.encoder.width, -0.5)
+    return torch.randn(width, *sides) * math.pow(config.encoder.hidden_size, -0.5)
 
 
 def resized(table: Tensor, grid: Sequence[int], config: KarlConfig) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tokenthrift.evaluation.report import Cell, Table
-from tokenthrift.karl.complexity import FAMILIES, jpeg_bytes, make, shuffled
-from tokenthrift.karl.metrics import spearman
+from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
+from tokenthrift.karl.evaluation.metrics import spearman
 from tokenthrift.karl.model import Karl
-from tokenthrift.karl.sweeps import at_counts, at_errors, prepare
+from tokenthrift.karl.evaluation.sweeps import at_counts, at_errors, prepare
 
 __all__ = ["IMAGES", "complexity_table", "families", "studied"]
 

@@ -1,9 +1,9 @@
-"""The optimiser and schedule of every training stage.
+"""The optimizer and schedule of every training stage.
 
 Source: KARL (arXiv 2507.07995), appendix: AdamW with betas (0.9, 0.95), weight decay 0.05 on everything but vectors, a
 linear warm-up and half a cosine down to nothing, both by the step.
 
-What differs: each optimiser is given its parameters by name. The published one takes every parameter of the module that
+What differs: each optimizer is given its parameters by name. The published one takes every parameter of the module that
 also owns the discriminators, so that generator steps push these towards rating fakes as real.
 """
 

@@ -45,7 +45,7 @@ def draw(logger: Any, name: str, picture: Tensor, step: int) -> None:
         logger: a Lightning logger, or None for nowhere.
         name: of the picture, such as `val/photos`.
         picture: `(3, height, width)` uint8.
-        step: optimiser steps so far.
+        step: optimizer steps so far.
     """
     if logger is None:
         return

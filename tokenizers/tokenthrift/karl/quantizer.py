@@ -1,11 +1,11 @@
-"""The token codebook: cosine vector quantisation with a remedy for dead codes.
+"""The token codebook: cosine vector quantization with a remedy for dead codes.
 
-Source: KARL (arXiv 2507.07995), section 3: 4096 codes of 12 numbers; token and code are normalised to length 1, the
+Source: KARL (arXiv 2507.07995), section 3: 4096 codes of 12 numbers; token and code are normalized to length 1, the
 nearest code is the one of the largest cosine, and the gradient goes straight through.
 
-What differs: the published code never restarts a code that nobody uses. Here the quantiser counts, in training, how
+What differs: the published code never restarts a code that nobody uses. Here the quantizer counts, in training, how
 often each code is chosen (a decaying mean that is saved and resumed with the model), and `restart` moves the dead ones
-onto tokens of the current batch. Padding is neither quantised nor counted.
+onto tokens of the current batch. Padding is neither quantized nor counted.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CosineQuantiser", "Quantised"]
+__all__ = ["CosineQuantizer", "Quantized"]
 
 COMMITMENT = 0.25
 DECAY = 0.99  # of the mean use of a code, for each batch
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """Tokens as the decoder reads them."""
 
     values: Tensor
-    """`(B, T, token_width)`; zero in padding."""
+    """`(B, T, token_dim)`; zero in padding."""
     codes: Tensor | None
     """`(B, T)` int64, -1 in padding; None for continuous tokens."""
     loss: Tensor
     """Scalar; 0 for continuous tokens."""
 
 
-class CosineQuantiser(nn.Module):
+class CosineQuantizer(nn.Module):
     """A codebook on the unit sphere.
 
     Args:
@@ -48,8 +48,8 @@ class CosineQuantiser(nn.Module):
         self.codebook = nn.Parameter(torch.empty(codes, width).uniform_(-1, 1) / codes)
         self.register_buffer("usage", torch.ones(codes))
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Quantised:
-        """Quantises tokens, in float32 whatever the surrounding precision.
+    def forward(self, tokens: Tensor, mask: Tensor) -> Quantized:
+        """Quantizes tokens, in float32 whatever the surrounding precision.
 
         Args:
             tokens: `(B, T, width)`; what padding holds is not read.
@@ -70,7 +70,7 @@ class CosineQuantiser(nn.Module):
             straight = found.detach() + (unit - unit.detach())
             values = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask[..., None], straight)
         codes = torch.full(mask.shape, -1, device=mask.device).masked_scatter(mask, chosen)
-        return Quantised(values.to(tokens.dtype), codes, loss)
+        return Quantized(values.to(tokens.dtype), codes, loss)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The values of codes `(...)` int64, `(..., width)`; zero for -1."""
@@ -103,7 +103,7 @@ class CosineQuantiser(nn.Module):
         """Moves dead codes onto tokens that are in use now.
 
         Args:
-            tokens: `(B, T, width)` of the current batch, before quantisation.
+            tokens: `(B, T, width)` of the current batch, before quantization.
             mask: `(B, T)` bool, True where a token is real.
             threshold: a code is dead where its mean use is below this share of the average code's.
             generator: picks the tokens; on the CPU.

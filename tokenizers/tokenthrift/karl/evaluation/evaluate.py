@@ -27,12 +27,12 @@ from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import plots
 from tokenthrift.karl.bits import BitFormat
 from tokenthrift.karl.calibration import Calibration
-from tokenthrift.karl.guarantee import encoder_passes
-from tokenthrift.karl.metrics import METRICS, perceptual, spearman
+from tokenthrift.karl.verified import encoder_passes
+from tokenthrift.karl.evaluation.metrics import METRICS, perceptual, spearman
 from tokenthrift.karl.model import Karl
-from tokenthrift.karl.sources import named_source, read_set
-from tokenthrift.karl.study import complexity_table, families, studied
-from tokenthrift.karl.sweeps import LADDER, Prepared, at_counts, at_errors, calibrate, fewest, prepare, sweep
+from tokenthrift.karl.evaluation.image_sets import named_source, read_set
+from tokenthrift.karl.evaluation.study import complexity_table, families, studied
+from tokenthrift.karl.evaluation.sweeps import LADDER, Prepared, at_counts, at_errors, calibrate, fewest, prepare, sweep
 
 __all__ = ["Quality", "main", "quality"]
 
@@ -205,7 +205,7 @@ def _report(
 
 
 def _ways_table(karl: Karl, ways: Mapping[str, Any], times: Mapping[str, float], wanted: float) -> Table:
-    layout = None if karl.config.codes is None else BitFormat.of(karl.config)
+    layout = None if karl.config.codebook_size is None else BitFormat.of(karl.config)
     rows: list[tuple[Cell, ...]] = []
     for way, (found, encoder, decoder) in ways.items():
         tokens = found.tokens.double()

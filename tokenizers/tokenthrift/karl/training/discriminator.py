@@ -2,7 +2,7 @@
 
 Source: PatchGAN (arXiv 1611.07004) as VQGAN uses it (arXiv 2012.09841): 64 channels, three halvings, hinge loss.
 
-What differs: group normalisation in place of batch normalisation, so that an image's verdict does not depend on the
+What differs: group normalization in place of batch normalization, so that an image's verdict does not depend on the
 others and there are no running statistics that an average of the weights would miss. One discriminator for all token
 counts, as the paper says; the published code has eight.
 """

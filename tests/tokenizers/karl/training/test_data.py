@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenthrift.karl.data import Draws, Images, KarlDataModule, collate, random_view
+from tokenthrift.karl.training.data import Draws, Images, KarlDataModule, collate, random_view
 
 
 @pytest.fixture

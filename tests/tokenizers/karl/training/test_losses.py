@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tokenthrift.karl.discriminator import PatchDiscriminator
-from tokenthrift.karl.losses import (
+from tokenthrift.karl.training.discriminator import PatchDiscriminator
+from tokenthrift.karl.training.losses import (
     adaptive_weight,
     discriminator_hinge,
     generator_hinge,

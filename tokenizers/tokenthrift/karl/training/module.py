@@ -3,8 +3,8 @@
 Source: KARL (arXiv 2507.07995), section 3 and appendix; see `stage` for what both share.
 
 What differs: tokens may be guided by a pyramid of means for the first steps of stage 1. In stage 2 generator and
-discriminator step in turn, each with its own optimiser over its own parameters, where the published code takes eight
-discriminator steps for one of the generator, whose optimiser also holds the discriminators.
+discriminator step in turn, each with its own optimizer over its own parameters, where the published code takes eight
+discriminator steps for one of the generator, whose optimizer also holds the discriminators.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenthrift.karl.autoencoder_kl import AutoencoderKL
-from tokenthrift.karl.curriculum import draw_counts
-from tokenthrift.karl.discriminator import PatchDiscriminator
-from tokenthrift.karl.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge, pixel_error
-from tokenthrift.karl.optimisation import adamw
-from tokenthrift.karl.stage import NOISE, KarlModule, Pass, fast_attention
-from tokenthrift.karl.vqgan import Vqgan
+from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.training.curriculum import draw_counts
+from tokenthrift.karl.training.discriminator import PatchDiscriminator
+from tokenthrift.karl.training.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge, pixel_error
+from tokenthrift.karl.training.optimisation import adamw
+from tokenthrift.karl.training.stage import NOISE, KarlModule, Pass, fast_attention
+from tokenthrift.karl.base.vqgan import Vqgan
 
 __all__ = ["KarlStage1Module", "KarlStage2Module", "pyramid"]
 
@@ -54,27 +54,27 @@ class KarlStage1Module(KarlModule):
 
     Args:
         model: fields of a `KarlConfig`.
-        guide_until: steps in which tokens are taught to be a pyramid of the features, in their principal components,
+        guide_until_step: steps in which tokens are taught to be a pyramid of the features, in their principal components,
             and the decoder to read it: a way to share the image out among tokens that a short run does not find alone.
-        second_from: steps before which there is no second pass.
+        second_pass_start_step: steps before which there is no second pass.
         shared: what `KarlModule` takes.
     """
 
     mean: Tensor
     components: Tensor
 
-    def __init__(self, model: dict[str, Any], *, guide_until: int = 0, second_from: int = 0, **shared: Any) -> None:
+    def __init__(self, model: dict[str, Any], *, guide_until_step: int = 0, second_pass_start_step: int = 0, **shared: Any) -> None:
         super().__init__(model, **shared)
         self.save_hyperparameters()
         config = self.model.config
-        count = min(config.token_width - 1, config.base.latent)
-        self.register_buffer("mean", torch.zeros(config.base.latent))
-        self.register_buffer("components", torch.zeros(count, config.base.latent))
+        count = min(config.token_dim - 1, config.base.latent_channels)
+        self.register_buffer("mean", torch.zeros(config.base.latent_channels))
+        self.register_buffer("components", torch.zeros(count, config.base.latent_channels))
 
     def on_fit_start(self) -> None:
         """Finds the principal components of the features of the first training images."""
         super().on_fit_start()
-        if not self.hparams["guide_until"] or bool(self.components.any()):
+        if not self.hparams["guide_until_step"] or bool(self.components.any()):
             return
         batches = islice(self.trainer.datamodule.train_dataloader(), GUIDE_BATCHES)  # type: ignore[attr-defined]
         with torch.no_grad():
@@ -94,7 +94,7 @@ class KarlStage1Module(KarlModule):
     def distillation_loss(self, output: Tensor, features: Tensor) -> Tensor:
         """How far a pass is from the base tokenizer's own features."""
         base = self.model.base
-        targets = base.targets_of(features)
+        targets = base.to_targets(features)
         if isinstance(base, AutoencoderKL):
             return F.mse_loss(output.float(), targets.float())
         book = base.codebook.detach()
@@ -107,16 +107,16 @@ class KarlStage1Module(KarlModule):
         wanted = (pyramid(features.float(), self.model.config.max_tokens) - self.mean) @ self.components.T
         # Tokens are scaled to length 1; one number that is always the same lets the length of the others be told.
         wanted = F.pad(wanted, (0, 1), value=CONSTANT)
-        wanted = F.pad(wanted, (0, self.model.config.token_width - wanted.shape[-1]))
+        wanted = F.pad(wanted, (0, self.model.config.token_dim - wanted.shape[-1]))
         told = wanted.shape[1]
         counts = torch.full((len(images),), told, device=images.device)
-        found = self.model.distil(images, features, counts, self.curriculum.sample(len(images)))
+        found = self.model.encode_latents(images, features, counts, self.curriculum.sample(len(images)))
         taught = F.mse_loss(found.tokens.float(), wanted)
         noisy = F.normalize(F.normalize(wanted, dim=-1) + NOISE * torch.randn_like(wanted), dim=-1)
         some = draw_counts(len(images), told, 1, images.device)
         keep = torch.arange(told, device=images.device) < some[:, None]
         grid = (features.shape[2], features.shape[3])
-        read = self.distillation_loss(self.model.expand(noisy, keep, grid), features)
+        read = self.distillation_loss(self.model.decode_latents(noisy, keep, grid), features)
         self.log_dict({"train/taught": taught, "train/read": read}, prog_bar=True)
         self.offer(found.tokens[found.mask])
         return taught + read
@@ -127,7 +127,7 @@ class KarlStage1Module(KarlModule):
         with fast_attention(self.device):
             with torch.no_grad():
                 features = self.model.base.encode(images)
-            if self.global_step < h.guide_until:
+            if self.global_step < h.guide_until_step:
                 return self.guided_loss(images, features)
             counts = self.counts(images)
             first = self.first_pass(images, features, counts)
@@ -135,7 +135,7 @@ class KarlStage1Module(KarlModule):
             self.log("train/first", distilled, prog_bar=True)
             loss = distilled + self.common_loss(first, None)
             self.offer(first.distilled.tokens[first.keep])
-            if self.global_step < h.second_from:
+            if self.global_step < h.second_pass_start_step:
                 return loss
             with torch.no_grad():
                 reached = pixel_error(self.decoded(first, features).clamp(0, 1), images)
@@ -153,7 +153,7 @@ class KarlStage2Module(KarlModule):
 
     Args:
         model: fields of a `KarlConfig`.
-        clip: largest norm of the gradient, of each optimiser.
+        clip: largest norm of the gradient, of each optimizer.
         lpips_weight: of LPIPS, which needs torchvision's VGG-16 weights; 0 leaves it out.
         adversarial: weight of the adversarial loss from an epoch on, as {20: 0.2, 100: 0.8}; none if empty.
         discriminator_rate: learning rate of the discriminator.
@@ -180,7 +180,7 @@ class KarlStage2Module(KarlModule):
         self.discriminator = PatchDiscriminator() if adversarial else None
 
     def configure_optimizers(self) -> Any:
-        """One optimiser for the model and, with an adversarial loss, one for the discriminator."""
+        """One optimizer for the model and, with an adversarial loss, one for the discriminator."""
         h: Any = self.hparams
         both = [adamw(self.model.parameters(), h.learning_rate, h.weight_decay)]
         if self.discriminator is not None:
@@ -231,7 +231,7 @@ class KarlStage2Module(KarlModule):
 
     def _adversarial(self, pixels: Tensor, fakes: Tensor) -> Tensor:
         assert self.discriminator is not None
-        # The discriminator's weights are constants here: their own optimiser is the only one that moves them.
+        # The discriminator's weights are constants here: their own optimizer is the only one that moves them.
         self.discriminator.requires_grad_(False)
         fooled = generator_hinge(self.discriminator(fakes))
         self.discriminator.requires_grad_(True)
@@ -245,7 +245,7 @@ class KarlStage2Module(KarlModule):
         if counted:
             optimizer.step()
         else:
-            # Lightning's optimiser would count: `max_steps`, the schedule, restarts, checkpoints and the average of the
+            # Lightning's optimizer would count: `max_steps`, the schedule, restarts, checkpoints and the average of the
             # weights go by `global_step`, which has to be the number of batches.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         schedulers: Any = self.lr_schedulers()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenthrift.karl.config import ERROR_BINS
-from tokenthrift.karl.curriculum import ErrorCurriculum, draw_counts, other_errors
+from tokenthrift.karl.training.curriculum import ErrorCurriculum, draw_counts, other_errors
 
 
 def test_it_starts_uniform_over_the_five_bins_out_of_reach() -> None:

@@ -29,12 +29,12 @@ def _uniform(random: torch.Generator, *shape: int, low: float = 0.0, high: float
 
 
 def flat(size: int, random: torch.Generator) -> Tensor:
-    """One colour."""
+    """One color."""
     return _uniform(random, 3, 1, 1).expand(3, size, size)
 
 
 def gradient(size: int, random: torch.Generator) -> Tensor:
-    """One colour fading into another, in any direction."""
+    """One color fading into another, in any direction."""
     angle = 2 * torch.pi * _uniform(random, 1)
     line = torch.linspace(-0.7, 0.7, size)
     place = (line[:, None] * angle.sin() + line * angle.cos() + 1).div(2).clamp(0, 1)
@@ -43,7 +43,7 @@ def gradient(size: int, random: torch.Generator) -> Tensor:
 
 
 def chessboard(size: int, random: torch.Generator) -> Tensor:
-    """Two colours in squares of an eighth of the side."""
+    """Two colors in squares of an eighth of the side."""
     cell = torch.arange(size) * 8 // size
     dark = (cell[:, None] + cell) % 2
     first, second = _uniform(random, 3, 1, 1, high=0.4), _uniform(random, 3, 1, 1, low=0.6)
@@ -51,7 +51,7 @@ def chessboard(size: int, random: torch.Generator) -> Tensor:
 
 
 def fractal(size: int, random: torch.Generator) -> Tensor:
-    """A Julia set near the Mandelbrot set's edge, coloured by the step at which points escape."""
+    """A Julia set near the Mandelbrot set's edge, colored by the step at which points escape."""
     angle = 2 * torch.pi * _uniform(random, 1)
     # The edge of the main cardioid, a hair outside of it: rich sets of every shape.
     turn = torch.polar(torch.ones(1), angle)

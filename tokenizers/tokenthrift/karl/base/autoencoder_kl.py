@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenthrift.karl.config import BaseConfig
-from tokenthrift.karl.convolution import ConvDecoder, ConvEncoder
+from tokenthrift.karl.base.convolution import ConvDecoder, ConvEncoder
 
 __all__ = ["AutoencoderKL"]
 
@@ -34,8 +34,8 @@ class AutoencoderKL(nn.Module):
         self.config, self.released = config, released
         self.encoder = ConvEncoder(config)
         self.decoder = ConvDecoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent, 2 * config.latent, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent, config.latent, 1)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance `(B, latent, h, w)` of the latents of images `(B, 3, H, W)` in [0, 1], unscaled."""
@@ -57,28 +57,28 @@ class AutoencoderKL(nn.Module):
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)
             mean = mean + (0.5 * log_variance).exp() * noise.to(mean.device)
-        return mean * self.config.scale
+        return mean * self.config.scaling_factor
 
     def decode(self, features: Tensor) -> Tensor:
         """Scaled latents `(B, latent, h, w)` to images `(B, 3, H, W)`, about [0, 1], not clipped."""
         if self.released:
             return cast(Tensor, self.decoder(self.post_quant_conv(features)))
-        images = self.decoder(self.post_quant_conv(features / self.config.scale))
+        images = self.decoder(self.post_quant_conv(features / self.config.scaling_factor))
         return cast(Tensor, (images + 1) / 2)
 
     def rows(self, features: Tensor) -> Tensor:
         """`(B, latent, h, w)` to what the latent-distillation encoder reads, `(B, h * w, latent)`."""
         return features.flatten(2).transpose(1, 2)
 
-    def targets_of(self, features: Tensor) -> Tensor:
+    def to_targets(self, features: Tensor) -> Tensor:
         """The latents themselves, `(B, h * w, latent)`."""
         return self.rows(features)
 
     def targets(self, images: Tensor) -> Tensor:
-        """`targets_of` images `(B, 3, H, W)`."""
-        return self.targets_of(self.encode(images))
+        """`to_targets` images `(B, 3, H, W)`."""
+        return self.to_targets(self.encode(images))
 
-    def features_of(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
+    def to_features(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """Predicted latents `(B, h * w, latent)` as a map `(B, latent, h, w)`."""
         features: Tensor = output.unflatten(1, grid).permute(0, 3, 1, 2)
         return features if self.released else features.contiguous()

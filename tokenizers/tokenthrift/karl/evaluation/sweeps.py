@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenthrift.karl.calibration import Calibration, fit
 from tokenthrift.karl.config import ERROR_BINS
 from tokenthrift.karl.halting import kept
-from tokenthrift.karl.losses import pixel_error
+from tokenthrift.karl.training.losses import pixel_error
 
 if TYPE_CHECKING:
     from tokenthrift.karl.model import Karl
@@ -65,8 +65,8 @@ def at_errors(karl: Karl, items: Prepared, error: float) -> tuple[Tensor, Tensor
     """
     config = karl.config
     count = torch.full((len(items.images),), config.max_tokens, device=items.images.device)
-    found = karl.distil(items.images, items.features, count, torch.full_like(items.images[:, 0, 0, 0], error))
-    keep = kept(found.halting_logits, found.mask, threshold=config.threshold, prefix=config.halting == "prefix")
+    found = karl.encode_latents(items.images, items.features, count, torch.full_like(items.images[:, 0, 0, 0], error))
+    keep = kept(found.halting_logits, found.mask, threshold=config.halting_threshold, prefix=config.halting == "prefix")
     return keep.sum(1), _decoded(karl, items, found.tokens, keep)
 
 
@@ -84,10 +84,10 @@ def at_counts(karl: Karl, items: Prepared, counts: Sequence[int | Tensor]) -> It
     nested = karl.support.nested
     if nested and each:
         most = torch.stack(each).amax(0)
-        found = karl.distil(items.images, items.features, most, strict)
+        found = karl.encode_latents(items.images, items.features, most, strict)
     for count in each:
         if not nested:
-            found = karl.distil(items.images, items.features, count, strict)
+            found = karl.encode_latents(items.images, items.features, count, strict)
         width = int(count.max())
         keep = torch.arange(width, device=device) < count[:, None]
         yield _decoded(karl, items, found.tokens[:, :width], keep)
@@ -143,8 +143,8 @@ def _columns(values: list[Tensor], images: Tensor) -> Tensor:
 
 def _decoded(karl: Karl, items: Prepared, tokens: Tensor, keep: Tensor) -> Tensor:
     grid = (items.features.shape[2], items.features.shape[3])
-    output = karl.expand(karl.quantise(tokens, keep).values, keep, grid)
-    return karl.base.decode(karl.features_of(output, grid)).clamp(0, 1)
+    output = karl.decode_latents(karl.quantize(tokens, keep).values, keep, grid)
+    return karl.base.decode(karl.to_features(output, grid)).clamp(0, 1)
 
 
 def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] = (), batch: int = 64) -> Calibration:
