@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, released_config, tiny_karl
 from tokenthrift.cli import main
-from tokenthrift.config import ConfigError, to_plain
-from tokenthrift.karl.config import named
+from tokenthrift.config import ConfigError, from_plain, to_plain
+from tokenthrift.karl.config import BASE_FIELDS, FIELDS, TRANSFORMER_FIELDS, KarlConfig, named, upgraded
 from tokenthrift.karl.convert import RENAMED, karl, our_name, released_model
 from tokenthrift.karl.convert import released_config as config_of
 from tokenthrift.karl.model import Karl
 from tokenthrift.sources import WeightsError
 
+ROOT = Path(__file__).resolve().parents[3]
 SMALL = (
     "karl_small_vqgan_quantized_latents",
     "karl_small_vqgan_continuous_latents",
@@ -114,19 +116,60 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "max_tokens, retention, target_error (adaptive; at most 12 tokens)" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_our_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_of_our_training(tmp_path: Path, version: int) -> None:
     model = tiny_karl(decisive=True)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    options = {"model": to_plain(model.config), "learning_rate": 1e-3}
+    fields = to_plain(model.config)
+    options = {"config": fields} if version == 2 else {"model": of_version_1(fields)}
+    options["learning_rate"] = 1e-3
     file = tmp_path / "last.ckpt"
     torch.save({"state_dict": {**weights, "offered": torch.zeros(3)}, "hyper_parameters": options, "loops": {}}, file)
     again = karl([file])
     assert isinstance(again, Karl)
     assert again.config == model.config
     assert torch.equal(again.encode(pictures(2)).embeddings, model.encode(pictures(2)).embeddings)
-    torch.save({"state_dict": weights, "hyper_parameters": {"model": {"max_tokens": 0}}}, file)
+    torch.save({"state_dict": weights, "hyper_parameters": {"config": {"max_tokens": 0}}}, file)
     with pytest.raises(ConfigError, match="max_tokens must be between 1"):
         karl([file])
+
+
+def of_version_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration under the names of format_version 1."""
+
+    def back(data: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+        return {next((old for old, new in names.items() if new == name), name): v for name, v in data.items()}
+
+    halves = {part: back(fields[part], TRANSFORMER_FIELDS) for part in ("encoder", "decoder")}
+    return back({**fields, **halves, "base": back(fields["base"], BASE_FIELDS)}, FIELDS)
+
+
+def test_a_folder_of_format_version_1(tmp_path: Path) -> None:
+    """The shipped model as it was shipped in that version."""
+    card, old = ROOT / "model_cards" / "karl-tiny-64", tmp_path / "model"
+    old.mkdir()
+    shutil.copy(card / "model.safetensors", old)
+    shutil.copy(Path(__file__).parent / "config_version_1.json", old / "config.json")
+    fields = json.loads((old / "config.json").read_text())
+    assert fields["format_version"] == 1
+    assert json.loads((card / "config.json").read_text())["format_version"] == 2
+    now, then = Karl.from_pretrained(card), Karl.from_pretrained(old)
+    assert then.config == now.config
+    assert (then.config.encoder.num_hidden_layers, then.config.base.latent_channels) == (3, 64)
+    images = pictures(3, (64, 64))
+    tokens, same = (model.encode(images, "e0.12") for model in (now, then))
+    assert torch.equal(tokens.embeddings, same.embeddings)
+    assert torch.equal(now.decode(tokens), then.decode(same))
+    for name in ("width", "codes"):
+        (old / "config.json").write_text(json.dumps({**fields, "format_version": 2, name: 3}))
+        with pytest.raises(ConfigError, match="unknown field"):
+            Karl.from_pretrained(old)
+
+
+def test_what_version_1_left_out_has_the_defaults_of_version_1() -> None:
+    assert from_plain(KarlConfig, upgraded({"max_tokens": 64})).max_position_embeddings == 256
+    released = upgraded({"compat": "released", "latent_attention": "full", "halting": "subset", "table": 512})
+    assert from_plain(KarlConfig, released) == KarlConfig(compat="released")
 
 
 class Runs:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, released_config, tiny_config, tiny_karl
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
-from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding, bin_of
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig, TransformerConfig, named
 from tokenthrift.karl.latent.autoencoder import resized
-from tokenthrift.karl.model import Karl
+from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding, bin_of
 from tokenthrift.karl.latent.transformer import Transformer
+from tokenthrift.karl.model import Karl
 
 IMAGES = pictures(3)
 

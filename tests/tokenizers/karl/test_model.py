@@ -1,7 +1,8 @@
-"""Karl keeps the promises of every model, and the laws of token budgets."""
+"""Karl keeps the contract of every model, and the laws of token budgets."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from tests.model_contract import ModelContract, Outputs
 from tests.multimodal.budget_strategies import budgets
 from tests.tokenizers.karl.tiny_karl import SIZE, TOKENS, pictures, tiny_config, tiny_karl
-from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
 from tokenthrift.hub import HubModel
+from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.karl.model import EncodedLatents, Karl
 from tokenthrift.tokens import TokenBatch
 
@@ -108,9 +111,11 @@ def row(tokens: TokenBatch, i: int) -> list[Tensor]:
 @given(st.lists(wishes, min_size=4, max_size=4))
 def test_used_is_at_most_the_cap_and_the_plan(wanted: list[TokenBudget]) -> None:
     tokens = MODEL.encode(IMAGES, wanted)
-    plan = MODEL.plan([TOKENS] * 4, wanted)
+    plan = MODEL.plan([ItemSize()] * 4, wanted)
     assert tokens.mask.sum(1).tolist() == [usage.used for usage in tokens.usage]
-    for usage, cap, budget in zip(tokens.usage, plan, wanted, strict=True):
+    for usage, planned, budget in zip(tokens.usage, plan, wanted, strict=True):
+        cap = planned.cap
+        assert (planned.native, planned.used) == (TOKENS, cap)
         assert usage.used <= usage.cap == cap <= min(usage.native, budget.max_tokens or TOKENS)
         assert usage.used >= min(budget.min_tokens, cap)
         if budget.target_error is None:
@@ -140,21 +145,57 @@ def test_codes_and_counts_do_not_depend_on_rounding(monkeypatch: pytest.MonkeyPa
         book = F.normalize(model.quantizer.codebook, dim=-1)
         book[1::2] = book[::2] + 1e-6 * book[1::2]
         model.quantizer.codebook.copy_(book)
-    encode = model.base.encode
+    encode, passes = Vqgan.encode, list[tuple[int, torch.dtype]]()
 
-    def rounded(batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return encode(batch, generator) + (1e-6 * noise if len(batch) == 8 else 0)
+    def rounded(self: Vqgan, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        passes.append((len(batch), batch.dtype))
+        off = 1e-6 * noise if len(batch) == 8 and batch.dtype == torch.float32 else 0
+        return encode(self, batch, generator) + off
 
-    monkeypatch.setattr(model.base, "encode", rounded)
+    monkeypatch.setattr(Vqgan, "encode", rounded)
     alone = [model.encode(images[i : i + 1], "e0.05") for i in range(8)]
 
     def same() -> bool:
         together = model.encode(images, "e0.05")
         return all(torch.equal(a, b) for i in range(8) for a, b in zip(row(together, i), row(alone[i], 0), strict=True))
 
+    passes.clear()
     assert same()
+    assert passes == [(8, torch.float32), (8, torch.float64)], "one batch for all that are close"
     monkeypatch.setattr("tokenthrift.karl.model.CLOSE_COSINE", 0.0)
     assert not same()
+
+
+def test_only_close_decisions_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A halting logit near the threshold behind the end of the image, or above its floor, decides nothing."""
+    model = tiny_karl(tiny_config("vae", None), decisive=True)
+    exact: list[int] = []
+    encode = AutoencoderKL.encode
+
+    def spy(self: AutoencoderKL, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        exact.extend([len(batch)] * (batch.dtype == torch.float64))
+        return encode(self, batch, generator)
+
+    monkeypatch.setattr(AutoencoderKL, "encode", spy)
+    edge = math.log(model.config.halting_threshold / (1 - model.config.halting_threshold))
+    logits = torch.full((4, TOKENS), -5.0)
+    logits[:, 6], logits[:, 9] = 5.0, edge
+
+    class Head(torch.nn.Module):
+        def forward(self, latents: Tensor) -> Tensor:
+            return logits[: len(latents), : latents.shape[1]].to(latents)
+
+    model.halting = Head()  # type: ignore[assignment]
+    assert [usage.used for usage in model.encode(IMAGES, "e0.05").usage] == [6] * 4
+    assert [usage.used for usage in model.encode(IMAGES).usage] == [TOKENS] * 4
+    assert exact == []
+    logits[1, 3] = edge
+    model.encode(IMAGES, "e0.05")
+    assert exact == [1]
+    model.encode(IMAGES, TokenBudget(target_error=0.05, min_tokens=4))
+    assert exact == [1]
+    model.encode(IMAGES, "e0.05", torch.Generator().manual_seed(0))
+    assert exact == [1], "latents that were drawn belong to their batch"
 
 
 @settings(deadline=None, max_examples=10)
@@ -176,7 +217,7 @@ def test_n_tokens_are_the_first_n_of_m(budget: TokenBudget, n: int, m: int) -> N
 @given(budgets(seconds=False), st.integers(1, TOKENS))
 def test_a_looser_budget_never_lowers_the_cap(budget: TokenBudget, more: int) -> None:
     looser = replace(budget, max_tokens=None if budget.max_tokens is None else budget.max_tokens + more)
-    assert MODEL.plan([TOKENS], looser) >= MODEL.plan([TOKENS], budget)
+    assert MODEL.plan([TOKENS], looser)[0].cap >= MODEL.plan([TOKENS], budget)[0].cap
 
 
 def test_the_wanted_error_changes_how_many_are_kept_and_more_is_asked_for_in_one_call() -> None:
@@ -237,7 +278,7 @@ def test_what_is_not_honoured_raises() -> None:
     ):
         with pytest.raises(BudgetError, match=message):
             MODEL.encode(IMAGES, budget)
-    with pytest.raises(ValueError, match="4 images but 2 budgets"):
+    with pytest.raises(ValueError, match="4 items"):
         MODEL.encode(IMAGES, [3, 4])
 
 

@@ -39,10 +39,7 @@ def config_of(name: str) -> KarlConfig:
         base=base,
         encoder=TransformerConfig(hidden_size=96 if vae else 288, num_hidden_layers=2, num_attention_heads=4),
         decoder=TransformerConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
-        table=512,
         codebook_size=None if vae else 256,
-        latent_attention="full",
-        halting="subset",
         compat="released",
         released_table=32,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tokenizers.karl.tiny_karl import tiny_karl
 from tokenthrift.config import ConfigError, from_plain, to_plain
 from tokenthrift.karl.config import BASES, NAMED_SIZES, BaseConfig, KarlConfig, TransformerConfig, named
 from tokenthrift.karl.convert import our_name
@@ -63,7 +64,9 @@ def test_names_and_shapes_of_the_published_checkpoints(reference: Path, base: st
 
 def test_small_base_tokenizers_are_small() -> None:
     for name in ("vqgan_small", "vae_small"):
-        config = KarlConfig(base=BASES[name], encoder=TransformerConfig(hidden_size=256, num_attention_heads=4), grid=(8, 8))
+        config = KarlConfig(
+            base=BASES[name], encoder=TransformerConfig(hidden_size=256, num_attention_heads=4), grid=(8, 8)
+        )
         assert config.size == (64, 64)
         assert counts(config)[1] < 4e6
 
@@ -78,12 +81,21 @@ def test_configurations_survive_json() -> None:
     ("make", "message"),
     [
         (lambda: named("karl_huge"), "'karl_huge' is none of karl_tiny"),
-        (lambda: BaseConfig(channels=48), "channels 48 must be a multiple of groups 32"),
-        (lambda: TransformerConfig(hidden_size=100, num_attention_heads=3), "width 100 must be a multiple of heads 3"),
-        (lambda: KarlConfig(max_tokens=300), "table must be between 300"),
-        (lambda: KarlConfig(threshold=1.5), "threshold must be between 0.0 and 1.0"),
-        (lambda: KarlConfig(encoder=TransformerConfig(hidden_size=256)), "encoder.width 256 must exceed base.latent 256"),
-        (lambda: KarlConfig(compat="released"), 'goes with latent_attention "full" and halting "subset"'),
+        (lambda: BaseConfig(channels=48), "channels 48 must be a multiple of norm_num_groups 32"),
+        (
+            lambda: TransformerConfig(hidden_size=100, num_attention_heads=3),
+            "hidden_size 100 must be a multiple of num_attention_heads 3",
+        ),
+        (lambda: KarlConfig(max_position_embeddings=200), "max_position_embeddings must be between 256"),
+        (lambda: KarlConfig(halting_threshold=1.5), "halting_threshold must be between 0.0 and 1.0"),
+        (
+            lambda: KarlConfig(encoder=TransformerConfig(hidden_size=256)),
+            "encoder.hidden_size 256 must exceed base.latent_channels 256",
+        ),
+        (
+            lambda: KarlConfig(compat="released", halting="prefix"),
+            'goes with latent_attention "full" and halting "subset"',
+        ),
     ],
 )
 def test_impossible_configurations_are_refused(make: object, message: str) -> None:
@@ -91,3 +103,17 @@ def test_impossible_configurations_are_refused(make: object, message: str) -> No
     with pytest.raises(ConfigError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_released_alone_gives_the_published_values() -> None:
+    config = KarlConfig(compat="released")
+    assert (config.latent_attention, config.halting, config.max_position_embeddings) == ("full", "subset", 512)
+    assert (config.halting_threshold, config.token_dim, config.codebook_size) == (0.75, 12, 4096)
+    assert config == named("karl_small", compat="released")
+    ours = KarlConfig()
+    assert (ours.latent_attention, ours.halting, ours.max_position_embeddings) == ("causal", "prefix", 256)
+    assert KarlConfig(max_tokens=300).max_position_embeddings == 300
+
+
+def test_a_model_that_nobody_trains_is_in_evaluation_mode() -> None:
+    assert not any(module.training for module in tiny_karl().modules())

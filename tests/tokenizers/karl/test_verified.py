@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
-from tokenthrift.karl import guarantee
 from tokenthrift.karl.calibration import Calibration
-from tokenthrift.karl.verified import bisect, encoder_passes, first_tokens, measure, repair, rows, verdict
 from tokenthrift.karl.model import Karl
+from tokenthrift.karl.verified import bisect, encode_verified, encoder_passes, measure, verdict
 from tokenthrift.tokens import TokenBatch
 
 CURVES = st.lists(st.lists(st.floats(0, 1), min_size=17, max_size=17), min_size=1, max_size=5)
@@ -62,7 +61,9 @@ class Stripes:
     def __init__(self, nested: bool) -> None:
         self.support = BudgetSupport(fields=frozenset({"max_tokens", "target_error"}), nested=nested, adaptive=True)
 
-    def encode(self, pictures: Tensor, budgets: Sequence[TokenBudget]) -> TokenBatch:
+    def encode(
+        self, pictures: Tensor, budgets: Sequence[TokenBudget], *, calibrated: bool = False, features: None = None
+    ) -> TokenBatch:
         caps = [budget.cap(TOKENS) for budget in budgets]
         used = [c if b.target_error is None else min(4, c) for b, c in zip(budgets, caps, strict=True)]
         tokens = TokenBatch.from_items(
@@ -83,7 +84,7 @@ def test_what_is_called_met_is_met(nested: bool) -> None:
     karl, wanted = cast(Karl, Stripes(nested)), 0.06
     shown = pictures(12, (TOKENS, TOKENS))
     budgets = [TokenBudget(target_error=wanted, max_tokens=cap) for cap in [TOKENS] * 6 + [6] * 4 + [2] * 2]
-    tokens = repair(karl, shown, karl.encode(shown, budgets), budgets)
+    tokens = encode_verified(karl, shown, budgets)
     verdicts = set()
     for i, (usage, budget) in enumerate(zip(tokens.usage, budgets, strict=True)):
         at = [(shown[i] - 0.5).abs()[:, n:].sum().item() / shown[i].numel() for n in range(TOKENS + 1)]
@@ -103,16 +104,16 @@ def test_one_pass_only_measures() -> None:
     karl = cast(Karl, Stripes(True))
     shown = pictures(6, (TOKENS, TOKENS))
     budgets = [TokenBudget(target_error=0.06)] * 6
-    tokens = repair(karl, shown, karl.encode(shown, budgets), budgets, passes=1)
+    tokens = encode_verified(karl, shown, budgets, passes=1)
     assert [(usage.used, usage.rounds) for usage in tokens.usage] == [(4, 1)] * 6
 
 
 def test_verified_tokens_are_those_of_the_image_alone(karl: Karl) -> None:
     shown = pictures(4, seed=3)
     wanted = measure(karl, shown, karl.encode(shown)).quantile(0.5).item()
-    together = karl.encode(shown, f"e{wanted}", verify=True)
+    together = encode_verified(karl, shown, f"e{wanted}")
     for i in range(4):
-        alone = karl.encode(shown[i : i + 1], f"e{wanted}", verify=True)
+        alone = encode_verified(karl, shown[i : i + 1], f"e{wanted}")
         assert alone.usage[0].used == together.usage[i].used
         assert together.codes is not None
         assert alone.codes is not None
@@ -120,8 +121,9 @@ def test_verified_tokens_are_those_of_the_image_alone(karl: Karl) -> None:
 
 
 def test_verification_needs_a_target(karl: Karl) -> None:
-    with pytest.raises(BudgetError, match="target_error"):
-        karl.encode(pictures(1), 4, verify=True)
+    for budget in (4, None, ["e0.1", 4]):
+        with pytest.raises(BudgetError, match="target_error"):
+            encode_verified(karl, pictures(2), budget)
     with pytest.raises(ValueError, match="verdict"):
         verdict(karl.encode(pictures(1), 4).usage[0], TokenBudget())
 
@@ -129,7 +131,7 @@ def test_verification_needs_a_target(karl: Karl) -> None:
 def test_an_image_that_may_have_no_token_is_best_effort(karl: Karl) -> None:
     none = TokenBudget(retention=0.01, min_tokens=0, target_error=1e-6)
     some = TokenBudget(max_tokens=3, target_error=1e-6)
-    tokens = karl.encode(pictures(3), [none, some, none], verify=True)
+    tokens = encode_verified(karl, pictures(3), [none, some, none])
     assert [(usage.cap, usage.used, usage.rounds) for usage in tokens.usage][::2] == [(0, 0, 1)] * 2
     assert tokens.usage[1].rounds > 1
     assert [verdict(usage, none) for usage in tokens.usage] == ["best_effort"] * 3
@@ -139,17 +141,20 @@ def test_encoder_passes_are_those_that_are_stated(karl: Karl, monkeypatch: pytes
     """Nothing is encoded twice at one count."""
     shown = pictures(1, seed=3)
     passes: list[int] = []
-    monkeypatch.setattr(type(karl), "_close_calls", lambda self, found, keep, targets: [False] * len(keep))
+    monkeypatch.setattr("tokenthrift.karl.model.CLOSE_COSINE", -1.0)
+    monkeypatch.setattr("tokenthrift.karl.model.CLOSE_LOGIT", -1.0)
     hook = karl.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
     # Errors of random weights do not fall with the count; these do, and one pass misses all but the last.
-    monkeypatch.setattr(guarantee, "measure", lambda karl, images, tokens: 1.0 / (1 + tokens.mask.sum(1)))
+    monkeypatch.setattr(
+        "tokenthrift.karl.verified.measure", lambda karl, images, tokens: 1.0 / (1 + tokens.mask.sum(1))
+    )
     monkeypatch.setattr(
         "tokenthrift.karl.model.kept", lambda logits, mask, least, **_: mask & (mask.cumsum(1) <= least[:, None])
     )
     rounds = set()
     for wanted in (0.01, 0.08, 0.2, 0.6):
         passes.clear()
-        (usage,) = karl.encode(shown, TokenBudget(target_error=wanted), verify=True).usage
+        (usage,) = encode_verified(karl, shown, TokenBudget(target_error=wanted)).usage
         rounds.add(usage.rounds)
         assert len(passes) == encoder_passes(usage.rounds, karl.support.nested)
     hook.remove()
@@ -159,25 +164,32 @@ def test_encoder_passes_are_those_that_are_stated(karl: Karl, monkeypatch: pytes
 def test_a_floor_is_kept() -> None:
     karl = tiny_karl(decisive=True)
     budget = TokenBudget(target_error=1e-6, min_tokens=5, max_tokens=9)
-    assert all(5 <= usage.used <= 9 for usage in karl.encode(pictures(3), budget, verify=True).usage)
+    assert all(5 <= usage.used <= 9 for usage in encode_verified(karl, pictures(3), budget).usage)
 
 
-def test_first_tokens_are_those_of_a_lower_cap() -> None:
-    karl = tiny_karl(decisive=True)
-    shown = pictures(3)
-    cut = first_tokens(karl.encode(shown), [2, 7, 1])
-    for i, count in enumerate((2, 7, 1)):
-        alone = karl.encode(shown[i : i + 1], count)
-        assert cut.codes is not None
-        assert alone.codes is not None
-        assert torch.equal(cut.codes[i, :count], alone.codes[0])
-        assert cut.usage[i].used == count
-    picked = rows([(cut, 1), (cut, 0)])
-    assert picked.mask.sum(1).tolist() == [7, 2]
-    torch.testing.assert_close(karl.decode(picked), karl.decode(cut)[[1, 0]])
+def test_latents_are_drawn_once() -> None:
+    """Misses are encoded again from the latents that were drawn for them, not from other ones or their mean."""
+    karl, shown = tiny_karl(tiny_config("vae", None), decisive=True), pictures(3)
+    drawn = [karl.encode(shown, None, torch.Generator().manual_seed(seed)) for seed in (5, 6)]
+    tokens = encode_verified(karl, shown, "e0.000001", torch.Generator().manual_seed(5))
+    assert any(usage.rounds > 1 for usage in tokens.usage)
+    refined = [i for i, usage in enumerate(tokens.usage) if usage.used == TOKENS]
+    assert refined
+    for i in refined:
+        assert torch.equal(tokens.embeddings[i], drawn[0].embeddings[i])
+        assert not torch.equal(tokens.embeddings[i], drawn[1].embeddings[i])
+        assert not torch.equal(tokens.embeddings[i], karl.encode(shown).embeddings[i])
 
 
-def test_calibrated_encoding_asks_for_less() -> None:
+def test_a_batch_is_as_wide_as_its_longest_image() -> None:
+    """Also where another image was encoded with more tokens on the way."""
+    karl = cast(Karl, Stripes(True))
+    shown = pictures(4, (TOKENS, TOKENS))
+    tokens = encode_verified(karl, shown, "e0.06")
+    assert tokens.mask.shape[1] == max(usage.used for usage in tokens.usage) < TOKENS
+
+
+def test_calibrated_encoding_is_conditioned_on_less() -> None:
     calibration = Calibration(alpha=0.1, images=50, tokens=TOKENS, requests=(0.02, 0.1), bounds=(0.05, 0.3))
     karl = tiny_karl(tiny_config(calibration=calibration), decisive=True)
     shown = pictures(4)

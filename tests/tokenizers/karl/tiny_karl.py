@@ -18,7 +18,15 @@ TOKENS = 12
 def tiny_config(kind: Literal["vqgan", "vae"] = "vqgan", codebook_size: int | None = 32, **changes: Any) -> KarlConfig:
     """The configuration; changes replace fields."""
     config = KarlConfig(
-        base=BaseConfig(kind=kind, channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, latent_channels=8, norm_num_groups=4, codebook_size=16),
+        base=BaseConfig(
+            kind=kind,
+            channels=8,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            latent_channels=8,
+            norm_num_groups=4,
+            codebook_size=16,
+        ),
         encoder=TransformerConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
         decoder=TransformerConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2),
         grid=(4, 6),
@@ -31,8 +39,8 @@ def tiny_config(kind: Literal["vqgan", "vae"] = "vqgan", codebook_size: int | No
 
 def released_config(kind: Literal["vqgan", "vae"] = "vqgan", codebook_size: int | None = 32) -> KarlConfig:
     """The same size, computing as published."""
-    changes: dict[str, Any] = {"latent_attention": "full", "halting": "subset", "released_table": 8}
-    return tiny_config(kind, codebook_size, compat="released", **changes)
+    rule: dict[str, Any] = {"latent_attention": None, "halting": None}
+    return tiny_config(kind, codebook_size, compat="released", released_table=8, **rule)
 
 
 def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Karl:
@@ -45,7 +53,7 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Karl(config or tiny_config()).eval()
+        model = Karl(config or tiny_config())
         if decisive:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
@@ -55,7 +63,9 @@ def tiny_karl(config: KarlConfig | None = None, *, decisive: bool = False) -> Ka
                         parameter.normal_(std={"queries": 2.0, "error": 0.2}.get(name.split(".")[1], 0.4))
                 images = pictures(4)
                 features, counts = model.base.encode(images), torch.full((4,), model.config.max_tokens)
-                logits = model.encode_latents(images, features, counts, torch.tensor([0.01, 0.05, 0.12, 0.38])).halting_logits
+                logits = model.encode_latents(
+                    images, features, counts, torch.tensor([0.01, 0.05, 0.12, 0.38])
+                ).halting_logits
                 last = model.halting.mlp.get_submodule("2")
                 last.get_parameter("weight").div_(logits.std())
                 last.get_parameter("bias").fill_(-float(logits.mean() / logits.std()))

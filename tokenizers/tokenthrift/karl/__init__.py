@@ -1,42 +1,31 @@
-"""Adaptive image tokens: as many as an image's content needs for a wanted error (KARL, arXiv 2507.07995).
+"""Adaptive image tokens: as many as an image's content needs for a target error (KARL, arXiv 2507.07995).
 
-model      `Karl`: encode under a budget, decode
-config     `KarlConfig`, and the paper's sizes by name
-vqgan, autoencoder_kl, convolution   the base tokenizers: an image to a grid of features and back
-latent, transformer, conditioning, halting, quantizer, packing   the parts, an idea each
-guarantee, calibration, bits   promises: a measured error, a miss rate, a number of bits
-tokens_to_llm   the tokens as a prefix of a language model
-module, base_module   training under Lightning, with losses, curriculum, discriminator, optimisation
-data       `KarlDataModule`
-evaluate   quality against tokens, with metrics, sweeps, complexity, plots
-convert    the published checkpoints, and ours, to a model's folder
+For users:
+    model          `Karl`: encode under a budget, decode
+    config         `KarlConfig`, and the paper's sizes by name
+    verified       `encode_verified`: encode, measure the error, refine what missed it
+    calibration    how small an error to ask for, so that misses are as rare as wanted
+    bits           byte strings of tokens, and budgets in bits
+    tokens_to_llm  the tokens as a prefix of a language model
+    convert        published checkpoints, and those of our training, to a model's folder
+    files          pictures on disk, for the command line
+    halting, quantizer, selection, inputs   the steps of encoding, an idea each
+
+`latent` holds the encoder and decoder of tokens, `base` the base tokenizers (an image to a grid of features and back).
+For those who train: `training`. For those who measure: `evaluation`.
 """
 
-from typing import TYPE_CHECKING, Any
+from tokenthrift.lazy import attach
 
-if TYPE_CHECKING:
-    from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
-    from tokenthrift.karl.config import KarlConfig
-    from tokenthrift.karl.training.data import KarlDataModule
-    from tokenthrift.karl.model import Karl
-    from tokenthrift.karl.training.module import KarlStage1Module, KarlStage2Module
-
-__all__ = ["Karl", "KarlBaseModule", "KarlConfig", "KarlDataModule", "KarlStage1Module", "KarlStage2Module"]
-
-_HOMES = {
-    "Karl": "model",
-    "KarlBaseModule": "base_module",
-    "KarlConfig": "config",
-    "KarlDataModule": "data",
-    "KarlStage1Module": "module",
-    "KarlStage2Module": "module",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public class when it is asked for: the command line needs no torch."""
-    import importlib
-
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"tokenthrift.karl.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Karl": "model",
+        "KarlBaseModule": "training.base_tokenizer",
+        "KarlConfig": "config",
+        "KarlDataModule": "training.data",
+        "KarlStage1Module": "training.module",
+        "KarlStage2Module": "training.module",
+        "encode_verified": "verified",
+    },
+)

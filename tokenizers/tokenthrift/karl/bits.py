@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenthrift.budget import BudgetError
 from tokenthrift.karl.config import KarlConfig
 
-__all__ = ["BitFormat", "BitStringError", "lengths_within", "read_codes", "write_codes"]
+__all__ = ["BitFormat", "BitStringError", "read_codes", "write_codes"]
 
 _VERSION: Final = 1
 _SUBSET: Final = 0x80
@@ -114,7 +113,9 @@ def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat, grid: tuple
     for row, places in zip(codes.cpu().numpy(), positions.cpu().numpy(), strict=True):
         values, where = row[row >= 0], places[row >= 0]
         if not 1 <= len(values) <= layout.native or values.max() >= layout.codebook_size:
-            raise ValueError(f"an image needs 1 to {layout.native} codes below {layout.codebook_size}, not {values.tolist()}")
+            raise ValueError(
+                f"an image needs 1 to {layout.native} codes below {layout.codebook_size}, not {values.tolist()}"
+            )
         if (where[:-1] >= where[1:]).any() or where[0] < 0 or where[-1] >= layout.native:
             raise ValueError(f"positions must ascend within 0..{layout.native - 1}, not {where.tolist()}")
         pieces.append(_to_bits(np.array([len(values) - 1]), (layout.native - 1).bit_length()))
@@ -171,43 +172,6 @@ def read_codes(data: bytes, layout: BitFormat) -> tuple[list[list[int]], list[li
     if len(bits) - at >= 8 or bits[at:].any():
         raise BitStringError("more data than the images that the string announces")
     return codes, positions, grid
-
-
-def lengths_within(halting_logits: Tensor, mask: Tensor, bits: int, layout: BitFormat) -> Tensor:
-    """One halting threshold for a whole set of images, so that together they take no more than `bits`.
-
-    Images that need more tokens get more; with a threshold of its own for every image each would get the same.
-
-    Args:
-        halting_logits: `(B, T)` of a model with prefix halting.
-        mask: `(B, T)` bool, right-padded.
-        bits: for the whole string.
-        layout: of the model.
-
-    Returns:
-        `(B,)` int64, tokens to keep of each image, at least 1.
-
-    Raises:
-        BudgetError: one token for each image is too much already.
-    """
-    # Keeping more needs a threshold above every probability so far, so an image's length is a step function of it.
-    highest = halting_logits.masked_fill(~mask, float("inf")).cummax(1).values
-    steps = torch.unique(highest[mask])
-
-    def lengths(step: int) -> Tensor:
-        return (highest <= steps[step]).sum(1).clamp(min=1) if step >= 0 else mask.sum(1).clamp(max=1)
-
-    least = layout.string_bits(lengths(-1).tolist())
-    if least > bits:
-        raise BudgetError(f"{bits} bits for {len(mask)} images", f"at least {least} bits", f"{least} bits")
-    fits, over = -1, len(steps)
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        if layout.string_bits(lengths(middle).tolist()) <= bits:
-            fits = middle
-        else:
-            over = middle
-    return lengths(fits)
 
 
 def _to_bits(values: NDArray[np.int64], width: int) -> Bits:

@@ -1,7 +1,7 @@
 """What a KARL model is made of, as plain data, and the sizes that the paper names.
 
-Source: KARL (arXiv 2507.07995), sections 3 and 4, and the authors' configurations. The numbers of heads are theirs, also
-the odd ones (`karl_small` has 1024 channels and heads of 128).
+Source: KARL (arXiv 2507.07995), sections 3 and 4, and the authors' configurations. The numbers of heads are theirs,
+also the odd ones (`karl_small` has 1024 channels and heads of 128).
 
 What differs: `compat="corrected"`, the default, repairs what the published forward pass gets wrong and adds two things
 that a budget needs, `latent_attention="causal"` and `halting="prefix"` (see `KarlConfig`). `compat="released"` computes
@@ -143,7 +143,10 @@ class KarlConfig:
     def __post_init__(self) -> None:
         released = self.compat == "released"
         for name, value in (
-            ("max_position_embeddings", self.max_position_embeddings or (PUBLISHED_POSITIONS if released else self.max_tokens)),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings or (PUBLISHED_POSITIONS if released else self.max_tokens),
+            ),
             ("latent_attention", self.latent_attention or ("full" if released else "causal")),
             ("halting", self.halting or ("subset" if released else "prefix")),
         ):
@@ -176,7 +179,8 @@ class KarlConfig:
         return self.latent_attention == "causal" and self.halting == "prefix"
 
 
-_BASE_FIELDS: Final = {
+# Names of format_version 1, and those of today.
+BASE_FIELDS: Final = {
     "multipliers": "channel_multipliers",
     "patch": "patch_size",
     "blocks": "num_res_blocks",
@@ -185,12 +189,12 @@ _BASE_FIELDS: Final = {
     "codes": "codebook_size",
     "scale": "scaling_factor",
 }
-_TRANSFORMER_FIELDS: Final = {
+TRANSFORMER_FIELDS: Final = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
 }
-_FIELDS: Final = {
+FIELDS: Final = {
     "table": "max_position_embeddings",
     "token_width": "token_dim",
     "codes": "codebook_size",
@@ -204,8 +208,8 @@ def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
     def renamed(data: Any, names: Mapping[str, str]) -> Any:
         return {names.get(name, name): value for name, value in data.items()} if isinstance(data, Mapping) else data
 
-    found: dict[str, Any] = renamed(fields, _FIELDS)
-    parts = {"base": _BASE_FIELDS, "encoder": _TRANSFORMER_FIELDS, "decoder": _TRANSFORMER_FIELDS}
+    found: dict[str, Any] = renamed(fields, FIELDS)
+    parts = {"base": BASE_FIELDS, "encoder": TRANSFORMER_FIELDS, "decoder": TRANSFORMER_FIELDS}
     found |= {part: renamed(found[part], names) for part, names in parts.items() if part in found}
     # Version 1 had defaults of its own for what may be left out.
     return {"max_position_embeddings": 256, "latent_attention": "causal", "halting": "prefix", **found}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenthrift.config import from_plain
 from tokenthrift.hub import HubModel
-from tokenthrift.karl.config import NAMED_SIZES, KarlConfig, named
+from tokenthrift.karl.config import NAMED_SIZES, KarlConfig, named, upgraded
 from tokenthrift.karl.model import Karl
 from tokenthrift.sources import WeightsError
 from tokenthrift.untrusted import read_checkpoint, tensors_in
@@ -124,7 +124,7 @@ def _model_of(config: KarlConfig, found: Mapping[str, Tensor]) -> Karl:
         raise WeightsError(f"not the tensors of this KARL: {'; '.join(problems[:NAMES_SHOWN])}{more}")
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
     model.base.requires_grad_(False)
-    return model.eval()
+    return model
 
 
 def karl(checkpoints: Sequence[Path]) -> HubModel:
@@ -141,8 +141,10 @@ def karl(checkpoints: Sequence[Path]) -> HubModel:
     if not isinstance(data, dict):
         raise WeightsError(f"{path} is no KARL checkpoint but a {type(data).__name__}")
     options = data.get("hyper_parameters")
-    if isinstance(options, dict) and "model" in options:
+    if isinstance(options, dict) and ("config" in options or "model" in options):
         trained = tensors_in(data.get("state_dict"), path).items()
         found = {name.removeprefix("model."): tensor for name, tensor in trained if name.startswith("model.")}
-        return _model_of(from_plain(KarlConfig, options["model"], f"{path}: model"), found)
+        # A run that began before format_version 2 calls it `model`, and its fields as version 1 does.
+        fields = options["config"] if "config" in options else upgraded(options["model"])
+        return _model_of(from_plain(KarlConfig, fields, f"{path}: config"), found)
     return released_model(tensors_in(data.get("ema", data.get("model")), path))

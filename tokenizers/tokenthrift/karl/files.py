@@ -1,7 +1,7 @@
 """KARL on picture files, for `tokenthrift tokenize` and `tokenthrift plan`.
 
-A picture is brought to the model's size (its middle square, where the model's images are square), encoded and decoded
-once to measure its error.
+A picture is brought to the model's size (its middle square), encoded, and decoded once to measure its error. With
+`--verify` the check has measured it already.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, ItemSize, TokenBudget, TokenUsage
 from tokenthrift.karl.bits import BitFormat
-from tokenthrift.karl.verified import measure, verdict
 from tokenthrift.karl.model import Karl
+from tokenthrift.karl.verified import encode_verified, measure, verdict
 from tokenthrift.media.image import image_size, read_image, square
 from tokenthrift.media.suffixes import IMAGE_SUFFIXES
 from tokenthrift.tokenize import usage_row
@@ -50,22 +50,29 @@ class ImageFiles:
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         """Adds what KARL can do besides."""
-        group = parser.add_argument_group("of KARL models (a budget without e... takes all the tokens that it allows)")
+        group = parser.add_argument_group(
+            "KARL models", "A budget without a target error (e0.05) uses all the tokens that it allows."
+        )
         group.add_argument(
             "--max-bits", type=int, metavar="N", help="most bits of an image, as a byte string of its own"
         )
-        group.add_argument("--verify", action="store_true", help="encode anew what misses the wanted error (e0.05)")
         group.add_argument(
-            "--calibrated", action="store_true", help="miss the wanted error no more often than the model promises"
+            "--verify",
+            action="store_true",
+            help="decode and measure each image, and re-encode it if it misses its target",
+        )
+        group.add_argument(
+            "--calibrated",
+            action="store_true",
+            help="use the model's calibration: misses are as rare as it was made for",
         )
         group.add_argument("--codes", action="store_true", help="write the tokens' codes and positions too")
 
     def plan(self, path: Path, budget: TokenBudget) -> TokenUsage:
         """See `FileTokenizer.plan`; pictures of every size cost the same."""
         image_size(path)
-        native = self.karl.config.max_tokens
-        (cap,) = self.karl.plan([native], self._within_bits(budget))
-        return TokenUsage(native=native, cap=cap, used=cap)
+        (usage,) = self.karl.plan([ItemSize()], self._within_bits(budget))
+        return usage
 
     def read(self, path: Path) -> Tensor:
         """`(3, size, size)` in [0, 1]."""
@@ -75,8 +82,12 @@ class ImageFiles:
         """See `FileTokenizer.tokenize`: native, cap, tokens, error; bits, result and codes where there are any."""
         budget, options = self._within_bits(budget), self.options
         images = torch.stack(list(items)).to(self.karl.to_tokens.weight.device)
-        tokens = self.karl.encode(images, budget, verify=options.verify, calibrated=options.calibrated)
-        errors = measure(self.karl, images, tokens).tolist()
+        if options.verify:
+            tokens = encode_verified(self.karl, images, budget, calibrated=options.calibrated)
+            errors = [usage.error for usage in tokens.usage]
+        else:
+            tokens = self.karl.encode(images, budget, calibrated=options.calibrated)
+            errors = measure(self.karl, images, tokens).tolist()
         rows = []
         for i, (usage, error) in enumerate(zip(tokens.usage, errors, strict=True)):
             row = usage_row(replace(usage, error=error))

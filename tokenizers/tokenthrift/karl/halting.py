@@ -1,4 +1,4 @@
-"""Which tokens stay.
+"""Which tokens are kept.
 
 Source: KARL (arXiv 2507.07995), section 3: a head on every token gives the probability omega that it is not needed; a
 token with omega above 0.75 is halted. The paper's halted set is any subset, so that a faithful description needs the
@@ -15,46 +15,80 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HaltingHead", "kept"]
+__all__ = ["HaltingHead", "halting_margin", "kept"]
 
-HIDDEN = 512
+HEAD_SIZE = 512
 
 
 class HaltingHead(nn.Module):
     """Logits of omega for every token."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, HEAD_SIZE), nn.Tanh(), nn.Linear(HEAD_SIZE, 1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`(B, T, width)` to `(B, T)`."""
+        """`(B, T, hidden_size)` to `(B, T)`."""
         return cast(Tensor, self.mlp(self.norm(latents))).squeeze(-1)
 
 
 def kept(logits: Tensor, mask: Tensor, *, threshold: float, prefix: bool, least: Tensor | int = 1) -> Tensor:
-    """The tokens that stay.
+    """The tokens that are kept.
 
     Args:
         logits: `(B, T)` of omega.
         mask: `(B, T)` bool, True where there is a token.
         threshold: a token is halted where omega is above it; 1 halts none.
         prefix: whether the first halted token ends the image.
-        least: tokens that stay in any case, `(B,)` or one number: the first ones, or without `prefix` those of the
+        least: tokens that are kept in any case, `(B,)` or one number: the first ones, or without `prefix` those of the
             smallest omega.
 
     Returns:
         `(B, T)` bool.
     """
-    halted = logits.sigmoid() > threshold
-    stays = mask & ~halted
+    keep = mask & ~(logits.sigmoid() > threshold)
     if prefix:
-        stays = stays.long().cumprod(1).bool()
-    if not isinstance(least, Tensor):
-        least = torch.full((len(mask),), least, device=mask.device)
+        keep = keep.long().cumprod(1).bool()
+    return keep | (mask & (_ranks(logits, mask, prefix) < _column(least, mask)))
+
+
+def halting_margin(logits: Tensor, mask: Tensor, *, threshold: float, prefix: bool, least: Tensor | int = 1) -> Tensor:
+    """How clearly `kept` chose: the smallest change of one logit of an image that would make it choose otherwise.
+
+    Logits that play no part are left out: those of tokens that are kept in any case, and with `prefix` those behind the
+    first halted token.
+
+    Args:
+        logits: as in `kept`, and so are the others.
+
+    Returns:
+        `(B,)`, infinite where nothing is chosen.
+    """
+    ranks, floor = _ranks(logits, mask, prefix), _column(least, mask)
+    edge = torch.logit(logits.new_tensor(threshold))
+    free = mask & (ranks >= floor)
     if prefix:
-        rank = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    else:
-        rank = logits.masked_fill(~mask, float("inf")).argsort(dim=1, stable=True).argsort(1)
-    return stays | (mask & (rank < least[:, None]))
+        keep = kept(logits, mask, threshold=threshold, prefix=True, least=least)
+        free &= torch.cat([torch.ones_like(keep[:, :1]), keep[:, :-1]], 1)
+    if not mask.shape[1]:
+        return logits.new_full(mask.shape[:1], torch.inf)
+    margin = (logits - edge).abs().masked_fill(~free, torch.inf).amin(1)
+    if prefix:
+        return margin
+    # The last token of the floor could change places with the one behind it, which matters where both are halted.
+    inside = (mask & (ranks == floor - 1) & (logits > edge)).any(1)
+    last, following = ((logits.masked_fill(~(mask & (ranks == at)), 0)).sum(1) for at in (floor - 1, floor))
+    swap = inside & (mask & (ranks == floor)).any(1)
+    return torch.where(swap, torch.minimum(margin, following - last), margin)
+
+
+def _ranks(logits: Tensor, mask: Tensor, prefix: bool) -> Tensor:
+    """`(B, T)`: how many tokens come before each when some have to be kept."""
+    if prefix:
+        return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    return logits.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True).argsort(1)
+
+
+def _column(least: Tensor | int, mask: Tensor) -> Tensor:
+    return least[:, None] if isinstance(least, Tensor) else torch.full((len(mask), 1), least, device=mask.device)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetLike, TokenBudget
 from tokenthrift.karl.config import KarlConfig
 from tokenthrift.tokens import TokenBatch
 
-__all__ = ["check_images", "check_tokens", "grid_of", "per_image"]
+__all__ = ["check_images", "check_tokens", "grid_of"]
 
 MAX_CELLS = 64 * 64
 
@@ -88,41 +87,21 @@ def grid_of(size: Sequence[int], config: KarlConfig) -> tuple[int, int]:
     return rows, columns
 
 
-def per_image(budget: BudgetLike | Sequence[BudgetLike] | None, count: int) -> list[TokenBudget]:
-    """One budget for each image.
-
-    Args:
-        budget: one for all, one for each, or None for no ceiling.
-        count: of images.
-
-    Raises:
-        BudgetError: a short form that is none.
-        ValueError: another number of budgets than of images.
-    """
-    if budget is None:
-        return [TokenBudget()] * count
-    if isinstance(budget, TokenBudget | str | int):
-        return [TokenBudget.parse(budget)] * count
-    if len(budget) != count:
-        raise ValueError(f"{count} images but {len(budget)} budgets")
-    return [TokenBudget.parse(one) for one in budget]
-
-
 def check_tokens(tokens: TokenBatch, config: KarlConfig) -> None:
     """Raises where tokens cannot be decoded.
 
     Raises:
         ValueError: they are of another width, stand where no token is, stand in one place twice, or are not finite.
     """
-    width, mask = tokens.embeddings.shape[2], tokens.mask
-    if width != config.token_dim:
-        raise ValueError(f"tokens must have {config.token_dim} numbers each, not {width}")
-    places = tokens.positions[mask]
-    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < config.max_position_embeddings:
-        found = f"{int(places.min())} to {int(places.max())}"
-        raise ValueError(f"positions of tokens must be from 0 to {config.max_position_embeddings - 1}, found {found}")
-    rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
-    if len(torch.unique(rows * config.max_position_embeddings + places)) != len(places):
+    dim, mask = tokens.embeddings.shape[2], tokens.mask
+    if dim != config.token_dim:
+        raise ValueError(f"tokens must have {config.token_dim} numbers each, not {dim}")
+    positions, rows = tokens.positions[mask], config.max_position_embeddings
+    if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < rows:
+        found = f"{int(positions.min())} to {int(positions.max())}"
+        raise ValueError(f"positions of tokens must be from 0 to {rows - 1}, found {found}")
+    items = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
+    if len(torch.unique(items * rows + positions)) != len(positions):
         raise ValueError("two tokens of an image have the same position")
     if not bool(torch.isfinite(tokens.embeddings[mask]).all()):
         raise ValueError("a token holds NaN or infinite values")

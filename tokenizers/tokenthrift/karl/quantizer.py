@@ -37,27 +37,26 @@ class CosineQuantizer(nn.Module):
     """A codebook on the unit sphere.
 
     Args:
-        codes: entries.
-        width: numbers in a token.
+        codebook_size: entries.
+        token_dim: numbers of a token.
     """
 
     usage: Tensor
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codebook_size: int, token_dim: int) -> None:
         super().__init__()
-        self.codebook = nn.Parameter(torch.empty(codes, width).uniform_(-1, 1) / codes)
-        self.register_buffer("usage", torch.ones(codes))
+        self.codebook = nn.Parameter(torch.empty(codebook_size, token_dim).uniform_(-1, 1) / codebook_size)
+        self.register_buffer("usage", torch.ones(codebook_size))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Quantized:
-        """Quantizes tokens, in float32 whatever the surrounding precision.
+        """Quantizes tokens, at least in float32 whatever the surrounding precision.
 
         Args:
-            tokens: `(B, T, width)`; what padding holds is not read.
+            tokens: `(B, T, token_dim)`; what padding holds is not read.
             mask: `(B, T)` bool, True where a token is real.
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            unit = F.normalize(tokens[mask].float(), dim=-1)
-            book = F.normalize(self.codebook.float(), dim=-1)
+            unit, book = self._directions(tokens[mask])
             chosen = nearest(unit.detach(), book.detach())
             found = F.embedding(chosen, book)
             if len(chosen):
@@ -68,12 +67,12 @@ class CosineQuantizer(nn.Module):
                 self._count(chosen)
             # The value is the code itself, bit for bit, so that decoding codes gives the image that tokens gave.
             straight = found.detach() + (unit - unit.detach())
-            values = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask[..., None], straight)
+            values = straight.new_zeros(tokens.shape).masked_scatter(mask[..., None], straight)
         codes = torch.full(mask.shape, -1, device=mask.device).masked_scatter(mask, chosen)
         return Quantized(values.to(tokens.dtype), codes, loss)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The values of codes `(...)` int64, `(..., width)`; zero for -1."""
+        """The values of codes `(...)` int64, `(..., token_dim)`; zero for -1."""
         values = F.normalize(self.codebook.float(), dim=-1).to(self.codebook.dtype)[codes.clamp(min=0)]
         return values.masked_fill((codes < 0)[..., None], 0)
 
@@ -82,13 +81,18 @@ class CosineQuantizer(nn.Module):
         """How clearly the codes of each image won: the least difference of the two largest cosines, `(B,)`.
 
         Args:
-            tokens: `(B, T, width)`.
+            tokens: `(B, T, token_dim)`.
             mask: `(B, T)` bool; what lies outside is not looked at.
         """
-        book = F.normalize(self.codebook.float(), dim=-1)
-        best = (F.normalize(tokens[mask].float(), dim=-1) @ book.T).topk(2).values
-        gaps = torch.full(mask.shape, torch.inf, device=mask.device).masked_scatter(mask, best[:, 0] - best[:, 1])
+        unit, book = self._directions(tokens[mask])
+        best = (unit @ book.T).topk(2).values
+        gaps = unit.new_full(mask.shape, torch.inf).masked_scatter(mask, best[:, 0] - best[:, 1])
         return gaps.amin(1) if mask.shape[1] else gaps.new_full(mask.shape[:1], torch.inf)
+
+    def _directions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and codes of length 1."""
+        precision = torch.promote_types(tokens.dtype, torch.float32)
+        return F.normalize(tokens.to(precision), dim=-1), F.normalize(self.codebook.to(precision), dim=-1)
 
     @torch.no_grad()
     def _count(self, chosen: Tensor) -> None:
@@ -103,7 +107,7 @@ class CosineQuantizer(nn.Module):
         """Moves dead codes onto tokens that are in use now.
 
         Args:
-            tokens: `(B, T, width)` of the current batch, before quantization.
+            tokens: `(B, T, token_dim)` of the current batch, before quantization.
             mask: `(B, T)` bool, True where a token is real.
             threshold: a code is dead where its mean use is below this share of the average code's.
             generator: picks the tokens; on the CPU.

@@ -1,12 +1,12 @@
-"""KARL's tokens as words that a language model reads.
+"""KARL's tokens as embeddings that a language model reads.
 
 Source: the projector of LLaVA (arXiv 2304.08485), for the tokens of KARL (arXiv 2507.07995), which nobody put into a
 language model. The result is what the backbones of `tokenthrift.backbones` take as a prefix or memory, whatever their
-kind: embeddings of their width and a mask.
+kind: embeddings of their size and a mask.
 
-Codes are looked up in a table of their own, as a language model does with its words; values (the continuous tokens, or
+Codes are looked up in a table of their own, as words of a language model are; values (the continuous tokens, or
 the quantized ones as the image decoder reads them) go through a perceptron. Both get a learned position, since KARL's
-tokens are ordered: the first say most.
+tokens are ordered: the first carry most.
 """
 
 from __future__ import annotations
@@ -27,31 +27,37 @@ class TokenProjector(nn.Module):
 
     Args:
         config: of the KARL model.
-        width: of the language model's embeddings, `memory_size` of a backbone.
+        output_size: of the language model's embeddings, `memory_size` of a backbone.
         source: what of a token is read.
-        hidden: width of the perceptron; `width` if not given.
+        hidden_size: of the perceptron; `output_size` if not given.
 
     Raises:
         ValueError: codes are asked for and the model has none.
     """
 
     def __init__(
-        self, config: KarlConfig, width: int, source: Literal["codes", "values"] = "codes", hidden: int | None = None
+        self,
+        config: KarlConfig,
+        output_size: int,
+        source: Literal["codes", "values"] = "codes",
+        hidden_size: int | None = None,
     ) -> None:
         super().__init__()
         if source == "codes" and config.codebook_size is None:
             raise ValueError('this model has continuous tokens and no codes; use source="values"')
         self.source = source
-        hidden = hidden or width
-        self.table = nn.Embedding(config.codebook_size, hidden) if source == "codes" and config.codebook_size is not None else None
+        hidden = hidden_size or output_size
+        self.table = None
+        if source == "codes" and config.codebook_size is not None:
+            self.table = nn.Embedding(config.codebook_size, hidden)
         self.lift = None if self.table is not None else nn.Linear(config.token_dim, hidden)
         self.positions = nn.Embedding(config.max_position_embeddings, hidden)
         self.project = nn.Sequential(
-            nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width)
+            nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, output_size)
         )
 
     def forward(self, tokens: TokenBatch) -> TokenBatch:
-        """The same tokens, `(B, N, width)`; what padding holds is unspecified and finite.
+        """The same tokens, `(B, N, output_size)`; what padding holds is unspecified and finite.
 
         Args:
             tokens: of `Karl.encode`, or of `Karl.from_codes`.

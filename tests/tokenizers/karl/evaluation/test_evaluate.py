@@ -20,10 +20,10 @@ from tokenthrift.cli import main
 from tokenthrift.karl import study
 from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
 from tokenthrift.karl.evaluation.evaluate import Quality, _bars_table, equal_mean
-from tokenthrift.karl.verified import measure
-from tokenthrift.karl.evaluation.metrics import METRICS, gmsd, perceptual, psnr
 from tokenthrift.karl.evaluation.image_sets import named_source, read_set
+from tokenthrift.karl.evaluation.metrics import METRICS, gmsd, perceptual, psnr
 from tokenthrift.karl.evaluation.sweeps import calibrate, fewest, sweep
+from tokenthrift.karl.verified import measure
 
 
 def test_metrics_of_known_pictures(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from tests.tokenizers.karl.training.training_runs import (
     smooth_images,
     stage,
 )
+from tokenthrift.karl.quantizer import CosineQuantizer
 from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
-from tokenthrift.karl.quantizer import CosineQuantizer
 from tokenthrift.karl.training.stage import trained_weights
 from tokenthrift.training.random_state import RandomState
 

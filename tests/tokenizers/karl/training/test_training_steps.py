@@ -139,7 +139,9 @@ def test_a_pyramid_goes_from_the_whole_to_the_cells(grid: tuple[int, int], level
 
 
 def test_tokens_are_guided_by_the_pyramid_first(pack: Path) -> None:
-    module = stage(1, model=model_of(max_tokens=21, max_position_embeddings=21), guide_until_step=40, second_pass_start_step=41)
+    module = stage(
+        1, model=model_of(max_tokens=21, max_position_embeddings=21), guide_until_step=40, second_pass_start_step=41
+    )
     taught: list[float] = []
 
     class Watch(L.Callback):

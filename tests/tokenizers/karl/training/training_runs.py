@@ -21,13 +21,27 @@ Kind = Literal["vqgan", "vae"]
 
 
 def base_of(kind: Kind) -> dict[str, Any]:
-    sizes = {"patch_size": 2, "channels": 16, "channel_multipliers": [1, 1], "num_res_blocks": 1, "latent_channels": 8, "norm_num_groups": 4, "codebook_size": 16}
+    sizes = {
+        "patch_size": 2,
+        "channels": 16,
+        "channel_multipliers": [1, 1],
+        "num_res_blocks": 1,
+        "latent_channels": 8,
+        "norm_num_groups": 4,
+        "codebook_size": 16,
+    }
     return {"kind": kind, **sizes, "scaling_factor": 1.0}
 
 
 def model_of(kind: Kind = "vae", **changes: Any) -> dict[str, Any]:
     half = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {"grid": [4, 4], "max_tokens": TOKENS, "max_position_embeddings": TOKENS, "token_dim": 6, "codebook_size": 32}
+    sizes = {
+        "grid": [4, 4],
+        "max_tokens": TOKENS,
+        "max_position_embeddings": TOKENS,
+        "token_dim": 6,
+        "codebook_size": 32,
+    }
     return {"base": base_of(kind), "encoder": half, "decoder": half, **sizes, **changes}
 
 

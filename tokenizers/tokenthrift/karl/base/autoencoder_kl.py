@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tokenthrift.karl.config import BaseConfig
 from tokenthrift.karl.base.convolution import ConvDecoder, ConvEncoder
+from tokenthrift.karl.config import BaseConfig
 
 __all__ = ["AutoencoderKL"]
 
@@ -38,7 +38,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance `(B, latent, h, w)` of the latents of images `(B, 3, H, W)` in [0, 1], unscaled."""
+        """Mean and log-variance `(B, latent_channels, h, w)`, unscaled, of images `(B, 3, H, W)` in [0, 1]."""
         moments = self.quant_conv(self.encoder(images if self.released else 2 * images - 1))
         mean, log_variance = moments.chunk(2, 1)
         return mean, log_variance.clamp(-30, 20)
@@ -51,7 +51,7 @@ class AutoencoderKL(nn.Module):
             generator: draws a latent of the posterior, as the published code always does; the mean if not given.
 
         Returns:
-            `(B, latent, H / factor, W / factor)`.
+            `(B, latent_channels, H / factor, W / factor)`.
         """
         mean, log_variance = self.posterior(images)
         if generator is not None:
@@ -60,25 +60,21 @@ class AutoencoderKL(nn.Module):
         return mean * self.config.scaling_factor
 
     def decode(self, features: Tensor) -> Tensor:
-        """Scaled latents `(B, latent, h, w)` to images `(B, 3, H, W)`, about [0, 1], not clipped."""
+        """Scaled latents `(B, latent_channels, h, w)` to images `(B, 3, H, W)`, about [0, 1], not clipped."""
         if self.released:
             return cast(Tensor, self.decoder(self.post_quant_conv(features)))
         images = self.decoder(self.post_quant_conv(features / self.config.scaling_factor))
         return cast(Tensor, (images + 1) / 2)
 
     def rows(self, features: Tensor) -> Tensor:
-        """`(B, latent, h, w)` to what the latent-distillation encoder reads, `(B, h * w, latent)`."""
+        """`(B, latent_channels, h, w)` to what the latent encoder reads, `(B, h * w, latent_channels)`."""
         return features.flatten(2).transpose(1, 2)
 
     def to_targets(self, features: Tensor) -> Tensor:
-        """The latents themselves, `(B, h * w, latent)`."""
+        """The latents themselves, `(B, h * w, latent_channels)`."""
         return self.rows(features)
 
-    def targets(self, images: Tensor) -> Tensor:
-        """`to_targets` images `(B, 3, H, W)`."""
-        return self.to_targets(self.encode(images))
-
     def to_features(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Predicted latents `(B, h * w, latent)` as a map `(B, latent, h, w)`."""
+        """Predicted latents `(B, h * w, latent_channels)` as a map `(B, latent_channels, h, w)`."""
         features: Tensor = output.unflatten(1, grid).permute(0, 3, 1, 2)
         return features if self.released else features.contiguous()

@@ -133,7 +133,7 @@ class Middle(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """An image to a map of `latent` channels (twice as many for the KL style: mean and log-variance)."""
+    """An image to a map of `latent_channels` channels (twice as many for the KL style: mean and log-variance)."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A map of `latent` channels to an image; the KL style has one block more at each resolution."""
+    """A map of `latent_channels` channels to an image; the KL style has one block more at each resolution."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ConvDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3 * self.patch_size**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(B, latent, h, w)` to `(B, 3, h * factor, w * factor)`."""
+        """`(B, latent_channels, h, w)` to `(B, 3, h * factor, w * factor)`."""
         x = self.mid(self.conv_in(features))
         for level in reversed(self.up):
             x = level(x)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.karl.config import BaseConfig
 from tokenthrift.karl.base.convolution import ConvDecoder, ConvEncoder
+from tokenthrift.karl.config import BaseConfig
 
 __all__ = ["BaseCodes", "Vqgan"]
 
@@ -47,7 +47,8 @@ class Vqgan(nn.Module):
         self.config, self.released = config, released
         self.encoder = ConvEncoder(config)
         self.decoder = ConvDecoder(config)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_channels).uniform_(-1, 1) / config.codebook_size)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_channels))
+        nn.init.uniform_(self.codebook, -1 / config.codebook_size, 1 / config.codebook_size)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Continuous features, before quantization.
@@ -57,39 +58,35 @@ class Vqgan(nn.Module):
             generator: not needed; the VAE's encoder is random.
 
         Returns:
-            `(B, latent, H / factor, W / factor)`.
+            `(B, latent_channels, H / factor, W / factor)`.
         """
         return cast(Tensor, self.encoder(images))
 
     def decode(self, features: Tensor) -> Tensor:
-        """`(B, latent, h, w)` to images `(B, 3, h * factor, w * factor)`, about [0, 1], not clipped."""
+        """`(B, latent_channels, h, w)` to images `(B, 3, h * factor, w * factor)`, about [0, 1], not clipped."""
         return cast(Tensor, self.decoder(features))
 
     def rows(self, features: Tensor) -> Tensor:
-        """`(B, latent, h, w)` to what the latent-distillation encoder reads, `(B, h * w, latent)`."""
+        """`(B, latent_channels, h, w)` to what the latent encoder reads, `(B, h * w, latent_channels)`."""
         return features.flatten(2).transpose(1, 2)
 
     def to_targets(self, features: Tensor) -> Tensor:
-        """Nearest codes `(B, h * w)` int64 of features `(B, latent, h, w)`."""
+        """Nearest codes `(B, h * w)` int64 of features `(B, latent_channels, h, w)`."""
         rows = self.rows(features).float()
         codebook = self.codebook.float()
         # ||z||^2 is the same for all codes of a row and is left out.
         distance = codebook.square().sum(1) - 2 * rows @ codebook.T
         return distance.argmin(-1)
 
-    def targets(self, images: Tensor) -> Tensor:
-        """`to_targets` images `(B, 3, H, W)`."""
-        return self.to_targets(self.encode(images))
-
     def to_features(self, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """The mean code under predicted probabilities.
 
         Args:
-            output: logits `(B, h * w, codes)`.
+            output: logits `(B, h * w, codebook_size)`.
             grid: `(h, w)`.
 
         Returns:
-            `(B, latent, h, w)`.
+            `(B, latent_channels, h, w)`.
         """
         mean = output.softmax(-1) @ self.codebook.to(output.dtype)
         features: Tensor = mean.unflatten(1, grid).permute(0, 3, 1, 2)
@@ -99,7 +96,7 @@ class Vqgan(nn.Module):
         """Quantized features for training the base tokenizer itself.
 
         Args:
-            features: `(B, latent, h, w)` as `encode` gives them.
+            features: `(B, latent_channels, h, w)` as `encode` gives them.
         """
         codes = self.to_targets(features)
         found = F.embedding(codes, self.codebook).transpose(1, 2).reshape(features.shape)

@@ -27,12 +27,12 @@ from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import plots
 from tokenthrift.karl.bits import BitFormat
 from tokenthrift.karl.calibration import Calibration
-from tokenthrift.karl.verified import encoder_passes
-from tokenthrift.karl.evaluation.metrics import METRICS, perceptual, spearman
-from tokenthrift.karl.model import Karl
 from tokenthrift.karl.evaluation.image_sets import named_source, read_set
+from tokenthrift.karl.evaluation.metrics import METRICS, perceptual, spearman
 from tokenthrift.karl.evaluation.study import complexity_table, families, studied
 from tokenthrift.karl.evaluation.sweeps import LADDER, Prepared, at_counts, at_errors, calibrate, fewest, prepare, sweep
+from tokenthrift.karl.model import Karl
+from tokenthrift.karl.verified import encoder_passes
 
 __all__ = ["Quality", "main", "quality"]
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenthrift.karl.training.losses import pixel_error
+from tokenthrift.karl.latent.conditioning import pixel_error
 
 __all__ = ["METRICS", "gmsd", "perceptual", "psnr", "spearman", "ssim"]
 

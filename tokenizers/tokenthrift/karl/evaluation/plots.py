@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenthrift.evaluation.report import new_figure
-from tokenthrift.karl.training.image_log import sheet
 from tokenthrift.karl.evaluation.sweeps import fewest
+from tokenthrift.karl.training.image_log import sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from torch import Tensor
 from tokenthrift.evaluation.report import Cell, Table
 from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
 from tokenthrift.karl.evaluation.metrics import spearman
-from tokenthrift.karl.model import Karl
 from tokenthrift.karl.evaluation.sweeps import at_counts, at_errors, prepare
+from tokenthrift.karl.model import Karl
 
 __all__ = ["IMAGES", "complexity_table", "families", "studied"]
 

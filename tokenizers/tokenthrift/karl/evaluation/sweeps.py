@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenthrift.karl.calibration import Calibration, fit
 from tokenthrift.karl.config import ERROR_BINS
 from tokenthrift.karl.halting import kept
-from tokenthrift.karl.training.losses import pixel_error
+from tokenthrift.karl.latent.conditioning import pixel_error
 
 if TYPE_CHECKING:
     from tokenthrift.karl.model import Karl

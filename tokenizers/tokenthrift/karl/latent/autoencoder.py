@@ -1,12 +1,12 @@
 """Latent distillation: a grid of features to a sequence of latents, and tokens back to a grid.
 
-Source: KARL (arXiv 2507.07995), section 3. The encoder reads the wanted error, the grid cells and learned queries; what
+Source: KARL (arXiv 2507.07995), section 3. The encoder reads the target error, the grid cells and learned queries; what
 comes out at the queries are the latents. The decoder reads learned cells and the tokens, each with its position; what
 comes out at the cells are the features.
 
 What differs, unless `compat="released"`: position tables have the size of the trained grid and are interpolated for
-others, where the published 64 x 64 ones are read at every fourth place; the error is added to every query; and masks,
-see `transformer`. Halted tokens are never computed.
+others, where the published 64 x 64 ones are read at every fourth row and column; the error is added to every query; and
+masks, see `transformer`. Halted tokens are never computed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding
 from tokenthrift.karl.config import KarlConfig
+from tokenthrift.karl.latent.conditioning import ErrorBins, ErrorEmbedding
 from tokenthrift.karl.latent.transformer import Transformer, causal_latents
 
 __all__ = ["LatentDecoder", "LatentEncoder", "position_table", "resized"]
@@ -31,11 +31,11 @@ class LatentEncoder(nn.Module):
     def __init__(self, config: KarlConfig) -> None:
         super().__init__()
         self.config = config
-        width, factor = config.encoder.hidden_size, config.base.factor
-        self.patches = nn.Conv2d(3, width - config.base.latent_channels, factor, stride=factor)
-        self.positions = nn.Parameter(position_table(config, width))
-        self.queries = nn.Parameter(torch.randn(config.max_position_embeddings, width) * math.pow(width, -0.5))
-        self.error = ErrorBins(width) if config.compat == "released" else ErrorEmbedding(width)
+        size, factor = config.encoder.hidden_size, config.base.factor
+        self.patches = nn.Conv2d(3, size - config.base.latent_channels, factor, stride=factor)
+        self.positions = nn.Parameter(position_table(config, size))
+        self.queries = nn.Parameter(torch.randn(config.max_position_embeddings, size) * math.pow(size, -0.5))
+        self.error = ErrorBins(size) if config.compat == "released" else ErrorEmbedding(size)
         self.transformer = Transformer(config.encoder)
 
     def forward(self, images: Tensor, rows: Tensor, mask: Tensor, errors: Tensor) -> Tensor:
@@ -43,12 +43,12 @@ class LatentEncoder(nn.Module):
 
         Args:
             images: `(B, 3, H, W)`.
-            rows: base features `(B, h * w, latent)`.
+            rows: base features `(B, h * w, latent_channels)`.
             mask: `(B, T)` bool, right-padded.
             errors: `(B,)`.
 
         Returns:
-            `(B, T, width)`; anything in padding.
+            `(B, T, hidden_size)`; anything in padding.
         """
         patches = self.patches(images)
         grid = patches.shape[2:]
@@ -75,21 +75,21 @@ class LatentDecoder(nn.Module):
     def __init__(self, config: KarlConfig) -> None:
         super().__init__()
         self.config = config
-        width, table_scale = config.decoder.hidden_size, math.pow(config.encoder.hidden_size, -0.5)
-        self.embed = nn.Linear(config.token_dim, width)
-        self.places = nn.Parameter(torch.randn(config.max_position_embeddings, width) * table_scale)
-        self.cell = nn.Parameter(torch.randn(1, 1, width) * table_scale)
-        self.positions = nn.Parameter(position_table(config, width))
+        size, scale = config.decoder.hidden_size, math.pow(config.encoder.hidden_size, -0.5)
+        self.embed = nn.Linear(config.token_dim, size)
+        self.places = nn.Parameter(torch.randn(config.max_position_embeddings, size) * scale)
+        self.cell = nn.Parameter(torch.randn(1, 1, size) * scale)
+        self.positions = nn.Parameter(position_table(config, size))
         self.transformer = Transformer(config.decoder)
-        self.norm_out = nn.LayerNorm(width)
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.base.outputs))
+        self.norm_out = nn.LayerNorm(size)
+        self.head = nn.Sequential(nn.Linear(size, 2 * size), nn.Tanh(), nn.Linear(2 * size, config.base.outputs))
 
     def forward(self, values: Tensor, positions: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """Computes the tokens that are there and no others.
 
         Args:
             values: `(B, N, token_dim)`; finite in padding too.
-            positions: `(B, N)` int64, where each token stood; anything in padding.
+            positions: `(B, N)` int64, of each token; anything in padding.
             mask: `(B, N)` bool.
             grid: rows and columns.
 
@@ -105,14 +105,14 @@ class LatentDecoder(nn.Module):
         return out
 
 
-def position_table(config: KarlConfig, width: int) -> Tensor:
-    """Random `(width, rows, columns)`."""
+def position_table(config: KarlConfig, hidden_size: int) -> Tensor:
+    """Random `(hidden_size, rows, columns)`."""
     sides = (config.released_table,) * 2 if config.compat == "released" else config.grid
-    return torch.randn(width, *sides) * math.pow(config.encoder.hidden_size, -0.5)
+    return torch.randn(hidden_size, *sides) * math.pow(config.encoder.hidden_size, -0.5)
 
 
 def resized(table: Tensor, grid: Sequence[int], config: KarlConfig) -> Tensor:
-    """A position table `(width, rows, columns)` for any grid; as it is for its own."""
+    """A position table `(hidden_size, rows, columns)` for any grid; as it is for its own."""
     if tuple(table.shape[1:]) == tuple(grid):
         return table
     if config.compat == "released":

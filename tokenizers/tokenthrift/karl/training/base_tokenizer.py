@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from tokenthrift.config import from_plain
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.karl.config import BaseConfig
 from tokenthrift.karl.training.data import source_name
+from tokenthrift.karl.training.image_log import draw, sheet
 from tokenthrift.karl.training.losses import Lpips
 from tokenthrift.karl.training.optimisation import adamw
-from tokenthrift.karl.training.image_log import draw, sheet
-from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["KarlBaseModule"]

@@ -15,12 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Lpips", "adaptive_weight", "discriminator_hinge", "generator_hinge", "halting_loss", "pixel_error"]
-
-
-def pixel_error(made: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of each image, `(B,)`, of images `(B, 3, H, W)`."""
-    return (made - images).abs().flatten(1).mean(1)
+__all__ = ["Lpips", "adaptive_weight", "discriminator_hinge", "generator_hinge", "halting_loss"]
 
 
 def halting_loss(logits: Tensor, mask: Tensor, needed: Tensor) -> Tensor:

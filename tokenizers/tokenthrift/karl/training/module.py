@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
+from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.karl.training.curriculum import draw_counts
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
 from tokenthrift.karl.training.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge, pixel_error
 from tokenthrift.karl.training.optimisation import adamw
 from tokenthrift.karl.training.stage import NOISE, KarlModule, Pass, fast_attention
-from tokenthrift.karl.base.vqgan import Vqgan
 
 __all__ = ["KarlStage1Module", "KarlStage2Module", "pyramid"]
 
@@ -63,7 +63,9 @@ class KarlStage1Module(KarlModule):
     mean: Tensor
     components: Tensor
 
-    def __init__(self, model: dict[str, Any], *, guide_until_step: int = 0, second_pass_start_step: int = 0, **shared: Any) -> None:
+    def __init__(
+        self, model: dict[str, Any], *, guide_until_step: int = 0, second_pass_start_step: int = 0, **shared: Any
+    ) -> None:
         super().__init__(model, **shared)
         self.save_hyperparameters()
         config = self.model.config

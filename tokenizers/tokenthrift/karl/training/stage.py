@@ -25,16 +25,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenthrift.config import from_plain
 from tokenthrift.karl.config import ERROR_BINS, KarlConfig
+from tokenthrift.karl.halting import kept
+from tokenthrift.karl.model import EncodedLatents, Karl
+from tokenthrift.karl.quantizer import Quantized
 from tokenthrift.karl.training.curriculum import ErrorCurriculum, draw_counts, other_errors
 from tokenthrift.karl.training.data import source_name
-from tokenthrift.karl.halting import kept
+from tokenthrift.karl.training.image_log import draw, sheet
 from tokenthrift.karl.training.losses import (
     halting_loss,
     pixel_error,
 )
-from tokenthrift.karl.model import EncodedLatents, Karl
-from tokenthrift.karl.training.image_log import draw, sheet
-from tokenthrift.karl.quantizer import Quantized
 from tokenthrift.training.schedule import warmup_cosine
 
 __all__ = ["NOISE", "KarlModule", "Pass", "fast_attention", "trained_weights"]
