@@ -5,7 +5,8 @@ nearest code is the one of the largest cosine, and the gradient goes straight th
 
 What differs: the published code never restarts a code that nobody uses. Here the quantizer counts, in training, how
 often each code is chosen (a decaying mean that is saved and resumed with the model), and `restart` moves the dead ones
-onto tokens of the current batch. Padding is neither quantized nor counted.
+onto tokens of the current batch. Padding is neither quantized nor counted. Processes that train together count the
+codes of all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from tokenthrift.training.processes import rank_and_world
 
 __all__ = ["CosineQuantizer", "Quantized"]
 
@@ -97,7 +100,9 @@ class CosineQuantizer(nn.Module):
     @torch.no_grad()
     def _count(self, chosen: Tensor) -> None:
         counts = torch.bincount(chosen, minlength=len(self.usage)).to(self.usage.dtype)
-        share = counts * (len(self.usage) / max(1, len(chosen)))
+        if rank_and_world()[1] > 1:
+            distributed.all_reduce(counts)
+        share = counts * (len(self.usage) / counts.sum().clamp(min=1))
         self.usage.lerp_(share, 1 - DECAY)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenthrift.karl.training.data import Draws, Images, KarlDataModule, collate, random_view
+from tokenthrift.karl.training.data import ImageBatch, Images, KarlDataModule, collate, random_view
 
 
 @pytest.fixture
@@ -22,7 +22,11 @@ def pack(tmp_path: Path) -> Path:
 
 
 def epoch(data: KarlDataModule) -> list[torch.Tensor]:
-    return list(data.train_dataloader())
+    return [batch.images for batch in data.train_dataloader()]
+
+
+def same(one: ImageBatch, other: ImageBatch) -> bool:
+    return torch.equal(one.images, other.images) and one.seeds == other.seeds
 
 
 def test_every_image_is_in_an_epoch_as_often_as_its_source_says(pack: Path, tmp_path: Path) -> None:
@@ -34,15 +38,51 @@ def test_every_image_is_in_an_epoch_as_often_as_its_source_says(pack: Path, tmp_
 
 
 def test_order_and_views_change_with_the_epoch_and_are_the_same_again(pack: Path) -> None:
-    def two() -> list[torch.Tensor]:
-        data = KarlDataModule({str(pack): 1}, size=8, batch_size=4, seed=3)
+    def two(seed: int) -> list[list[ImageBatch]]:
+        data = KarlDataModule({str(pack): 1}, size=8, batch_size=4, seed=seed)
         data.setup("fit")
         loader = data.train_dataloader()
-        return [torch.cat(list(loader)), torch.cat(list(loader))]
+        return [list(loader), list(loader)]
 
-    (first, second), (again, _) = two(), two()
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
+    (first, second), (again, _), (other, _) = two(3), two(3), two(4)
+    assert all(map(same, first, again))
+    for different in (second, other):
+        assert not any(map(same, first, different))
+        assert not {seed for batch in first for seed in batch.seeds} & {s for batch in different for s in batch.seeds}
+
+
+def test_what_is_random_about_an_image_does_not_depend_on_its_batch(pack: Path) -> None:
+    """Nor on how many processes share the epoch."""
+
+    def by_place(batch_size: int) -> dict[int, torch.Tensor]:
+        data = KarlDataModule({str(pack): 1}, size=8, batch_size=batch_size)
+        data.setup("fit")
+        return {s: image for b in data.train_dataloader() for image, s in zip(b.images, b.seeds, strict=True)}
+
+    one, other = by_place(4), by_place(5)
+    assert len(one) == 12
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[seed], other[seed]) for seed in one)
+
+
+def test_copies_of_an_image_in_one_epoch_differ(pack: Path) -> None:
+    np.save(pack, np.random.default_rng(0).integers(0, 255, (1, 3, 16, 16), dtype=np.uint8))
+    data = KarlDataModule({str(pack): 6}, size=8, batch_size=6)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert len(set(batch.seeds)) == 6
+    assert len({tuple(image.flatten().tolist()) for image in batch.images}) > 1
+
+
+def test_images_for_statistics_leave_the_order_alone(pack: Path) -> None:
+    data = KarlDataModule({str(pack): 1}, size=8, batch_size=4)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    some = data.training_images(5)
+    assert some.shape == (5, 3, 8, 8)
+    assert torch.equal(some, data.training_images(5))
+    assert len(data.training_images(99)) == 12
+    assert len(torch.cat([batch.images for batch in loader])) == 12
 
 
 @pytest.mark.parametrize("consumed", [1, 3, 4, 7])
@@ -56,7 +96,7 @@ def test_a_resumed_run_gets_the_batches_that_were_left(pack: Path, consumed: int
     resumed.setup("fit")
     rest = list(resumed.train_dataloader())
     assert len(rest) == 3 - consumed % 3
-    assert all(torch.equal(a, b) for a, b in zip(rest, batches[consumed:], strict=False))
+    assert all(same(a, b) for a, b in zip(rest, batches[consumed:], strict=False))
 
 
 def test_a_corrupt_file_is_reported_once_and_left_out(tmp_path: Path) -> None:
@@ -84,9 +124,9 @@ def test_development_images_are_the_middle_square(tmp_path: Path) -> None:
     data.setup("validate")
     assert data.names == ["bands"]
     for (loader,) in (data.val_dataloader(), data.test_dataloader()):
-        (batch,) = loader
-        assert batch.shape == (1, 3, 24, 24)
-        assert (batch == 1).all()
+        ((images, _),) = loader
+        assert images.shape == (1, 3, 24, 24)
+        assert (images == 1).all()
 
 
 def test_a_corrupt_development_file_does_not_end_a_run(tmp_path: Path) -> None:
@@ -99,7 +139,7 @@ def test_a_corrupt_development_file_does_not_end_a_run(tmp_path: Path) -> None:
     for make in (data.val_dataloader, data.test_dataloader):
         with pytest.warns(UserWarning, match=r"left out: .*z\.png"):
             (loader,) = make()
-        assert [len(batch) for batch in loader] == [4]
+        assert [len(batch.images) for batch in loader] == [4]
     for n in range(4):
         (tmp_path / f"{n}.png").write_bytes(b"")
     data.setup("validate")
@@ -140,12 +180,17 @@ def test_sources_that_cannot_be_used_say_why(
         Images({str(make(tmp_path)): 1}, 16, None)
 
 
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than the 3 images"):
-        Draws(np.arange(3), 4, 0)
-
-
-def test_processes_that_train_together_share_an_epoch() -> None:
-    parts = [[index for batch in Draws(np.arange(13), 2, 0, rank, 3) for index, _ in batch] for rank in range(3)]
-    assert [len(part) for part in parts] == [4, 4, 4]
-    assert len({index for part in parts for index in part}) == 12
+def test_a_batch_that_is_one_broken_file_gets_another_image(tmp_path: Path) -> None:
+    """It would end the run at the end of an epoch."""
+    for n in range(2):
+        Image.new("RGB", (16, 16), (250, 0, 0)).save(tmp_path / f"{n}.png")
+    (tmp_path / "z.png").write_bytes(b"broken")
+    data = KarlDataModule({str(tmp_path): 1}, size=16, batch_size=1)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="left out"):
+        batches = epoch(data)
+    assert [batch.shape for batch in batches] == [(1, 3, 16, 16)] * 3
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="none of the 1 images"):
+        epoch(data)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tokenthrift.karl.latent.conditioning import pixel_error
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
 from tokenthrift.karl.training.losses import (
     adaptive_weight,
     discriminator_hinge,
     generator_hinge,
     halting_loss,
-    pixel_error,
 )
 
 
@@ -71,11 +71,11 @@ def test_the_adaptive_weight_equalises_gradients_at_the_last_layer() -> None:
     assert adaptive_weight(out, 0.0 * out, layer.weight) <= 1e4
 
 
-def test_the_discriminator_judges_patches_of_each_image_by_itself() -> None:
+def test_the_discriminator_rates_patches_of_each_image_by_itself() -> None:
     torch.manual_seed(0)
-    judge = PatchDiscriminator(channels=8)
+    discriminator = PatchDiscriminator(channels=8)
     images = torch.rand(3, 3, 64, 48)
-    verdicts = judge(images)
-    assert verdicts.shape == (3, 1, 6, 4)
-    torch.testing.assert_close(judge(images[1:2]), verdicts[1:2])
-    assert not list(judge.buffers()), "running statistics would be missed by an average of the weights"
+    logits = discriminator(images)
+    assert logits.shape == (3, 1, 6, 4)
+    torch.testing.assert_close(discriminator(images[1:2]), logits[1:2])
+    assert not list(discriminator.buffers()), "running statistics would be missed by an average of the weights"

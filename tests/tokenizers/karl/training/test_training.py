@@ -1,4 +1,4 @@
-"""Both stages under Lightning: they learn, resume exactly, start from each other, and step in turn with their judge."""
+"""Both stages under Lightning: they learn, resume, start from each other; model and discriminator step in turn."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from tokenthrift.karl.quantizer import CosineQuantizer
 from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
-from tokenthrift.karl.training.stage import trained_weights
+from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.random_state import RandomState
+from tokenthrift.training.start_weights import read_start_weights
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -45,7 +46,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["vqgan", "vae"])
 def test_a_base_tokenizer_learns_a_few_images(pack: Path, kind: Kind) -> None:
     torch.manual_seed(0)
-    losses = fit(KarlBaseModule(base_of(kind), learning_rate=4e-3, warmup_steps=5), pack, steps=40).losses
+    losses = fit(
+        KarlBaseModule(base_of(kind), OptimConfig(learning_rate=4e-3, weight_decay=0.0, warmup_steps=5)), pack, steps=40
+    ).losses
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
@@ -100,12 +103,12 @@ def test_the_average_of_the_weights_survives_epochs(pack: Path) -> None:
 
 
 @pytest.fixture
-def small_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A discriminator that 16 px are enough for."""
     monkeypatch.setattr("tokenthrift.karl.training.module.PatchDiscriminator", partial(PatchDiscriminator, 16, 1))
 
 
-@pytest.mark.usefixtures("small_judge")
+@pytest.mark.usefixtures("small_discriminator")
 def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pack: Path) -> None:
     """Published: the generator's optimizer holds the discriminators too, which step eight times as often."""
     module = stage(2, adversarial={0: 0.5})
@@ -115,26 +118,26 @@ def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pac
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             model = {id(p) for p in pl_module.model.parameters()}
-            judge = {id(p) for p in pl_module.discriminator.parameters()}
-            assert held <= model or held == judge
-            steps.append("discriminator" if held == judge else "generator")
-            if held == judge:
+            theirs = {id(p) for p in pl_module.discriminator.parameters()}
+            assert held <= model or held == theirs
+            steps.append("discriminator" if held == theirs else "generator")
+            if held == theirs:
                 self.model = [p.detach().clone() for p in pl_module.model.parameters()]
             else:
-                self.judge = [p.detach().clone() for p in pl_module.discriminator.parameters()]
+                self.discriminator = [p.detach().clone() for p in pl_module.discriminator.parameters()]
                 grads = [p.grad for p in pl_module.discriminator.parameters()]
                 assert steps or all(grad is None for grad in grads), "the generator's loss leaves none behind"
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             assert all(torch.equal(a, b) for a, b in zip(self.model, pl_module.model.parameters(), strict=True))
-            pairs = zip(self.judge, pl_module.discriminator.parameters(), strict=True)
+            pairs = zip(self.discriminator, pl_module.discriminator.parameters(), strict=True)
             assert any(not torch.equal(a, b) for a, b in pairs)
 
     fit(module, pack, Watch(), epochs=2)
     assert steps == ["generator", "discriminator"] * 4
 
 
-@pytest.mark.usefixtures("small_judge")
+@pytest.mark.usefixtures("small_discriminator")
 def test_steps_are_batches_also_with_a_discriminator(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning counts the steps of every optimizer: schedule and limit would part, and restarts be skipped."""
     module = stage(2, adversarial={1: 0.5}, quantize_start_step=3, restart_every=4)
@@ -151,7 +154,7 @@ def test_steps_are_batches_also_with_a_discriminator(pack: Path, monkeypatch: py
     assert max(rates) < 1e-4, "both cosines have ended"
 
 
-@pytest.mark.usefixtures("small_judge")
+@pytest.mark.usefixtures("small_discriminator")
 def test_the_adversarial_loss_joins_at_its_epoch(pack: Path) -> None:
     module = stage(2, adversarial={1: 0.2, 3: 0.8})
     weights: list[float] = []
@@ -169,13 +172,13 @@ def test_validation_logs_by_name_and_draws_reconstructions(pack: Path, tmp_path:
     fit(stage(1), pack, steps=2, logger=logger, validate=True)
     header = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/l1_smooth", "val/tokens_smooth", "val/missed_smooth", f"val/l1_{TOKENS}_smooth"} <= set(header)
-    assert {"train/perplexity", "train/reached", "train/count_error"} <= set(header)
-    (path,) = (Path(logger.log_dir) / "pictures").glob("val-smooth-*.png")
-    assert Image.open(path).size == (4 * SIZE + 3 * 2, 5 * SIZE + 4 * 2), "originals, three counts, the wanted error"
+    assert {"train/perplexity", "train/achieved_error", "train/count_error"} <= set(header)
+    (path,) = (Path(logger.log_dir) / "images").glob("val-smooth-*.png")
+    assert Image.open(path).size == (4 * SIZE + 5 * 2, 5 * SIZE + 6 * 2), "originals, three counts, the target error"
 
 
 @pytest.mark.parametrize("kind", ["base", "stage"])
-def test_test_images_are_judged_like_development_images(pack: Path, kind: str) -> None:
+def test_test_images_are_evaluated_like_development_images(pack: Path, kind: str) -> None:
     module = stage(1) if kind == "stage" else KarlBaseModule(base_of("vae"))
     data = KarlDataModule({}, dev={"smooth": str(pack)}, test={"unseen": str(pack)}, size=SIZE, batch_size=BATCH)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
@@ -198,5 +201,7 @@ def test_each_stage_starts_from_the_one_before(pack: Path, tmp_path: Path) -> No
     second = stage(2, start_from=str(tmp_path / "first.ckpt"))
     assert same(second.model, first.model)
     second.model.save_pretrained(tmp_path / "model")
-    assert trained_weights(str(tmp_path / "model")).keys() == {f"model.{name}" for name in second.model.state_dict()}
+    assert read_start_weights(tmp_path / "model").tensors.keys() == {
+        f"model.{name}" for name in second.model.state_dict()
+    }
     assert same(stage(1, base_from=str(tmp_path / "model")).model.base, second.model.base)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
+from tests.processes import together
 from tests.tokenizers.karl.training.training_runs import (
     SIZE,
     TOKENS,
@@ -19,8 +20,10 @@ from tests.tokenizers.karl.training.training_runs import (
     smooth_images,
     stage,
 )
+from tokenthrift.karl.training.draws import ImageDraws
+from tokenthrift.karl.training.guidance import pyramid
 from tokenthrift.karl.training.losses import Lpips
-from tokenthrift.karl.training.module import KarlStage1Module, pyramid
+from tokenthrift.karl.training.module import KarlStage1Module
 from tokenthrift.karl.training.stage import KarlModule
 
 # Advice about loaders, folders and the next release of torch.
@@ -38,9 +41,9 @@ def test_every_image_is_given_a_count_of_its_own(pack: Path, monkeypatch: pytest
     seen: list[Tensor] = []
     whole = KarlStage1Module.first_pass
 
-    def spy(self: KarlModule, images: Tensor, features: Tensor, counts: Tensor) -> Any:
+    def spy(self: KarlModule, images: Tensor, features: Tensor, counts: Tensor, draws: ImageDraws) -> Any:
         seen.append(counts)
-        return whole(self, images, features, counts)
+        return whole(self, images, features, counts, draws)
 
     monkeypatch.setattr(KarlStage1Module, "first_pass", spy)
     fit(stage(1), pack, steps=10)
@@ -53,7 +56,7 @@ def test_every_image_is_given_a_count_of_its_own(pack: Path, monkeypatch: pytest
 def test_a_pass_over_a_batch_is_the_passes_over_its_images(attention: str) -> None:
     """The published masks belong to the wrong images wherever there is more than one."""
     halting = "prefix" if attention == "causal" else "subset"
-    module = stage(1, model=model_of(latent_attention=attention, halting=halting)).eval()
+    module = stage(1, config=model_of(latent_attention=attention, halting=halting)).eval()
     with torch.no_grad():
         module.model.halting.mlp[2].weight.normal_(std=3.0, generator=torch.Generator().manual_seed(1))
         images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -68,7 +71,7 @@ def test_a_pass_over_a_batch_is_the_passes_over_its_images(attention: str) -> No
             torch.testing.assert_close(alone.output, together.output[one], rtol=0, atol=1e-5)
 
 
-def test_the_wanted_error_acts_from_the_first_step() -> None:
+def test_the_target_error_acts_from_the_first_step() -> None:
     module = stage(1).eval()
     images = torch.rand(1, 3, SIZE, SIZE)
     features = module.model.base.encode(images)
@@ -96,13 +99,13 @@ def test_lpips_is_given_images_between_minus_one_and_one() -> None:
 @pytest.mark.parametrize("kind", ["vqgan", "vae"])
 def test_grids_need_not_be_square(kind: Kind) -> None:
     """The published VQGAN path works for 16 x 16 cells of 256 channels only."""
-    module = stage(1, kind, model=model_of(kind, grid=[2, 6]))
+    module = stage(1, kind, config=model_of(kind, grid=[2, 6]))
     images = torch.rand(2, 3, 8, 24)
     features = module.model.base.encode(images)
     assert features.shape[2:] == (2, 6), "as many cells as no square has"
-    one = module.first_pass(images, features, torch.tensor([3, 5]))
+    one = module.first_pass(images, features, torch.tensor([3, 5]), ImageDraws([0, 1], images.device))
     assert module.decoded(one, features).shape == images.shape
-    assert module.distillation_loss(one.output, features).isfinite()
+    assert module.reconstruction_loss(one.output, features).isfinite()
 
 
 def test_dead_codes_move_onto_tokens(pack: Path) -> None:
@@ -112,7 +115,7 @@ def test_dead_codes_move_onto_tokens(pack: Path) -> None:
     before = module.model.quantizer.codebook.detach().clone()
     fit(module, pack, steps=5)
     after = nn.functional.normalize(module.model.quantizer.codebook.detach(), dim=1)
-    offered = nn.functional.normalize(module.offered, dim=1)
+    offered = nn.functional.normalize(module.token_buffer, dim=1)
     moved = (after @ offered.T).max(1).values > 1 - 1e-5
     assert moved[:30].sum() >= 25
     assert not torch.equal(before, module.model.quantizer.codebook)
@@ -139,19 +142,17 @@ def test_a_pyramid_goes_from_the_whole_to_the_cells(grid: tuple[int, int], level
 
 
 def test_tokens_are_guided_by_the_pyramid_first(pack: Path) -> None:
-    module = stage(
-        1, model=model_of(max_tokens=21, max_position_embeddings=21), guide_until_step=40, second_pass_start_step=41
-    )
-    taught: list[float] = []
+    module = stage(1, config=model_of(max_tokens=21), guide_until_step=40, second_pass_start_step=41)
+    token_losses: list[float] = []
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            taught.append(float(trainer.callback_metrics["train/taught"]))
+            token_losses.append(float(trainer.callback_metrics["train/guide_tokens"]))
 
     fit(module, pack, Watch(), steps=40)
     directions = nn.functional.normalize(module.components)
     torch.testing.assert_close(directions @ directions.T, torch.eye(len(directions)), rtol=0, atol=1e-3)
-    assert sum(taught[-5:]) < 0.7 * sum(taught[:5])
+    assert sum(token_losses[-5:]) < 0.7 * sum(token_losses[:5])
     assert module.curriculum.probability.max() < 0.3, "no second pass, no curriculum"
 
 
@@ -161,61 +162,47 @@ class Stepped(KarlStage1Module):
     global_step: Any = 0
 
 
-def restarted(rank: int, module: Stepped, folder: Path) -> None:
-    """Lays a codebook onto tokens of this process, moves dead codes, and saves what came of it as `RANK.pt`."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    quantizer = module.model.quantizer
+def restarted(module: Stepped) -> dict[str, Tensor]:
+    """Lays a codebook onto tokens of this process and moves dead codes."""
+    quantizer, rank = module.model.quantizer, distributed.get_rank()
     assert quantizer is not None
     torch.manual_seed(1 + rank)
-    module.offer(torch.randn(32, 6))
+    module.remember(torch.randn(32, 6))
     module.global_step = 2
     module.on_train_batch_end(None, None, 1)
-    found = {"offered": module.offered, "laid": quantizer.codebook.detach().clone()}
+    found = {"remembered": module.token_buffer, "laid": quantizer.codebook.detach().clone()}
     quantizer.usage[: 4 + rank] = 0
     module.global_step = 4
     module.on_train_batch_end(None, None, 3)
-    torch.save({**found, "moved": quantizer.codebook.detach(), "usage": quantizer.usage}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return {**found, "moved": quantizer.codebook.detach(), "usage": quantizer.usage}
 
 
 def test_codes_move_to_the_same_places_in_every_process(tmp_path: Path) -> None:
     """Otherwise the processes train different models from the first restart on."""
     module = Stepped(model_of("vae"), restart_every=4, quantize_start_step=2)
-    context = torch.multiprocessing.get_context("fork")  # a new interpreter would take seconds to import everything
-    processes = [context.Process(target=restarted, args=(rank, module, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert not torch.equal(one["offered"], other["offered"])
+    one, other = together(tmp_path, restarted, module)
+    assert not torch.equal(one["remembered"], other["remembered"])
     for name in ("laid", "usage", "moved"):
         assert torch.equal(one[name], other[name])
     assert not torch.equal(one["laid"], one["moved"])
 
 
-def test_extreme_counts_are_asked_for_other_errors(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_counts_are_given_other_targets(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published code has the paper's augmentation, and no longer calls it."""
-    asked: list[tuple[Tensor, Tensor, Tensor]] = []
-    answers, second = KarlModule.answers, KarlModule.second_pass
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    whole = KarlModule.second_targets
 
-    def spy(self: KarlModule, counts: Tensor, reached: Tensor) -> Tensor:
-        asked.append((counts, reached, reached))
-        return answers(self, counts, reached)
+    def spy(self: KarlModule, counts: Tensor, achieved: Tensor, draws: ImageDraws) -> Tensor:
+        targets = whole(self, counts, achieved, draws)
+        seen.append((counts, achieved, targets))
+        return targets
 
-    def pass_spy(self: KarlModule, images: Tensor, features: Tensor, errors: Tensor) -> Any:
-        asked[-1] = (*asked[-1][:2], errors)
-        return second(self, images, features, errors)
-
-    monkeypatch.setattr(KarlModule, "answers", spy)
-    monkeypatch.setattr(KarlModule, "second_pass", pass_spy)
+    monkeypatch.setattr(KarlModule, "second_targets", spy)
     fit(stage(1, relabel_prob=1.0, count_step=4), pack, steps=4)  # 4 or 8 tokens: the fewest or the most
-    counts, reached, errors = map(torch.cat, zip(*asked, strict=True))
-    assert (errors[counts == 4] > reached[counts == 4]).all()
-    assert (errors[counts == TOKENS] < reached[counts == TOKENS]).all()
+    counts, achieved, targets = map(torch.cat, zip(*seen, strict=True))
+    assert (targets[counts == 4] > achieved[counts == 4]).all()
+    assert (targets[counts == TOKENS] < achieved[counts == TOKENS]).all()
     assert set(counts.tolist()) == {4, TOKENS}
     module = stage(1, relabel_prob=1.0)
-    middle = torch.full((9,), 0.1)
-    assert torch.equal(module.answers(torch.full((9,), 5), middle), middle)
+    middle, draws = torch.full((9,), 0.1), ImageDraws(range(9), torch.device("cpu"))
+    assert torch.equal(module.second_targets(torch.full((9,), 5), middle, draws), middle)

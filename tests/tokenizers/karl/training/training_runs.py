@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,47 +12,49 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from tokenthrift.karl.config import BaseConfig, KarlConfig, TransformerConfig
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.karl.training.module import KarlStage1Module, KarlStage2Module
 from tokenthrift.karl.training.stage import KarlModule
+from tokenthrift.training.optim import OptimConfig
 
 SIZE, BATCH, TOKENS = 16, 4, 8
+OPTIM = OptimConfig(learning_rate=3e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=0, min_lr=1e-6)
 
 Kind = Literal["vqgan", "vae"]
 
 
-def base_of(kind: Kind) -> dict[str, Any]:
-    sizes = {
-        "patch_size": 2,
-        "channels": 16,
-        "channel_multipliers": [1, 1],
-        "num_res_blocks": 1,
-        "latent_channels": 8,
-        "norm_num_groups": 4,
-        "codebook_size": 16,
-    }
-    return {"kind": kind, **sizes, "scaling_factor": 1.0}
+def base_of(kind: Kind) -> BaseConfig:
+    return BaseConfig(
+        kind=kind,
+        patch_size=2,
+        channels=16,
+        channel_multipliers=(1, 1),
+        num_res_blocks=1,
+        latent_channels=8,
+        norm_num_groups=4,
+        codebook_size=16,
+        scaling_factor=1.0,
+    )
 
 
-def model_of(kind: Kind = "vae", **changes: Any) -> dict[str, Any]:
-    half = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {
-        "grid": [4, 4],
-        "max_tokens": TOKENS,
-        "max_position_embeddings": TOKENS,
-        "token_dim": 6,
-        "codebook_size": 32,
-    }
-    return {"base": base_of(kind), "encoder": half, "decoder": half, **sizes, **changes}
+def model_of(kind: Kind = "vae", **changes: Any) -> KarlConfig:
+    half = TransformerConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = KarlConfig(
+        base=base_of(kind), encoder=half, decoder=half, grid=(4, 4), max_tokens=TOKENS, token_dim=6, codebook_size=32
+    )
+    if "max_tokens" in changes:
+        changes = {"max_position_embeddings": 0, **changes}
+    return replace(config, **changes)
 
 
 def stage(number: int, kind: Kind = "vae", **options: Any) -> Any:
     torch.manual_seed(0)
-    settings = {"learning_rate": 3e-3, "warmup_steps": 1, "count_step": 1, "restart_every": 4}
+    settings: dict[str, Any] = {"optim": OPTIM, "count_step": 1, "restart_every": 4}
     if number == 2:
         settings["lpips_weight"] = 0.0
     kinds: dict[int, Any] = {1: KarlStage1Module, 2: KarlStage2Module}
-    return kinds[number](options.pop("model", model_of(kind)), **{**settings, **options})
+    return kinds[number](options.pop("config", model_of(kind)), **{**settings, **options})
 
 
 def smooth_images(folder: Path) -> Path:

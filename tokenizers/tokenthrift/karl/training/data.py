@@ -1,34 +1,44 @@
-"""Images for training: arrays mapped from disk, or folders of image files, in an order that a resumed run takes up.
+"""Images for training: arrays mapped from disk, or folders of image files.
 
 A source is a `.npy` array, uint8 `(N, 3, height, width)`, as `recipes/karl/pack.py` writes it, or a folder that is
 searched for images. Training images are cropped at random and mirrored (KARL's own augmentation: an area of 80 to 100
-per cent), others are the middle square. What is random about an image depends on the seed and on how many images were
-drawn before it, not on any global state.
+per cent), others are the middle square. What is random about an image, its view and everything that a training step
+draws for it, depends on the seed, the epoch and the image alone.
 
 What differs from the published loader: a file that cannot be read is reported once and left out, where torchvision's
-`ImageFolder` ends the run.
+`ImageFolder` ends the run; several processes share an epoch, and a resumed run goes on with the images that were left.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tokenthrift.media.image import ImageError, read_image, square
 from tokenthrift.training.resuming import ResumableDataModule
+from tokenthrift.training.sampler import Key, item_seed, random_batches
 
-__all__ = ["Draws", "Images", "KarlDataModule", "random_view", "source_name"]
+__all__ = ["ImageBatch", "Images", "KarlDataModule", "collate", "random_view", "source_name"]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class ImageBatch(NamedTuple):
+    """What a batch holds."""
+
+    images: Tensor
+    """`(B, 3, size, size)` in [0, 1]."""
+    seeds: tuple[int, ...]
+    """One for each image, from which a training step draws what is random about it."""
 
 
 def random_view(image: Tensor, size: int, area: tuple[float, float], rng: np.random.Generator) -> Tensor:
@@ -38,7 +48,7 @@ def random_view(image: Tensor, size: int, area: tuple[float, float], rng: np.ran
         image: `(3, H, W)`.
         size: side of the result.
         area: least and greatest share of the largest square's area.
-        rng: where the randomness comes from.
+        rng: draws the square.
 
     Returns:
         `(3, size, size)`.
@@ -55,48 +65,68 @@ def random_view(image: Tensor, size: int, area: tuple[float, float], rng: np.ran
 
 
 class Images(Dataset[Any]):
-    """Images of several sources, by `(index, draw)`.
+    """Images of several sources, by keys `(epoch, index)`; each as `(image, seed)`, or None if it cannot be read.
 
     Args:
         sources: arrays or folders, and how often each of their images is in an epoch.
         size: side of the images given, in pixels.
         area: see `random_view`; None takes the middle square.
-        seed: of the random views.
+        seed: of what is random about the images.
     """
 
-    def __init__(self, sources: dict[str, int], size: int, area: tuple[float, float] | None, seed: int = 0) -> None:
+    def __init__(self, sources: Mapping[str, int], size: int, area: tuple[float, float] | None, seed: int = 0) -> None:
         self.size, self.area, self.seed, self.sources = size, area, seed, list(sources)
         self.parts: list[Any] = [_open(Path(name)) for name in sources]
-        lengths = [len(part) for part in self.parts]
-        self.starts = np.cumsum([0, *lengths])
-        self.epoch = np.concatenate(
+        starts = np.cumsum([0, *map(len, self.parts)])
+        self.starts = starts
+        # The image at each place of an epoch.
+        self.order = np.concatenate(
             [
-                np.tile(np.arange(start, start + length), times)
-                for start, length, times in zip(self.starts, lengths, sources.values(), strict=False)
+                np.tile(np.arange(start, end), times)
+                for start, end, times in zip(starts[:-1], starts[1:], sources.values(), strict=True)
             ]
         )
         self.reported: set[Path] = set()
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        """Images of an epoch."""
+        return len(self.order)
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor | None:
-        index, draw = place
-        image = self._read(self._item(index))
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | None:
+        epoch, index = key
+        image, seed = self._read(self._item(index)), item_seed(self.seed, epoch, index)
         if image is None:
             return None
         if self.area is None:
-            return square(image, self.size)
-        return random_view(image, self.size, self.area, np.random.default_rng((self.seed, draw)))
+            return square(image, self.size), seed
+        return random_view(image, self.size, self.area, np.random.default_rng(seed)), seed
 
-    def readable(self, index: int) -> bool:
-        """Whether there is an image behind an index; reports a file that holds none."""
-        item = self._item(index)
-        return not isinstance(item, Path) or self._read(item) is not None
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int] | None]:
+        """A batch; if no file of it can be read, the next image that can takes its place."""
+        found = [self[key] for key in keys]
+        if not any(item is not None for item in found):
+            # The last batch of an epoch may be one broken file, and other processes wait for this one's share.
+            epoch, index = keys[0]
+            others = (self[epoch, (index + step) % len(self)] for step in range(1, len(self)))
+            found = list(islice((item for item in others if item is not None), 1)) or found
+        return found
+
+    def readable(self, most: int) -> None:
+        """Keeps the first images that can be read, and reports the files before them that cannot."""
+
+        def whole(place: int) -> bool:
+            item = self._item(place)
+            return not isinstance(item, Path) or self._read(item) is not None
+
+        kept = list(islice(filter(whole, range(len(self))), most))
+        if not kept:
+            raise ValueError(f"none of the {len(self)} images of {', '.join(self.sources)} could be read")
+        self.order = self.order[kept]
 
     def _item(self, index: int) -> Any:
-        part = int(np.searchsorted(self.starts, index, "right")) - 1
-        return self.parts[part][index - self.starts[part]]
+        image = int(self.order[index])
+        part = int(np.searchsorted(self.starts, image, "right")) - 1
+        return self.parts[part][image - self.starts[part]]
 
     def _read(self, item: Any) -> Tensor | None:
         if not isinstance(item, Path):
@@ -137,60 +167,34 @@ def source_name(trainer: Any, part: str, loader: int) -> str:
     return names[loader] if names else str(loader)
 
 
-def collate(images: list[Tensor | None]) -> Tensor:
-    """`(B, 3, size, size)` of those that could be read.
+def collate(items: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
+    """Those that could be read.
 
     Raises:
         ValueError: none could be.
     """
-    whole = [image for image in images if image is not None]
-    if not whole:
-        raise ValueError(f"none of the {len(images)} images of a batch could be read")
-    return torch.stack(whole)
-
-
-class Draws(Sampler[list[tuple[int, int]]]):
-    """Batches of `(index, draw)`, in a new seeded order each epoch.
-
-    Args:
-        epoch: index of every image of an epoch, an array.
-        batch_size: images a batch; what is left over at the end of an epoch is dropped.
-        seed: of the order.
-        rank: which of the processes that train together this is.
-        world: how many there are; each gets other images.
-    """
-
-    def __init__(self, epoch: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        if len(epoch) < batch_size * world:
-            raise ValueError(f"a batch of {batch_size * world} is more than the {len(epoch)} images there are")
-        self.indices, self.batch_size, self.seed, self.rank, self.world = epoch, batch_size, seed, rank, world
-        self.number = self.skip = 0
-
-    def __len__(self) -> int:
-        return len(self.indices) // (self.batch_size * self.world)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.number)).permutation(self.indices)
-        draw, skip = self.number * len(order), self.skip
-        self.number, self.skip = self.number + 1, 0
-        for i in range(skip, len(self)):
-            first = (i * self.world + self.rank) * self.batch_size
-            yield [(int(order[p]), draw + p) for p in range(first, first + self.batch_size)]
+    found = [item for item in items if item is not None]
+    if not found:
+        raise ValueError(f"none of the {len(items)} images of a batch could be read")
+    return ImageBatch(torch.stack([image for image, _ in found]), tuple(seed for _, seed in found))
 
 
 class KarlDataModule(ResumableDataModule):
-    """Images for training, development and test.
+    """Images for training, development and test. A batch is an `ImageBatch`: `images` and `seeds`.
+
+    `images` is `(B, 3, size, size)` in [0, 1], as `Karl.encode` takes them; `seeds` has one number for each image. With
+    several processes every image of an epoch goes to one of them.
 
     Args:
         train: sources to train on, and how often each of their images is in an epoch.
         dev: sources to validate on, by the name that logged values carry.
         test: the same for `tokenthrift test`.
         size: side of the images, in pixels.
-        batch_size: images a batch, of each process; several need `use_distributed_sampler: false`.
+        batch_size: images a batch, of each process.
         area: least and greatest share of an image that a training crop covers.
         workers: processes that read images; 0 reads in the training process.
         dev_images: most images of each source to validate or test on.
-        seed: of order and crops.
+        seed: of order, crops and all else that is random about an image.
     """
 
     def __init__(
@@ -213,17 +217,19 @@ class KarlDataModule(ResumableDataModule):
         h: Any = self.hparams
         if stage == "fit":
             self.train = Images(h.train, h.size, tuple(h.area), h.seed)
-            rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-            self.draws = Draws(self.train.epoch, h.batch_size, h.seed, rank, world)
         self.dev = {name: Images({source: 1}, h.size, None) for name, source in (h.dev or {}).items()}
         self.test = {name: Images({source: 1}, h.size, None) for name, source in (h.test or {}).items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches `(B, 3, size, size)` in [0, 1]."""
+        """`ImageBatch`es in random order."""
         h: Any = self.hparams
-        self.draws.number, self.draws.skip = divmod(self.consumed, len(self.draws))
-        workers = {"num_workers": h.workers, "persistent_workers": h.workers > 0}
-        return DataLoader(self.train, batch_sampler=self.draws, collate_fn=collate, **workers)
+        sampler = random_batches(range(len(self.train)), h.batch_size, seed=h.seed)
+        return self.training_loader(self.train, sampler, collate, h.workers)
+
+    def training_images(self, count: int) -> Tensor:
+        """Some images of the first epoch, `(N, 3, size, size)`, the same in every process; for statistics."""
+        places = np.random.default_rng(self.hparams["seed"]).permutation(len(self.train))[:count]
+        return collate([self.train[0, int(place)] for place in places]).images
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each source, in the order of `names`."""
@@ -246,8 +252,5 @@ class KarlDataModule(ResumableDataModule):
     def _plain(self, images: Images) -> DataLoader[Any]:
         h: Any = self.hparams
         # A file that cannot be read has to go before there are batches: it may be the only one of the last.
-        places = list(islice(((i, 0) for i in range(len(images)) if images.readable(i)), h.dev_images))
-        if not places:
-            raise ValueError(f"none of the {len(images)} images of {', '.join(images.sources)} could be read")
-        batches = [places[i : i + h.batch_size] for i in range(0, len(places), h.batch_size)]
-        return DataLoader(images, batch_sampler=batches, collate_fn=collate)
+        images.readable(h.dev_images)
+        return self.evaluation_loader(images, h.batch_size, collate)

@@ -1,8 +1,8 @@
-"""The discriminator of the last stage: it judges patches, not images.
+"""The discriminator of the last stage: it rates patches, not images.
 
 Source: PatchGAN (arXiv 1611.07004) as VQGAN uses it (arXiv 2012.09841): 64 channels, three halvings, hinge loss.
 
-What differs: group normalization in place of batch normalization, so that an image's verdict does not depend on the
+What differs: group normalization in place of batch normalization, so that the logits of an image do not depend on the
 others and there are no running statistics that an average of the weights would miss. One discriminator for all token
 counts, as the paper says; the published code has eight.
 """
@@ -18,7 +18,7 @@ __all__ = ["PatchDiscriminator"]
 
 
 class PatchDiscriminator(nn.Module):
-    """A verdict for every overlapping patch.
+    """Logits of every overlapping patch.
 
     Args:
         channels: after the first convolution; doubled by each further one, up to eight times.

@@ -1,7 +1,7 @@
-"""Originals beside reconstructions, drawn into whatever logger a run has.
+"""Originals beside reconstructions, in whatever logger a run has.
 
-Loggers that know images get them (TensorBoard, Weights & Biases); beside any other, such as the CSV logger, the picture
-is written as a PNG into its folder.
+Loggers that know images get them (TensorBoard, Weights & Biases); beside any other, such as the CSV logger, the images
+are written as a PNG into its folder.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tokenthrift import extras
 
-__all__ = ["draw", "sheet"]
+__all__ = ["image_rows", "log_images"]
 
 GAP = 2  # white pixels between images
 
 
-def sheet(rows: list[Tensor]) -> Tensor:
-    """One picture of several rows of images.
+def image_rows(rows: list[Tensor]) -> Tensor:
+    """Several rows of images as one image.
 
     Args:
         rows: `(N, 3, H, W)` each, in about [0, 1]; all of one shape.
@@ -28,33 +28,30 @@ def sheet(rows: list[Tensor]) -> Tensor:
     Returns:
         `(3, height, width)` uint8.
     """
-    images = torch.stack(rows).detach().float().clamp(0, 1).cpu()
-    r, n, c, h, w = images.shape
-    canvas = torch.ones(c, r * (h + GAP) - GAP, n * (w + GAP) - GAP)
-    for i in range(r):
-        for j in range(n):
-            top, left = i * (h + GAP), j * (w + GAP)
-            canvas[:, top : top + h, left : left + w] = images[i, j]
-    return (canvas * 255).round().to(torch.uint8)
+    images = torch.cat(rows).detach().float().clamp(0, 1).cpu()
+    make_grid = extras.require("torchvision.utils").make_grid
+    grid: Tensor = make_grid(images, nrow=len(rows[0]), padding=GAP, pad_value=1.0)
+    return (grid * 255).round().to(torch.uint8)
 
 
-def draw(logger: Any, name: str, picture: Tensor, step: int) -> None:
-    """Logs a picture.
+def log_images(logger: Any, name: str, rows: list[Tensor], step: int) -> None:
+    """Logs rows of images.
 
     Args:
         logger: a Lightning logger, or None for nowhere.
-        name: of the picture, such as `val/photos`.
-        picture: `(3, height, width)` uint8.
+        name: of the image, such as `val/photos`.
+        rows: see `image_rows`.
         step: optimizer steps so far.
     """
     if logger is None:
         return
+    image = image_rows(rows)
     experiment: Any = getattr(logger, "experiment", None)
     if hasattr(experiment, "add_image"):
-        experiment.add_image(name, picture, step)
+        experiment.add_image(name, image, step)
     elif hasattr(logger, "log_image"):
-        logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step=step)
+        logger.log_image(name, [image.permute(1, 2, 0).numpy()], step=step)
     elif logger.log_dir is not None:
-        path = Path(logger.log_dir) / "pictures" / f"{name.replace('/', '-')}-{step:06d}.png"
+        path = Path(logger.log_dir) / "images" / f"{name.replace('/', '-')}-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        extras.require("PIL.Image").fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+        extras.require("PIL.Image").fromarray(image.permute(1, 2, 0).numpy()).save(path)

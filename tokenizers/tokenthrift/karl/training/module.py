@@ -1,15 +1,15 @@
-"""Training of KARL under Lightning: stage 1 distils a frozen base tokenizer, stage 2 tunes everything on pixels.
+"""Training of KARL under Lightning: stage 1 fits a frozen base tokenizer, stage 2 tunes everything on pixels.
 
 Source: KARL (arXiv 2507.07995), section 3 and appendix; see `stage` for what both share.
 
-What differs: tokens may be guided by a pyramid of means for the first steps of stage 1. In stage 2 generator and
+What differs: tokens may be guided for the first steps of stage 1 (see `guidance`). In stage 2 generator and
 discriminator step in turn, each with its own optimizer over its own parameters, where the published code takes eight
 discriminator steps for one of the generator, whose optimizer also holds the discriminators.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,44 +18,32 @@ from torch import Tensor
 
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.base.vqgan import Vqgan
-from tokenthrift.karl.training.curriculum import draw_counts
+from tokenthrift.karl.config import KarlConfig
+from tokenthrift.karl.latent.conditioning import pixel_error
+from tokenthrift.karl.training.data import ImageBatch
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
-from tokenthrift.karl.training.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge, pixel_error
-from tokenthrift.karl.training.optimisation import adamw
-from tokenthrift.karl.training.stage import NOISE, KarlModule, Pass, fast_attention
+from tokenthrift.karl.training.draws import ImageDraws
+from tokenthrift.karl.training.guidance import principal_components, token_targets
+from tokenthrift.karl.training.losses import Lpips, adaptive_weight, discriminator_hinge, generator_hinge
+from tokenthrift.karl.training.stage import NOISE, OPTIM, KarlModule, Pass, fast_attention
+from tokenthrift.padding import length_mask
+from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, parameter_groups
+from tokenthrift.training.processes import balanced
 
-__all__ = ["KarlStage1Module", "KarlStage2Module", "pyramid"]
+__all__ = ["KarlStage1Module", "KarlStage2Module"]
 
-GUIDE_BATCHES = 20  # whose principal components are found
-FAINTEST = 0.15  # of the largest component's deviation; smaller ones count for less
-CONSTANT = 2.0
-
-
-def pyramid(features: Tensor, most: int) -> Tensor:
-    """Means of features over the whole, over quarters, over sixteenths and so on, coarse to fine.
-
-    Args:
-        features: `(B, C, h, w)`.
-        most: means that are wanted.
-
-    Returns:
-        `(B, N, C)`, N at most `most`; the finest are single cells.
-    """
-    sides, side = [], 1
-    while side < 2 * max(features.shape[2:]):
-        sides.append((min(side, features.shape[2]), min(side, features.shape[3])))
-        side *= 2
-    means = [F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2) for size in dict.fromkeys(sides)]
-    return torch.cat(means, 1)[:, :most]
+GUIDE_IMAGES = 1280  # whose principal components are found
 
 
 class KarlStage1Module(KarlModule):
     """Stage 1: the base tokenizer is frozen; its codes, or its latents, are what the decoder has to predict.
 
     Args:
-        model: fields of a `KarlConfig`.
-        guide_until_step: steps in which tokens are taught to be a pyramid of the features, in their principal components,
-            and the decoder to read it: a way to share the image out among tokens that a short run does not find alone.
+        config: of the model.
+        optim: how it is trained.
+        guide_until_step: steps in which tokens are taught to be a pyramid of the features, in their principal
+            components, and the decoder to read it: a way to share the image out among tokens that a short run does not
+            find alone.
         second_pass_start_step: steps before which there is no second pass.
         shared: what `KarlModule` takes.
     """
@@ -64,36 +52,39 @@ class KarlStage1Module(KarlModule):
     components: Tensor
 
     def __init__(
-        self, model: dict[str, Any], *, guide_until_step: int = 0, second_pass_start_step: int = 0, **shared: Any
+        self,
+        config: KarlConfig,
+        optim: OptimConfig = OPTIM,
+        *,
+        guide_until_step: int = 0,
+        second_pass_start_step: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(model, **shared)
-        self.save_hyperparameters()
-        config = self.model.config
+        super().__init__(config, optim, **shared)
+        self.save_hyperparameters(ignore=["config", "optim"])
         count = min(config.token_dim - 1, config.base.latent_channels)
         self.register_buffer("mean", torch.zeros(config.base.latent_channels))
         self.register_buffer("components", torch.zeros(count, config.base.latent_channels))
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the features of the first training images."""
+        """Finds the principal components of the features of some training images."""
         super().on_fit_start()
         if not self.hparams["guide_until_step"] or bool(self.components.any()):
             return
-        batches = islice(self.trainer.datamodule.train_dataloader(), GUIDE_BATCHES)  # type: ignore[attr-defined]
+        images: Tensor = self.trainer.datamodule.training_images(GUIDE_IMAGES)  # type: ignore[attr-defined]
         with torch.no_grad():
-            cells = torch.cat([self.model.base.rows(self.model.base.encode(b.to(self.device))) for b in batches])
-        cells = cells.flatten(0, 1).float()
-        self.mean.copy_(cells.mean(0))
-        _, sizes, directions = torch.linalg.svd(cells - self.mean, full_matrices=False)
-        deviations = (sizes / len(cells) ** 0.5).clamp(min=FAINTEST * sizes[0] / len(cells) ** 0.5)
-        self.components.copy_((directions / deviations[:, None])[: len(self.components)])
+            parts = [self.model.base.encode(part.to(self.device)) for part in images.split(64)]
+            cells = torch.cat([self.model.base.rows(part) for part in parts]).flatten(0, 1).float()
+            mean, components = principal_components(cells, len(self.components))
+            self.mean.copy_(mean)
+            self.components.copy_(components)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        h: Any = self.hparams
-        optimizer = adamw(self.model.parameters(), h.learning_rate, h.weight_decay)
-        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer)}
+        steps = int(self.trainer.estimated_stepping_batches)
+        return optimizer_and_schedule(parameter_groups(self.model, self.optim), self.optim, steps)
 
-    def distillation_loss(self, output: Tensor, features: Tensor) -> Tensor:
+    def reconstruction_loss(self, output: Tensor, features: Tensor) -> Tensor:
         """How far a pass is from the base tokenizer's own features."""
         base = self.model.base
         targets = base.to_targets(features)
@@ -104,49 +95,47 @@ class KarlStage1Module(KarlModule):
         logits = output.float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten()) + F.mse_loss(mean, F.embedding(targets, book))
 
-    def guided_loss(self, images: Tensor, features: Tensor) -> Tensor:
+    def guided_loss(self, images: Tensor, features: Tensor, draws: ImageDraws) -> Tensor:
         """Tokens against the pyramid, and the decoder on the first some of it."""
-        wanted = (pyramid(features.float(), self.model.config.max_tokens) - self.mean) @ self.components.T
-        # Tokens are scaled to length 1; one number that is always the same lets the length of the others be told.
-        wanted = F.pad(wanted, (0, 1), value=CONSTANT)
-        wanted = F.pad(wanted, (0, self.model.config.token_dim - wanted.shape[-1]))
-        told = wanted.shape[1]
-        counts = torch.full((len(images),), told, device=images.device)
-        found = self.model.encode_latents(images, features, counts, self.curriculum.sample(len(images)))
-        taught = F.mse_loss(found.tokens.float(), wanted)
-        noisy = F.normalize(F.normalize(wanted, dim=-1) + NOISE * torch.randn_like(wanted), dim=-1)
-        some = draw_counts(len(images), told, 1, images.device)
-        keep = torch.arange(told, device=images.device) < some[:, None]
+        config = self.model.config
+        targets = token_targets(features, config.max_tokens, self.mean, self.components, config.token_dim)
+        count = targets.shape[1]
+        counts = torch.full((len(images),), count, device=images.device)
+        found = self.model.encode_latents(images, features, counts, self.curriculum.sample(draws))
+        token_loss = F.mse_loss(found.tokens.float(), targets)
+        noisy = F.normalize(F.normalize(targets, dim=-1) + NOISE * draws.normal_like(targets), dim=-1)
+        keep = length_mask(draws.counts(count, 1), count)
         grid = (features.shape[2], features.shape[3])
-        read = self.distillation_loss(self.model.decode_latents(noisy, keep, grid), features)
-        self.log_dict({"train/taught": taught, "train/read": read}, prog_bar=True)
-        self.offer(found.tokens[found.mask])
-        return taught + read
+        decoder_loss = self.reconstruction_loss(self.model.decode_latents(noisy, keep, grid), features)
+        self.log_dict({"train/guide_tokens": token_loss, "train/guide_decoder": decoder_loss}, prog_bar=True)
+        self.remember(found.tokens[found.mask])
+        return token_loss + decoder_loss
 
-    def training_step(self, images: Tensor, index: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, index: int) -> Tensor:
         """Both passes; pixels are looked at to measure errors only."""
         h: Any = self.hparams
+        images, draws = batch.images, ImageDraws(batch.seeds, batch.images.device)
         with fast_attention(self.device):
             with torch.no_grad():
                 features = self.model.base.encode(images)
             if self.global_step < h.guide_until_step:
-                return self.guided_loss(images, features)
-            counts = self.counts(images)
-            first = self.first_pass(images, features, counts)
-            distilled = self.distillation_loss(first.output, features)
-            self.log("train/first", distilled, prog_bar=True)
-            loss = distilled + self.common_loss(first, None)
-            self.offer(first.distilled.tokens[first.keep])
+                return balanced(self.guided_loss(images, features, draws), len(images))
+            counts = self.counts(draws)
+            first = self.first_pass(images, features, counts, draws)
+            first_loss = self.reconstruction_loss(first.output, features)
+            self.log("train/first", first_loss, prog_bar=True)
+            loss = balanced(first_loss, len(images)) + self.common_loss(first, None)
+            self.remember(first.encoded.tokens[first.keep])
             if self.global_step < h.second_pass_start_step:
                 return loss
             with torch.no_grad():
-                reached = pixel_error(self.decoded(first, features).clamp(0, 1), images)
-            second = self.second_pass(images, features, self.answers(counts, reached))
-            again = self.distillation_loss(second.output, features)
-            loss = loss + again + self.common_loss(second, counts)
-        self.log("train/second", again, prog_bar=True)
-        self.log_passes(first, second, counts, reached)
-        self.offer(second.distilled.tokens[second.keep])
+                achieved = pixel_error(self.decoded(first, features).clamp(0, 1), images)
+            second = self.second_pass(images, features, self.second_targets(counts, achieved, draws), draws)
+            second_loss = self.reconstruction_loss(second.output, features)
+            loss = loss + balanced(second_loss, len(images)) + self.common_loss(second, counts)
+        self.log("train/second", second_loss, prog_bar=True)
+        self.log_passes(first, second, counts, achieved)
+        self.remember(second.encoded.tokens[second.keep])
         return loss
 
 
@@ -154,26 +143,28 @@ class KarlStage2Module(KarlModule):
     """Stage 2: everything is trained, the base tokenizer too, on pixels.
 
     Args:
-        model: fields of a `KarlConfig`.
+        config: of the model.
+        optim: how it is trained.
         clip: largest norm of the gradient, of each optimizer.
         lpips_weight: of LPIPS, which needs torchvision's VGG-16 weights; 0 leaves it out.
         adversarial: weight of the adversarial loss from an epoch on, as {20: 0.2, 100: 0.8}; none if empty.
-        discriminator_rate: learning rate of the discriminator.
+        discriminator_learning_rate: of the discriminator, which is otherwise trained like the model.
         shared: what `KarlModule` takes.
     """
 
     def __init__(
         self,
-        model: dict[str, Any],
+        config: KarlConfig,
+        optim: OptimConfig = OPTIM,
         *,
         clip: float = 3.0,
         lpips_weight: float = 1.0,
         adversarial: dict[int, float] | None = None,
-        discriminator_rate: float = 5.6e-5,
+        discriminator_learning_rate: float = 5.6e-5,
         **shared: Any,
     ) -> None:
-        super().__init__(model, **shared)
-        self.save_hyperparameters()
+        super().__init__(config, optim, **shared)
+        self.save_hyperparameters(ignore=["config", "optim"])
         self.automatic_optimization = False
         self.model.base.requires_grad_(True)
         if isinstance(self.model.base, Vqgan):
@@ -183,11 +174,12 @@ class KarlStage2Module(KarlModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer for the model and, with an adversarial loss, one for the discriminator."""
-        h: Any = self.hparams
-        both = [adamw(self.model.parameters(), h.learning_rate, h.weight_decay)]
+        steps = int(self.trainer.estimated_stepping_batches)
+        both = [optimizer_and_schedule(parameter_groups(self.model, self.optim), self.optim, steps)]
         if self.discriminator is not None:
-            both.append(adamw(self.discriminator.parameters(), h.discriminator_rate, h.weight_decay))
-        return both, [self._schedule(one) for one in both]
+            other = replace(self.optim, learning_rate=self.hparams["discriminator_learning_rate"])
+            both.append(optimizer_and_schedule(parameter_groups(self.discriminator, other), other, steps))
+        return [one["optimizer"] for one in both], [one["lr_scheduler"] for one in both]
 
     @property
     def adversarial_weight(self) -> float:
@@ -203,32 +195,33 @@ class KarlStage2Module(KarlModule):
             loss = loss + self.hparams["lpips_weight"] * self.lpips(made, images).mean()
         return made, loss
 
-    def training_step(self, images: Tensor, index: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, index: int) -> Tensor:
         """A step of the model and, once it takes part, one of the discriminator."""
+        images, draws = batch.images, ImageDraws(batch.seeds, batch.images.device)
         weight = self.adversarial_weight
         optimizers = self.optimizers()
         generator, *others = optimizers if isinstance(optimizers, list) else [optimizers]
         with fast_attention(self.device):
             features = self.model.base.encode(images)
-            counts = self.counts(images)
-            first = self.first_pass(images, features, counts)
-            made, loss = self.pixel_loss(first, features, images)
-            reached = pixel_error(made.detach().clamp(0, 1), images)
-            second = self.second_pass(images, features, self.answers(counts, reached))
-            again, loss_again = self.pixel_loss(second, features, images)
-            pixels = loss + loss_again
-            total = pixels + self.common_loss(first, None) + self.common_loss(second, counts)
-            fakes = torch.cat([made, again])
+            counts = self.counts(draws)
+            first = self.first_pass(images, features, counts, draws)
+            made, first_loss = self.pixel_loss(first, features, images)
+            achieved = pixel_error(made.detach().clamp(0, 1), images)
+            second = self.second_pass(images, features, self.second_targets(counts, achieved, draws), draws)
+            made_again, second_loss = self.pixel_loss(second, features, images)
+            pixels = first_loss + second_loss
+            total = balanced(pixels, len(images)) + self.common_loss(first, None) + self.common_loss(second, counts)
+            fakes = torch.cat([made, made_again])
             if self.discriminator is not None and weight:
-                total = total + weight * self._adversarial(pixels, fakes)
+                total = total + balanced(weight * self._adversarial(pixels, fakes), len(images))
             self._step(generator, total)
         if self.discriminator is not None and weight:
-            judged = discriminator_hinge(self.discriminator(images), self.discriminator(fakes.detach()))
-            self._step(others[0], judged, counted=False)
-            self.log("train/discriminator", judged)
-        self.log_dict({"train/first": loss.detach(), "train/second": loss_again.detach()}, prog_bar=True)
-        self.log_passes(first, second, counts, reached)
-        self.offer(second.distilled.tokens[second.keep])
+            hinge = discriminator_hinge(self.discriminator(images), self.discriminator(fakes.detach()))
+            self._step(others[0], balanced(hinge, len(images)), counted=False)
+            self.log("train/discriminator", hinge)
+        self.log_dict({"train/first": first_loss.detach(), "train/second": second_loss.detach()}, prog_bar=True)
+        self.log_passes(first, second, counts, achieved)
+        self.remember(second.encoded.tokens[second.keep])
         return total.detach()
 
     def _adversarial(self, pixels: Tensor, fakes: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Two processes that train together: each image once, the losses of one process, resumed in the middle of an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import distributed
+
+from tests.processes import in_this_group, together
+from tests.tokenizers.karl.training.training_runs import OPTIM, SIZE, Notes, base_of, stage
+from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
+from tokenthrift.karl.training.data import KarlDataModule
+from tokenthrift.training.processes import rank_and_world
+
+# Advice about loaders, folders and the next release of torch.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+
+IMAGES, STEPS = 10, 6  # an epoch is three steps of 4, 4 and 2 images
+
+
+class Watch(Notes):
+    """Notes the seeds of the images too, which say which image of which epoch it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seeds.append(list(batch.seeds))
+
+
+def train(
+    kind: str, pack: Path, folder: Path, batch_size: int, resume: bool = False, steps: int = STEPS
+) -> dict[str, Any]:
+    """Losses of each step, seeds of its images, weights at the end and the validated figures."""
+    torch.manual_seed(0)
+    if kind == "base":
+        module: Any = KarlBaseModule(base_of("vae"), OPTIM)
+    else:
+        number, base = (1, "vae") if kind == "stage 1" else (2, "vqgan")
+        module = stage(number, base, restart_every=0)
+    watch = Watch()
+    group = in_this_group() if rank_and_world()[1] > 1 else {}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[watch, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0,
+        **group,
+    )
+    data = KarlDataModule({str(pack): 1}, dev={"d": str(pack)}, size=SIZE, batch_size=batch_size, area=(0.9, 1.0))
+    trainer.fit(module, datamodule=data, ckpt_path=folder / "step=4.ckpt" if resume else None, weights_only=False)
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/l1")}
+    return {"losses": watch.losses, "seeds": watch.seeds, "weights": weights, "figures": figures}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = torch.Generator().manual_seed(0)
+    rough = torch.rand(IMAGES, 3, 4, 4, generator=random)
+    images = torch.nn.functional.interpolate(rough, (SIZE, SIZE), mode="bilinear")
+    path = tmp_path_factory.mktemp("karl") / "images.npy"
+    np.save(path, (images * 255).byte().numpy())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["base", "stage 1", "stage 2"])
+def test_two_processes_train_as_one_does(kind: str, pack: Path, tmp_path: Path) -> None:
+    """Each image once an epoch; the losses, the weights and the validated errors of one process with all images."""
+    for name in ("one", "two", "meeting", "again"):
+        (tmp_path / name).mkdir()
+    alone = train(kind, pack, tmp_path / "one", 4)
+    pair = together(tmp_path / "meeting", train, kind, pack, tmp_path / "two", 2)
+    for epoch in (slice(0, 3), slice(3, 6)):
+        shares = [[seed for step in part["seeds"][epoch] for seed in step] for part in pair]
+        assert [len(share) for share in shares] == [IMAGES // 2] * 2
+        assert len({*shares[0], *shares[1]}) == IMAGES
+    for step in range(STEPS):
+        assert {*pair[0]["seeds"][step], *pair[1]["seeds"][step]} == set(alone["seeds"][step])
+        # DistributedDataParallel averages what `balanced` has scaled.
+        mean = sum(part["losses"][step] for part in pair) / 2
+        assert mean == pytest.approx(alone["losses"][step], rel=2e-3)
+    assert torch.equal(pair[0]["weights"], pair[1]["weights"])
+    torch.testing.assert_close(pair[0]["weights"], alone["weights"], rtol=0, atol=2e-3)
+    assert pair[0]["figures"] == pair[1]["figures"]
+    assert pair[0]["figures"] == pytest.approx(alone["figures"], rel=2e-3)
+    resumed = together(tmp_path / "again", train, kind, pack, tmp_path / "two", 2, True)
+    for part, whole in zip(resumed, pair, strict=True):
+        assert part["seeds"] == whole["seeds"][4:]
+        assert part["losses"] == pytest.approx(whole["losses"][4:], rel=1e-4)
+
+
+def usage_of_both() -> torch.Tensor:
+    """The use of codes after one batch, in which each process has chosen another code."""
+    quantizer = stage(1).model.quantizer
+    token = torch.nn.functional.normalize(quantizer.codebook.detach(), dim=-1)[distributed.get_rank()]
+    quantizer(token[None, None], torch.ones(1, 1, dtype=torch.bool))
+    found: torch.Tensor = quantizer.usage
+    return found
+
+
+def test_the_use_of_codes_is_that_of_all_processes(tmp_path: Path) -> None:
+    one, other = together(tmp_path, usage_of_both)
+    assert torch.equal(one, other)
+    assert one[0] == one[1] > one[2]
