@@ -8,7 +8,7 @@ against a search by bisection for the smallest count, whose eight steps encode a
 replaces does, or only decode, which nested tokens allow? Every search has to end at the error of the one pass, which is
 checked.
 
-Rivals take turns in one thread. Figures are medians of processor time, which other work on the machine hardly changes.
+All ways take turns in one thread. Figures are medians of processor time, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tokenthrift.karl.model import Karl
 KEPT = (32, 128, 225)
 WHOLE = (32, 128)  # of the pipelines, which take a minute each
 STEPS = 8
-BARS = {32: 1.6, 128: 1.25, 225: 1.0}
+THRESHOLDS = {32: 1.6, 128: 1.25, 225: 1.0}
 PUBLISHED = "all"
 PARTS = ("base encoder", "latent encoder", "latent decoder", "base decoder")
 WAYS = ("one pass", "search, encoder and decoder", "search, decoder only")
-SEARCH_BAR = 5.0
+SEARCH_THRESHOLD = 5.0
 SAME_ERROR = 1e-5
 
 
@@ -88,7 +88,9 @@ def decoders(karl: Karl, tokens: Tensor, repeats: int) -> dict[Any, float]:
             all_positions(karl.decoder, one, first(one, kept), grid),
         )
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
-    ways: dict[Any, Callable[[], object]] = {k: partial(karl.expand, tokens, first(tokens, k), grid) for k in KEPT}
+    ways: dict[Any, Callable[[], object]] = {
+        k: partial(karl.decode_latents, tokens, first(tokens, k), grid) for k in KEPT
+    }
     ways[PUBLISHED] = partial(all_positions, karl.decoder, tokens, first(tokens, KEPT[-1]), grid)
     return medians(ways, repeats)
 
@@ -156,7 +158,7 @@ def searches(karl: Karl, images: Tensor, kept: int, repeats: int) -> tuple[dict[
         for _ in range(STEPS):
             middle = (low + high) // 2
             error = decode(encode(features, middle) if whole is None else whole, middle)
-            # With random weights errors do not fall with the count; the steps are those that lead to the wanted one.
+            # With random weights errors do not fall with the count; the steps are those that lead to the given count.
             if middle >= kept:
                 high, ends[way] = middle, error
             else:
@@ -184,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    karl = Karl(named(options.size)).eval()
+    karl = Karl(named(options.size))
     images = torch.rand(options.batch, 3, *karl.config.size)
     tokens = F.normalize(torch.randn(options.batch, karl.config.max_tokens, karl.config.token_dim), dim=-1)
 
@@ -193,12 +195,12 @@ def main() -> None:
     pipelines(karl, images[:1], KEPT[:1], 1)  # warm-up
     alone = decoders(karl, tokens, options.repeats)
     table = Table(
-        "kept of 256", "kept only, s", "all 512 positions, s", "ratio", "bar", title=f"Latent decoder: {setting}"
+        "kept of 256", "kept only, s", "all 512 positions, s", "ratio", "threshold", title=f"Latent decoder: {setting}"
     )
     for kept in KEPT:
         ratio = alone[PUBLISHED] / alone[kept]
-        bar = f">= {BARS[kept]:g}x"
-        table.add_row(str(kept), f"{alone[kept]:.2f}", f"{alone[PUBLISHED]:.2f}", f"{ratio:.2f}x", bar)
+        threshold = f">= {THRESHOLDS[kept]:g}x"
+        table.add_row(str(kept), f"{alone[kept]:.2f}", f"{alone[PUBLISHED]:.2f}", f"{ratio:.2f}x", threshold)
     console.print(table)
 
     whole = pipelines(karl, images, (*WHOLE, PUBLISHED), options.rounds)
@@ -215,13 +217,13 @@ def main() -> None:
         "seconds",
         "error at the end",
         "of one pass",
-        "bar",
+        "threshold",
         title=f"One pass against an {STEPS}-step search at equal error, 128 tokens, batch {options.searched}",
     )
     for way in WAYS:
-        bar = f">= {SEARCH_BAR:g}x" if way == WAYS[1] else ""
+        threshold = f">= {SEARCH_THRESHOLD:g}x" if way == WAYS[1] else ""
         ratio = seconds[way] / seconds[WAYS[0]]
-        table.add_row(way, f"{seconds[way]:.2f}", f"{errors[way]:.6f}", f"{ratio:.2f}x", bar)
+        table.add_row(way, f"{seconds[way]:.2f}", f"{errors[way]:.6f}", f"{ratio:.2f}x", threshold)
     console.print(table)
     if options.json is not None:
         figures = {"setting": setting, "decoder": alone, "pipeline": whole, "search": seconds, "errors": errors}

@@ -60,7 +60,7 @@ FILE_TOKENIZERS: Final[dict[str, str]] = {
 }
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
 EVALUATORS: Final[dict[str, str]] = {
-    "karl": "tokenthrift.karl.evaluate:main",
+    "karl": "tokenthrift.karl.evaluation.evaluate:main",
     "mtsk": "tokenthrift.mtsk.evaluate:main",
     "vqtoken": "tokenthrift.vqtoken.evaluation.evaluate:main",
 }

@@ -1,21 +1,23 @@
 """Calibrates a KARL model on images that it was not trained on, and keeps the result in its folder.
 
-Give sources in the mixture that the model will meet; as many images of each are taken. Errors to be wanted can be
-named, so that near them no tokens are spent on promising too much.
+Give sources in the mixture that the model will meet; as many images of each are taken. Target errors that will be used
+can be named, so that near them no tokens are spent on staying further below than is needed.
 
     python recipes/karl/calibrate.py model_cards/karl-tiny-64 data/karl/photos_dev.npy data/karl/emoji_dev.npy \
-        --wanted 0.1 0.12
+        --targets 0.1 0.12
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tokenthrift.config import read_json, to_plain
+from tokenthrift.config import to_plain
+from tokenthrift.hub import FORMAT_VERSION
 from tokenthrift.karl import Karl
 from tokenthrift.karl.evaluation.image_sets import read_set
 from tokenthrift.karl.evaluation.sweeps import calibrate
@@ -27,21 +29,22 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("sources", type=Path, nargs="+", help="folder, .npy, .npz or .jsonl manifest")
     parser.add_argument("--alpha", type=float, default=0.1, help="share that may miss (default: %(default)s)")
-    parser.add_argument("--wanted", type=float, nargs="*", default=[], help="errors that will be wanted")
+    parser.add_argument("--targets", type=float, nargs="*", default=[], help="target errors that will be used")
     parser.add_argument("--seed", type=int, default=0, help="of which images are taken (default: 0)")
     options = parser.parse_args()
     karl = Karl.from_pretrained(options.model)
     sets = [read_set(source, karl.config.size[0], None, options.seed) for source in options.sources]
     count = min(map(len, sets))
     images = torch.cat([images[:count] for images in sets])
-    calibration = calibrate(karl, images, options.alpha, options.wanted)
+    calibration = calibrate(karl, images, options.alpha, options.targets)
     path = options.model / "config.json"
     partial = path.with_suffix(".partial")
-    fields = read_json(path) | {"calibration": to_plain(calibration)}
+    config = to_plain(replace(karl.config, calibration=calibration))
+    fields = {"system": karl.system, "format_version": FORMAT_VERSION, **config}
     partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
     for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
-        print(f"asked for {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
+        print(f"conditioned on {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,9 @@ from tokenthrift.backbones.causal import CausalBackbone
 from tokenthrift.budget import TokenUsage
 from tokenthrift.evaluation.report import Table, new_figure, write_report
 from tokenthrift.karl.config import ERROR_BINS
-from tokenthrift.karl.verified import first_tokens
+from tokenthrift.karl.evaluation.sweeps import prepare
 from tokenthrift.karl.halting import kept
 from tokenthrift.karl.model import Karl
-from tokenthrift.karl.evaluation.sweeps import prepare
 from tokenthrift.karl.tokens_to_llm import TokenProjector
 from tokenthrift.tokens import TokenBatch
 
@@ -48,7 +47,7 @@ def spelled(words: list[str]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def tokens_of(karl: Karl, images: Tensor, error: float) -> tuple[TokenBatch, list[int]]:
-    """All tokens of all images, and how many of them one pass keeps at a wanted error."""
+    """All tokens of all images, and how many of them one pass keeps at a target error."""
     values, codes, counts = [], [], []
     for items in prepare(karl, images, 128):
         size, most = len(items.images), karl.config.max_tokens
@@ -57,8 +56,8 @@ def tokens_of(karl: Karl, images: Tensor, error: float) -> tuple[TokenBatch, lis
         quantized = karl.quantize(found.tokens, found.mask)
         values.append(quantized.values)
         codes.append(torch.full((size, most), -1) if quantized.codes is None else quantized.codes)
-        asked = karl.encode_latents(items.images, items.features, full, torch.full((size,), error))
-        keep = kept(asked.halting_logits, asked.mask, threshold=karl.config.halting_threshold, prefix=True)
+        adaptive = karl.encode_latents(items.images, items.features, full, torch.full((size,), error))
+        keep = kept(adaptive.halting_logits, adaptive.mask, threshold=karl.config.halting_threshold, prefix=True)
         counts += keep.sum(1).tolist()
     embeddings = torch.cat(values).clone()
     most = embeddings.shape[1]
@@ -74,14 +73,7 @@ def tokens_of(karl: Karl, images: Tensor, error: float) -> tuple[TokenBatch, lis
 
 def picked(tokens: TokenBatch, rows: Tensor, counts: list[int]) -> TokenBatch:
     """The first tokens of some of the images."""
-    part = TokenBatch(
-        embeddings=tokens.embeddings[rows],
-        mask=tokens.mask[rows],
-        positions=tokens.positions[rows],
-        codes=None if tokens.codes is None else tokens.codes[rows],
-        usage=tuple(tokens.usage[row] for row in rows.tolist()),
-    )
-    return first_tokens(part, counts)
+    return tokens.select(rows.tolist()).first(counts)
 
 
 class Reader(nn.Module):
@@ -90,25 +82,25 @@ class Reader(nn.Module):
     Args:
         karl: whose tokens are read.
         source: "codes" or "values".
-        width: of the language model.
+        hidden_size: of the language model.
         layers: of the language model.
     """
 
-    def __init__(self, karl: Karl, source: Any, width: int, layers: int) -> None:
+    def __init__(self, karl: Karl, source: Any, hidden_size: int, layers: int) -> None:
         super().__init__()
         config = AutoConfig.for_model(
             "llama",
             vocab_size=END + 1,
-            hidden_size=width,
-            intermediate_size=3 * width,
+            hidden_size=hidden_size,
+            intermediate_size=3 * hidden_size,
             num_hidden_layers=layers,
-            num_attention_heads=width // 32,
+            num_attention_heads=hidden_size // 32,
             max_position_embeddings=karl.config.max_tokens + 16,
             bos_token_id=None,
             eos_token_id=None,
         )
         self.backbone = CausalBackbone(AutoModelForCausalLM.from_config(config))
-        self.projector = TokenProjector(karl.config, width, source)
+        self.projector = TokenProjector(karl.config, hidden_size, source)
 
     def loss(self, tokens: TokenBatch, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean cross-entropy of the letters."""
@@ -155,9 +147,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000, help="training photos (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--width", type=int, default=128, help="of the Llama (default: %(default)s)")
+    parser.add_argument("--hidden-size", type=int, default=128, help="of the Llama (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=3, help="of the Llama (default: %(default)s)")
-    parser.add_argument("--error", type=float, default=0.05, help="wanted of the adaptive row (default: %(default)s)")
+    parser.add_argument(
+        "--error", type=float, default=0.05, help="target error of the adaptive row (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -175,7 +169,7 @@ def main() -> None:
         sets[part] = (*tokens_of(karl, images, options.error), labels)
         print(f"{part}: {len(images)} photos encoded", flush=True)
 
-    reader = Reader(karl, options.source, options.width, options.layers)
+    reader = Reader(karl, options.source, options.hidden_size, options.layers)
     optimizer = torch.optim.AdamW(reader.parameters(), 1.5e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=options.steps, pct_start=0.1)
     tokens, _, labels = sets["train"]

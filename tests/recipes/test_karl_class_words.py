@@ -38,7 +38,7 @@ def test_from_photos_to_a_report(
         noise = np.random.default_rng(count).integers(0, 50, (count, 3, 16, 16))
         np.save(tmp_path / f"photos_{part}.npy", (shade + noise).astype(np.uint8))
     arguments = ["--model", tmp_path / "model", "--cifar", tmp_path / "cifar.npz", "--data", tmp_path]
-    arguments += ["--out", tmp_path / "out", "--steps", 250, "--batch", 16, "--width", 64, "--layers", 1]
+    arguments += ["--out", tmp_path / "out", "--steps", 250, "--batch", 16, "--hidden-size", 64, "--layers", 1]
     monkeypatch.setattr(sys, "argv", ["class_words", *map(str, arguments)])
     recipe.main()
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from dataclasses import replace
@@ -17,7 +18,10 @@ from safetensors.torch import load_file
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.cli import main
+from tokenthrift.config import from_plain, to_plain
 from tokenthrift.karl import Karl
+from tokenthrift.karl.config import BaseConfig, KarlConfig
+from tokenthrift.training.optim import OptimConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "karl"
 NAMES = ("tiny_base", "tiny_stage1", "tiny_stage2", "imagenet100_stage1", "imagenet100_stage2")
@@ -42,12 +46,31 @@ def test_recipes_are_understood_and_make_a_module(name: str, capsys: pytest.Capt
     given = {key: value for key, value in model["init_args"].items() if key not in ("base_from", "start_from")}
     if "lpips_weight" in given:
         given["lpips_weight"] = 0.0  # its weights would be downloaded
+    config = from_plain(BaseConfig if kind == "KarlBaseModule" else KarlConfig, given.pop("config"))
+    optim = from_plain(OptimConfig, given.pop("optim"))
     with torch.device("meta"):
-        made = getattr(importlib.import_module(module), kind)(**given)
+        made = getattr(importlib.import_module(module), kind)(config, optim, **given)
+    assert module == "tokenthrift.karl"
     assert kind in ("KarlBaseModule", "KarlStage1Module", "KarlStage2Module")
-    assert made.hparams["learning_rate"] == given["learning_rate"]
-    width = given["model"]["encoder"]["width"] if "model" in given else None
-    assert width is None or made.model.to_tokens.in_features == width
+    assert made.hparams["config"] == to_plain(config), "plain data, or a checkpoint could not be read"
+    assert made.optim == optim
+    assert not isinstance(config, KarlConfig) or made.model.config == config
+
+
+def test_every_field_of_a_model_is_printed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model given as a plain dictionary would hide them."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "tokenthrift.karl.KarlStage1Module", "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    fields = {field.name for field in dataclasses.fields(KarlConfig)}
+    assert set(model["config"]) == fields
+    assert {"learning_rate", "warmup_steps", "min_lr"} <= set(model["optim"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "tokenthrift.karl.KarlStage1Module"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"--model.config.{name}" in shown for name in fields - {"base", "encoder", "decoder"})
+    assert "--model.config.encoder.num_hidden_layers" in shown
+    assert "--model.relabel_prob" in shown
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,8 +83,8 @@ def test_the_tiny_recipes_are_of_one_model() -> None:
     base, first, second = (
         yaml.safe_load((RECIPE / f"tiny_{part}.yaml").read_text()) for part in ("base", "stage1", "stage2")
     )
-    assert first["model"]["init_args"]["model"] == second["model"]["init_args"]["model"]
-    assert first["model"]["init_args"]["model"]["base"] == base["model"]["init_args"]["base"]
+    assert first["model"]["init_args"]["config"] == second["model"]["init_args"]["config"]
+    assert first["model"]["init_args"]["config"]["base"] == base["model"]["init_args"]["config"]
     assert first["model"]["init_args"]["base_from"] == f"{base['trainer']['default_root_dir']}/last.ckpt"
     assert second["model"]["init_args"]["start_from"] == f"{first['trainer']['default_root_dir']}/last.ckpt"
 

@@ -74,13 +74,13 @@ class BitFormat:
         """Bits that say which tokens there are, whatever their number."""
         return (self.native - 1).bit_length() + (0 if self.prefix else self.native)
 
-    def cost(self, tokens: int) -> int:
+    def image_bits(self, tokens: int) -> int:
         """Bits of one image, its share of the string's frame not included."""
         return self.length_bits + tokens * self.code_bits
 
     def string_bits(self, counts: Sequence[int], grid: tuple[int, int] | None = None) -> int:
         """Bits of the whole byte string of images with these token counts; a grid as in `write_codes`."""
-        body = sum(map(self.cost, counts))
+        body = sum(map(self.image_bits, counts))
         return 8 * (_FRAME_BYTES + sum(map(len, map(_varint, (len(counts), *(grid or ()))))) + (body + 7) // 8)
 
     def tokens_within(self, bits: int) -> int:
@@ -102,7 +102,7 @@ def write_codes(codes: Tensor, positions: Tensor, layout: BitFormat, grid: tuple
 
     Args:
         codes: `(B, N)` int64, -1 in padding.
-        positions: `(B, N)` int64, where each token stood, ascending; -1 in padding.
+        positions: `(B, N)` int64, of each token, ascending; -1 in padding.
         layout: of the model.
         grid: rows and columns of the images, to be written too.
 
@@ -180,7 +180,7 @@ def _to_bits(values: NDArray[np.int64], width: int) -> Bits:
 
 
 def _from_bits(bits: Bits, at: int, count: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """`count` numbers of `width` bits from place `at`, and the place after them."""
+    """`count` numbers of `width` bits from bit `at`, and the bit after them."""
     end = at + count * width
     if end > len(bits):
         raise BitStringError("fewer data than the images that the string announces")
@@ -197,12 +197,12 @@ def _varint(number: int) -> bytes:
 
 
 def _read_varint(frame: bytes, start: int) -> tuple[int, int]:
-    """A number from place `start`, and the place after it."""
+    """A number from byte `start`, and the byte after it."""
     number = 0
-    for place, byte in enumerate(frame[start : start + 5]):
-        number |= (byte & 0x7F) << 7 * place
+    for group, byte in enumerate(frame[start : start + 5]):
+        number |= (byte & 0x7F) << 7 * group
         if byte < 0x80:
-            return number, start + place + 1
+            return number, start + group + 1
     raise BitStringError("a number of the frame has no end")
 
 

@@ -1,4 +1,4 @@
-"""Judging a model: metrics against known values, sweeps against encoding, complexity, sources, and a whole report."""
+"""Evaluation: metrics against known values, sweeps against encoding, complexity, sets of images, whole reports."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from PIL import Image
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
 from tokenthrift.cli import main
-from tokenthrift.karl import study
+from tokenthrift.karl.calibration import fit
+from tokenthrift.karl.evaluation import complexity
 from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
-from tokenthrift.karl.evaluation.evaluate import Quality, _bars_table, equal_mean
 from tokenthrift.karl.evaluation.image_sets import named_source, read_set
 from tokenthrift.karl.evaluation.metrics import METRICS, gmsd, perceptual, psnr
 from tokenthrift.karl.evaluation.sweeps import calibrate, fewest, sweep
+from tokenthrift.karl.evaluation.tables import misses_table
+from tokenthrift.karl.evaluation.ways import Quality, equal_mean
 from tokenthrift.karl.verified import measure
 
 
@@ -47,11 +49,11 @@ def test_sweeps_are_what_encoding_gives(nested: bool) -> None:
     config = tiny_config() if nested else tiny_config(latent_attention="full", halting="subset")
     karl = tiny_karl(config, decisive=True)
     shown = pictures(3)
-    used, reached, fixed = sweep(karl, shown, errors=(0.02, 0.1), counts=(2, TOKENS), batch=2)
+    used, achieved, fixed = sweep(karl, shown, errors=(0.02, 0.1), counts=(2, TOKENS), batch=2)
     for i, budget in enumerate(("e0.02", "e0.1")):
         tokens = karl.encode(shown, budget)
         assert used[:, i].tolist() == [usage.used for usage in tokens.usage]
-        torch.testing.assert_close(reached[:, i], measure(karl, shown, tokens), atol=1e-5, rtol=0)
+        torch.testing.assert_close(achieved[:, i], measure(karl, shown, tokens), atol=1e-5, rtol=0)
     for i, count in enumerate((2, TOKENS)):
         torch.testing.assert_close(fixed[:, i], measure(karl, shown, karl.encode(shown, count)), atol=1e-5, rtol=0)
 
@@ -167,15 +169,18 @@ def test_lpips_runs_where_the_images_are_and_is_given_its_own_range(
     assert distance(torch.zeros(2, 3, 8, 8, device="meta"), torch.ones(2, 3, 8, 8, device="meta")).is_meta
 
 
-def test_a_bar_that_cannot_be_judged_is_not_kept() -> None:
-    tokens, errors = torch.tensor([2, 4, 6]), torch.tensor([0.1, 0.2, 0.3])
-    found = Quality(tokens, {"L1": errors})
-    table = _bars_table(found, found, tokens, None, 0.2, 0.1, 12, "errors from 0.4 for this model")
-    assert table.rows[-1] == ("calibrated miss rate", None, "0.1 +- 0.02", False)
-    assert "errors from 0.4" in table.note
-    kept = Quality(tokens, {"L1": torch.tensor([0.1, 0.2, 0.2])})
-    table = _bars_table(found, found, tokens, kept, 0.2, 0.0, 12)
-    assert table.rows[-1] == ("calibrated miss rate", 0.0, "0 +- 0.02", True)
+def test_misses_are_counted_over_all_images() -> None:
+    found = Quality(torch.tensor([2, 4, 6, 8]), {"L1": torch.tensor([0.1, 0.2, 0.3, 0.4])})
+    table = misses_table(found, 0.25, None, None, None)
+    (row,) = table.rows
+    assert row[:4] == ("as it is", 0.25, 5.0, 0.5)
+    assert row[-1] == pytest.approx(0.1)
+    assert "Not calibrated" in table.note
+    calibration = fit([[0.1, 0.3]] * 20, (0.02, 0.2), 0.1, 8)
+    table = misses_table(found, 0.25, calibration, 0.02, found)
+    assert [row[:2] for row in table.rows] == [("as it is", 0.25), ("calibrated", 0.02)]
+    assert "20 other images" in table.note
+    assert len(misses_table(found, 0.05, calibration, None, None).rows) == 1
 
 
 def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
@@ -183,20 +188,20 @@ def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
     coarse = calibrate(karl, pictures(30), 0.1)
     assert coarse.images == 30
     middle = (coarse.bounds[0] + coarse.bounds[-1]) / 2
-    calibration = calibrate(karl, pictures(30), 0.1, wanted=(middle,))
+    calibration = calibrate(karl, pictures(30), 0.1, targets=(middle,))
     assert len(calibration.requests) > len(coarse.requests)
     assert calibration.request(middle) >= coarse.request(middle)
     karl.config = replace(karl.config, calibration=calibration)
     karl.save_pretrained(tmp_path / "model")
     again = type(karl).from_pretrained(tmp_path / "model")
     assert again.config.calibration == calibration
-    wanted = calibration.bounds[-1]
-    missed = measure(karl, pictures(30), again.encode(pictures(30), f"e{wanted}", calibrated=True)) > wanted + 1e-6
+    target = calibration.bounds[-1]
+    missed = measure(karl, pictures(30), again.encode(pictures(30), f"e{target}", calibrated=True)) > target + 1e-6
     assert missed.sum() <= 3
 
 
 def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "IMAGES", 4)
+    monkeypatch.setattr(complexity, "IMAGES", 4)
     tiny_karl(tiny_config(grid=(4, 4)), decisive=True).save_pretrained(tmp_path / "model")
     for name, seed in (("test", 0), ("dev", 1)):
         shown = (pictures(12, (16, 16), seed) * 255).round().to(torch.uint8)
@@ -216,6 +221,22 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     for name in report["figures"]:
         with Image.open(tmp_path / "out" / name) as picture:
             assert min(picture.size) > 100
-    assert "Bars" in (tmp_path / "out" / "report.md").read_text()
     assert main([*arguments, "--data", f"a={tmp_path}/test.npy", "--dev", f"b={tmp_path}/dev.npy"]) == 1
     assert "name them alike" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_report_without_development_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool) -> None:
+    """The calibration is then the model's own, if it has one."""
+    monkeypatch.setattr(complexity, "IMAGES", 2)
+    karl = tiny_karl(tiny_config(grid=(4, 4)), decisive=True)
+    if calibrated:
+        karl.config = replace(karl.config, calibration=fit([[0.1, 0.2]] * 20, (0.02, 0.1), 0.1, TOKENS))
+    karl.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "test.npy", (pictures(8, (16, 16)) * 255).round().to(torch.uint8).numpy())
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--data", f"{tmp_path}/test.npy"]
+    assert main(["evaluate", "karl", *arguments, "--error", "0.3"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["dev (calibration)"] == "none"
+    rows = next(table["rows"] for table in report["tables"] if table["title"].startswith("At a target"))
+    assert ("one pass, calibrated" in {row["way"] for row in rows}) is calibrated

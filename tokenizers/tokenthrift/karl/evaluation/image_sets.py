@@ -1,4 +1,4 @@
-"""Sets of images to judge a model on, from whatever they are kept in.
+"""Sets of images to evaluate a model on, from whatever they are kept in.
 
 A set is a folder of image files, an array as training reads it (`.npy`, uint8 `(N, 3, H, W)`), a packed set of files
 (`.npz` with the bytes of all `jpeg` files and the `offset` where each starts), or a manifest: a JSON object a line,

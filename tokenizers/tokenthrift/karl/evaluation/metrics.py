@@ -1,8 +1,9 @@
 """How near a reconstruction is to its image, one figure for each image.
 
-L1 is KARL's own error (arXiv 2507.07995). PSNR and SSIM are torchmetrics'. LPIPS (arXiv 1801.03924) needs the weights
-that torchvision downloads; where they are not on this machine, nothing is called LPIPS: the perceptual column is then
-GMSD (Xue et al. 2014, arXiv 1308.3052), the deviation of gradient similarity, which needs none.
+L1 is KARL's own error (arXiv 2507.07995). PSNR, SSIM and rank correlation are torchmetrics'. LPIPS (arXiv 1801.03924)
+needs the weights that torchvision downloads. Where they are not on this machine, nothing is called LPIPS: the
+perceptual column is then GMSD (Xue et al. 2014, arXiv 1308.3052), the deviation of gradient similarity, which needs
+none.
 
 What differs: the published evaluation gives LPIPS images in [0, 1], where it was made for [-1, 1], so that its figures
 are on a scale of their own.
@@ -27,9 +28,11 @@ _GMSD_CONSTANT = 170 / 255**2  # of the published method, for images in [0, 1]
 
 
 def psnr(made: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio `(B,)` in dB, of images `(B, 3, H, W)` in [0, 1]; at most 100."""
-    error = (made - images).square().flatten(1).mean(1)
-    return -10 * error.clamp(min=1e-10).log10()
+    """Peak signal-to-noise ratio `(B,)` in dB, of images `(B, 3, H, W)` in [0, 1]; at most 100, so that means exist."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    found: Tensor = peak_signal_noise_ratio(made, images, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return found.reshape(len(images)).clamp(max=100)
 
 
 def ssim(made: Tensor, images: Tensor) -> Tensor:
@@ -46,8 +49,8 @@ def gmsd(made: Tensor, images: Tensor) -> Tensor:
     horizontal = torch.tensor([[1.0, 0, -1]] * 3, device=images.device) / 3
     kernel = torch.stack([horizontal, horizontal.T])[:, None]
 
-    def magnitude(pictures: Tensor) -> Tensor:
-        gray = torch.einsum("bchw,c->bhw", pictures.float(), weights)[:, None]
+    def magnitude(batch: Tensor) -> Tensor:
+        gray = torch.einsum("bchw,c->bhw", batch.float(), weights)[:, None]
         half = F.avg_pool2d(gray, 2)
         return F.conv2d(half, kernel, padding=1).square().sum(1).sqrt()
 

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: error against tokens, promises kept, tokens against complexity, and examples."""
+"""The figures of an evaluation: error against tokens, targets and errors, tokens against complexity, and examples."""
 
 from __future__ import annotations
 
@@ -9,103 +9,105 @@ import torch
 from torch import Tensor
 
 from tokenthrift.evaluation.report import new_figure
+from tokenthrift.karl.evaluation.complexity import Complexity
 from tokenthrift.karl.evaluation.sweeps import fewest
-from tokenthrift.karl.training.image_log import sheet
+from tokenthrift.karl.training.image_log import image_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["error_against_tokens", "examples", "scatter", "tokens_and_oracle", "wanted_and_reached"]
+__all__ = ["error_against_tokens", "examples", "tokens_against_complexity", "tokens_and_oracle", "target_and_achieved"]
 
 
 def error_against_tokens(
-    used: Tensor, reached: Tensor, counts: Sequence[int], at_counts: Tensor, ladder: Sequence[float]
+    used: Tensor, achieved: Tensor, counts: Sequence[int], at_counts: Tensor, ladder: Sequence[float]
 ) -> Figure:
-    """Mean error over mean tokens: adaptive at many requests, one count for all, and the search oracle.
+    """Mean error over mean tokens: adaptive under many conditions, one count for all, and the search oracle.
 
     Args:
-        used: `(N, requests)` tokens.
-        reached: `(N, requests)` errors.
+        used: `(N, conditions)` tokens.
+        achieved: `(N, conditions)` errors.
         counts: fixed ones, ascending.
         at_counts: `(N, counts)` errors.
-        ladder: wanted errors of the oracle's curve.
+        ladder: target errors of the oracle's curve.
     """
     figure, axes = new_figure()
-    axes.plot(used.double().mean(0), reached.mean(0), "o-", markersize=3, label="KARL, one pass")
+    axes.plot(used.double().mean(0), achieved.mean(0), "o-", markersize=3, label="KARL, one pass")
     axes.plot(counts, at_counts.mean(0), "s-", markersize=3, label="the same count for all")
-    best = [fewest(at_counts, counts, wanted) for wanted in ladder]
-    places = [torch.searchsorted(torch.tensor(counts), count) for count in best]
-    errors = [at_counts.gather(1, place[:, None]).mean() for place in places]
+    best = [fewest(at_counts, counts, target) for target in ladder]
+    columns = [torch.searchsorted(torch.tensor(counts), count) for count in best]
+    errors = [at_counts.gather(1, column[:, None]).mean() for column in columns]
     axes.plot([b.double().mean() for b in best], errors, ":", color="0.4", label="search oracle")
     axes.set(xlabel="mean tokens", ylabel="mean L1", title="Error against tokens")
     axes.set_xlim(0, max(counts) * 1.02)
     axes.legend()
-    found: Figure = figure
-    return found
+    result: Figure = figure
+    return result
 
 
-def wanted_and_reached(ladder: Sequence[float], reached: Tensor, alpha: float) -> Figure:
-    """What requests lead to: the mean error, and the one that all but a share `alpha` of images stay within."""
+def target_and_achieved(ladder: Sequence[float], achieved: Tensor, alpha: float) -> Figure:
+    """What conditioning leads to: the mean error, and the one that all but a share `alpha` of images stay within."""
     figure, axes = new_figure(5.5, 4.5)
-    axes.plot(ladder, reached.mean(0), "o-", markersize=3, label="mean")
-    axes.plot(ladder, reached.double().quantile(1 - alpha, 0), "^-", markersize=3, label=f"{1 - alpha:.0%} quantile")
-    axes.plot([0, max(ladder)], [0, max(ladder)], color="0.6", linewidth=1, label="as wanted")
-    axes.set(xlabel="wanted error", ylabel="error reached (L1)", title="Wanted and reached")
+    axes.plot(ladder, achieved.mean(0), "o-", markersize=3, label="mean")
+    axes.plot(ladder, achieved.double().quantile(1 - alpha, 0), "^-", markersize=3, label=f"{1 - alpha:.0%} quantile")
+    axes.plot([0, max(ladder)], [0, max(ladder)], color="0.6", linewidth=1, label="as conditioned")
+    axes.set(xlabel="error conditioned on", ylabel="achieved error (L1)", title="Target and achieved error")
     axes.legend()
-    found: Figure = figure
-    return found
+    result: Figure = figure
+    return result
 
 
 def tokens_and_oracle(tokens: Tensor, oracle: Tensor, native: int) -> Figure:
     """Tokens of each image against the fewest that would have done."""
     figure, axes = new_figure(5.0, 5.0)
-    # The oracle's counts lie on a grid; a little noise shows how many images share a place.
+    # The oracle's counts lie on a grid; a little noise shows how many images share a point.
     shift = torch.rand(len(oracle), generator=torch.Generator().manual_seed(0)) * native / 40
     axes.scatter(oracle + shift, tokens, s=8, alpha=0.4, edgecolors="none")
     axes.plot([0, native], [0, native], color="0.6", linewidth=1)
     axes.set(xlabel="fewest tokens that meet the error (search)", ylabel="tokens used (one pass)")
     axes.set(xlim=(0, native * 1.05), ylim=(0, native * 1.05), title="One pass and search")
-    found: Figure = figure
-    return found
+    result: Figure = figure
+    return result
 
 
-def scatter(points: Mapping[str, tuple[Sequence[int], Sequence[int]]], native: int) -> Figure:
+def tokens_against_complexity(found: Mapping[str, Complexity], native: int) -> Figure:
     """Tokens against complexity, a color for each family.
 
     Args:
-        points: by family, bytes and tokens of each image.
+        found: by family.
         native: most tokens.
     """
     figure, axes = new_figure(7.5, 5.0)
-    for place, (family, (sizes, tokens)) in enumerate(points.items()):
-        axes.scatter(sizes, tokens, s=14, alpha=0.6, label=family, color=f"C{place}", edgecolors="none")
+    for number, (family, one) in enumerate(found.items()):
+        axes.scatter(one.bytes, one.tokens, s=14, alpha=0.6, label=family, color=f"C{number}", edgecolors="none")
     axes.axhline(native, color="0.7", linewidth=1, linestyle=":")
     axes.set(xlabel="complexity: bytes as JPEG, quality 75", ylabel="tokens", title="Tokens against complexity")
     axes.set_ylim(0, native * 1.05)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    found: Figure = figure
-    return found
+    result: Figure = figure
+    return result
 
 
-def examples(rows: Mapping[str, Sequence[tuple[Tensor, Tensor, int, float]]]) -> Figure:
+def examples(found: Mapping[str, Complexity]) -> Figure:
     """Originals over reconstructions, with tokens and error below, a row for each family.
 
     Args:
-        rows: by family, original and reconstruction `(3, H, W)`, tokens and error of a few images.
+        found: by family.
     """
+    rows = {family: one.examples for family, one in found.items()}
     width = max(map(len, rows.values()))
     figure, axes = new_figure(1.2 * width + 1.2, 2.7 * len(rows), nrows=len(rows), squeeze=False)
-    for place, (family, shown) in zip(axes[:, 0], rows.items(), strict=True):
-        # One picture a family: an axes for each image would take matplotlib a minute to lay out.
+    for cell, (family, shown) in zip(axes[:, 0], rows.items(), strict=True):
+        # One image a family: an axes for each image would take matplotlib a minute to lay out.
         originals, decoded = [image for image, _, _, _ in shown], [image for _, image, _, _ in shown]
-        strip = sheet([torch.stack(originals), torch.stack(decoded)])
-        place.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
+        strip = image_rows([torch.stack(originals), torch.stack(decoded)])
+        cell.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
         step = strip.shape[2] / len(shown)
         labels = [f"{tokens} tokens\nerror {error:.3f}" for _, _, tokens, error in shown]
-        place.set_xticks([step * (i + 0.5) for i in range(len(shown))], labels, fontsize=7)
-        place.set_yticks([strip.shape[1] * share for share in (0.25, 0.75)], ["original", "decoded"], fontsize=7)
-        place.tick_params(length=0)
-        place.set_frame_on(False)
-        place.set_title(family, fontsize=9, loc="left")
-    found: Figure = figure
-    return found
+        cell.set_xticks([step * (i + 0.5) for i in range(len(shown))], labels, fontsize=7)
+        cell.set_yticks([strip.shape[1] * share for share in (0.25, 0.75)], ["original", "decoded"], fontsize=7)
+        cell.tick_params(length=0)
+        cell.set_frame_on(False)
+        cell.set_title(family, fontsize=9, loc="left")
+    result: Figure = figure
+    return result

@@ -1,4 +1,4 @@
-"""One set of images at many budgets, for judging and calibrating a model: base features are computed once.
+"""One set of images at many budgets, for evaluating and calibrating a model: base features are computed once.
 
 Differs from encoding at every budget in nothing but time: where tokens are nested (the first n of m), one pass of the
 encoder serves all counts. Reconstructions are clipped to [0, 1], as what leaves `Karl.decode` for a file is.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,16 +16,15 @@ from tokenthrift.karl.calibration import Calibration, fit
 from tokenthrift.karl.config import ERROR_BINS
 from tokenthrift.karl.halting import kept
 from tokenthrift.karl.latent.conditioning import pixel_error
-
-if TYPE_CHECKING:
-    from tokenthrift.karl.model import Karl
+from tokenthrift.karl.model import Karl
+from tokenthrift.padding import length_mask
 
 __all__ = ["LADDER", "Prepared", "at_counts", "at_errors", "calibrate", "fewest", "prepare", "sweep"]
 
 STRICTEST = ERROR_BINS[0]
-"""What a model is asked for where only the count is limited."""
+"""What the encoder is conditioned on where only the count is limited."""
 LADDER = tuple(e for e in ERROR_BINS if e <= 0.2)
-"""Requests to calibrate on; beyond them a reconstruction has little to do with its image."""
+"""Errors to condition on when calibrating; beyond them a reconstruction has little to do with its image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +51,12 @@ def prepare(karl: Karl, images: Tensor, batch: int = 64) -> Iterator[Prepared]:
 
 
 def at_errors(karl: Karl, items: Prepared, error: float) -> tuple[Tensor, Tensor]:
-    """What a wanted error leads to.
+    """What conditioning on an error leads to.
 
     Args:
         karl: the model.
         items: images.
-        error: the request.
+        error: that the encoder is conditioned on.
 
     Returns:
         Tokens used `(B,)`, and reconstructions `(B, 3, H, W)`.
@@ -71,7 +69,7 @@ def at_errors(karl: Karl, items: Prepared, error: float) -> tuple[Tensor, Tensor
 
 
 def at_counts(karl: Karl, items: Prepared, counts: Sequence[int | Tensor]) -> Iterator[Tensor]:
-    """Reconstructions `(B, 3, H, W)` at each of some counts, the strictest error asked for and nothing halted.
+    """Reconstructions `(B, 3, H, W)` at each of some counts, conditioned on the strictest error, with nothing halted.
 
     Args:
         karl: the model.
@@ -88,9 +86,8 @@ def at_counts(karl: Karl, items: Prepared, counts: Sequence[int | Tensor]) -> It
     for count in each:
         if not nested:
             found = karl.encode_latents(items.images, items.features, count, strict)
-        width = int(count.max())
-        keep = torch.arange(width, device=device) < count[:, None]
-        yield _decoded(karl, items, found.tokens[:, :width], keep)
+        keep = length_mask(count)
+        yield _decoded(karl, items, found.tokens[:, : keep.shape[1]], keep)
 
 
 @torch.inference_mode()
@@ -102,37 +99,38 @@ def sweep(
     Args:
         karl: the model.
         images: `(N, 3, H, W)`, uint8 or in [0, 1].
-        errors: requests.
+        errors: that the encoder is conditioned on, in turn.
         counts: fixed counts.
         batch: images at once.
 
     Returns:
-        Tokens used `(N, errors)`, errors reached at requests `(N, errors)` and at counts `(N, counts)`, on the CPU.
+        On the CPU: tokens used `(N, errors)`, errors achieved under each condition `(N, errors)` and at counts
+        `(N, counts)`.
     """
-    used, reached, fixed = [], [], []
+    used, achieved, fixed = [], [], []
     for items in prepare(karl, images, batch):
         size = len(items.images)
-        asked = [at_errors(karl, items, error) for error in errors]
+        found = [at_errors(karl, items, error) for error in errors]
         device = items.images.device
-        used.append(torch.stack([n for n, _ in asked], 1) if asked else torch.empty(size, 0, device=device))
-        reached.append(_columns([pixel_error(made, items.images) for _, made in asked], items.images))
+        used.append(torch.stack([n for n, _ in found], 1) if found else torch.empty(size, 0, device=device))
+        achieved.append(_columns([pixel_error(made, items.images) for _, made in found], items.images))
         limited = [pixel_error(made, items.images) for made in at_counts(karl, items, counts)]
         fixed.append(_columns(limited, items.images))
-    return torch.cat(used).cpu(), torch.cat(reached).cpu(), torch.cat(fixed).cpu()
+    return torch.cat(used).cpu(), torch.cat(achieved).cpu(), torch.cat(fixed).cpu()
 
 
-def fewest(errors: Tensor, counts: Sequence[int], wanted: float) -> Tensor:
-    """The search oracle: the smallest count that meets the wanted error, or the largest where none does.
+def fewest(errors: Tensor, counts: Sequence[int], target: float) -> Tensor:
+    """The search oracle: the smallest count that meets the target error, or the largest where none does.
 
     Args:
         errors: `(N, counts)`.
         counts: ascending.
-        wanted: the error.
+        target: the error.
 
     Returns:
         `(N,)` int64.
     """
-    meets = errors <= wanted
+    meets = errors <= target
     first = torch.where(meets.any(1), meets.long().argmax(1), len(counts) - 1)
     return torch.tensor(counts)[first]
 
@@ -147,7 +145,7 @@ def _decoded(karl: Karl, items: Prepared, tokens: Tensor, keep: Tensor) -> Tenso
     return karl.base.decode(karl.to_features(output, grid)).clamp(0, 1)
 
 
-def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] = (), batch: int = 64) -> Calibration:
+def calibrate(karl: Karl, images: Tensor, alpha: float, targets: Sequence[float] = (), batch: int = 64) -> Calibration:
     """Calibrates a model on images that it was not trained on.
 
     Keep the result with the model: `karl.config = dataclasses.replace(karl.config, calibration=...)`.
@@ -156,24 +154,24 @@ def calibrate(karl: Karl, images: Tensor, alpha: float, wanted: Sequence[float] 
         karl: the model.
         images: `(N, 3, H, W)`, uint8 or in [0, 1].
         alpha: share that may miss.
-        wanted: errors that will be wanted; requests near those that lead there are tried in small steps, so that no
-            tokens are spent on keeping more than was promised.
+        targets: target errors that will be used; conditions near those that lead there are tried in small steps, so
+            that no tokens are spent on staying further below them than is needed.
         batch: images at once.
 
     Raises:
         ValueError: too few images for so small an alpha.
     """
-    ladder, (_, reached, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
-    coarse = fit(reached.tolist(), ladder, alpha, karl.config.max_tokens)
+    ladder, (_, achieved, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
+    coarse = fit(achieved.tolist(), ladder, alpha, karl.config.max_tokens)
     between: set[float] = set()
-    for error in wanted:
-        place = sum(bound <= error for bound in coarse.bounds)
-        low, high = (ladder[max(place - 1, 0)], ladder[min(place, len(ladder) - 1)])
+    for error in targets:
+        step_above = sum(bound <= error for bound in coarse.bounds)
+        low, high = ladder[max(step_above - 1, 0)], ladder[min(step_above, len(ladder) - 1)]
         between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
     finer = sorted(between.difference(ladder))
     if not finer:
         return coarse
     _, more, _ = sweep(karl, images, errors=finer, batch=batch)
     order = sorted(range(len(ladder) + len(finer)), key=lambda i: (ladder + finer)[i])
-    every = torch.cat([reached, more], 1)[:, order]
+    every = torch.cat([achieved, more], 1)[:, order]
     return fit(every.tolist(), sorted(ladder + finer), alpha, karl.config.max_tokens)

@@ -61,7 +61,8 @@ class KarlStage1Module(KarlModule):
         **shared: Any,
     ) -> None:
         super().__init__(config, optim, **shared)
-        self.save_hyperparameters(ignore=["config", "optim"])
+        own = {"guide_until_step": guide_until_step, "second_pass_start_step": second_pass_start_step}
+        self.save_hyperparameters(own)
         count = min(config.token_dim - 1, config.base.latent_channels)
         self.register_buffer("mean", torch.zeros(config.base.latent_channels))
         self.register_buffer("components", torch.zeros(count, config.base.latent_channels))
@@ -164,7 +165,13 @@ class KarlStage2Module(KarlModule):
         **shared: Any,
     ) -> None:
         super().__init__(config, optim, **shared)
-        self.save_hyperparameters(ignore=["config", "optim"])
+        own = {
+            "clip": clip,
+            "lpips_weight": lpips_weight,
+            "adversarial": adversarial,
+            "discriminator_learning_rate": discriminator_learning_rate,
+        }
+        self.save_hyperparameters(own)
         self.automatic_optimization = False
         self.model.base.requires_grad_(True)
         if isinstance(self.model.base, Vqgan):
