@@ -8,7 +8,8 @@ against a search by bisection for the smallest count, whose eight steps encode a
 replaces does, or only decode, which nested tokens allow? Every search has to end at the error of the one pass, which is
 checked.
 
-All ways take turns in one thread. Figures are medians of processor time, which other work on the machine hardly changes.
+All ways take turns in one thread. Figures are medians of processor time, which other work on the machine hardly
+changes.
 """
 
 from __future__ import annotations

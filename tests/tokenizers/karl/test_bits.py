@@ -35,7 +35,7 @@ def batches(draw: st.DrawFn) -> tuple[BitFormat, Tensor, Tensor]:
 
 @settings(max_examples=40, deadline=None)
 @given(batches())
-def test_round_trip_at_the_stated_price(batch: tuple[BitFormat, Tensor, Tensor]) -> None:
+def test_round_trip_at_the_stated_size(batch: tuple[BitFormat, Tensor, Tensor]) -> None:
     layout, codes, positions = batch
     data = write_codes(codes, positions, layout)
     assert 8 * len(data) == layout.string_bits((codes >= 0).sum(1).tolist())
@@ -113,12 +113,12 @@ def test_a_budget_is_kept_and_used(layout: BitFormat, bits: int) -> None:
     assert tokens == layout.native or layout.string_bits([tokens + 1]) > bits
 
 
-def test_the_price_of_a_token() -> None:
+def test_the_bits_of_a_token() -> None:
     layout = BitFormat.of(KarlConfig())
     assert (layout.code_bits, layout.length_bits) == (12, 8)
-    assert layout.cost(32) == 8 + 12 * 32
+    assert layout.image_bits(32) == 8 + 12 * 32
     subset = BitFormat.of(replace(KarlConfig(), halting="subset"))
-    assert subset.cost(32) == layout.cost(32) + 256
+    assert subset.image_bits(32) == layout.image_bits(32) + 256
     with pytest.raises(BudgetError, match="continuous"):
         BitFormat.of(replace(KarlConfig(), codebook_size=None))
 

@@ -121,7 +121,7 @@ def test_a_checkpoint_of_our_training(tmp_path: Path, version: int) -> None:
     model = tiny_karl(decisive=True)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     fields = to_plain(model.config)
-    options = {"config": fields} if version == 2 else {"model": of_version_1(fields)}
+    options: dict[str, Any] = {"config": fields} if version == 2 else {"model": of_version_1(fields)}
     options["learning_rate"] = 1e-3
     file = tmp_path / "last.ckpt"
     torch.save({"state_dict": {**weights, "offered": torch.zeros(3)}, "hyper_parameters": options, "loops": {}}, file)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, pictures, tiny_config, tiny_karl
-from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, BudgetLike, BudgetSupport, TokenBudget, TokenUsage
 from tokenthrift.karl.calibration import Calibration
 from tokenthrift.karl.model import Karl
 from tokenthrift.karl.verified import bisect, encode_verified, encoder_passes, measure, verdict
@@ -121,7 +121,8 @@ def test_verified_tokens_are_those_of_the_image_alone(karl: Karl) -> None:
 
 
 def test_verification_needs_a_target(karl: Karl) -> None:
-    for budget in (4, None, ["e0.1", 4]):
+    budgets: list[BudgetLike | list[BudgetLike]] = [4, None, ["e0.1", 4]]
+    for budget in budgets:
         with pytest.raises(BudgetError, match="target_error"):
             encode_verified(karl, pictures(2), budget)
     with pytest.raises(ValueError, match="verdict"):

@@ -44,8 +44,7 @@ def train(
     if kind == "base":
         module: Any = KarlBaseModule(base_of("vae"), OPTIM)
     else:
-        number, base = (1, "vae") if kind == "stage 1" else (2, "vqgan")
-        module = stage(number, base, restart_every=0)
+        module = stage(1, "vae", restart_every=0) if kind == "stage 1" else stage(2, "vqgan", restart_every=0)
     watch = Watch()
     group = in_this_group() if rank_and_world()[1] > 1 else {}
     trainer = L.Trainer(
