@@ -42,11 +42,12 @@ def encode(
     layout: str = "mono",
     container: str | None = None,
     video: bool = False,
+    picture_codec: str = "mpeg4",
     options: dict[str, str] | None = None,
 ) -> Path:
     """Writes samples of 16 kHz with an encoder of FFmpeg at another rate, with a moving picture beside it if wanted."""
     with av.open(str(path), "w", format=container, options=options or {}) as out:
-        picture = out.add_stream("mpeg4", rate=25) if video else None
+        picture: Any = out.add_stream(picture_codec, rate=25) if video else None
         stream: Any = out.add_stream(codec, rate=rate)
         stream.layout = layout
         if picture is not None:
@@ -84,11 +85,12 @@ def film(
     sound: Samples | None = None,
     container: str | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """Writes `count` frames of 64 x 48 pixels, evenly at `rate` or at given times, with sound of 16 kHz if wanted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=container, options=options or {}) as out:
-        stream: Any = out.add_stream(codec, rate=rate)
+        stream: Any = out.add_stream(codec, rate=rate, options=codec_options or {})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.gop_size = keyframe_every
         if milliseconds is not None:
@@ -113,6 +115,60 @@ def film(
                 written += block.samples
                 out.mux(voice_stream.encode(block))
             out.mux(voice_stream.encode(None))
+    return path
+
+
+def trim(whole: Path, path: Path, frames: int, rate: int = 25) -> Path:
+    """As `ffmpeg -ss ... -c copy`: packets from the keyframe before the cut on, hidden up to it by an edit list."""
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(whole)) as source, av.open(str(path), "w", options=options) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.pts is not None and packet.dts is not None and packet.time_base is not None:
+                back = int(Fraction(frames, rate) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - back, packet.dts - back, stream
+                out.mux(packet)
+    return path
+
+
+def set_edit_list(whole: Path, path: Path, entries: Sequence[tuple[int, int | None]], rate: int = 25) -> Path:
+    """Copies an MP4 whose index is its last box and gives its track an edit list.
+
+    Args:
+        whole: The film.
+        path: Where the copy goes.
+        entries: Milliseconds of each stretch, and the frame it begins with or None for nothing on screen.
+        rate: Frames per second.
+    """
+    data = whole.read_bytes()
+    with av.open(str(whole)) as container:
+        stream = container.streams.video[0]
+        unit = stream.time_base
+        delay = -min(packet.dts for packet in container.demux(stream) if packet.dts is not None)
+    assert unit is not None
+
+    def find(name: bytes, start: int, end: int) -> tuple[int, int]:
+        while data[start + 4 : start + 8] != name:
+            start += int.from_bytes(data[start : start + 4], "big")
+            assert start < end
+        return start, start + int.from_bytes(data[start : start + 4], "big")
+
+    movie, end = find(b"moov", 0, len(data))
+    assert end == len(data)
+    track, track_end = find(b"trak", movie + 8, end)
+    old, old_end = find(b"edts", track + 8, track_end)
+    begins = [-1 if frame is None else int(Fraction(frame, rate) / unit) + delay for _, frame in entries]
+    rows = b"".join(
+        length.to_bytes(4, "big") + begin.to_bytes(4, "big", signed=True) + b"\0\1\0\0"
+        for (length, _), begin in zip(entries, begins, strict=True)
+    )
+    table = (16 + len(rows)).to_bytes(4, "big") + b"elst" + bytes(4) + len(entries).to_bytes(4, "big") + rows
+    box = (8 + len(table)).to_bytes(4, "big") + b"edts" + table
+    sizes = {at: until - at + len(box) - (old_end - old) for at, until in ((movie, end), (track, track_end))}
+    edited = bytearray(data[:old] + box + data[old_end:])
+    for at, size in sizes.items():
+        edited[at : at + 4] = size.to_bytes(4, "big")
+    path.write_bytes(edited)
     return path
 
 

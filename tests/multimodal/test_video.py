@@ -85,19 +85,6 @@ def test_probe_tells_length_and_size_and_the_frames_are_those(kind: str, films: 
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_decoder_gives_the_same_frames(kind: str, films: Callable[[str], Path]) -> None:
-    track = picture_track.read_track(films(kind))
-    places = [3, 4, 15, 29]
-    ours = list(decoders._pyav(track, places, 1))
-    assert numbers(torch.from_numpy(np.stack(ours)).permute(0, 3, 1, 2)) == places
-    pytest.importorskip("decord")
-    theirs = list(decoders._decord(track, places, 1))
-    assert len(theirs) == (0 if kind in ("av1.mp4", "ts") else len(places))
-    for a, b in zip(ours, theirs, strict=False):
-        assert np.abs(a.astype(int) - b.astype(int)).max() <= 2
-
-
 @pytest.mark.parametrize("kind", ["mp4", "webm", "ts"])
 @given(places=st.lists(st.integers(-30, 29), max_size=6))
 @settings(deadline=None, max_examples=10)
@@ -109,7 +96,7 @@ def test_any_indices_in_any_order(kind: str, films: Callable[[str], Path], place
 
 @pytest.mark.usefixtures("without_decord")
 def test_without_decord_all_is_the_same(films: Callable[[str], Path]) -> None:
-    assert numbers(read_frames(films("mp4"), indices=[29, 0, 12]).pixels) == [29, 0, 12]
+    assert numbers(read_frames(films("mp4"), indices=[29, 0, 12], reader="decord").pixels) == [29, 0, 12]
 
 
 def test_more_frames_than_there_are_gives_each_once(films: Callable[[str], Path]) -> None:
@@ -201,12 +188,11 @@ def test_a_turned_phone_gives_upright_frames(rotation: int, tmp_path: Path) -> N
     assert numbers(upright) == [11, 5]
 
 
-def test_resizing_does_not_depend_on_the_decoder(films: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resizing_does_not_depend_on_the_decoder(films: Callable[[str], Path]) -> None:
     frames = read_frames(films("mp4"), count=3, size=(24, 40))
     assert frames.pixels.shape == (3, 3, 24, 40)
     assert numbers(frames.pixels) == [0, 14, 29]
-    monkeypatch.setattr(decoders, "_decord_reader", lambda *_: None)
-    again = read_frames(films("mp4"), count=3, size=(24, 40))
+    again = read_frames(films("mp4"), count=3, size=(24, 40), reader="decord")
     assert (frames.pixels.int() - again.pixels.int()).abs().max() <= 2
 
 
@@ -236,7 +222,8 @@ def test_one_thread_unless_told(films: Callable[[str], Path], monkeypatch: pytes
 
     monkeypatch.setattr(decord, "VideoReader", spy)
     read_frames(films("mp4"), count=1)
-    read_frames(films("mp4"), count=1, threads=2)
+    read_frames(films("mp4"), count=1, reader="decord")
+    read_frames(films("mp4"), count=1, reader="decord", threads=2)
     assert asked == [1, 2]
 
 
@@ -250,7 +237,7 @@ def cut(path: Path, share: float) -> Path:
 @pytest.mark.parametrize(
     ("suffix", "codec", "options", "message"),
     [
-        ("mp4", "libx264", {}, "not a video of a known format, or damaged"),  # the index was at the end
+        ("mp4", "libx264", {}, "cut short"),  # the index was at the end
         ("mp4", "libx264", {"movflags": "faststart"}, "cut short"),
         ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}, None),  # states no length
         ("mkv", "libx264", {}, "cut short"),
@@ -332,15 +319,16 @@ def test_a_packet_without_a_frame_shows_the_one_before(tmp_path: Path) -> None:
     data[at : at + size] = bytes(size)
     path.write_bytes(data)
     track = picture_track.read_track(path)
-    shown = torch.from_numpy(np.stack(list(decoders._pyav(track, [11, 12, 29], 1)))).permute(0, 3, 1, 2)
-    assert numbers(shown)[0] == 11
-    assert numbers(shown)[1] in (11, 12, 13)
+    frames = read_frames(path, indices=[11, 12, 29])
+    assert numbers(frames.pixels)[0] == 11
+    assert numbers(frames.pixels)[1] in (11, 12)
+    assert track.info.frames == 30
 
 
 def test_a_header_that_asks_for_too_much_is_refused(
     films: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_track, "_LARGEST_SIDE", 32)
+    monkeypatch.setattr(picture_track, "MAX_PIXELS", 3000)
     with pytest.raises(VideoError, match="corrupt: frames of 64 x 48 pixels"):
         probe(films("mp4"))
 

@@ -1,4 +1,4 @@
-"""How far a phone was turned: the display matrix of an MP4 or QuickTime file, without decoding a frame.
+"""What the boxes of an MP4 or QuickTime file say, without decoding a frame: the display rotation, and a missing end.
 
 PyAV tells the rotation of a decoded frame only. The boxes on the way are `moov`, `trak` and in it `tkhd`, which holds
 the matrix, and `mdia`/`hdlr`, which says that the track is one of pictures (ISO/IEC 14496-12, section 8).
@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-__all__ = ["display_rotation"]
+__all__ = ["display_rotation", "stated_size"]
 
 # The matrix of `tkhd` stands behind its version, flags and times: 40 bytes, or 52 where times take eight.
 _MATRIX_AT: Final = {0: 40, 1: 52}
+# More boxes than this on one level are no film; a hostile file holds millions of 8 bytes.
+_MOST_BOXES: Final = 100_000
 
 
 def display_rotation(path: Path) -> int:
@@ -34,9 +36,33 @@ def display_rotation(path: Path) -> int:
     return 0
 
 
+def stated_size(path: Path) -> int:
+    """Bytes that the file has by its outermost boxes; more than there are where its end is missing.
+
+    A fragmented file (`moof`) is written so that it can be read up to where it ends, and states what it has.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        at = 0
+        for _ in range(_MOST_BOXES):
+            if at + 8 > size:
+                break
+            head = _read(file, at, 16)
+            length, name = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:
+                length = int.from_bytes(head[8:], "big")
+            # What stands behind the last box of an intact file (padding, a note) is nobody's promise.
+            if name == b"moof" or length < 8 or (at + length > size and name not in (b"mdat", b"moov")):
+                return size
+            at += length
+    return max(at, size)
+
+
 def _find(file: BinaryIO, start: int, end: int, *names: bytes) -> Iterator[tuple[int, int]]:
     """Start and end of the content of every box that the path of names leads to."""
-    while start + 8 <= end:
+    for _ in range(_MOST_BOXES):
+        if start + 8 > end:
+            return
         head = _read(file, start, 16)
         length, name, content = int.from_bytes(head[:4], "big"), head[4:8], start + 8
         if length == 1:

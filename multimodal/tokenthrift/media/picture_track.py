@@ -2,45 +2,39 @@
 
 An MP4 of constant frame rate whose header is complete tells at once; of any other file (Matroska, AVI, fragmented MP4,
 transport streams, a variable rate) the packets are read and none is decoded. Times are those of the file's own
-timestamps, so that a variable frame rate is right; zero is the start of the whole file, where its sound starts too.
+timestamps, so that a variable frame rate is right, and what an edit list hides is not there; zero is the start of the
+whole file, where its sound starts too (see `container`). Of several picture tracks the default one is read.
 
 What a file that is not whole gives (decord and most readers of video datasets return what they can, or a black frame):
-no picture track, only cover art, no frame, an end before the length that the header states by more than half a second,
-or an MP4 or AVI that is shorter than its own index raise :class:`VideoError`. Damage inside of a frame shows only when
-that frame is decoded. A mirrored display matrix is not applied, and pixels that are not square are not stretched.
+no picture track, only cover art, no frame, or an end before the one that its own structure states raise
+:class:`VideoError`. Damage inside of a frame shows only when that frame is decoded. A mirrored display matrix is not
+applied, and pixels that are not square are not stretched.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tokenthrift import extras
-from tokenthrift.media.mp4 import display_rotation
+from tokenthrift.media.container import LOST_SECONDS, display_rotation, opened, preferred, start_of
+from tokenthrift.media.errors import MediaError, cause
 
-__all__ = ["LOST_SECONDS", "PictureTrack", "VideoError", "VideoInfo", "cause", "open_track", "probe", "read_track"]
+__all__ = ["LOST_SECONDS", "PictureTrack", "VideoError", "VideoInfo", "open_track", "probe", "read_track"]
 
-LOST_SECONDS: Final = 0.5
-"""Less than this may be missing of a whole file."""
-# A file whose header asks for more is broken or hostile: one frame would not fit in memory.
-_LARGEST_SIDE: Final = 32_768
+MAX_PIXELS: Final = 100_000_000
+"""Most pixels of a frame; a few bytes can claim many gigabytes."""
+MAX_SECONDS: Final = 24 * 3600
+"""Longest film; damaged timestamps can claim centuries."""
 
 
-class VideoError(ValueError):
+class VideoError(MediaError):
     """A file that gives no whole video; `path` is the file and `reason` says why, fit for a report."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +66,28 @@ class PictureTrack:
         pts: the timestamp of every frame, ascending, in units of the stream; None where the file gives none, and
             frames are counted instead.
         seconds: when every frame appears.
-        keyframes: which frames decoding can start at.
+        seek_points: timestamps, ascending, from which decoding can start; empty where it must start at the beginning.
+        closed: no frame before a keyframe needs it or comes after it in the file, none is hidden by an edit list, and
+            every keyframe is one that a decoder may start at.
+        rotation: degrees, counter-clockwise, by which decoded frames are turned.
     """
 
     info: VideoInfo
     container: str
     pts: tuple[int, ...] | None
     seconds: tuple[float, ...]
-    keyframes: tuple[int, ...]
+    seek_points: tuple[int, ...]
+    closed: bool
+    rotation: int
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    key: bool
+    hidden: bool
+    duration: int
+    restarts: bool
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -94,7 +102,7 @@ def probe(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with open_track(path) as (container, stream):
-        if (times := _header_times(path, container, stream)) is not None:
+        if (times := _header_times(container, stream)) is not None:
             return _info(path, container, stream, *times)
     return read_track(path).info
 
@@ -108,32 +116,40 @@ def read_track(path: str | Path) -> PictureTrack:
     """
     path = Path(path)
     with open_track(path) as (container, stream):
-        found = _packets(path, container, stream)
-        if not found:
+        packets = _packets(path, container, stream)
+        shown = [packet for packet in packets if not packet.hidden]
+        if not shown:
             raise VideoError(path, "empty: the picture track holds no frame")
-        unit = stream.time_base
-        zero = Fraction(container.start_time or 0, 1_000_000)
+        unit, zero = stream.time_base, start_of(container)
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         times: list[Fraction]
-        if all(pts is not None for pts, _, _ in found):
-            found = sorted({packet[0]: packet for packet in found}.values())
-            pts = tuple(p for p, _, _ in found)
-            times = [p * unit - zero for p in pts]
+        pts: tuple[int, ...] | None = None
+        last = shown[-1].duration
+        stamps = {packet.pts: packet.duration for packet in shown}
+        if "avi" in container.format.name.split(","):
+            # AVI says when a packet is decoded, not when its frame is shown; frames come out in that rhythm.
+            decoded = sorted(packet.dts for packet in shown if packet.dts is not None)
+            times = [stamp * unit - zero for stamp in decoded]
+            if len(times) < len(shown):
+                times = [i / rate for i in range(len(shown))]
+        elif None not in stamps:
+            pts = tuple(sorted(stamp for stamp in stamps if stamp is not None))
+            _check_order(path, shown, unit)
+            times, last = [stamp * unit - zero for stamp in pts], stamps[pts[-1]]
         else:
-            pts, times = None, [i / rate for i in range(len(found))]
+            times = [i / rate for i in range(len(shown))]
         usual = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / rate
-        length = Fraction(times[-1] - times[0] + (found[-1][2] * unit or usual))
-        stated = _stated_seconds(container, stream)
-        if stated is not None and float(stated - length) > min(LOST_SECONDS, float(stated) / 2):
-            raise VideoError(path, f"cut short: frames for {float(length):.1f} s of {float(stated):.1f} s")
-        info = _info(path, container, stream, len(times), length)
-        keys = tuple(i for i, (_, key, _) in enumerate(found) if key)
+        length = Fraction(times[-1] - times[0] + (last * unit or usual))
+        if times[0] + length > MAX_SECONDS:
+            raise VideoError(path, f"corrupt: its timestamps span {float(times[0] + length) / 3600:,.0f} hours")
         return PictureTrack(
-            info=info,
+            info=_info(path, container, stream, len(times), length),
             container=container.format.name,
             pts=pts,
             seconds=tuple(map(float, times)),
-            keyframes=keys,
+            seek_points=_seek_points(packets) if pts is not None and _has_index(container) else (),
+            closed=_is_closed(packets),
+            rotation=display_rotation(path, container.format.name),
         )
 
 
@@ -144,70 +160,47 @@ def open_track(path: Path) -> Iterator[tuple[Any, Any]]:
     Raises:
         VideoError: there is none.
     """
-    av = extras.require("av")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            magic = file.read(12)
-    except OSError as error:
-        raise VideoError(path, f"cannot be read: {error.strerror}") from error
-    if not size:
-        raise VideoError(path, "empty: a file of 0 bytes")
-    # The first chunk of an AVI states its length; when it was cut, FFmpeg only shortens the index.
-    if magic[:4] == b"RIFF" and magic[8:] == b"AVI " and int.from_bytes(magic[4:8], "little") + 8 > size + 1:
-        raise VideoError(path, f"cut short: {size} bytes of {int.from_bytes(magic[4:8], 'little') + 8}")
-    # "file:" and the whitelist keep a hostile playlist or file name from opening a network address.
-    try:
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except Exception as error:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.
-        raise VideoError(path, f"not a video of a known format, or damaged: {cause(error)}") from error
-    with container:
+    with opened(path, VideoError, "a video") as container:
         yield container, _picture_stream(path, container)
 
 
-def cause(error: Exception) -> str:
-    """FFmpeg's words without the error number and the path, which the report states anyway."""
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
-
-
 def _picture_stream(path: Path, container: Any) -> Any:
-    av = extras.require("av")
-    cover = av.stream.Disposition.attached_pic
+    cover = extras.require("av").stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         what = "only cover art" if container.streams.video else "the file holds no picture track"
         raise VideoError(path, f"no video: {what}")
-    stream = streams[0]
+    stream = preferred(streams)
     context = stream.codec_context
     if context is None:
         raise VideoError(path, "no decoder for its picture track")
-    if not (0 < context.width <= _LARGEST_SIDE and 0 < context.height <= _LARGEST_SIDE):
+    if context.width < 1 or context.height < 1 or context.width * context.height > MAX_PIXELS:
         raise VideoError(path, f"corrupt: frames of {context.width} x {context.height} pixels")
+    # Frames may grow on the way; the decoder refuses those as well.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
-def _header_times(path: Path, container: Any, stream: Any) -> tuple[int, Fraction] | None:
+def _header_times(container: Any, stream: Any) -> tuple[int, Fraction] | None:
     """Frames and seconds of an MP4 whose header holds its whole index, if its frames are evenly spread."""
-    entries = stream.index_entries
-    if "mp4" not in container.format.name or not stream.duration or not 0 < stream.frames == len(entries):
+    # PyAV before 16 does not show the index; the packets tell the same.
+    entries = getattr(stream, "index_entries", None)
+    if entries is None or "mp4" not in container.format.name or not 0 < stream.frames == len(entries):
         return None
-    size, shown, end, decoded = path.stat().st_size, 0, 0, []
-    for entry in entries:
-        shown += not entry.is_discard
-        end = max(end, entry.pos + entry.size)
-        decoded.append(entry.timestamp)
-    if end > size:
-        raise VideoError(path, f"cut short: {size} bytes of {end}")
+    shown = sum(not entry.is_discard for entry in entries)
+    decoded = [entry.timestamp for entry in entries]
     gaps = [later - earlier for earlier, later in pairwise(decoded)]
     # The index orders frames as decoded, and where they are uneven that does not tell when they are shown.
-    if gaps and max(gaps) - min(gaps) > 1:
+    if not gaps or not shown or gaps[0] < 1 or max(gaps) != min(gaps):
         return None
-    return shown, stream.duration * stream.time_base
+    seconds = shown * gaps[0] * stream.time_base
+    return None if seconds > MAX_SECONDS else (shown, seconds)
 
 
-def _packets(path: Path, container: Any, stream: Any) -> list[tuple[Any, bool, int]]:
-    """Timestamp, whether a keyframe, and duration of every packet that holds a frame which is shown."""
-    found: list[tuple[Any, bool, int]] = []
+def _packets(path: Path, container: Any, stream: Any) -> list[_Packet]:
+    """What the packets that hold frames say of them, in the order of the file."""
+    h264 = stream.codec_context.codec.canonical_name == "h264"
+    found: list[_Packet] = []
     packets = container.demux(stream)
     while True:
         try:
@@ -216,27 +209,64 @@ def _packets(path: Path, container: Any, stream: Any) -> list[tuple[Any, bool, i
             return found
         except Exception as error:
             raise VideoError(path, f"corrupt or cut short after {len(found)} frames: {cause(error)}") from error
-        if packet.size and not packet.is_discard:
-            found.append((packet.pts, packet.is_keyframe, packet.duration or 0))
+        if packet.size:
+            key, hidden = packet.is_keyframe, packet.is_discard
+            restarts = key and not (h264 and not _is_idr(bytes(packet)))
+            found.append(_Packet(packet.pts, packet.dts, key, hidden, packet.duration or 0, restarts))
 
 
-def _stated_seconds(container: Any, stream: Any) -> Fraction | None:
-    """Length of the picture track by the header, for the containers whose headers can be trusted to state it."""
-    formats = container.format.name.split(",")
-    if "mp4" in formats and stream.duration:
-        return Fraction(stream.duration * stream.time_base)
-    if "matroska" in formats:
-        if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = map(Fraction, tag.groups())
-            return hours * 3600 + minutes * 60 + seconds
-        if len(container.streams) == 1 and container.duration is not None:
-            return Fraction(container.duration, 1_000_000)
-    return None
+def _is_idr(data: bytes) -> bool:
+    """Whether an H.264 packet with 4-byte lengths holds a slice at which a decoder is reset (type 5)."""
+    at = 0
+    while at + 5 <= len(data):
+        if data[at + 4] & 31 == 5:
+            return True
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    return False
+
+
+def _is_closed(packets: list[_Packet]) -> bool:
+    key: int | None = None
+    for packet in packets:
+        if packet.hidden or packet.pts is None:
+            return False
+        if packet.key:
+            key = packet.pts
+            if not packet.restarts:
+                return False
+        elif key is None or packet.pts < key:
+            return False
+    return True
+
+
+def _seek_points(packets: list[_Packet]) -> tuple[int, ...]:
+    """Timestamps of all keyframes, those before the cut of an edit list included."""
+    first = next(i for i, packet in enumerate(packets) if not packet.hidden)
+    # Several stretches of an edit list run through the same timestamps, and a seek may lead into the wrong one.
+    late = any(packet.hidden and packet.key for packet in packets[first:])
+    decoded = [packet.dts for packet in packets if packet.dts is not None]
+    ordered = all(before < after for before, after in pairwise(decoded))
+    if late or not ordered:
+        return ()
+    return tuple(sorted(packet.pts for packet in packets if packet.key and packet.pts is not None))
+
+
+def _check_order(path: Path, shown: list[_Packet], unit: Fraction) -> None:
+    """Refuses files whose clock starts again, which are films joined byte by byte."""
+    for before, after in pairwise(packet for packet in shown if packet.dts is not None):
+        if before.dts is not None and after.dts is not None and (before.dts - after.dts) * unit > 1:
+            second = float(before.dts * unit)
+            raise VideoError(path, f"its timestamps start again after {second:.1f} s, as in files joined byte by byte")
+
+
+def _has_index(container: Any) -> bool:
+    """Whether a seek leads to the keyframe meant: proven for these containers, disproved for transport streams."""
+    return any(name in ("mp4", "matroska") for name in container.format.name.split(","))
 
 
 def _info(path: Path, container: Any, stream: Any, frames: int, seconds: Fraction) -> VideoInfo:
     height, width = stream.codec_context.height, stream.codec_context.width
-    if "mp4" in container.format.name and display_rotation(path) % 180:
+    if display_rotation(path, container.format.name) % 180:
         height, width = width, height
     return VideoInfo(
         path=path,

@@ -3,6 +3,17 @@
     frames = read_frames("clip.mp4", count=16, size=(384, 384))
     frames.pixels, frames.seconds      # (16, 3, 384, 384) uint8, (16,) float64
 
+What is promised of every file that is read, whatever decodes it:
+
+- A frame is what a player shows at that time. Frames that an edit list hides are not there, the timestamps of the
+  container rule, and where a packet holds no frame the one before stays on screen. Interlaced frames come whole, both
+  fields woven together, and an animation is a film.
+- A time is in seconds from the start of the presentation of the whole file (`container`), the same instant for
+  `read_audio`, `read_frames` and lips.
+- A color is red, green and blue from 0 to 255 by the matrix and the range that the file states, BT.601 and limited
+  range where it states none; 10 bits and more are rounded to 8. Transfer curves (HDR) are left as they are, alpha is
+  dropped, pixels that are not square are not stretched, and the rotation by quarters that a file asks for is done.
+
 Whole files are never held: frames are decoded a few at a time and resized at once, so memory is that of the result, and
 of one chunk for `stream_frames`. Reads with one thread unless told, as data loaders start many readers.
 
@@ -10,27 +21,32 @@ of one chunk for `stream_frames`. Reads with one thread unless told, as data loa
 down; unlike there, a clip of fewer frames gives each of them once instead of copies. Resizing is bicubic with
 antialiasing in torch, so that every decoder gives the same (the published code resizes with PIL).
 
-See `picture_track` for what damaged files give, and `decoders` for what decodes.
+See `picture_track` for what damaged files give, and `decoders` for what decodes. `docs/media.md` names the test of
+every promise.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, tee
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tokenthrift.media.decoders import decode
+from tokenthrift.media.decoders import Reader, decode
 from tokenthrift.media.picture_track import PictureTrack, VideoError, VideoInfo, probe, read_track
 
 __all__ = ["Frames", "VideoError", "VideoInfo", "probe", "read_frames", "read_frames_at", "spread", "stream_frames"]
+
+
+# Timestamps such as 1001/30000 are rounded to ticks, so a frame may begin a little after the time it stands for.
+_TICK: Final = 1e-3
 
 
 class Frames(NamedTuple):
@@ -54,6 +70,7 @@ def read_frames(
     seconds: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     threads: int = 1,
+    reader: Reader = "pyav",
 ) -> Frames:
     """Reads some frames of a video, named in one of three ways.
 
@@ -64,6 +81,7 @@ def read_frames(
         seconds: those on screen at these times; before the first frame that is the first.
         size: height and width to resize to; as stored if not given.
         threads: of the decoder.
+        reader: "decord" reads the kinds of file for which it is proven to give the same frames, PyAV all others.
 
     Raises:
         VideoError: the file has no picture track, is damaged, cut short or empty, or shows nothing at a time asked for.
@@ -81,7 +99,8 @@ def read_frames(
         wanted = [_shown(track, second) for second in seconds or ()]
     distinct = sorted(set(wanted))
     slots = {index: slot for slot, index in enumerate(distinct)}
-    chunks = list(_chunks(track, distinct, size, threads, chunk=16))
+    frames = decode(track, distinct, threads, reader)
+    chunks = list(_chunks(frames, distinct, size, chunk=16))
     if not chunks:
         height, width = size or (track.info.height, track.info.width)
         return Frames(torch.empty(0, 3, height, width, dtype=torch.uint8), torch.empty(0, dtype=torch.float64))
@@ -91,7 +110,14 @@ def read_frames(
     return Frames(pixels if wanted == distinct else pixels[order], times)
 
 
-def read_frames_at(path: str | Path, fps: float, *, size: tuple[int, int] | None = None, threads: int = 1) -> Frames:
+def read_frames_at(
+    path: str | Path,
+    fps: float,
+    *,
+    size: tuple[int, int] | None = None,
+    threads: int = 1,
+    reader: Reader = "pyav",
+) -> Frames:
     """Reads a whole video at a fixed rate: frame k is what is on screen k / `fps` seconds after the start of the file.
 
     That start is also where `read_audio` of the same file begins.
@@ -101,11 +127,13 @@ def read_frames_at(path: str | Path, fps: float, *, size: tuple[int, int] | None
         fps: frames per second wanted; frames are repeated or left out, never blended.
         size: height and width to resize to; as stored if not given.
         threads: of the decoder.
+        reader: "decord" reads the kinds of file for which it is proven to give the same frames, PyAV all others.
 
     Raises:
         VideoError, MissingExtraError: as in `read_frames`.
     """
-    return Frames(*map(torch.cat, zip(*stream_frames(path, fps=fps, size=size, threads=threads), strict=True)))
+    pieces = stream_frames(path, fps=fps, size=size, threads=threads, reader=reader)
+    return Frames(*map(torch.cat, zip(*pieces, strict=True)))
 
 
 def stream_frames(
@@ -115,6 +143,7 @@ def stream_frames(
     size: tuple[int, int] | None = None,
     chunk: int = 16,
     threads: int = 1,
+    reader: Reader = "pyav",
 ) -> Iterator[Frames]:
     """Reads a whole video piece by piece, in memory that does not grow with its length.
 
@@ -124,6 +153,7 @@ def stream_frames(
         size: height and width to resize to; as stored if not given.
         chunk: most frames in a piece.
         threads: of the decoder.
+        reader: "decord" reads the kinds of file for which it is proven to give the same frames, PyAV all others.
 
     Yields:
         Up to `chunk` frames, never none.
@@ -134,19 +164,13 @@ def stream_frames(
     if chunk < 1:
         raise ValueError(f"a chunk is at least one frame, not {chunk}")
     track = read_track(path)
-    if fps is None:
-        times: Sequence[float] = track.seconds
-        wanted: Sequence[int] = range(track.info.frames)
-    else:
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps is a positive number of frames per second, not {fps}")
-        end = track.seconds[0] + track.info.seconds
-        times = [k / fps for k in range(max(round(end * fps), 1))]
-        wanted = [_at(track, time) for time in times]
-    start = 0
-    for pixels in _chunks(track, wanted, size, threads, chunk):
-        yield Frames(pixels, torch.tensor(times[start : start + len(pixels)], dtype=torch.float64))
-        start += len(pixels)
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps is a positive number of frames per second, not {fps}")
+    wanted, decoded, times = tee(_moments(track, fps), 3)
+    frames = decode(track, _distinct(index for index, _ in decoded), threads, reader)
+    for pixels in _chunks(frames, (index for index, _ in wanted), size, chunk):
+        seconds = [second for _, second in islice(times, len(pixels))]
+        yield Frames(pixels, torch.tensor(seconds, dtype=torch.float64))
 
 
 def spread(frames: int, count: int) -> list[int]:
@@ -178,23 +202,41 @@ def _shown(track: PictureTrack, second: float) -> int:
 
 
 def _at(track: PictureTrack, second: float) -> int:
-    # Timestamps such as 1001/30000 are rounded to ticks, so a frame may begin a little after the time it stands for.
-    return max(bisect_right(track.seconds, second + 1e-3) - 1, 0)
+    return max(bisect_right(track.seconds, second + _TICK) - 1, 0)
+
+
+def _moments(track: PictureTrack, fps: float | None) -> Iterator[tuple[int, float]]:
+    """The frame on screen, and the time, of every frame or of every moment of a fixed rate."""
+    if fps is None:
+        yield from enumerate(track.seconds)
+        return
+    moments = max(round((track.seconds[0] + track.info.seconds) * fps), 1)
+    index = 0
+    for second in (moment / fps for moment in range(moments)):
+        while index + 1 < track.info.frames and track.seconds[index + 1] <= second + _TICK:
+            index += 1
+        yield index, second
+
+
+def _distinct(ascending: Iterable[int]) -> Iterator[int]:
+    before = -1
+    for index in ascending:
+        if index != before:
+            yield index
+        before = index
 
 
 def _chunks(
-    track: PictureTrack, ascending: Sequence[int], size: tuple[int, int] | None, threads: int, chunk: int
+    decoded: Iterator[tuple[int, np.ndarray]], ascending: Iterable[int], size: tuple[int, int] | None, chunk: int
 ) -> Iterator[Tensor]:
     """(T, 3, H, W) pieces of the frames at ascending, possibly repeated indices."""
-    distinct = [index for slot, index in enumerate(ascending) if not slot or ascending[slot - 1] != index]
-    decoded = zip(distinct, decode(track, distinct, threads), strict=True)
-    repeats = (pixels for pixels in _repeated(decoded, ascending, size))
+    repeats = _repeated(decoded, ascending, size)
     while piece := list(islice(repeats, chunk)):
         yield torch.stack(piece)
 
 
 def _repeated(
-    decoded: Iterator[tuple[int, np.ndarray]], ascending: Sequence[int], size: tuple[int, int] | None
+    decoded: Iterator[tuple[int, np.ndarray]], ascending: Iterable[int], size: tuple[int, int] | None
 ) -> Iterator[Tensor]:
     at, pixels = -1, torch.empty(0)
     for index in ascending:

@@ -1,0 +1,100 @@
+"""A container opened with care, and the clock that all its tracks share.
+
+Second 0 of a file is where its presentation starts: FFmpeg's start time, the earliest of all tracks, as a player counts
+from there. Matroska states a start before zero only for the samples that an audio decoder drops (its codec delay), and
+there second 0 is the zero of its timestamps. Sound, frames and lips are all counted from this one instant.
+
+Nothing outside the file is opened: "file:" and the whitelist keep a hostile playlist or file name from a network
+address. A file whose own structure says that it goes on behind its last byte is refused as cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from tokenthrift import extras
+from tokenthrift.media import matroska, mp4
+from tokenthrift.media.errors import MediaError, cause
+
+__all__ = ["LOST_SECONDS", "display_rotation", "opened", "preferred", "start_of"]
+
+LOST_SECONDS: Final = 0.5
+"""Less than this may be missing of a whole file."""
+
+_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+
+
+@contextmanager
+def opened(
+    path: Path, error: type[MediaError], what: str, *, form: str | None = None, options: dict[str, str] | None = None
+) -> Iterator[Any]:
+    """The open container.
+
+    Args:
+        path: the file.
+        error: what is raised about it.
+        what: what the file should be, for the message.
+        form: FFmpeg's name of the format, where the file does not tell.
+        options: of that format.
+
+    Raises:
+        MediaError: of the type given: the file cannot be read, is of no known format, or is cut short.
+        MissingExtraError: PyAV is not installed.
+    """
+    av = extras.require("av")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(12)
+    except OSError as problem:
+        raise error(path, f"cannot be read: {problem.strerror}") from problem
+    if not size:
+        raise error(path, "empty: a file of 0 bytes")
+    if (stated := _stated_size(path, magic)) > size:
+        raise error(path, f"cut short: {size} bytes of {stated}")
+    try:
+        container = av.open(
+            f"file:{path}",
+            format=form,
+            options={"protocol_whitelist": "file", **(options or {})},
+            metadata_errors="replace",
+        )
+    except Exception as problem:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.
+        raise error(path, f"not {what} of a known format, or damaged: {cause(problem)}") from problem
+    with container:
+        yield container
+
+
+def start_of(container: Any) -> Fraction:
+    """Second 0 of the file, in seconds of its timestamps."""
+    start = Fraction(container.start_time or 0, 1_000_000)
+    return max(start, Fraction(0)) if "matroska" in container.format.name else start
+
+
+def preferred(streams: Sequence[Any]) -> Any:
+    """The track that a player takes: the first that is marked as default, else the first."""
+    default = extras.require("av").stream.Disposition.default
+    return next((stream for stream in streams if stream.disposition & default), streams[0])
+
+
+def display_rotation(path: Path, format_name: str) -> int:
+    """Degrees, counter-clockwise, by which the pictures are to be turned."""
+    if "mp4" in format_name:
+        return mp4.display_rotation(path)
+    return matroska.display_rotation(path) if "matroska" in format_name else 0
+
+
+def _stated_size(path: Path, magic: bytes) -> int:
+    """Bytes that the file should have by its own structure; 0 where that tells nothing."""
+    if magic[4:8] in _BOXES:
+        return mp4.stated_size(path)
+    if magic[:4] == b"\x1aE\xdf\xa3":
+        return matroska.stated_size(path)
+    # The first chunk of an AVI states its length, rounded up to even; when it was cut, FFmpeg only shortens the index.
+    if magic[:4] == b"RIFF" and magic[8:] == b"AVI ":
+        return int.from_bytes(magic[4:8], "little") + 7
+    return 0
