@@ -1,6 +1,6 @@
-"""dLLM-ASR against its parts and its rivals, in one run: `python benchmarks/dllm_asr.py --json out.json`.
+"""dLLM-ASR against its parts and its baselines, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
-Every system hears the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
+Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
 diffusion model without draft, with the draft's length only, with its sure words, by the model's own settings, with and
 without pruning, and with an encoder that always reads 30 s; the autoregressive decoder of the same size over the same
 encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error
@@ -78,18 +78,18 @@ class Result:
 
 
 def diffusion(model: DllmAsr, settings: DecodeConfig, *, crop: bool = True) -> System:
-    """The whole model under one way of decoding; without `crop` the encoder reads 30 s, as Whisper's own does."""
+    """The whole model under one setting of decoding; without `crop` the encoder reads 30 s, as Whisper's own does."""
     # Two responses side by side are two rows of every forward pass, and cost as much as two passes of one.
-    ways = 2 if settings.draft == "both" else 1
+    responses = 2 if settings.draft == "both" else 1
 
-    def hear(audio: Tensor) -> Answer:
+    def transcribe(audio: Tensor) -> Answer:
         filled = audio if crop else F.pad(audio, (0, max(0, MAX_STATES * STATE_SAMPLES - len(audio))))
         states, lengths = model.encode([filled])
         lengths = lengths.clamp_max(states_of(len(audio)))
         (done,) = model.decode(states[:, : int(lengths)], lengths, settings=settings)
-        return done.text, done.usage.rounds, ways * done.usage.rounds
+        return done.text, done.usage.rounds, responses * done.usage.rounds
 
-    return hear
+    return transcribe
 
 
 def ablations(model: DllmAsr) -> dict[str, System]:
@@ -99,12 +99,12 @@ def ablations(model: DllmAsr) -> dict[str, System]:
     are enough for a draft: without one the paper's threshold stands, and no limit.
     """
     usual = model.config.decode
-    alone = replace(usual, draft="none", recheck=False, max_rounds=None, confidence_threshold=0.9)
+    alone = replace(usual, draft="none", verify_committed=False, max_rounds=None, confidence_threshold=0.9)
     settings = {
         "diffusion, no draft": alone,
         "diffusion, no draft, no pruning": replace(alone, prune="never"),
-        "diffusion, draft length": replace(usual, draft="length", recheck=False),
-        "diffusion, draft's sure words": replace(usual, draft="confident", recheck=False),
+        "diffusion, draft length": replace(usual, draft="length", verify_committed=False),
+        "diffusion, draft's sure words": replace(usual, draft="confident", verify_committed=False),
         "diffusion, draft": usual,
         "diffusion, draft, no pruning": replace(usual, prune="never"),
     }
@@ -116,22 +116,22 @@ def draft_alone(model: DllmAsr) -> System:
     """The CTC head without a language model."""
 
     @torch.inference_mode()
-    def hear(audio: Tensor) -> Answer:
+    def transcribe(audio: Tensor) -> Answer:
         (words,) = model.drafts(*model.encode([audio]))
         return " ".join(w.text for w in words), 0, 0
 
-    return hear
+    return transcribe
 
 
-def autoregressive(model: DllmAsr, rival: AutoregressiveDecoder) -> System:
-    """The rival over the model's encoder and adapter."""
+def autoregressive(model: DllmAsr, baseline: AutoregressiveDecoder) -> System:
+    """The baseline over the model's encoder and adapter."""
 
     @torch.inference_mode()
-    def hear(audio: Tensor) -> Answer:
-        ((text, forwards),) = rival.decode(*model.adapter(*model.encode([audio])))
+    def transcribe(audio: Tensor) -> Answer:
+        ((text, forwards),) = baseline.decode(*model.adapter(*model.encode([audio])))
         return text, 0, forwards
 
-    return hear
+    return transcribe
 
 
 def whisper(folder: str) -> System:
@@ -146,7 +146,7 @@ def whisper(folder: str) -> System:
     end = lm.config.eos_token_id
 
     @torch.inference_mode()
-    def hear(audio: Tensor) -> Answer:
+    def transcribe(audio: Tensor) -> Answer:
         mel = features(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
         ids = lm.generate(
             mel,
@@ -162,7 +162,7 @@ def whisper(folder: str) -> System:
         text = [int(i) for i in ids if i < end]
         return tokenizer.decode(text), 0, len(text) + 1
 
-    return hear
+    return transcribe
 
 
 def measure(name: str, system: System, data: str, clips: list[tuple[Tensor, str]]) -> Result:
@@ -254,7 +254,7 @@ def pooled(results: list[Result], names: tuple[str, ...], title: str) -> list[Re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "model_cards" / "dllm-asr-tiny-en"), help="folder or Hub id")
-    parser.add_argument("--rival", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
+    parser.add_argument("--baseline", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
     parser.add_argument("--whisper", help="transformers checkpoint; by default the one of a package, made below --data")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
     parser.add_argument("--public", type=Path, default=ROOT / "data" / "public", help="holds lj/ and fsdd.tar")
@@ -268,16 +268,16 @@ def main() -> None:
     sets = prepare_sets(arguments.data, arguments.public, arguments.sets)
     model = DllmAsr.from_pretrained(arguments.model)
     systems: dict[str, System] = {"CTC draft alone": draft_alone(model), **ablations(model)}
-    if arguments.rival.is_dir():
-        rival = AutoregressiveDecoder.from_pretrained(arguments.rival)
-        systems["autoregressive, same size"] = autoregressive(model, rival)
+    if arguments.baseline.is_dir():
+        baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
+        systems["autoregressive, same size"] = autoregressive(model, baseline)
     known = [*systems, WHISPER]
-    asked = arguments.systems or known
-    if unknown := set(asked) - set(known):
+    chosen = arguments.systems or known
+    if unknown := set(chosen) - set(known):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if WHISPER in asked:
+    if WHISPER in chosen:
         systems[WHISPER] = whisper(arguments.whisper or prepare_whisper(arguments.data))
-    systems = {name: system for name, system in systems.items() if name in asked}
+    systems = {name: system for name, system in systems.items() if name in chosen}
     results = []
     for name in sets:
         clips = read_set(arguments.data / "test" / name, arguments.limit)

@@ -1,8 +1,9 @@
-"""What a speech recogniser gives back, and the one protocol through which the batch job calls it.
+"""What a speech recognizer gives back, and the protocols through which the batch job calls it.
 
-Every recogniser of the package (and any fake one in a test) is used only through :class:`Recogniser`, so the job that
-reads files, cuts windows and writes subtitles knows nothing about the model behind it. Plain dataclasses, as in
-faster-whisper's public surface; unlike there, every token carries its confidence and every transcript what it cost.
+Every recognizer of the package (and any fake one in a test) is used only through `Recognizer` or
+`AudioVisualRecognizer`, so the job that reads files, cuts windows and writes subtitles knows nothing about the model
+behind it. Plain dataclasses, as in faster-whisper's public surface; unlike there, every token carries its confidence
+and every transcript what it cost.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from tokenthrift.budget import BudgetSupport, DecodeBudget, TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.lazy import deprecated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["AudioVisualRecogniser", "Recogniser", "Transcript", "TranscriptToken"]
+__all__ = ["AudioVisualRecognizer", "Recognizer", "Transcript", "TranscriptToken"]
+
+__getattr__ = deprecated(__name__, {"AudioVisualRecogniser": "AudioVisualRecognizer", "Recogniser": "Recognizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class TranscriptToken:
 
     Attributes:
         text: The piece as written, with its leading space, so that joining all pieces gives the text (up to strip).
-        confidence: Probability in [0, 1] that the recogniser gave the piece when it fixed it.
-        start: Seconds from the start of the audio given, or None where the recogniser cannot tell.
+        confidence: Probability in [0, 1] that the recognizer gave the piece when it committed it.
+        start: Seconds from the start of the audio given, or None where the recognizer gives no times.
         end: Seconds from the start of the audio given, never before ``start``, or None with it.
     """
 
@@ -54,12 +58,17 @@ class Transcript:
 
 
 @runtime_checkable
-class Recogniser(Protocol):
-    """Audio in, transcripts out; the result of an item never depends on its neighbours in the batch."""
+class Recognizer(Protocol):
+    """Audio in, transcripts out; the result of an item never depends on its neighbors in the batch."""
+
+    @property
+    def support(self) -> BudgetSupport:
+        """Which token budgets are honored."""
+        ...
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that ``transcribe`` expects."""
+        """Samples per second that `transcribe` expects."""
         ...
 
     @property
@@ -67,12 +76,24 @@ class Recogniser(Protocol):
         """The longest audio that one item may hold."""
         ...
 
-    def transcribe(self, audio: Sequence[Tensor], budget: DecodeBudget | None = None) -> list[Transcript]:
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """What items of so many seconds will use; raises BudgetError where a budget cannot be honored."""
+        ...
+
+    def transcribe(
+        self,
+        audio: Sequence[Tensor],
+        budget: BudgetLike | Sequence[BudgetLike] = None,
+        decode: DecodeLike = None,
+    ) -> list[Transcript]:
         """Transcribe a batch.
 
         Args:
-            audio: One (samples,) float32 mono tensor per item at ``sample_rate``, any lengths up to ``max_seconds``.
-            budget: Ceilings for every item; None means the recogniser's own defaults.
+            audio: One (samples,) float32 mono tensor per item at `sample_rate`, any lengths up to `max_seconds`.
+            budget: Ceilings in tokens for every item, or a list with one for each; None sets none.
+            decode: Limits of decoding for every item; None means the recognizer's own.
 
         Returns:
             One transcript per item, in the order given.
@@ -81,22 +102,22 @@ class Recogniser(Protocol):
 
 
 @runtime_checkable
-class AudioVisualRecogniser(Protocol):
-    """Sound, lips or both in, transcripts out, at a price in tokens; as :class:`Recogniser` otherwise."""
+class AudioVisualRecognizer(Protocol):
+    """Sound, lips or both in, transcripts out; as `Recognizer` otherwise."""
 
     @property
     def support(self) -> BudgetSupport:
-        """Which token budgets are honoured."""
+        """Which token budgets are honored."""
         ...
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that ``transcribe`` expects."""
+        """Samples per second that `transcribe` expects."""
         ...
 
     @property
     def frame_rate(self) -> int:
-        """Pictures per second that ``transcribe`` expects."""
+        """Pictures per second that `transcribe` expects."""
         ...
 
     @property
@@ -109,24 +130,30 @@ class AudioVisualRecogniser(Protocol):
         ...
 
     def read_lips(self, path: Path) -> Tensor | None:
-        """The lips in a file at ``frame_rate``, (T, H, W), or None for a file without pictures.
+        """The lips in a file at `frame_rate`, (T, H, W), or None for a file without pictures.
 
         Raises:
             ValueError: There are pictures, and no face in them.
         """
         ...
 
-    def check_price(self, samples: int, frames: int, budget: TokenBudget) -> None:
-        """Raises BudgetError where an item of so many samples and frames (0 without) cannot have what it costs."""
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """What items will use: of so many seconds of sound, frames of lips, or both.
+
+        Raises:
+            BudgetError: A budget cannot be honored.
+        """
         ...
 
     def transcribe(
         self,
         audio: Sequence[Tensor | None],
         video: Sequence[Tensor | None],
-        budget: TokenBudget | None = None,
+        budget: BudgetLike | Sequence[BudgetLike] = None,
         *,
-        decode: DecodeBudget | None = None,
+        decode: DecodeLike = None,
         coarse_to_fine: bool = False,
         noise_aware: bool = False,
     ) -> list[Transcript]:
@@ -135,9 +162,10 @@ class AudioVisualRecogniser(Protocol):
         Args:
             audio: One (samples,) float32 mono tensor per item, or None where there is no sound.
             video: One (T, H, W) tensor of lips per item, or None where there are none.
-            budget: Ceilings in tokens for every item; None means whatever writes best.
-            decode: Ceilings for every text.
-            coarse_to_fine: Pay for detail only where the cheapest rates leave the text unsure.
+            budget: Ceilings in tokens for every item, or a list with one for each; None means the rates of the lowest
+                error.
+            decode: Limits of decoding for every item.
+            coarse_to_fine: Use finer rates only for items whose text has a low confidence at the coarsest rates.
             noise_aware: Choose rates by the noise of the item.
 
         Returns:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tokenthrift.dllm_asr.training.module import trained_weights
+from tokenthrift.dllm_asr.training.weights import trained_weights
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     states = [checkpoint["state_dict"] for checkpoint in read]
     if any(state.keys() != states[0].keys() for state in states):
         raise SystemExit("the checkpoints are of different models")
-    trained = set.intersection(*(set(trained_weights(str(path))) for path in arguments.checkpoints))
+    trained = set.intersection(*(set(trained_weights(path).tensors) for path in arguments.checkpoints))
     mean = {n: torch.stack([state[n].double() for state in states]).mean(0).to(states[0][n].dtype) for n in trained}
     torch.save({**read[0], "state_dict": {**states[0], **mean}, "optimizer_states": []}, arguments.out)
 

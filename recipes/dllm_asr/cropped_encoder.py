@@ -1,13 +1,13 @@
-"""Whisper's encoder taught to hear cropped audio: `python cropped_encoder.py SPEECH OUT [--whisper CHECKPOINT]`.
+"""Whisper's encoder fine-tuned on cropped audio: `python cropped_encoder.py SPEECH OUT [--whisper CHECKPOINT]`.
 
 Whisper was trained on 30 s, always; over a short recording alone its states drift and words are misread. Here a copy of
-the encoder hears recordings as they are, with up to `--tail` seconds of silence, and learns the states that the frozen
-original has of the same recording filled to 30 s (relative squared error; no text is needed). Half of what it hears is
+the encoder reads recordings as they are, with up to `--trailing-silence` seconds of silence, and learns the states that
+the frozen original has of the same recording filled to 30 s (relative squared error; no text is needed). Half of what it reads is
 real speech (shards `9*`), half synthetic; clips (of 20 s at most) and excerpts of 0.3 to 8 s, augmented as in
 `features.py`.
-`OUT` is the checkpoint's folder with the new encoder in it, to be given wherever `--whisper` is asked for. The error on
-development recordings is printed with and without the tail. A stopped run goes on, with the options it was begun with,
-from `OUT/training.pt`.
+`OUT` is the checkpoint's folder with the new encoder in it, to be given as `--whisper`. The error on
+development recordings is printed with and without the silence. A stopped run goes on from `OUT/training.pt`, with the
+options it was begun with.
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ def batches(
         if synthetic:
             speech = read_speech(rng.choice(synthetic))
             drawn += [excerpt(speech, rng) for _ in range(count)]
-        heard = sorted((augment(piece, rng, noises, rooms) for piece in drawn), key=len)
-        made = [heard[i : i + size] for i in range(0, len(heard), size)]
+        padded = sorted((augment(piece, rng, noises, rooms) for piece in drawn), key=len)
+        made = [padded[i : i + size] for i in range(0, len(padded), size)]
         rng.shuffle(made)
         yield from made[start % GROUP if number == start // GROUP else 0 :]
 
 
-def states(encoder: WhisperEncoder, audio: list[Tensor], tail: float) -> tuple[Tensor, Tensor]:
-    """`(B, N, width)` states of recordings that `tail` seconds of silence (30 s in all) follow, and those of each."""
+def states(encoder: WhisperEncoder, audio: list[Tensor], silence: float) -> tuple[Tensor, Tensor]:
+    """`(B, N, width)` states of recordings with `silence` seconds after them (30 s in all), and their lengths."""
     most = PASS_SECONDS * RATE
-    heard = [F.pad(x, (0, max(0, min(round(tail * RATE), most - len(x))))) for x in audio]
-    mels, frames = pad_mels([log_mel(x, encoder.conv1.in_channels) for x in heard])
+    padded = [F.pad(x, (0, max(0, min(round(silence * RATE), most - len(x))))) for x in audio]
+    mels, frames = pad_mels([log_mel(x, encoder.conv1.in_channels) for x in padded])
     lengths = torch.tensor([states_of(len(x)) for x in audio])
     with torch.autocast("cpu", torch.bfloat16):
         encoded: Tensor = encoder(mels, frames)
@@ -110,8 +110,8 @@ def relative_error(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def development_error(student: WhisperEncoder, teacher: WhisperEncoder, audio: list[Tensor], tail: float) -> float:
-    found = [relative_error(states(student, [x], tail)[0], *states(teacher, [x], 30.0)) for x in audio]
+def development_error(student: WhisperEncoder, teacher: WhisperEncoder, audio: list[Tensor], silence: float) -> float:
+    found = [relative_error(states(student, [x], silence)[0], *states(teacher, [x], 30.0)) for x in audio]
     return float(torch.stack(found).mean())
 
 
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--dev", type=Path, help="folder of development recordings")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tail", type=float, default=2.0, help="most seconds of silence heard (default: %(default)s)")
+    parser.add_argument(
+        "--trailing-silence", type=float, default=2.0, help="most seconds of silence (default: %(default)s)"
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -156,7 +158,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
     schedule = warmup_cosine(optimizer, arguments.steps, 20)
     first, state = 0, arguments.out / "training.pt"
-    begun = {name: getattr(arguments, name) for name in ("steps", "batch", "tail", "learning_rate")}
+    begun = {name: getattr(arguments, name) for name in ("steps", "batch", "trailing_silence", "learning_rate")}
     begun["encoder"] = fingerprint(teacher)
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -175,7 +177,11 @@ def main() -> None:
             kept |= {"schedule": schedule.state_dict(), "step": step, "begun": begun}
             torch.save(kept, state.with_suffix(".partial"))
             os.replace(state.with_suffix(".partial"), state)
-            shown = [f"{t:g} s {development_error(student, teacher, dev, t):.4f}" for t in (0.0, arguments.tail) if dev]
+            shown = [
+                f"{t:g} s {development_error(student, teacher, dev, t):.4f}"
+                for t in (0.0, arguments.trailing_silence)
+                if dev
+            ]
             mean = sum(losses) / max(1, len(losses))
             print(f"step {step}: {mean:.4f}", *shown, f"{time.perf_counter() - started:.0f} s", sep=" | ", flush=True)
             losses = []
@@ -183,9 +189,9 @@ def main() -> None:
             break
         audio = next(feed)
         with torch.no_grad():
-            wanted, lengths = states(teacher, audio, 30.0)
-        tail = random.Random(step).uniform(0.0, arguments.tail)
-        loss = relative_error(states(student, audio, tail)[0], wanted, lengths)
+            target, lengths = states(teacher, audio, 30.0)
+        silence = random.Random(step).uniform(0.0, arguments.trailing_silence)
+        loss = relative_error(states(student, audio, silence)[0], target, lengths)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -5,7 +5,7 @@ posterior from which a word of the draft is kept, the probability below which th
 whether it does so with its own words too; over the real development prompts of three words or more, over some synthetic
 development utterances, and over the shorter real prompts, never mixed. The best is the lowest mean of the first two
 error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json, with the
-`--tail` of silence that was given. Synthetic utterances are cached states, which never have one.
+`--trailing-silence` that was given. Synthetic utterances are cached states, which never have one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def synthetic_items(features: Path, count: int) -> list[Item]:
     """Cached states and text of some synthetic development utterances, the same for every model."""
     cached = CachedStates(sorted(features.glob("dev-*.safetensors")))
     chosen = random.Random(1).sample(range(len(cached)), min(count, len(cached)))
-    return [(cached[i].states.float(), cached[i].text) for i in chosen]
+    return [(cached[0, i].states.float(), cached[0, i].text) for i in chosen]
 
 
 def measure(model: DllmAsr, items: list[Item], settings: DecodeConfig, batch: int = 12) -> tuple[float, float, float]:
@@ -74,27 +74,33 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.5, 0.6, 0.7])
     parser.add_argument("--max-rounds", type=int, nargs="+", default=[4])
     parser.add_argument("--draft-threshold", type=float, nargs="+", default=[0.95])
-    parser.add_argument("--verify", type=float, nargs="+", default=[0.2, 0.3])
-    parser.add_argument("--recheck", type=int, choices=[0, 1], nargs="+", default=[0, 1])
-    parser.add_argument("--tail", type=float, help="seconds of silence after real recordings (default: the model's)")
+    parser.add_argument("--verify-threshold", type=float, nargs="+", default=[0.2, 0.3])
+    parser.add_argument("--verify-committed", type=int, choices=[0, 1], nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--trailing-silence", type=float, help="seconds of silence after real recordings (default: the model's)"
+    )
     parser.add_argument("--write", action="store_true", help="store the best in the model's config.json")
     arguments = parser.parse_args()
     model = DllmAsr.from_pretrained(arguments.model)
-    if arguments.tail is not None:
-        model.config = replace(model.config, encoder=replace(model.config.encoder, tail=arguments.tail))
+    if arguments.trailing_silence is not None:
+        model.config = replace(
+            model.config, encoder=replace(model.config.encoder, trailing_silence=arguments.trailing_silence)
+        )
     sets = [real_items(model, arguments.dev), synthetic_items(arguments.features, arguments.utterances)]
     shorter = real_items(model, arguments.dev, short=True)
     best: tuple[float, dict[str, Any]] | None = None
     print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances, {len(shorter)} shorter recordings")
-    print("draft threshold max_rounds draft_threshold verify recheck | real: WER draft rounds | synthetic | shorter")
-    names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify", "recheck")
+    print(
+        "draft threshold max_rounds draft_threshold verify_threshold verify_committed | real: WER draft rounds | synthetic | shorter"
+    )
+    names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify_threshold", "verify_committed")
     grid = (
         arguments.draft,
         arguments.threshold,
         arguments.max_rounds,
         arguments.draft_threshold,
-        arguments.verify,
-        map(bool, arguments.recheck),
+        arguments.verify_threshold,
+        map(bool, arguments.verify_committed),
     )
     for values in itertools.product(*grid):
         chosen = dict(zip(names, values, strict=True))

@@ -1,6 +1,6 @@
 """What the CTC head writes of the training data: `python drafts.py FEATURES --draft LAST.ckpt`.
 
-The denoiser learns to mend real drafts, so they are made once the draft head is trained: each shard gets a
+The denoiser learns to correct real drafts, so they are made once the draft head is trained: each shard gets a
 `.drafts.json` beside it, for every utterance a list of [word, confidence, start, end]. `--again` replaces those of an
 earlier checkpoint. A model folder gives its draft head as a checkpoint does.
 """
@@ -18,8 +18,9 @@ import torch
 from tokenthrift.dllm_asr.config import DraftConfig
 from tokenthrift.dllm_asr.draft import DraftHead, draft_words
 from tokenthrift.dllm_asr.model import DllmAsr
-from tokenthrift.dllm_asr.training.data import CachedStates, collate
-from tokenthrift.dllm_asr.training.module import trained_weights
+from tokenthrift.dllm_asr.training.batch import collate
+from tokenthrift.dllm_asr.training.data import CachedStates
+from tokenthrift.dllm_asr.training.weights import DRAFT, trained_weights
 from tokenthrift.hub import read_config
 
 
@@ -30,8 +31,8 @@ def main() -> None:
     parser.add_argument("--draft", required=True, help="model folder, or training checkpoint with a trained CTC head")
     parser.add_argument("--again", action="store_true", help="make drafts also where there are some")
     arguments = parser.parse_args()
-    weights = trained_weights(arguments.draft)
-    head = {k.removeprefix("model.draft."): v for k, v in weights.items() if k.startswith("model.draft.")}
+    weights = trained_weights(arguments.draft).tensors
+    head = {name.removeprefix(DRAFT): tensor for name, tensor in weights.items() if name.startswith(DRAFT)}
     if not head:
         parser.error(f"--draft: the CTC head was not trained in {arguments.draft}")
     # Training makes heads of the default size; a model folder says which size its head has.
@@ -47,7 +48,7 @@ def main() -> None:
         rows: list[list[tuple[object, ...]]] = [[] for _ in range(len(data))]
         order = sorted(range(len(data)), key=lambda i: data.lengths[i])
         for group in (order[i : i + 16] for i in range(0, len(order), 16)):
-            batch = collate([data[i] for i in group])
+            batch = collate([data[0, i] for i in group])
             with torch.autocast("cpu", torch.bfloat16):
                 log_p = draft(batch.states, batch.lengths)
             for i, row, n in zip(group, log_p, batch.lengths.tolist(), strict=True):

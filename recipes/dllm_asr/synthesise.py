@@ -37,7 +37,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     return AF.resample(torch.from_numpy(samples).float(), rate, RATE).numpy() if rate != RATE else samples
 
 
-def spoken_by(command: list[str], text: str) -> np.ndarray:
+def run_tts(command: list[str], text: str) -> np.ndarray:
     """The samples a command writes to the file that replaces OUT, given the text on its standard input."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as out:
         filled = [out.name if c == "OUT" else c for c in command]
@@ -51,12 +51,12 @@ def flite(voice: str, text: str, rng: random.Random) -> np.ndarray:
         source.write(text)
         source.flush()
         stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.2f}"
-        return spoken_by(["flite", "-voice", voice, "--setf", stretch, "-f", source.name, "-o", "OUT"], "")
+        return run_tts(["flite", "-voice", voice, "--setf", stretch, "-f", source.name, "-o", "OUT"], "")
 
 
 def espeak(voice: str, text: str, rng: random.Random) -> np.ndarray:
     options = ["-s", str(rng.randint(125, 185)), "-p", str(rng.randint(25, 75))]
-    return spoken_by(["espeak-ng", "-v", voice, *options, "--stdin", "-w", "OUT"], text)
+    return run_tts(["espeak-ng", "-v", voice, *options, "--stdin", "-w", "OUT"], text)
 
 
 class Piper:

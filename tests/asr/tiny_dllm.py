@@ -101,19 +101,24 @@ def vocabulary(size: int = 120) -> Vocabulary:
 
 def tiny_config(family: Family, **decode: Any) -> DllmAsrConfig:
     """Whisper's decoder reads 25 states a second as they are; the others 12.5, through the convolution, as a prefix."""
-    sizes: dict[str, int] = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "ffn": FFN}
+    sizes: dict[str, int] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+    }
     return DllmAsrConfig(
         vocab_size=vocabulary().size,
         encoder=EncoderConfig(**sizes),
         adapter=AdapterConfig(pool=2, stride=1 if family == "whisper" else 2),
-        draft=DraftConfig(width=WIDTH, layers=1, heads=HEADS, ffn=FFN),
-        backbone=BackboneConfig(family=family, positions=128, **sizes),
+        draft=DraftConfig(**{**sizes, "num_hidden_layers": 1}),
+        backbone=BackboneConfig(family=family, max_position_embeddings=128, **sizes),
         decode=DecodeConfig(**decode),
     )
 
 
 def tiny_model(family: Family = "whisper", seed: int = 0, **decode: Any) -> DllmAsr:
-    """A random model whose draft and denoiser say different things for different audio, in evaluation mode."""
+    """A random model whose draft and denoiser write different texts for different audio, in evaluation mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = DllmAsr(tiny_config(family, **decode), vocabulary())

@@ -32,11 +32,11 @@ def benchmark() -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> DllmAsr:
-    return tiny_model(draft="both", recheck=True, verify=0.3, max_rounds=3)
+    return tiny_model(draft="both", verify_committed=True, verify_threshold=0.3, max_rounds=3)
 
 
 @pytest.fixture
-def heard(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor, Tensor, DecodeConfig]]:
+def calls_seen(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor, Tensor, DecodeConfig]]:
     """Samples that are encoded, and states, lengths and settings that are decoded, call by call."""
     calls: list[tuple[int, Tensor, Tensor, DecodeConfig]] = []
     samples: list[int] = []
@@ -62,12 +62,12 @@ def test_two_responses_side_by_side_count_twice(benchmark: Any, model: DllmAsr) 
         assert 0 < forwards == ways * rounds, name
 
 
-def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, heard: list[Any]) -> None:
+def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, calls_seen: list[Any]) -> None:
     found = {}
     for name, system in benchmark.ablations(model).items():
         system(speech(0.5))
-        settings = heard[-1][-1]
-        found[name] = settings.draft, settings.recheck, settings.prune
+        settings = calls_seen[-1][-1]
+        found[name] = settings.draft, settings.verify_committed, settings.prune
         limit = None if settings.draft == "none" else model.config.decode.max_rounds
         assert settings.max_rounds == limit, "a draft's few rounds cannot fill a canvas of nothing but MASK"
     assert found == {
@@ -82,12 +82,12 @@ def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, 
 
 
 def test_the_encoder_that_is_not_cropped_reads_silence_up_to_30_seconds(
-    benchmark: Any, model: DllmAsr, heard: list[Any]
+    benchmark: Any, model: DllmAsr, calls_seen: list[Any]
 ) -> None:
     systems, audio = benchmark.ablations(model), speech(1.3)
     for name in ("diffusion, draft", "diffusion, draft, 30 s encoder"):
         systems[name](audio)
-    (cropped, states, lengths, _), (filled, others, same, _) = heard
+    (cropped, states, lengths, _), (filled, others, same, _) = calls_seen
     assert (cropped, filled) == (len(audio), 30 * 16_000)
     assert lengths.tolist() == same.tolist() == [states_of(len(audio))]
     assert states.shape == others.shape

@@ -1,4 +1,4 @@
-"""The encoder that is taught to hear cropped audio: what it learns, how it goes on, what it refuses."""
+"""The encoder that is fine-tuned on cropped audio: what it learns, how it goes on, what it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cropping(whisper: Path, tmp_path: Path) -> tuple[Any, ...]:
     return (tmp_path / "speech", tmp_path / "out", *options)
 
 
-def test_the_encoder_learns_to_hear_cropped_audio(
+def test_the_encoder_learns_cropped_audio(
     whisper: Path,
     cropping: tuple[Any, ...],
     tmp_path: Path,
@@ -44,7 +44,7 @@ def test_the_encoder_learns_to_hear_cropped_audio(
     run(monkeypatch, cropped, *cropping, "--steps", 20)
     first, *_, last = [line.split(" | ")[1:3] for line in capsys.readouterr().out.splitlines()]
     errors = [[float(cell.split()[-1]) for cell in cells] for cells in (first, last)]
-    assert errors[1][0] < 0.9 * errors[0][0], "cropped recordings are heard more as recordings of 30 s are"
+    assert errors[1][0] < 0.9 * errors[0][0], "the states of cropped recordings come closer to those of 30 s"
     # The folder is a checkpoint like the one it came from, the encoder apart.
     before, after = load_file(whisper / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -29,8 +29,8 @@ def test_the_best_setting_within_the_rounds_is_written(
     (dev / "manifest.jsonl").write_text("\n".join(rows))
     write_shard(tmp_path / "features" / "dev-0000-slt.safetensors", ["the dog", "a", "jumps over"])
     options = [model, "--dev", dev, "--features", tmp_path / "features"]
-    grid = ["--threshold", 1.0, 1e-6, "--max-rounds", 9, "--draft-threshold", 0.9, "--verify", 0.2, "--write"]
-    grid += ["--draft", "both", "--recheck", 0, 1, "--tail", 0.5]
+    grid = ["--threshold", 1.0, 1e-6, "--max-rounds", 9, "--draft-threshold", 0.9, "--verify-threshold", 0.2, "--write"]
+    grid += ["--draft", "both", "--verify-committed", 0, 1, "--trailing-silence", 0.5]
 
     # One round at most: only a threshold that commits everything at once, and no second reading, can hold to it.
     run(monkeypatch, decoding, *options, *grid, "--rounds", 1)
@@ -39,9 +39,9 @@ def test_the_best_setting_within_the_rounds_is_written(
     assert shown.count(" | ") == 3 + 3 * 4
     config = DllmAsr.from_pretrained(model).config
     chosen = config.decode
-    assert config.encoder.tail == 0.5
+    assert config.encoder.trailing_silence == 0.5
     assert (chosen.confidence_threshold, chosen.max_rounds) == (1e-6, 9)
-    assert (chosen.draft, chosen.recheck) == ("both", False)
+    assert (chosen.draft, chosen.verify_committed) == ("both", False)
 
     with pytest.raises(SystemExit, match="nothing stays within 0"):
         run(monkeypatch, decoding, *options, *grid, "--rounds", 0)
@@ -49,12 +49,12 @@ def test_the_best_setting_within_the_rounds_is_written(
 
 def test_what_checkpoints_trained_is_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     average = script("average")
-    options = {"train_draft": False, "train_denoiser": True}
+    options = {"config": {"train_draft": False, "train_denoiser": True}}
     for name, value in (("a", 1.0), ("b", 4.0)):
         state = {f"model.{part}.w": torch.full((2,), value) for part in ("adapter", "draft", "encoder")}
         checkpoint = {"state_dict": state, "optimizer_states": [value], "hyper_parameters": {**options, "seed": name}}
-        torch.save(checkpoint, tmp_path / name)
-    run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "b")
+        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+    run(monkeypatch, average, tmp_path / "out", tmp_path / "a.ckpt", tmp_path / "b.ckpt")
     made = torch.load(tmp_path / "out", weights_only=True)
     # The frozen encoder and draft are those of the first: a mean of two encoders is nobody's.
     assert {name.split(".")[1]: w.tolist() for name, w in made["state_dict"].items()} == {
@@ -64,6 +64,6 @@ def test_what_checkpoints_trained_is_averaged(tmp_path: Path, monkeypatch: pytes
     }
     assert made["hyper_parameters"]["seed"] == "a"
     assert made["optimizer_states"] == []
-    torch.save({"state_dict": {"model.adapter.w": torch.ones(2)}, "hyper_parameters": options}, tmp_path / "other")
+    torch.save({"state_dict": {"model.adapter.w": torch.ones(2)}, "hyper_parameters": options}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit, match="different models"):
-        run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "other")
+        run(monkeypatch, average, tmp_path / "out", tmp_path / "a.ckpt", tmp_path / "other.ckpt")

@@ -243,7 +243,7 @@ def test_speech_becomes_features(whisper: Path, tmp_path: Path, monkeypatch: pyt
     ]
     for name, letters in (("0003-slt-0", "acd"), ("9000-real-1", "abcd"), ("dev-0003-slt", "b")):
         data = CachedStates([out / f"{name}.safetensors"])
-        items = [data[i] for i in range(len(data))]
+        items = [data[0, i] for i in range(len(data))]
         assert sorted(letter for item in items for letter in item.text.split()) == list(letters)
         assert all(item.states.shape[1] == WIDTH and item.states.isfinite().all() for item in items)
         assert all(len(item.states) >= 20 * len(item.text.split()) for item in items)
@@ -266,7 +266,7 @@ def draft_checkpoint(path: Path) -> DraftHead:
         head = DraftHead(DraftConfig(), WIDTH).eval()
         torch.nn.init.normal_(head.output.weight, std=1.0)
     state = {f"model.draft.{name}": value for name, value in head.state_dict().items()}
-    options = {"train_draft": True, "train_denoiser": False}
+    options = {"config": {"train_draft": True, "train_denoiser": False}}
     torch.save({"state_dict": {**state, "model.other": torch.zeros(1)}, "hyper_parameters": options}, path)
     return head
 
@@ -284,12 +284,12 @@ def test_drafts_are_what_the_head_writes(tmp_path: Path, monkeypatch: pytest.Mon
     written = sorted(p.name for p in (tmp_path / "features").glob("*.json"))
     assert written == ["0000-slt-0.drafts.json"]
     data = CachedStates([shard])
-    assert sum(len(data[i].draft) for i in range(3)) > 3
+    assert sum(len(data[0, i].draft) for i in range(3)) > 3
     for i in range(3):
-        item = data[i]
+        item = data[0, i]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             expected = draft_words(head(item.states[None].float(), torch.tensor([len(item.states)]))[0])
-        # In bfloat16 a neighbour in the batch may tip a frame; nearly all words are the same.
+        # In bfloat16 a neighbor in the batch may tip a frame; nearly all words are the same.
         same = [w for w in item.draft if any(w.text == e.text and abs(w.start - e.start) < 1e-6 for e in expected)]
         assert len(same) >= 0.7 * len(expected)
 
@@ -300,7 +300,7 @@ def test_drafts_of_an_untrained_head_are_refused(
     """Every checkpoint holds a head, but one of the denoiser alone holds random weights."""
     draft_checkpoint(tmp_path / "last.ckpt")
     data = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    data["hyper_parameters"] = {"train_draft": False, "train_denoiser": True}
+    data["hyper_parameters"] = {"config": {"train_draft": False, "train_denoiser": True}}
     torch.save(data, tmp_path / "denoiser.ckpt")
     with pytest.raises(SystemExit):
         run(monkeypatch, script("drafts"), tmp_path, "--draft", tmp_path / "denoiser.ckpt")
@@ -392,7 +392,7 @@ def test_recipes_are_understood(overlay: str | None, capsys: pytest.CaptureFixtu
     kind = "AutoregressiveModule" if overlay == "autoregressive" else "DllmAsrModule"
     assert model["class_path"].endswith(f".{kind}")
     assert data["class_path"].endswith(".DllmAsrDataModule")
-    assert model["init_args"]["vocabulary_size"] == (8000 if overlay == "minilm" else 5000)
-    assert model["init_args"]["whisper"] == "data/dllm_asr/encoder"
+    assert model["init_args"]["config"]["vocab_size"] == (8000 if overlay == "minilm" else 5000)
+    assert model["init_args"]["config"]["whisper"] == "data/dllm_asr/encoder"
     assert printed["trainer"]["max_steps"] % printed["trainer"]["callbacks"][0]["init_args"]["every_n_train_steps"] == 0
     assert printed["trainer"]["gradient_clip_val"] == 1.0

@@ -1,8 +1,11 @@
-"""The rival: the same decoder over the same encoder and adapter, of the same size, writing left to right with a cache.
+"""The baseline: the same decoder over the same encoder and adapter, of the same size, left to right with a cache.
 
-Source: the comparison that dLLM-ASR (arXiv 2601.17902) draws with Whisper-LLaMA3. The published rival runs an
-unoptimised loop at batch 1; this one caches keys and values, batches, and stops each recording at its end of text, so
-that the comparison is fair.
+Source: the comparison that dLLM-ASR (arXiv 2601.17902) draws with Whisper-LLaMA3. The published baseline decodes one
+recording at a time without optimization. This one caches keys and values, batches, and stops each recording at its end
+of text, so that the comparison is fair.
+
+It does not use `backbones.causal`: that is a language model which reads its input as a prefix of the text, while
+Whisper's decoder reads it by cross-attention, whose keys and values are computed once per recording.
 """
 
 from __future__ import annotations
@@ -13,15 +16,15 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
-from tokenthrift.dllm_asr.config import DllmAsrConfig
+from tokenthrift.dllm_asr.config import DllmAsrConfig, upgrade_version_1
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel
+from tokenthrift.padding import pad_rows
 
-__all__ = ["AutoregressiveDecoder", "decoder_of", "greedy", "left_to_right_loss"]
+__all__ = ["AutoregressiveDecoder", "decoder_of", "greedy", "next_token_loss"]
 
 
 class AutoregressiveDecoder(HubModel):
@@ -42,8 +45,19 @@ class AutoregressiveDecoder(HubModel):
         self.vocabulary = vocabulary
         sizes = config.backbone
         self.decoder = WhisperDecoder(
-            config.vocab_size, sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.positions
+            config.vocab_size,
+            sizes.hidden_size,
+            sizes.num_hidden_layers,
+            sizes.num_attention_heads,
+            sizes.intermediate_size,
+            sizes.max_position_embeddings,
         )
+        self.eval()
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """As `DllmAsr.upgrade_config`."""
+        return upgrade_version_1(fields)
 
     @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
@@ -66,7 +80,7 @@ def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabul
 
     Args:
         decoder: the language model.
-        memory: `(B, N, width)`.
+        memory: `(B, N, hidden_size)`.
         memory_mask: `(B, N)`.
         vocabulary: gives START and EOS; the other special tokens are never written.
 
@@ -91,22 +105,21 @@ def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabul
     return rows
 
 
-def left_to_right_loss(
+def next_token_loss(
     decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, texts: list[list[int]], vocabulary: Vocabulary
 ) -> Tensor:
     """Mean cross-entropy of the next token, end of text included."""
     device, start, end = memory.device, vocabulary.start_id, vocabulary.eos_id
-    inputs = pad_sequence([torch.tensor([start, *t]) for t in texts], True, end).to(device)
-    targets = pad_sequence([torch.tensor([*t, end]) for t in texts], True, -100).to(device)
+    inputs = pad_rows([torch.tensor([start, *t]) for t in texts], value=end)[0].to(device)
+    targets, used = (part.to(device) for part in pad_rows([torch.tensor([*t, end]) for t in texts]))
     # Padding is on the right, so a causal mask already hides it from every real position.
     causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool, device=device).tril()
     hidden, _ = decoder(inputs, causal, decoder.context(memory, memory_mask))
-    used = targets != -100
     return F.cross_entropy(decoder.logits(hidden[used]).float(), targets[used])
 
 
 def decoder_of(model: DllmAsr) -> WhisperDecoder:
     """Whisper's decoder in a model whose backbone is made of it."""
     if not isinstance(model.backbone, WhisperDecoderBackbone):
-        raise TypeError("the autoregressive rival is made of Whisper's decoder; leave language_model out")
+        raise TypeError("the autoregressive baseline is made of Whisper's decoder; leave language_model out")
     return model.backbone.decoder

@@ -7,8 +7,9 @@ its draft meets the mask.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tokenthrift.config import ConfigError, check_within
 
@@ -20,6 +21,7 @@ __all__ = [
     "DraftConfig",
     "DraftUse",
     "EncoderConfig",
+    "upgrade_version_1",
 ]
 
 
@@ -30,21 +32,27 @@ DraftUse = Literal["confident", "length", "both", "none"]
 class EncoderConfig:
     """The frozen Whisper encoder; the defaults are those of tiny.en."""
 
-    width: int = 384
-    layers: int = 4
-    heads: int = 6
-    ffn: int = 1536
-    bins: int = 80
-    tail: float = 0.0
-    """Seconds of silence that it hears after a recording: trained on 30 s always, it reads what ends at once badly. The
-    states of the silence are not kept."""
+    hidden_size: int = 384
+    """Width of its states."""
+    num_hidden_layers: int = 4
+    """Transformer layers."""
+    num_attention_heads: int = 6
+    """Heads of each layer."""
+    intermediate_size: int = 1536
+    """Width of the feed-forward."""
+    num_mel_bins: int = 80
+    """Mel bins of the spectrogram: 80, or 128 for large-v3."""
+    trailing_silence: float = 0.0
+    """Seconds of silence that the encoder reads after a recording. Whisper was trained on 30 s always and reads speech
+    that ends at once badly. The states of the silence are not kept."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384), ("bins", 128)):
-            check_within(f"encoder.{name}", getattr(self, name), 1, high)
-        check_within("encoder.tail", self.tail, 0.0, 30.0)
-        if self.width % self.heads or self.width % 2:
-            raise ConfigError(f"encoder.width {self.width} must be even and a multiple of heads {self.heads}")
+        _check_sizes("encoder", self, hidden_size=4096, num_hidden_layers=64, num_attention_heads=64)
+        check_within("encoder.intermediate_size", self.intermediate_size, 1, 16_384)
+        check_within("encoder.num_mel_bins", self.num_mel_bins, 1, 128)
+        check_within("encoder.trailing_silence", self.trailing_silence, 0.0, 30.0)
+        if self.hidden_size % 2:
+            raise ConfigError(f"encoder.hidden_size {self.hidden_size} must be even")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +73,18 @@ class AdapterConfig:
 class DraftConfig:
     """The CTC head over characters, on the same encoder."""
 
-    width: int = 256
-    layers: int = 3
-    heads: int = 4
-    ffn: int = 1024
+    hidden_size: int = 256
+    """Width of its layers."""
+    num_hidden_layers: int = 3
+    """Transformer layers."""
+    num_attention_heads: int = 4
+    """Heads of each layer."""
+    intermediate_size: int = 1024
+    """Width of the feed-forward."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 4096), ("layers", 32), ("heads", 64), ("ffn", 16_384)):
-            check_within(f"draft.{name}", getattr(self, name), 1, high)
-        if self.width % self.heads:
-            raise ConfigError(f"draft.width {self.width} must be a multiple of heads {self.heads}")
+        _check_sizes("draft", self, hidden_size=4096, num_hidden_layers=32, num_attention_heads=64)
+        check_within("draft.intermediate_size", self.intermediate_size, 1, 16_384)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +93,21 @@ class BackboneConfig:
 
     family: Literal["whisper", "bert", "modernbert", "llama"] = "whisper"
     """"whisper" cross-attends to the memory; the others read it as a prefix."""
-    width: int = 384
-    layers: int = 4
-    heads: int = 6
-    ffn: int = 1536
-    positions: int = 256
+    hidden_size: int = 384
+    """Width of its layers."""
+    num_hidden_layers: int = 4
+    """Transformer layers."""
+    num_attention_heads: int = 6
+    """Heads of each layer."""
+    intermediate_size: int = 1536
+    """Width of the feed-forward."""
+    max_position_embeddings: int = 256
     """Longest input: start tokens and response, and for prefix models the memory too."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 8192), ("layers", 128), ("heads", 128), ("ffn", 65_536)):
-            check_within(f"backbone.{name}", getattr(self, name), 1, high)
-        check_within("backbone.positions", self.positions, 16, 16_384)
-        if self.width % self.heads:
-            raise ConfigError(f"backbone.width {self.width} must be a multiple of heads {self.heads}")
+        _check_sizes("backbone", self, hidden_size=8192, num_hidden_layers=128, num_attention_heads=128)
+        check_within("backbone.intermediate_size", self.intermediate_size, 1, 65_536)
+        check_within("backbone.max_position_embeddings", self.max_position_embeddings, 16, 16_384)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,24 +117,26 @@ class DecodeConfig:
     confidence_threshold: float = 0.9
     """Probability from which a token is committed in a round."""
     max_rounds: int | None = None
-    """Most rounds; the last one commits what is still open."""
+    """Most rounds; the last one commits every slot that is still open."""
     draft: DraftUse = "confident"
-    """What the CTC draft gives: its sure words and the length, the length, or nothing (length from the duration).
-    "both" denoises the first two side by side, in the same rounds, and keeps the one the CTC head likes better."""
+    """What is used of the CTC draft: "confident" keeps its confident words and opens slots for the others, "length"
+    uses only the number of slots, "none" guesses that number from the duration. "both" denoises the first two side by
+    side, in the same rounds, and keeps the text to which the CTC head gives the higher likelihood."""
     draft_threshold: float = 0.9
     """CTC posterior below which a word of the draft is left to the language model."""
-    slack: float = 0.3
-    """Spare slots in an unsure span, as a share of its draft tokens, on top of one; what is not needed is deleted."""
-    margin: int = 2
-    """Spare slots at the end."""
-    verify: float = 0.05
-    """Draft tokens that the language model gives less than this in round 1 are opened again; 0 trusts the draft."""
-    recheck: bool = False
-    """Doubt committed tokens too, after every round; a text then ends with a round that changes nothing, or at the most
-    rounds. Needs `verify`, below which a token is doubted."""
+    extra_slots_ratio: float = 0.3
+    """Extra slots of a word that is left to the language model, as a share of its draft tokens, on top of one. Slots
+    that are not needed are deleted."""
+    extra_slots_at_end: int = 2
+    """Extra slots after the last word."""
+    verify_threshold: float = 0.05
+    """Draft tokens to which the language model gives less than this in round 1 are opened again; 0 trusts the draft."""
+    verify_committed: bool = False
+    """Verify committed tokens too, after every round. A text then ends with a round that changes nothing, or at the
+    most rounds. Needs `verify_threshold`."""
     prune: Literal["every", "first", "never"] = "every"
     """When a committed end of text shortens the response: after every round, after the first as published, or never."""
-    tokens_per_second: float = 5.0
+    slots_per_second: float = 5.0
     """Slots for each second of audio where the draft gives no length."""
 
     def __post_init__(self) -> None:
@@ -130,12 +144,12 @@ class DecodeConfig:
         if self.max_rounds is not None:
             check_within("decode.max_rounds", self.max_rounds, 1, 1024)
         check_within("decode.draft_threshold", self.draft_threshold, 0.0, 1.0)
-        check_within("decode.slack", self.slack, 0.0, 4.0)
-        check_within("decode.margin", self.margin, 0, 64)
-        check_within("decode.verify", self.verify, 0.0, 1.0)
-        if self.recheck and not self.verify:
-            raise ConfigError("decode.recheck needs decode.verify above 0: nothing is doubted at 0")
-        check_within("decode.tokens_per_second", self.tokens_per_second, 0.1, 50.0)
+        check_within("decode.extra_slots_ratio", self.extra_slots_ratio, 0.0, 4.0)
+        check_within("decode.extra_slots_at_end", self.extra_slots_at_end, 0, 64)
+        check_within("decode.verify_threshold", self.verify_threshold, 0.0, 1.0)
+        if self.verify_committed and not self.verify_threshold:
+            raise ConfigError("decode.verify_committed needs a decode.verify_threshold above 0")
+        check_within("decode.slots_per_second", self.slots_per_second, 0.1, 50.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +157,60 @@ class DllmAsrConfig:
     """A whole model."""
 
     vocab_size: int
+    """Tokens of the language model, the four special ones included."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The frozen encoder."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Encoder states to the memory of the language model."""
     draft: DraftConfig = field(default_factory=DraftConfig)
+    """The CTC head."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The language model."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Decoding settings."""
 
     def __post_init__(self) -> None:
         check_within("vocab_size", self.vocab_size, 8, 300_000)
-        if self.adapter.stride == 1 and self.encoder.width != self.backbone.width:
+        if self.adapter.stride == 1 and self.encoder.hidden_size != self.backbone.hidden_size:
             raise ConfigError(
                 f"without a convolution (adapter.stride 1) the backbone reads encoder states as they are: "
-                f"backbone.width {self.backbone.width} must equal encoder.width {self.encoder.width}"
+                f"backbone.hidden_size {self.backbone.hidden_size} must equal "
+                f"encoder.hidden_size {self.encoder.hidden_size}"
             )
+
+
+_SIZES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+_VERSION_1: dict[str, dict[str, str]] = {
+    "encoder": {**_SIZES, "bins": "num_mel_bins", "tail": "trailing_silence"},
+    "draft": _SIZES,
+    "backbone": {**_SIZES, "positions": "max_position_embeddings"},
+    "decode": {
+        "slack": "extra_slots_ratio",
+        "margin": "extra_slots_at_end",
+        "verify": "verify_threshold",
+        "recheck": "verify_committed",
+        "tokens_per_second": "slots_per_second",
+    },
+}
+
+
+def upgrade_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` of format_version 1 under today's names; unknown ones are left as they are."""
+
+    def renamed(part: object, names: Mapping[str, str]) -> object:
+        return {names.get(name, name): value for name, value in part.items()} if isinstance(part, Mapping) else part
+
+    return {name: renamed(part, _VERSION_1.get(name, {})) for name, part in fields.items()}
+
+
+def _check_sizes(part: str, config: EncoderConfig | DraftConfig | BackboneConfig, **highest: int) -> None:
+    for name, high in highest.items():
+        check_within(f"{part}.{name}", getattr(config, name), 1, high)
+    if config.hidden_size % config.num_attention_heads:
+        heads = config.num_attention_heads
+        raise ConfigError(f"{part}.hidden_size {config.hidden_size} must be a multiple of num_attention_heads {heads}")

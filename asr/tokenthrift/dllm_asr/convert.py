@@ -1,22 +1,24 @@
 """Training checkpoints to a model folder: `tokenthrift convert dllm_asr DRAFT.ckpt DENOISER.ckpt OUT`.
 
 A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
-are put together here, if they heard with the same encoder. Checkpoints are read with `weights_only=True`, which runs
-no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's
-encoder and are not read.
+are put together here, if they were trained with the same encoder. Checkpoints are read with `weights_only=True`, which
+runs no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's encoder and are not read.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenthrift.config import from_plain
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
+from tokenthrift.dllm_asr.training.config import TrainingConfig
 from tokenthrift.dllm_asr.training.module import DllmAsrModule
 from tokenthrift.hub import HubModel
 
@@ -29,30 +31,30 @@ def dllm_asr(checkpoints: Sequence[Path]) -> HubModel:
     Raises:
         ValueError: a file is no such checkpoint, or they are of unlike models.
     """
-    return _merged(checkpoints).model
+    return _merged(checkpoints).model.eval()
 
 
 def autoregressive(checkpoints: Sequence[Path]) -> HubModel:
-    """The rival that a checkpoint of `AutoregressiveModule` makes."""
+    """The baseline that a checkpoint of `AutoregressiveModule` makes."""
     model = _merged(checkpoints).model
-    rival = AutoregressiveDecoder(model.config, model.vocabulary)
-    rival.decoder.load_state_dict(decoder_of(model).state_dict())
-    return rival
+    baseline = AutoregressiveDecoder(model.config, model.vocabulary)
+    baseline.decoder.load_state_dict(decoder_of(model).state_dict())
+    return baseline
 
 
 def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
-    found = [_options(path) for path in checkpoints]
-    chosen = next((i for i, o in enumerate(found) if o["train_denoiser"]), 0)
+    found = [_config(path) for path in checkpoints]
+    chosen = next((i for i, config in enumerate(found) if config.train_denoiser), 0)
     encoders = [_encoder(path) for path in checkpoints]
     for path, encoder in zip(checkpoints, encoders, strict=True):
         if not _same(encoder, encoders[chosen]):
             raise ValueError(f"{path} was trained on another encoder than {checkpoints[chosen]}")
     try:
-        module = DllmAsrModule(**{**found[chosen], "start_from": [str(path) for path in checkpoints]})
+        module = DllmAsrModule(replace(found[chosen], start_from=[str(path) for path in checkpoints]))
         # A training that began with a model folder has that folder's encoder, whatever its `whisper` says.
         module.model.encoder.load_state_dict(encoders[chosen])
         return module
-    except (RuntimeError, TypeError) as error:  # weights of other sizes; options of another release
+    except RuntimeError as error:  # weights of other sizes
         names = ", ".join(map(str, checkpoints))
         raise ValueError(f"no model can be made of {names}: {error}") from error
 
@@ -66,14 +68,17 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _options(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> TrainingConfig:
     """What a checkpoint was trained with; its weights are not read yet."""
     reason = f"{path} is no checkpoint of a dLLM-ASR training"
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        data: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, AttributeError, LookupError, pickle.UnpicklingError) as error:
         raise ValueError(reason) from error
     match data:
-        case {"hyper_parameters": {"train_draft": bool(), "train_denoiser": bool()} as options, "state_dict": {}}:
-            return {name: value for name, value in options.items() if not name.startswith("_")}
+        case {
+            "hyper_parameters": {"config": {"train_draft": bool(), "train_denoiser": bool()} as config},
+            "state_dict": {},
+        }:
+            return from_plain(TrainingConfig, config, str(path))
     raise ValueError(reason)

@@ -1,16 +1,16 @@
 """Confidence denoising: turn a response full of MASK, or a draft, into text in as few forward passes as it needs.
 
 Source: dLLM-ASR (arXiv 2601.17902), section on inference: prior, token exit, length-adaptive pruning; the threshold
-rule is Fast-dLLM's (arXiv 2505.22618, section 3.3). Each round one forward pass scores every open slot; slots at least
-as sure as the threshold are committed, and always the surest one, so a response of L slots takes at most L rounds.
+rule is Fast-dLLM's (arXiv 2505.22618, section 3.3). Each round, one forward pass scores every open slot. Slots that
+reach the threshold are committed, and always the most confident one, so a response of L slots takes at most L rounds.
 
 Differs from the released loop, which decodes one utterance and cannot run as published:
-- batched: rows are independent, leave the batch in the round that finishes them, and may differ in length;
-- a committed EOS shortens the canvas after every round; released, only after the first (`prune="first"` restores that);
-- MASK is never a candidate; released, a slot that predicts MASK would loop for ever;
-- `max_rounds` ends a row by committing whatever is still open;
-- a draft can be verified: in the first pass, draft tokens that the model finds unlikely are opened again; with
-  `recheck` also tokens of its own that were committed beside each other and do not fit together;
+- rows are independent, leave the batch in the round that finishes them, and may differ in length;
+- a committed EOS shortens the canvas after every round; in the released loop only after the first (`prune="first"`);
+- MASK is never a candidate; in the released loop a slot that predicts MASK would loop for ever;
+- `max_rounds` ends a row by committing every slot that is still open;
+- a draft can be verified: in the first pass, draft tokens of low probability are opened again; with `verify_committed`
+  also committed tokens, since two slots that are committed in one round do not see each other;
 - a deletion token may be written into a slot, so that a slot too many costs no words.
 """
 
@@ -86,19 +86,19 @@ def score(logits: Tensor, ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Te
 
 
 def commit(confidence: Tensor, open_slots: Tensor, threshold: float) -> Tensor:
-    """Chooses the slots to fix: every open one that reaches the threshold, and the surest open one of each row.
+    """Chooses the slots to commit: every open one that reaches the threshold, and the most confident one of each row.
 
     Args:
         confidence: (B, L) float, probability of the candidate.
-        open_slots: (B, L) bool, slots still undecided.
+        open_slots: (B, L) bool, slots that hold no token yet.
         threshold: probability in (0, 1]; above 1 exactly one slot per round is committed.
 
     Returns:
-        (B, L) bool, a subset of `open_slots`, with at least one slot in every row that has an open one; the leftmost
-        of equally sure slots counts as the surest.
+        (B, L) bool, a subset of `open_slots`, with at least one slot in every row that has an open one; among equal
+        confidences the leftmost counts as the highest.
     """
-    surest = confidence.masked_fill(~open_slots, -1.0).argmax(1, keepdim=True)
-    return open_slots & (confidence >= threshold).scatter(1, surest, True)
+    highest = confidence.masked_fill(~open_slots, -1.0).argmax(1, keepdim=True)
+    return open_slots & (confidence >= threshold).scatter(1, highest, True)
 
 
 def first_index(where: Tensor) -> Tensor:
@@ -117,34 +117,34 @@ def denoise(
     budget: DecodeBudget,
     threshold: float = 0.9,
     prune: Prune = "every",
-    verify: float | None = None,
-    recheck: bool = False,
+    verify_threshold: float | None = None,
+    verify_committed: bool = False,
     delete_id: int | None = None,
 ) -> Denoised:
-    """Decides every MASK of a batch of responses.
+    """Commits a token in every MASK slot of a batch of responses.
 
-    A row's result does not depend on its neighbours, as far as `predict` keeps rows apart.
+    A row's result does not depend on its neighbours if `predict` keeps rows apart.
 
     Args:
         predict: the forward pass; called with the rows still running, cut to the longest of them.
-        ids: (B, L) int64, MASK in the slots to decide, draft tokens elsewhere. Not changed.
+        ids: (B, L) int64, MASK in open slots, draft tokens elsewhere. Not changed.
         mask: (B, L) bool, True where a slot exists; rows are right-padded.
         mask_id: id of MASK.
         eos_id: id that ends the text.
         budget: `confidence_threshold` and `max_rounds`; `max_new_tokens` is the width of the canvas, which the caller
             chooses.
         threshold: used where the budget names none.
-        prune: when a decided EOS removes itself and all slots right of it.
-        verify: probability in (0, 1]; a draft token that the model gives less in the first round becomes open in that
-            round. Rows with nothing but draft then run one round too. None trusts the draft.
-        recheck: apply `verify` in every round, to committed tokens too; each slot is opened again at most once. A row
+        prune: when a committed EOS removes itself and all slots right of it.
+        verify_threshold: probability in (0, 1]; a draft token that the model gives less in the first round is opened
+            in that round. Rows with nothing but draft then run one round too. None trusts the draft.
+        verify_committed: verify in every round, committed tokens too; each slot is opened again at most once. A row
             then ends in the round that changes nothing.
         delete_id: id that `text_slots` drops; it is an ordinary token to the loop.
     """
     ids = ids.masked_fill(~mask, eos_id)
     confidence = torch.full(ids.shape, float("nan"), dtype=torch.float64, device=ids.device)
     lengths, rounds = mask.sum(1), torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    running = mask.any(1) if verify is not None else (mask & (ids == mask_id)).any(1)
+    running = mask.any(1) if verify_threshold is not None else (mask & (ids == mask_id)).any(1)
     threshold = threshold if budget.confidence_threshold is None else budget.confidence_threshold
     last = budget.max_rounds if budget.max_rounds is not None else 2 * ids.shape[1] + 1
     reopened = torch.zeros_like(mask)
@@ -154,8 +154,8 @@ def denoise(
         width = int(lengths[rows].max())
         now, sure = ids[rows, :width], confidence[rows, :width]
         alive = torch.arange(width, device=ids.device) < lengths[rows, None]
-        undecided = alive & (now == mask_id)
-        seen = alive if forwards == 0 or recheck else undecided
+        still_open = alive & (now == mask_id)
+        seen = alive if forwards == 0 or verify_committed else still_open
         logits = predict(now, alive, rows)
         forwards += 1
 
@@ -163,12 +163,12 @@ def denoise(
         token[seen], likely[seen], own[seen] = score(logits[seen], now[seen], mask_id)
         if forwards == 1:
             sure = torch.where(alive, own, sure)
-        if verify is not None:
-            doubted = alive & ~undecided & (own < verify) & ~reopened[rows, :width]
+        if verify_threshold is not None:
+            doubted = alive & ~still_open & (own < verify_threshold) & ~reopened[rows, :width]
             reopened[rows, :width] |= doubted
-            undecided |= doubted
-        fixed = commit(likely, undecided, threshold) if forwards < last else undecided
-        now = torch.where(fixed, token, now.masked_fill(undecided, mask_id))
+            still_open |= doubted
+        fixed = commit(likely, still_open, threshold) if forwards < last else still_open
+        now = torch.where(fixed, token, now.masked_fill(still_open, mask_id))
         sure = torch.where(fixed, likely, sure)
 
         left = lengths[rows]
@@ -178,6 +178,7 @@ def denoise(
         ids[rows, :width] = now.masked_fill(~kept, eos_id)
         confidence[rows, :width] = sure.masked_fill(~kept, float("nan"))
         lengths[rows], rounds[rows] = left, forwards
-        undone = (now == mask_id) | fixed if recheck else now == mask_id  # no pass has read what was just committed
-        running[rows] = (kept & undone).any(1)
+        # With `verify_committed`, a slot that was just committed waits for a pass that reads it.
+        unread = (now == mask_id) | fixed if verify_committed else now == mask_id
+        running[rows] = (kept & unread).any(1)
     return Denoised(ids, confidence, lengths, rounds, forwards, eos_id, delete_id)

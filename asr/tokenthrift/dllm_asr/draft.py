@@ -1,38 +1,31 @@
 """The draft: a CTC head over characters on the frozen encoder gives words, their confidences and their times.
 
-Source: dLLM-ASR (arXiv 2601.17902, section III-F) places a CTC transcript in the response; neither the size of its head
-nor the way the draft meets the mask is published. Ours reads the states at 50 Hz, decodes greedily, and calls a word as
-sure as its least sure character (Mask-CTC, arXiv 2005.08700, masks tokens by the same posterior). Unsure words become
-open slots with a few to spare: what the language model does not need it fills with DELETE, so a wrong length
-of the draft is repaired too. What the draft had there stays as a hint, and every slot knows when it is spoken.
+Source: dLLM-ASR (arXiv 2601.17902, section III-F); the size of its head is not published. Ours reads the states at
+50 Hz and decodes greedily. The confidence of a word is that of its least confident character (Mask-CTC, arXiv
+2005.08700, masks tokens by the same posterior). `canvas` lays the words out for the denoiser.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift.dllm_asr.config import DraftConfig
-from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer, length_mask
 
 __all__ = [
     "CHARACTERS",
-    "Canvas",
     "DraftHead",
     "DraftWord",
-    "canvas_of",
     "character_ids",
     "ctc_loss",
     "draft_words",
-    "likelihood",
-    "open_slots",
-    "span_windows",
+    "ctc_log_likelihood",
 ]
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"  # id 0 is the CTC blank, character i has id i + 1
@@ -47,15 +40,16 @@ class DraftHead(nn.Module):
 
     Args:
         config: sizes.
-        width: width of the encoder.
+        hidden_size: width of the encoder.
     """
 
-    def __init__(self, config: DraftConfig, width: int) -> None:
+    def __init__(self, config: DraftConfig, hidden_size: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, config.width, 6, stride=2, padding=2)
-        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads, config.ffn) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, 2 * (len(CHARACTERS) + 1))
+        width, heads, ffn = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        self.conv = nn.Conv1d(hidden_size, width, 6, stride=2, padding=2)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, 2 * (len(CHARACTERS) + 1))
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """States `(B, N, width)` to log-probabilities `(B, N, 29)`; what stands after a recording is not read."""
@@ -77,7 +71,7 @@ def character_ids(text: str) -> list[int]:
 
 
 def ctc_loss(log_p: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """CTC loss per target character, averaged over the recordings that are long enough for their text."""
+    """CTC loss per target character, averaged over the recordings; one that is too short for its text counts as 0."""
     sizes = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([i for t in targets for i in t], dtype=torch.long)
     losses = F.ctc_loss(
@@ -88,7 +82,7 @@ def ctc_loss(log_p: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -
 
 @dataclass(frozen=True, slots=True)
 class DraftWord:
-    """A word of the draft: its posterior (of its least sure character) and its time in seconds."""
+    """A word of the draft: the posterior of its least confident character, and its time in seconds."""
 
     text: str
     confidence: float
@@ -99,7 +93,8 @@ class DraftWord:
 def draft_words(log_p: Tensor) -> list[DraftWord]:
     """Greedy CTC of one recording: `(N, 29)` log-probabilities to words.
 
-    A run of frames of one character is as sure as its surest frame; a word as its least sure character.
+    The confidence of a run of frames of one character is the highest of its frames; that of a word is the lowest of its
+    characters.
     """
     best, ids = log_p.max(-1)
     words: list[DraftWord] = []
@@ -128,93 +123,13 @@ def draft_words(log_p: Tensor) -> list[DraftWord]:
     return words
 
 
-def likelihood(log_p: Tensor, text: str) -> float:
+def ctc_log_likelihood(log_p: Tensor, text: str) -> float:
     """Log-probability that the CTC head gives a text: `(N, 29)` log-probabilities and lower-case words.
 
-    What is written in other characters, and an empty text or one that has more characters than frames, is never likely.
+    It is -inf for a text with other characters, for an empty one, and for one with more characters than frames.
     """
     if not text or set(text) - set(CHARACTERS):
         return -math.inf
     ids = torch.tensor([character_ids(text)])
     sizes = torch.tensor([len(log_p)]), torch.tensor([ids.shape[1]])
     return -float(F.ctc_loss(log_p[:, None].float().cpu(), ids, *sizes, reduction="sum"))
-
-
-@dataclass(slots=True)
-class Canvas:
-    """The response a denoiser starts from, slot by slot.
-
-    Attributes:
-        ids: token, or MASK where the slot is open.
-        confidence: posterior of the token, 0 where open.
-        times: seconds of start and end; they never decrease.
-        windows: where the words of the slot may be spoken, in seconds, see `span_windows`.
-        hints: the unsure token that the draft had in an open slot, MASK where there is none.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
-    times: list[tuple[float, float]] = field(default_factory=list)
-    windows: list[tuple[float, float]] = field(default_factory=list)
-    hints: list[int] = field(default_factory=list)
-
-    def extend(
-        self, ids: Sequence[int], hints: Sequence[int], confidence: float, start: float, end: float, tail: bool = False
-    ) -> None:
-        """Appends the slots of a word or span; those of a tail may be spoken any time from its start."""
-        slots = len(ids)
-        step = (end - start) / max(1, slots)
-        self.ids += ids
-        self.hints += hints
-        self.confidence += [confidence] * slots
-        self.times += [(start + i * step, start + (i + 1) * step) for i in range(slots)]
-        self.windows += [(start, math.inf)] * slots if tail else span_windows(start, end, slots)
-
-    def clipped(self, slots: int | None) -> Canvas:
-        """The first `slots` slots; all of them where None."""
-        return Canvas(
-            self.ids[:slots], self.confidence[:slots], self.times[:slots], self.windows[:slots], self.hints[:slots]
-        )
-
-
-def span_windows(start: float, end: float, slots: int) -> list[tuple[float, float]]:
-    """Where the slots of a span may be spoken: as some may be deleted, slot k lies between its even share of the time
-    and 1.6 times that, as far as the span goes."""
-    share = (end - start) / max(1, slots)
-    return [(start + k * share, start + min(slots, 1.6 * (k + 1)) * share) for k in range(slots)]
-
-
-def open_slots(draft_tokens: int, slack: float, spare: int = 1) -> int:
-    """Slots of an unsure word whose draft had so many tokens: those, some to spare, and a share of them."""
-    return draft_tokens + spare + math.floor(slack * draft_tokens)
-
-
-def canvas_of(
-    words: Sequence[DraftWord],
-    vocabulary: Vocabulary,
-    threshold: float,
-    slack: float,
-    margin: int,
-    spare: int = 1,
-) -> Canvas:
-    """Lays a draft out in slots.
-
-    Args:
-        words: the draft.
-        vocabulary: gives the tokens of a word.
-        threshold: words less sure than this become open slots; above 1, all of them.
-        slack: spare slots of an unsure word, as a share of its draft tokens, on top of `spare`.
-        margin: open slots at the end.
-        spare: spare slots of an unsure word.
-    """
-    canvas, mask = Canvas(), vocabulary.mask_id
-    for word in words:
-        tokens = vocabulary.word(word.text)
-        if word.confidence < threshold:
-            slots = open_slots(len(tokens), slack, spare)
-            canvas.extend([mask] * slots, [*tokens, *[mask] * (slots - len(tokens))], 0.0, word.start, word.end)
-        else:
-            canvas.extend(tokens, [mask] * len(tokens), word.confidence, word.start, word.end)
-    end = words[-1].end if words else 0.0
-    canvas.extend([mask] * margin, [mask] * margin, 0.0, end, end, tail=True)
-    return canvas

@@ -1,8 +1,8 @@
 """dLLM-ASR: frozen Whisper encoder, CTC draft, and a masked-diffusion language model that denoises what it must.
 
-Source: dLLM-ASR (arXiv 2601.17902). A recording is encoded once; the CTC head on the same states writes a draft; its
-unsure words become open slots, and the language model commits what it is sure of, round after round, until nothing is
-open.
+Source: dLLM-ASR (arXiv 2601.17902). A recording is encoded once; the CTC head on the same states writes a draft; words
+of low confidence become open slots, and the language model commits tokens of high confidence, round after round, until
+no slot is open.
 
 What differs from the released code, which decodes one recording on a fixed canvas of 256 slots without a draft: batches
 of unequal recordings with the result of each alone, the encoder runs over the audio that is there, the canvas comes
@@ -22,17 +22,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
-from tokenthrift.budget import BudgetSupport, DecodeBudget, TokenUsage
+from tokenthrift.budget import (
+    BudgetLike,
+    BudgetSupport,
+    DecodeBudget,
+    DecodeLike,
+    ItemSize,
+    NativeCost,
+    SizeLike,
+    TokenUsage,
+    budgets_for,
+    sizes_of,
+)
 from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
-from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, DraftUse
-from tokenthrift.dllm_asr.denoise import denoise
-from tokenthrift.dllm_asr.draft import Canvas, DraftHead, DraftWord, canvas_of, draft_words, likelihood
+from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
+from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
+from tokenthrift.dllm_asr.denoise import Denoised, denoise
+from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, ctc_log_likelihood, draft_words
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel
+from tokenthrift.padding import length_mask
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, length_mask, log_mel, pad_mels, states_of
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
-__all__ = ["DllmAsr", "make_backbone"]
+__all__ = ["STATE_RATE", "DllmAsr", "make_backbone"]
 
 STATE_RATE = 50.0  # encoder states a second
 BATCH_STATES = 12_000  # encoder states, padding included, that go through the encoder at once: 4 minutes
@@ -49,24 +62,24 @@ def make_backbone(config: BackboneConfig, vocab_size: int, vocabulary: Vocabular
     if config.family == "whisper":
         from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
 
-        decoder = WhisperDecoder(vocab_size, config.width, config.layers, config.heads, config.ffn, config.positions)
+        decoder = WhisperDecoder(
+            vocab_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.max_position_embeddings,
+        )
         return WhisperDecoderBackbone(decoder, vocabulary.mask_id, (vocabulary.start_id,))
     from tokenthrift.backbones.prefix import PrefixBackbone, language_model
 
-    sizes = {
-        "vocab_size": vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ffn,
-        "max_position_embeddings": config.positions,
-    }
-    lm = language_model({"model_type": config.family, **sizes})
+    sizes = {name: value for name, value in vars(config).items() if name != "family"}
+    lm = language_model({"model_type": config.family, "vocab_size": vocab_size, **sizes})
     return PrefixBackbone(lm, vocabulary.mask_id, prompt=(vocabulary.start_id,))
 
 
 class DllmAsr(HubModel):
-    """Speech to text by a masked-diffusion language model; a `Recogniser`.
+    """Speech to text by a masked-diffusion language model; a `Recognizer`. In evaluation mode until it is trained.
 
     Args:
         config: sizes and decoding defaults.
@@ -77,7 +90,8 @@ class DllmAsr(HubModel):
     config_class: ClassVar[type] = DllmAsrConfig
     asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
     config: DllmAsrConfig
-    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset())  # the adapter's rate is fixed: see `plan`
+    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset())  # the adapter has one rate: see `plan`
+    native_cost: ClassVar[NativeCost] = NativeCost(per_second=STATE_RATE)
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
 
@@ -87,11 +101,23 @@ class DllmAsr(HubModel):
             raise ValueError(f"the tokenizer has {vocabulary.size} tokens, the configuration says {config.vocab_size}")
         self.vocabulary = vocabulary
         sizes = config.encoder
-        self.encoder = WhisperEncoder(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.bins)
+        self.encoder = WhisperEncoder(
+            sizes.hidden_size,
+            sizes.num_hidden_layers,
+            sizes.num_attention_heads,
+            sizes.intermediate_size,
+            sizes.num_mel_bins,
+        )
         self.encoder.requires_grad_(False)
-        self.draft = DraftHead(config.draft, sizes.width)
+        self.draft = DraftHead(config.draft, sizes.hidden_size)
         self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
-        self.adapter = Adapter(config.adapter, sizes.width, self.backbone.memory_size)
+        self.adapter = Adapter(config.adapter, sizes.hidden_size, self.backbone.memory_size)
+        self.eval()
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Folders of format_version 1 had names of their own for sizes and slots."""
+        return upgrade_version_1(fields)
 
     @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
@@ -102,17 +128,40 @@ class DllmAsr(HubModel):
         """The vocabulary."""
         self.vocabulary.save(folder / "tokenizer.json")
 
-    def plan(self, samples: Sequence[int]) -> list[int]:
-        """Memory positions that recordings of so many samples at 16 kHz will cost the language model."""
-        return [adapted_length(states_of(n), self.config.adapter) for n in samples]
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """Encoder states (`native`) and memory positions of the language model (`used`) of recordings; exact.
 
-    def room(self, states: int) -> int:
-        """Slots that a recording of so many encoder states leaves for its response.
+        A recording of more than 30 s is planned as windows of 30 s and a rest. The batch job cuts at pauses instead and
+        leaves silence out, which gives at most one position more a window.
+
+        Args:
+            items: their seconds, or their native encoder states.
+            budget: the rate of the adapter is fixed, so no ceiling is honored; a floor is.
+
+        Raises:
+            BudgetError: a ceiling is set, or a floor that a recording does not reach, or no duration is known.
+        """
+        sizes = sizes_of(items)
+        usage: list[TokenUsage] = []
+        for size, limit in zip(sizes, budgets_for(budget, len(sizes)), strict=True):
+            native = size.native
+            if native is None:
+                native = states_of(round(size.require("seconds") * SAMPLE_RATE))
+            windows, rest = divmod(native, MAX_STATES)
+            positions = windows * adapted_length(MAX_STATES, self.config.adapter)
+            positions += adapted_length(rest, self.config.adapter)
+            usage += replace(self.support, max_tokens=positions).plan([native], limit)
+        return tuple(usage)
+
+    def max_slots(self, states: int) -> int:
+        """Most slots of the response to a recording of so many encoder states.
 
         Raises:
             ValueError: none, because the recording fills the positions of a model that reads it as a prefix.
         """
-        positions = self.config.backbone.positions
+        positions = self.config.backbone.max_position_embeddings
         prefix = 0 if self.config.backbone.family == "whisper" else adapted_length(states, self.config.adapter)
         slots = positions - prefix - 1  # one for the token that comes before the response
         if slots < 1:
@@ -128,105 +177,86 @@ class DllmAsr(HubModel):
             audio: `(samples,)` each, mono at 16 kHz, at most 30 s.
 
         Returns:
-            `(B, N, width)` states, zero after each recording, and their lengths `(B,)`.
+            `(B, N, hidden_size)` states, zero after each recording, and their lengths `(B,)`.
 
         Raises:
             ValueError: a recording is longer than 30 s, has several channels, or holds NaN; the message says which.
         """
         check_audio(audio)
-        weight = self.encoder.conv1.weight
-        tail, most = round(self.config.encoder.tail * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
-        heard = [F.pad(samples.to(weight.device), (0, max(0, min(tail, most - len(samples))))) for samples in audio]
-        mels, frames = pad_mels([log_mel(samples, self.config.encoder.bins) for samples in heard])
+        weight, sizes = self.encoder.conv1.weight, self.config.encoder
+        silence, most = round(sizes.trailing_silence * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
+        padded = [F.pad(a.to(weight.device), (0, max(0, min(silence, most - len(a))))) for a in audio]
+        mels, frames = pad_mels([log_mel(samples, sizes.num_mel_bins) for samples in padded])
         lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=frames.device)
         states = self.encoder(mels.to(weight.dtype), frames)[:, : int(lengths.max())]
         return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths
 
-    def transcribe(self, audio: Sequence[Tensor], budget: DecodeBudget | None = None) -> list[Transcript]:
+    def transcribe(
+        self,
+        audio: Sequence[Tensor],
+        budget: BudgetLike | Sequence[BudgetLike] = None,
+        decode: DecodeLike = None,
+    ) -> list[Transcript]:
         """Transcribes recordings; the result of each is that of the recording alone.
 
         Args:
-            audio: `(samples,)` float each, mono at 16 kHz in [-1, 1], at most 30 s.
-            budget: ceilings for each recording; the model's own defaults if not given.
+            audio: `(samples,)` each, mono at 16 kHz, at most 30 s.
+            budget: of tokens, for each recording or a list with one for each; see `plan`.
+            decode: limits of decoding for each recording; the model's own where it says nothing.
 
         Raises:
+            BudgetError: as `plan`, before anything is encoded.
             ValueError: as `encode`, before anything is transcribed.
         """
-        check_audio(audio)
+        self.plan([ItemSize(seconds=len(samples) / SAMPLE_RATE) for samples in check_audio(audio)], budget)
+        decode = DecodeBudget.parse(decode)
+        silence = round(self.config.encoder.trailing_silence * SAMPLE_RATE)
         results: dict[int, Transcript] = {}
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
         while order:
-            heard = states_of(len(audio[order[0]]) + round(self.config.encoder.tail * SAMPLE_RATE))
-            rows = order[: max(1, BATCH_STATES // min(MAX_STATES, max(1, heard)))]
+            longest = min(MAX_STATES, states_of(len(audio[order[0]]) + silence))
+            rows = order[: max(1, BATCH_STATES // longest)]
             order = order[len(rows) :]
-            results.update(zip(rows, self.decode(*self.encode([audio[i] for i in rows]), budget), strict=True))
+            results.update(zip(rows, self.decode(*self.encode([audio[i] for i in rows]), decode), strict=True))
         return [results[i] for i in range(len(audio))]
 
     @torch.inference_mode()
     def decode(
-        self, states: Tensor, lengths: Tensor, budget: DecodeBudget | None = None, settings: DecodeConfig | None = None
+        self, states: Tensor, lengths: Tensor, decode: DecodeLike = None, settings: DecodeConfig | None = None
     ) -> list[Transcript]:
         """Transcribes encoded recordings.
 
         Args:
-            states: `(B, N, width)`; what stands after the end of a recording is not read.
+            states: `(B, N, hidden_size)`; what stands after the end of a recording is not read.
             lengths: `(B,)` states of each recording.
-            budget: ceilings for each recording.
+            decode: limits of decoding for each recording.
             settings: how to decode, in place of the model's own.
         """
         settings = settings or self.config.decode
-        budget = budget or DecodeBudget()
-        budget = replace(budget, max_rounds=budget.max_rounds or settings.max_rounds)
+        limits = DecodeBudget.parse(decode)
+        limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
         log_p, drafts = self._drafts(states, lengths)
-        ways: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
-        canvases = [c for way in ways for c in self.canvases(drafts, lengths, replace(settings, draft=way))]
-        canvases = [c.clipped(budget.max_new_tokens) for c in canvases]
-        utterance = torch.arange(len(states), device=states.device).repeat(len(ways))  # of each canvas
-        width = max(1, *(len(c.ids) for c in canvases))
-        end = self.vocabulary.eos_id
-        ids = torch.tensor([c.ids + [end] * (width - len(c.ids)) for c in canvases], device=states.device)
-        mask = torch.arange(width) < torch.tensor([len(c.ids) for c in canvases])[:, None]
+        uses: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
+        canvases = [c for use in uses for c in self.canvases(drafts, lengths, replace(settings, draft=use))]
+        canvases = [c.first(limits.max_new_tokens) for c in canvases]
         memory, memory_mask = self.adapter(states, lengths)
-        anywhere = [(0.0, math.inf)]
-        windows = torch.tensor([c.windows + anywhere * (width - len(c.ids)) for c in canvases], device=states.device)
-        windows = windows * (STATE_RATE / self.adapter.rate)
-        none = self.vocabulary.mask_id
-        hints = torch.tensor([c.hints + [none] * (width - len(c.ids)) for c in canvases], device=states.device)
-        context = self.backbone.context(memory, memory_mask)
-
-        def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-            near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
-            logits = cast(Tensor, self.backbone(now, alive, context.select(utterance[rows]), near, hint))
-            # A slot that belongs to a word of the draft cannot end the text; only the spare ones after it can.
-            logits[..., end].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
-            return logits
-
-        done = denoise(
-            predict,
-            ids,
-            mask.to(states.device),
-            mask_id=self.vocabulary.mask_id,
-            eos_id=self.vocabulary.eos_id,
-            delete_id=self.vocabulary.delete_id,
-            budget=budget,
-            threshold=settings.confidence_threshold,
-            prune=settings.prune,
-            verify=settings.verify or None,
-            recheck=settings.recheck,
-        )
+        done = self._denoise(canvases, memory, memory_mask, limits, settings)
         slots = done.text_slots()
         texts = [
-            self.vocabulary.text([found[i] for i in at]) for found, at in zip(done.ids.tolist(), slots, strict=True)
+            self.vocabulary.text([ids[i] for i in kept]) for ids, kept in zip(done.ids.tolist(), slots, strict=True)
         ]
         used = memory_mask.sum(1).tolist()
         transcripts = []
         for row, n in enumerate(lengths.tolist()):
             rows = range(row, len(canvases), len(states))
-            best = row if len(ways) == 1 else max(rows, key=lambda r: likelihood(log_p[row, :n], texts[r]))
-            found, sure, canvas = done.ids[best].tolist(), done.confidence[best].tolist(), canvases[best]
-            pieces = self.vocabulary.pieces([found[i] for i in slots[best]])
+            best = row if len(uses) == 1 else max(rows, key=lambda r: ctc_log_likelihood(log_p[row, :n], texts[r]))
+            ids, confidence, canvas = done.ids[best].tolist(), done.confidence[best].tolist(), canvases[best]
+            pieces = self.vocabulary.pieces([ids[i] for i in slots[best]])
             tokens = tuple(
-                TranscriptToken(piece, _known(sure[i], canvas.confidence[i]), *canvas.times[i])
+                # Where no forward pass read the slot, the confidence is that of the draft.
+                TranscriptToken(
+                    piece, canvas.confidence[i] if math.isnan(confidence[i]) else confidence[i], *canvas.times[i]
+                )
                 for i, piece in zip(slots[best], pieces, strict=True)
                 if piece
             )
@@ -234,6 +264,42 @@ class DllmAsr(HubModel):
             usage = TokenUsage(native=n, cap=used[row], used=used[row], rounds=rounds)
             transcripts.append(Transcript(texts[best], tokens, usage))
         return transcripts
+
+    def _denoise(
+        self,
+        canvases: Sequence[Canvas],
+        memory: Tensor,
+        memory_mask: Tensor,
+        limits: DecodeBudget,
+        settings: DecodeConfig,
+    ) -> Denoised:
+        """Fills the open slots; there may be several canvases a recording, in whole turns of the batch."""
+        device, end = memory.device, self.vocabulary.eos_id
+        ids, mask, windows, hints = (part.to(device) for part in stack_canvases(canvases, self.vocabulary))
+        windows = windows * (STATE_RATE / self.adapter.rate)
+        recording = torch.arange(len(canvases), device=device) % len(memory)
+        context = self.backbone.context(memory, memory_mask)
+
+        def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
+            near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
+            logits = cast(Tensor, self.backbone(now, alive, context.select(recording[rows]), near, hint))
+            # A slot that belongs to a word of the draft cannot end the text; only the extra ones after it can.
+            logits[..., end].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
+            return logits
+
+        return denoise(
+            predict,
+            ids,
+            mask,
+            mask_id=self.vocabulary.mask_id,
+            eos_id=end,
+            delete_id=self.vocabulary.delete_id,
+            budget=limits,
+            threshold=settings.confidence_threshold,
+            prune=settings.prune,
+            verify_threshold=settings.verify_threshold or None,
+            verify_committed=settings.verify_committed,
+        )
 
     @torch.inference_mode()
     def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
@@ -245,31 +311,29 @@ class DllmAsr(HubModel):
         return log_p, [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
 
     def canvases(self, drafts: Sequence[Sequence[DraftWord]], lengths: Tensor, settings: DecodeConfig) -> list[Canvas]:
-        """The responses the denoiser starts from; a recording without a single draft word has an empty one."""
+        """The responses the denoiser starts from; that of a recording without a draft word is empty, unless `draft` is
+        "none"."""
         out = []
         for words, n in zip(drafts, lengths.tolist(), strict=True):
+            most, canvas = self.max_slots(n), Canvas()
             if settings.draft == "none":
                 seconds = n / STATE_RATE
-                slots = max(4, round(seconds * settings.tokens_per_second) + settings.margin)
-                slots = min(slots, self.room(n))
-                masks = [self.vocabulary.mask_id] * slots
-                canvas = Canvas()
-                canvas.extend(masks, masks, 0.0, 0.0, seconds, tail=True)
-            elif not words:
-                canvas = Canvas()
-            else:
+                slots = max(4, round(seconds * settings.slots_per_second) + settings.extra_slots_at_end)
+                masks = [self.vocabulary.mask_id] * min(slots, most)
+                canvas.extend(masks, masks, 0.0, 0.0, seconds, open_end=True)
+            elif words:
                 threshold = 2.0 if settings.draft == "length" else settings.draft_threshold
-                # Very fast speech has no room for spare slots: they go before any word does.
-                for slack, spare in ((settings.slack, 1), (0.0, 1), (0.0, 0)):
-                    canvas = canvas_of(words, self.vocabulary, threshold, slack, settings.margin, spare)
-                    if len(canvas.ids) <= self.room(n):
+                # Very fast speech has no room for extra slots: they go before any word does.
+                for ratio, extra in ((settings.extra_slots_ratio, 1), (0.0, 1), (0.0, 0)):
+                    canvas = build_canvas(words, self.vocabulary, threshold, ratio, settings.extra_slots_at_end, extra)
+                    if len(canvas.ids) <= most:
                         break
-            out.append(canvas.clipped(self.room(n)))
+            out.append(canvas.first(most))
         return out
 
 
-def check_audio(audio: Sequence[Tensor]) -> None:
-    """Raises a ValueError that names the first recording that no Whisper encoder can read."""
+def check_audio(audio: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The recordings; raises a ValueError that names the first one that no Whisper encoder can read."""
     for i, samples in enumerate(audio):
         if samples.ndim != 1:
             raise ValueError(f"audio {i} must be one channel of shape (samples,), got {tuple(samples.shape)}")
@@ -278,8 +342,4 @@ def check_audio(audio: Sequence[Tensor]) -> None:
             raise ValueError(f"audio {i} has {seconds:.2f} s, at most {most:.0f} s fit one pass; cut it into windows")
         if not bool(torch.isfinite(samples).all()):
             raise ValueError(f"audio {i} holds NaN or infinite samples")
-
-
-def _known(confidence: float, otherwise: float) -> float:
-    """The language model's probability of a token; the draft's where no forward pass saw the slot."""
-    return otherwise if math.isnan(confidence) else confidence
+    return audio

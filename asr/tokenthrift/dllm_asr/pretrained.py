@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone, decoder_weights
-from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, EncoderConfig
+from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, DraftConfig, EncoderConfig
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.dllm_asr.vocabulary import SPECIAL, trim
 from tokenthrift.sources import fetch
@@ -25,7 +25,7 @@ __all__ = ["assemble"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Parts of the names of configuration fields that do not change what a language model says of a text.
-MEANINGLESS = (
+UNCHECKED = (
     *("architectures", "cache", "chunk", "classifier", "deterministic", "dropout", "dtype", "initializer"),
     *("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version"),
 )
@@ -33,16 +33,23 @@ BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its posi
 
 
 def assemble(
-    whisper: str, language_model: str | None, *, vocabulary_size: int, positions: int, adapter: AdapterConfig
+    whisper: str,
+    language_model: str | None,
+    *,
+    vocab_size: int,
+    max_position_embeddings: int,
+    adapter: AdapterConfig,
+    draft: DraftConfig | None = None,
 ) -> DllmAsr:
     """Puts a model together; draft head, adapter and new token rows are random or means.
 
     Args:
         whisper: transformers checkpoint of an English Whisper, folder or Hub id.
         language_model: transformers checkpoint of a BERT-like or Llama-like model; None takes Whisper's decoder.
-        vocabulary_size: most tokens to keep of the language model's vocabulary.
-        positions: longest input of Whisper's decoder; others keep their own.
+        vocab_size: most tokens to keep of the language model's vocabulary.
+        max_position_embeddings: longest input of Whisper's decoder; others keep their own.
         adapter: rates of the memory.
+        draft: sizes of the CTC head.
 
     Raises:
         ValueError: the language model is not what its family makes of the sizes that a model folder can say.
@@ -50,29 +57,34 @@ def assemble(
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
     encoder = EncoderConfig(
-        width=sizes["d_model"],
-        layers=sizes["encoder_layers"],
-        heads=sizes["encoder_attention_heads"],
-        ffn=sizes["encoder_ffn_dim"],
-        bins=sizes["num_mel_bins"],
+        hidden_size=sizes["d_model"],
+        num_hidden_layers=sizes["encoder_layers"],
+        num_attention_heads=sizes["encoder_attention_heads"],
+        intermediate_size=sizes["encoder_ffn_dim"],
+        num_mel_bins=sizes["num_mel_bins"],
     )
     text = source if language_model is None else fetch(language_model, FILES)
-    vocabulary, keep = trim(text / "tokenizer.json", vocabulary_size)
+    vocabulary, keep = trim(text / "tokenizer.json", vocab_size)
     lm = sizes if language_model is None else _read(text)
     backbone = BackboneConfig(
         family="whisper" if language_model is None else lm["model_type"],
-        width=lm["d_model" if language_model is None else "hidden_size"],
-        layers=lm["decoder_layers" if language_model is None else "num_hidden_layers"],
-        heads=lm["decoder_attention_heads" if language_model is None else "num_attention_heads"],
-        ffn=lm["decoder_ffn_dim" if language_model is None else "intermediate_size"],
-        positions=positions if language_model is None else lm["max_position_embeddings"],
+        hidden_size=lm["d_model" if language_model is None else "hidden_size"],
+        num_hidden_layers=lm["decoder_layers" if language_model is None else "num_hidden_layers"],
+        num_attention_heads=lm["decoder_attention_heads" if language_model is None else "num_attention_heads"],
+        intermediate_size=lm["decoder_ffn_dim" if language_model is None else "intermediate_size"],
+        max_position_embeddings=(max_position_embeddings if language_model is None else lm["max_position_embeddings"]),
     )
-    model = DllmAsr(
-        DllmAsrConfig(vocab_size=vocabulary.size, encoder=encoder, adapter=adapter, backbone=backbone), vocabulary
+    config = DllmAsrConfig(
+        vocab_size=vocabulary.size,
+        encoder=encoder,
+        adapter=adapter,
+        draft=draft or DraftConfig(),
+        backbone=backbone,
     )
+    model = DllmAsr(config, vocabulary)
     model.encoder.load_state_dict(encoder_weights(state))
     if isinstance(model.backbone, WhisperDecoderBackbone):
-        weights = decoder_weights(state, keep, len(SPECIAL), positions)
+        weights = decoder_weights(state, keep, len(SPECIAL), max_position_embeddings)
         embedding = state["model.decoder.embed_tokens.weight"]
         weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
         weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
@@ -83,13 +95,13 @@ def assemble(
 
         trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
         _check_family(trimmed.config.to_dict(), cast(PrefixBackbone, model.backbone).lm.config.to_dict())
-        model.backbone = PrefixBackbone(trimmed.train(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
+        model.backbone = PrefixBackbone(trimmed.eval(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
     return model
 
 
 def _check_family(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """A saved model is built again from its sizes alone, so anything else has to be as in a fresh one."""
-    names = [name for name in expected if not any(word in name for word in MEANINGLESS)]
+    names = [name for name in expected if not any(word in name for word in UNCHECKED)]
     if wrong := [f"{n} {found.get(n)} instead of {expected[n]}" for n in names if found.get(n) != expected[n]]:
         raise ValueError(f"a {found['model_type']} of this kind could not be saved: {'; '.join(wrong)}")
 

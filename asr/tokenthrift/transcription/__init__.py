@@ -1,4 +1,4 @@
-"""The batch job: recordings of any length and format to text, subtitles and JSON, through any recogniser.
+"""The batch job: recordings of any length and format to text, subtitles and JSON, through any recognizer.
 
 `job` is the work itself (`Transcriber`), `windows` cuts where it is quiet, `lips` pairs sound with lips in the picture,
 `results` and `writers` hold and write what came out, `subtitles` makes cues, `references` scores against what was said,
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenthrift.transcription.job import Transcriber
-    from tokenthrift.transcription.models import load_recogniser
+    from tokenthrift.transcription.models import load_recognizer
     from tokenthrift.transcription.results import Segment, Transcription
 
-__all__ = ["Segment", "Transcriber", "Transcription", "load_recogniser"]
+__all__ = ["Segment", "Transcriber", "Transcription", "load_recognizer"]
 
-_HOMES = {"Segment": "results", "Transcriber": "job", "Transcription": "results", "load_recogniser": "models"}
+_HOMES = {"Segment": "results", "Transcriber": "job", "Transcription": "results", "load_recognizer": "models"}
 
 
 def __getattr__(name: str) -> Any:

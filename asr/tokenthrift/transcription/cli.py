@@ -175,23 +175,25 @@ def _references(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> Refere
 
 
 def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber:
-    limits = (arguments.max_new_tokens, arguments.max_rounds, arguments.confidence_threshold)
-    budget = None
-    if any(limit is not None for limit in limits):
-        budget = DecodeBudget(max_new_tokens=limits[0], max_rounds=limits[1], confidence_threshold=limits[2])
+    decode = DecodeBudget(
+        max_new_tokens=arguments.max_new_tokens,
+        max_rounds=arguments.max_rounds,
+        confidence_threshold=arguments.confidence_threshold,
+    )
+    budget = TokenBudget.parse(arguments.budget)
     with console.status(f"loading {escape(printable(arguments.model))}"):
         import torch
 
         from tokenthrift.transcription.job import Transcriber
-        from tokenthrift.transcription.models import load_recogniser
+        from tokenthrift.transcription.models import load_recognizer
 
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        model = load_recogniser(arguments.model, _device(arguments.device))
+        model = load_recognizer(arguments.model, _device(arguments.device), arguments.revision)
         return Transcriber(
             model,
             budget=budget,
-            tokens=None if arguments.budget is None else TokenBudget.parse(arguments.budget),
+            decode=decode,
             coarse_to_fine=arguments.coarse_to_fine,
             noise_aware=arguments.noise_aware,
             batch_seconds=arguments.batch_seconds,
@@ -236,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a recording, a folder, or a pattern in quotes")
     parser.add_argument("--model", required=True, help="a model folder, or owner/name on the Hugging Face Hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where the files go; made if it does not exist")
     parser.add_argument(
         "--format", nargs="+", choices=list(WRITERS), metavar="FORMAT", help="any of txt json srt vtt (default: txt)"
@@ -262,10 +265,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="probability from which a token is kept; lower is faster and less exact (default: the model's own)",
     )
-    price = parser.add_argument_group("price, for models with a choice of rates, each window of at most 30 s")
-    price.add_argument("--budget", metavar="B", help="most tokens: 64, 25%%, 12.5/s (default: what writes best)")
-    price.add_argument("--coarse-to-fine", action="store_true", help="pay for detail only where a text is unsure")
-    price.add_argument("--noise-aware", action="store_true", help="choose audio and video rates by the noise")
+    tokens = parser.add_argument_group("tokens, for models with several rates, each window of at most 30 s")
+    tokens.add_argument("--budget", metavar="B", help="most tokens: 64, 25%%, 12.5/s (default: the model's own rates)")
+    tokens.add_argument(
+        "--coarse-to-fine", action="store_true", help="use finer rates only where the text has a low confidence"
+    )
+    tokens.add_argument("--noise-aware", action="store_true", help="choose audio and video rates by the noise")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-seconds",

@@ -3,7 +3,7 @@
 A recording is decoded once to find its windows and, if it is longer than a minute, a second time to cut them; so a
 damaged file is found before any of it is transcribed. Windows of several recordings wait in a pool, which is sorted by
 length and cut into batches of a stated number of padded seconds, as FunASR does; a text never depends on its
-neighbours, which the recogniser guarantees. Where a batch fails (out of memory, say) it is halved, down to the window
+neighbors, which the recognizer guarantees. Where a batch fails (out of memory, say) it is halved, down to the window
 that fails alone and takes only its own recording with it. WhisperX and NeMo lose the whole run to one bad file.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike, TokenBudget
 from tokenthrift.media.audio import AudioError, stream_audio
-from tokenthrift.transcript import AudioVisualRecogniser, Recogniser, Transcript
-from tokenthrift.transcription.lips import Streams, check_budget, lips_in, lips_windows, streams_of
-from tokenthrift.transcription.results import Transcription, place, total_usage
+from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
+from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
+from tokenthrift.transcription.results import Transcription, to_segment, total_usage
 from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
 
 __all__ = ["BATCH_SECONDS", "ProgressCallback", "Transcriber"]
@@ -66,7 +66,7 @@ class _Piece:
 
 
 class Transcriber:
-    """Transcribes recordings of any length with a recogniser of short ones.
+    """Transcribes recordings of any length with a recognizer of short ones.
 
     Example:
         >>> transcriber = Transcriber(DllmAsr.from_pretrained("model_cards/dllm-asr-tiny-en"))
@@ -76,10 +76,10 @@ class Transcriber:
 
     def __init__(
         self,
-        model: Recogniser | AudioVisualRecogniser,
+        model: Recognizer | AudioVisualRecognizer,
         *,
-        budget: DecodeBudget | None = None,
-        tokens: TokenBudget | None = None,
+        budget: BudgetLike = None,
+        decode: DecodeLike = None,
         coarse_to_fine: bool = False,
         noise_aware: bool = False,
         batch_seconds: float = BATCH_SECONDS,
@@ -87,23 +87,29 @@ class Transcriber:
         """Sets up the job.
 
         Args:
-            model: Any recogniser.
-            budget: Ceilings for the text of every window; None means the recogniser's own defaults.
-            tokens: Ceilings for what the language model reads of every window, where the recogniser has a choice.
-            coarse_to_fine: Pay for detail only where the cheapest rates leave the text unsure.
+            model: Any recognizer.
+            budget: Ceilings in tokens for what the language model reads of every window.
+            decode: Limits of decoding for every window; None means the recognizer's own.
+            coarse_to_fine: Use finer rates only for windows whose text has a low confidence at the coarsest rates.
             noise_aware: Choose rates by the noise of every window.
             batch_seconds: Most seconds of audio in a batch, padding counted; a longer window goes alone.
 
         Raises:
-            BudgetError: The recogniser has no choice of rates.
-            ValueError: `batch_seconds` is not above 0, or a choice is asked of a recogniser that has none.
+            BudgetError: The recognizer does not honor a field of `budget`, or one of the two is no budget.
+            ValueError: `batch_seconds` is not above 0, or the recognizer has no rates to choose from.
         """
         if not batch_seconds > 0:
             raise ValueError(f"batch_seconds must be above 0, not {batch_seconds}")
-        check_budget(model, tokens)
-        if (coarse_to_fine or noise_aware) and not isinstance(model, AudioVisualRecogniser):
-            raise ValueError("coarse_to_fine and noise_aware choose rates, and the model's rate is fixed")
-        self.model, self.budget, self.tokens, self.batch_seconds = model, budget, tokens, batch_seconds
+        limits = TokenBudget.parse(budget)
+        model.support.check(limits)
+        if (coarse_to_fine or noise_aware) and not isinstance(model, AudioVisualRecognizer):
+            raise ValueError("coarse_to_fine and noise_aware choose rates, and this model has one rate")
+        self.model, self.budget, self.decode, self.batch_seconds = (
+            model,
+            limits,
+            DecodeBudget.parse(decode),
+            batch_seconds,
+        )
         self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
 
     def transcribe(self, *paths: str | Path) -> list[Transcription]:
@@ -127,7 +133,7 @@ class Transcriber:
             A result per path, in order, each as soon as it and all before it are done.
 
         Raises:
-            BudgetError: The recogniser does not honour the budget.
+            BudgetError: The recognizer does not honor the budget.
         """
         report = on_progress or (lambda share, seconds: None)
         drafts: deque[_Draft] = deque()
@@ -166,7 +172,7 @@ class Transcriber:
                 windows, sounds = silent, [None] * len(silent)
             draft.windows = windows
             for index, (window, audio) in enumerate(zip(windows, sounds, strict=True)):
-                streams = streams_of(self.model, audio, lips, window, self.tokens)
+                streams = streams_of(self.model, audio, lips, window, self.budget)
                 yield _Piece(draft, index, 1 / len(windows), window.stop - window.start, streams)
         except AudioError as error:
             draft.error = error.reason
@@ -178,22 +184,23 @@ class Transcriber:
     def _lip_windows(self, lips: Tensor | None, longest: float) -> list[Window]:
         """Windows over the lips of a file, for a model that can do without sound."""
         model = self.model
-        if lips is None or not isinstance(model, AudioVisualRecogniser) or not model.accepts(audio=False, video=True):
+        if lips is None or not isinstance(model, AudioVisualRecognizer) or not model.accepts(audio=False, video=True):
             return []
         return lips_windows(len(lips), model.frame_rate, model.sample_rate, longest)
 
     def _transcribe(self, batch: list[_Piece]) -> list[Transcript]:
         audio, video = [piece.streams.audio for piece in batch], [piece.streams.video for piece in batch]
-        if isinstance(self.model, AudioVisualRecogniser):
+        if isinstance(self.model, AudioVisualRecognizer):
             return self.model.transcribe(
                 audio,
                 video,
-                self.tokens,
-                decode=self.budget,
+                self.budget,
+                decode=self.decode,
                 coarse_to_fine=self.coarse_to_fine,
                 noise_aware=self.noise_aware,
             )
-        return self.model.transcribe([samples for samples in audio if samples is not None], self.budget)
+        sounds = [samples for samples in audio if samples is not None]
+        return self.model.transcribe(sounds, self.budget, self.decode)
 
     def _run_pool(self, pool: list[_Piece], report: ProgressCallback) -> None:
         """Transcribes all that waits, longest batches first so that memory runs out early if it does."""
@@ -240,7 +247,7 @@ def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> Transcription
     if draft.error is not None:
         return Transcription(draft.path, draft.seconds, (), total_usage(()), 0, draft.error)
     segments = [
-        place(draft.transcripts[index], window.start / rate, window.stop / rate)
+        to_segment(draft.transcripts[index], window.start / rate, window.stop / rate)
         for index, window in enumerate(draft.windows or ())
     ]
     return Transcription(

@@ -1,9 +1,9 @@
-"""Lips beside the sound: what a file gives a recogniser that reads both, and what happens where one is missing.
+"""Lips beside the sound: what a file gives a recognizer that reads both, and what happens where one is missing.
 
-A file with pictures and no face, or whose pictures end early, is heard alone if the model can do that, and is an error
-with that reason if it cannot. A file without an audio track, or with a silent one, is lip-read from end to end, if the
-model can; without that a silent file has no text and one without audio is an error. Recognisers that only listen never
-look at pictures.
+A file with pictures and no face, or whose pictures end early, is transcribed from its sound alone if the model can do
+that, and is an error with that reason if it cannot. A file without an audio track, or with a silent one, is lip-read
+from end to end, if the model can; without that a silent file has no text and one without audio is an error. Recognizers
+of sound alone never read pictures.
 
 The lips of a file are found before its first window is cut and held until its last: 96 x 96 bytes a frame, 14 MB for a
 minute, 830 MB for an hour. A window that waits for its batch holds its own frames alone.
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tokenthrift.budget import BudgetError, TokenBudget
-from tokenthrift.transcript import AudioVisualRecogniser, Recogniser
+from tokenthrift.budget import BudgetLike, ItemSize
+from tokenthrift.transcript import AudioVisualRecognizer, Recognizer
 from tokenthrift.transcription.windows import Window
 
-__all__ = ["Streams", "check_budget", "lips_in", "lips_windows", "streams_of"]
+__all__ = ["Streams", "lips_in", "lips_windows", "streams_of"]
 
 
 class Streams(NamedTuple):
@@ -30,24 +30,13 @@ class Streams(NamedTuple):
     video: Tensor | None
 
 
-def check_budget(model: Recogniser | AudioVisualRecogniser, tokens: TokenBudget | None) -> None:
-    """Raises BudgetError where a model cannot keep to a token budget."""
-    support = getattr(model, "support", None)
-    if tokens is None:
-        return
-    if support is not None:
-        support.check(tokens)
-    if not isinstance(model, AudioVisualRecogniser):
-        raise BudgetError(f"a token budget {tokens.to_dict()}", "none, the model's rate is fixed", "no token budget")
-
-
-def lips_in(model: Recogniser | AudioVisualRecogniser, path: Path) -> Tensor | None:
+def lips_in(model: Recognizer | AudioVisualRecognizer, path: Path) -> Tensor | None:
     """The lips in a file, or None where there are none or the model does not look.
 
     Raises:
         ValueError: no face is found, and the model cannot do without.
     """
-    if not isinstance(model, AudioVisualRecogniser):
+    if not isinstance(model, AudioVisualRecognizer):
         return None
     try:
         return model.read_lips(path)
@@ -65,11 +54,11 @@ def lips_windows(frames: int, frame_rate: int, sample_rate: int, max_seconds: fl
 
 
 def streams_of(
-    model: Recogniser | AudioVisualRecogniser,
+    model: Recognizer | AudioVisualRecognizer,
     audio: Tensor | None,
     lips: Tensor | None,
     window: Window,
-    tokens: TokenBudget | None,
+    budget: BudgetLike,
 ) -> Streams:
     """What a window gives the model.
 
@@ -78,13 +67,15 @@ def streams_of(
         audio: the sound of the window.
         lips: of the whole file.
         window: in samples.
-        tokens: what it may cost.
+        budget: ceilings in tokens for the window.
 
     Raises:
-        BudgetError: the window costs more than that.
+        BudgetError: the window cannot be had for that.
         ValueError: a stream is missing that the model cannot do without.
     """
-    if not isinstance(model, AudioVisualRecogniser):
+    seconds = None if audio is None else len(audio) / model.sample_rate
+    if not isinstance(model, AudioVisualRecognizer):
+        model.plan([ItemSize(seconds=seconds)], budget)
         return Streams(audio, None)
     if lips is not None:
         first, last = (round(edge * model.frame_rate / model.sample_rate) for edge in (window.start, window.stop))
@@ -94,5 +85,5 @@ def streams_of(
         missing = "no lips" if video is None else "no sound"
         second = window.start / model.sample_rate
         raise ValueError(f"the model was not trained for this: {missing} in the file from {second:.1f} s on")
-    model.check_price(0 if audio is None else len(audio), 0 if video is None else len(video), tokens or TokenBudget())
+    model.plan([ItemSize(seconds=seconds, frames=None if video is None else len(video))], budget)
     return Streams(audio, video)

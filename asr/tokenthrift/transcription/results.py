@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenthrift.budget import TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-__all__ = ["Segment", "Transcription", "place", "total_usage"]
+__all__ = ["Segment", "Transcription", "to_segment", "total_usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Transcription:
         return " ".join(segment.text for segment in self.segments)
 
 
-def place(transcript: Transcript, start: float, end: float) -> Segment:
+def to_segment(transcript: Transcript, start: float, end: float) -> Segment:
     """Moves a window's transcript to its place in the recording.
 
     Token times are kept inside the window and in order, whatever the model says.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.adapter import Adapter, adapted_length, pool_states
+from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
 from tokenthrift.dllm_asr.config import AdapterConfig
 
 RATES = st.builds(AdapterConfig, pool=st.integers(1, 4), stride=st.integers(1, 3))
@@ -53,11 +53,11 @@ def test_every_started_run_of_states_is_a_position(config: AdapterConfig, states
     assert adapted_length(states + 1, config) >= length
 
 
-def test_the_last_run_averages_what_it_has() -> None:
+def test_the_last_window_averages_what_it_has() -> None:
     states = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, torch.nan, torch.nan]])[..., None]
-    pooled, lengths = pool_states(states, torch.tensor([5, 3]), 2)
-    assert pooled[..., 0].tolist() == [[1.5, 3.5, 5.0], [1.5, 3.0, 0.0]]
-    assert lengths.tolist() == [3, 2]
+    memory, mask = Adapter(AdapterConfig(pool=2, stride=1), 1, 1)(states, torch.tensor([5, 3]))
+    assert memory[..., 0].tolist() == [[1.5, 3.5, 5.0], [1.5, 3.0, 0.0]]
+    assert mask.sum(1).tolist() == [3, 2]
 
 
 def test_ten_seconds_at_the_rates_of_the_paper() -> None:

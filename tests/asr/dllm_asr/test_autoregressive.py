@@ -1,4 +1,4 @@
-"""The autoregressive rival: its cache changes nothing, a batch changes nothing, and it learns what it is told."""
+"""The autoregressive baseline: its cache changes nothing, a batch changes nothing, and it learns what it is told."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tests.asr.tiny_dllm import WIDTH, tiny_config, tiny_model, vocabulary, write_whisper
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of, greedy, left_to_right_loss
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of, greedy, next_token_loss
 from tokenthrift.dllm_asr.config import AdapterConfig
 from tokenthrift.dllm_asr.pretrained import assemble
 
@@ -22,10 +22,10 @@ POSITIONS = 24
 TEXTS = ["the lazy dog", "over", "", "jumps over the lazy dog", "a fox"]
 
 
-def rival() -> AutoregressiveDecoder:
+def baseline() -> AutoregressiveDecoder:
     """Random weights, which never end a text."""
     config = tiny_config("whisper")
-    config = replace(config, backbone=replace(config.backbone, positions=POSITIONS))
+    config = replace(config, backbone=replace(config.backbone, max_position_embeddings=POSITIONS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoregressiveDecoder(config, vocabulary())
@@ -42,11 +42,11 @@ def ids_of(texts: list[str]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def trained() -> AutoregressiveDecoder:
     """Has learnt one text for each recording of `memory`, each of another length."""
-    model = rival()
+    model = baseline()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        left_to_right_loss(model.decoder, *memory(), ids_of(TEXTS), vocabulary()).backward()
+        next_token_loss(model.decoder, *memory(), ids_of(TEXTS), vocabulary()).backward()
         optimizer.step()
     return model
 
@@ -76,7 +76,7 @@ def uncached(decoder: WhisperDecoder, states: Tensor, mask: Tensor) -> list[int]
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_cache_and_company_change_nothing(trained: AutoregressiveDecoder, ends: bool) -> None:
-    model, (states, mask) = trained if ends else rival(), memory()
+    model, (states, mask) = trained if ends else baseline(), memory()
     rows = greedy(model.decoder, states, mask, vocabulary())
     assert (len({len(row) for row in rows}) > 3) == ends
     for row, n in enumerate(mask.sum(1).tolist()):
@@ -91,7 +91,7 @@ def test_what_has_been_learnt_is_written(trained: AutoregressiveDecoder) -> None
 
 
 def test_a_text_that_never_ends_is_cut_at_the_positions() -> None:
-    rows = greedy(rival().decoder, *memory(), vocabulary())
+    rows = greedy(baseline().decoder, *memory(), vocabulary())
     assert {len(row) for row in rows} == {POSITIONS}
     special = {vocabulary().mask_id, vocabulary().start_id, vocabulary().delete_id, vocabulary().eos_id}
     assert not special & {token for row in rows for token in row}
@@ -101,7 +101,7 @@ def test_greedy_equals_transformers(tmp_path: Path) -> None:
     """The same words as a greedy loop over the reference, told to write only what the cut vocabulary has."""
     folder = write_whisper(tmp_path)
     adapter = AdapterConfig(stride=1)
-    model = assemble(str(folder), None, vocabulary_size=10_000, positions=20, adapter=adapter)
+    model = assemble(str(folder), None, vocab_size=10_000, max_position_embeddings=20, adapter=adapter)
     reference = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     decoder, vocab = decoder_of(model), model.vocabulary
     states, mask = memory()
@@ -126,10 +126,10 @@ def test_greedy_equals_transformers(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_the_mean_over_tokens_and_ends() -> None:
-    model, vocab, (states, mask) = rival(), vocabulary(), memory()
+    model, vocab, (states, mask) = baseline(), vocabulary(), memory()
     states, mask, texts = states[:2], mask[:2], [[5, 6, 7], [8]]
     with torch.no_grad():
-        both = left_to_right_loss(model.decoder, states, mask, texts, vocab)
+        both = next_token_loss(model.decoder, states, mask, texts, vocab)
         expected = []
         for row, text in enumerate(texts):
             context = model.decoder.context(states[row : row + 1], mask[row : row + 1])
@@ -141,7 +141,7 @@ def test_the_loss_is_the_mean_over_tokens_and_ends() -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    model = rival().float()
+    model = baseline().float()
     model.save_pretrained(tmp_path)
     loaded = AutoregressiveDecoder.from_pretrained(tmp_path)
     assert loaded.config == model.config

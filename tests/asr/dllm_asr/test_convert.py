@@ -10,7 +10,7 @@ import torch
 
 from tokenthrift.cli import main
 
-TRAINED = {"train_draft": True, "train_denoiser": True}
+TRAINED = {"config": {"train_draft": True, "train_denoiser": True}}
 
 
 def write_empty(path: Path) -> None:
@@ -47,8 +47,8 @@ def write_half(path: Path) -> None:
         [1, 2],
         {"state_dict": {}},
         {"hyper_parameters": TRAINED},
-        {"hyper_parameters": {"train_denoiser": True}, "state_dict": {}},
-        {"hyper_parameters": ["train_draft", "train_denoiser"], "state_dict": {}},
+        {"hyper_parameters": {"config": {"train_denoiser": True}}, "state_dict": {}},
+        {"hyper_parameters": ["config"], "state_dict": {}},
         {"hyper_parameters": TRAINED, "state_dict": [1]},
     ],
     ids=lambda content: getattr(content, "__name__", str(content)),
@@ -73,6 +73,7 @@ def test_a_missing_file_is_called_missing(tmp_path: Path, capsys: pytest.Capture
 
 def test_options_of_another_release_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "other.ckpt"
-    torch.save({"hyper_parameters": {**TRAINED, "lip_share": 0.5}, "state_dict": {}}, path)
+    options = {"config": {**TRAINED["config"], "lip_share": 0.5}}
+    torch.save({"hyper_parameters": options, "state_dict": {}}, path)
     assert main(["convert", "dllm_asr", str(path), str(tmp_path / "out")]) == 1
     assert "lip_share" in capsys.readouterr().err

@@ -54,8 +54,8 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 MODES = st.fixed_dictionaries(
     {
         "prune": st.sampled_from(["every", "first", "never"]),
-        "verify": st.sampled_from([None, 0.1, 0.7]),
-        "recheck": st.booleans(),
+        "verify_threshold": st.sampled_from([None, 0.1, 0.7]),
+        "verify_committed": st.booleans(),
         "rounds": st.sampled_from([None, 1, 3]),
         "threshold": st.sampled_from([0.3, 0.9, 1.0]),
     }
@@ -99,12 +99,12 @@ def test_laws_of_one_run(batch: tuple[Tensor, Tensor], mode: dict[str, Any], see
     assert (result.lengths <= mask.sum(1)).all()
     assert result.forwards == len(calls) == int(result.rounds.max())
     assert sum(len(rows) for _, _, rows in calls) == int(result.rounds.sum())
-    slots_to_decide = (mask & (ids == MASK)).sum(1) if mode["verify"] is None else mask.sum(1)
-    if mode["recheck"]:  # each is committed at most once more, and a last round finds nothing to change
+    slots_to_decide = (mask & (ids == MASK)).sum(1) if mode["verify_threshold"] is None else mask.sum(1)
+    if mode["verify_committed"]:  # each is committed at most once more, and a last round finds nothing to change
         slots_to_decide = 2 * mask.sum(1) + 1
     assert (result.rounds <= slots_to_decide).all()
     assert mode["rounds"] is None or result.forwards <= mode["rounds"]
-    if mode["verify"] is None and mode["prune"] == "never":
+    if mode["verify_threshold"] is None and mode["prune"] == "never":
         draft = mask & (ids != MASK)
         assert torch.equal(result.ids[draft], ids[draft])
     if mode["prune"] == "every":
@@ -118,7 +118,7 @@ def test_laws_of_one_run(batch: tuple[Tensor, Tensor], mode: dict[str, Any], see
     # The model only ever sees rows that still have something to decide, cut to the longest of them.
     for call, (_, seen, _) in enumerate(calls):
         assert seen.any(0).all()
-        if call and not mode["recheck"]:
+        if call and not mode["verify_committed"]:
             assert (calls[call][0].eq(MASK) & seen).any(1).all()
 
 
@@ -170,7 +170,7 @@ def test_verification_reopens_a_doubtful_draft_token_in_the_first_round() -> Non
     predict = certain([1, 2, 3], [0.95, 0.95, 0.95])
     trusted = run(predict, *row(1, 7, MASK))
     assert text_ids(trusted)[0][0] == [1, 7, 3]
-    checked = run(predict, *row(1, 7, MASK), verify=0.5)
+    checked = run(predict, *row(1, 7, MASK), verify_threshold=0.5)
     assert text_ids(checked)[0][0] == [1, 2, 3]
     assert checked.forwards == 1
     torch.testing.assert_close(checked.confidence[0], torch.full((3,), 0.95, dtype=torch.float64), rtol=1e-5, atol=0)
@@ -184,7 +184,7 @@ def test_a_reopened_slot_is_masked_until_it_is_committed() -> None:
         seen.append(ids[0].tolist())
         return wanted(ids, mask, rows)
 
-    result = run(predict, *row(1, 7, 8), verify=0.5)
+    result = run(predict, *row(1, 7, 8), verify_threshold=0.5)
     assert seen == [[1, 7, 8], [1, MASK, 3]]
     assert text_ids(result)[0][0] == [1, 2, 3]
 
@@ -193,7 +193,7 @@ def test_a_full_draft_needs_a_round_only_to_be_verified() -> None:
     predict = certain([1, 2, 3], [0.95, 0.95, 0.95])
     trusted = run(predict, *row(1, 2, 3))
     assert (trusted.forwards, trusted.confidence.isnan().all().item()) == (0, True)
-    checked = run(predict, *row(1, 2, 3), verify=0.5)
+    checked = run(predict, *row(1, 2, 3), verify_threshold=0.5)
     assert (checked.forwards, text_ids(checked)[0][0]) == (1, [1, 2, 3])
 
 
@@ -204,11 +204,11 @@ def test_rechecking_opens_one_of_two_tokens_that_were_committed_together_and_do_
         second = 3 if ids[0, 0] == 2 else 2
         return certain([2, second], [0.95, 0.95])(ids, mask, rows)
 
-    once = run(predict, *row(MASK, MASK), verify=0.5)
+    once = run(predict, *row(MASK, MASK), verify_threshold=0.5)
     assert (text_ids(once)[0][0], once.forwards) == ([2, 2], 1)
-    again = run(predict, *row(MASK, MASK), verify=0.5, recheck=True)
+    again = run(predict, *row(MASK, MASK), verify_threshold=0.5, verify_committed=True)
     assert (text_ids(again)[0][0], again.forwards) == ([2, 3], 3)  # the last round finds nothing to change
-    capped = run(predict, *row(MASK, MASK), verify=0.5, recheck=True, rounds=2)
+    capped = run(predict, *row(MASK, MASK), verify_threshold=0.5, verify_committed=True, rounds=2)
     assert (text_ids(capped)[0][0], capped.forwards) == ([2, 3], 2)
 
 
@@ -266,7 +266,7 @@ def test_nothing_to_decide_asks_nothing() -> None:
     def predict(ids: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
         raise AssertionError("called without a slot to decide")
 
-    result = run(predict, torch.full((2, 3), MASK), torch.zeros(2, 3, dtype=torch.bool), verify=0.5)
+    result = run(predict, torch.full((2, 3), MASK), torch.zeros(2, 3, dtype=torch.bool), verify_threshold=0.5)
     assert text_ids(result) == [([], []), ([], [])]
     assert result.rounds.tolist() == [0, 0]
     empty = run(predict, torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool))

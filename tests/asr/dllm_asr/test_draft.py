@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.asr.tiny_dllm import vocabulary
+from tokenthrift.dllm_asr.canvas import build_canvas, num_open_slots, slot_windows
 from tokenthrift.dllm_asr.config import DraftConfig
 from tokenthrift.dllm_asr.draft import (
     CHARACTERS,
     SECONDS,
     DraftHead,
     DraftWord,
-    canvas_of,
     character_ids,
     ctc_loss,
     draft_words,
-    open_slots,
-    span_windows,
 )
 
 few = settings(deadline=None, max_examples=25)
@@ -110,7 +108,9 @@ def test_ctc_loss_is_per_character_and_skips_what_cannot_fit() -> None:
 def head() -> DraftHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DraftHead(DraftConfig(width=16, layers=1, heads=2, ffn=24), 12).eval()
+        return DraftHead(
+            DraftConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24), 12
+        ).eval()
 
 
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=4))
@@ -141,9 +141,9 @@ def drafts(draw: st.DrawFn) -> list[DraftWord]:
 
 @given(drafts(), st.floats(0, 1.5), st.floats(0, 2), st.integers(0, 5))
 @few
-def test_canvases(words: list[DraftWord], threshold: float, slack: float, margin: int) -> None:
+def test_canvases(words: list[DraftWord], threshold: float, ratio: float, at_end: int) -> None:
     vocab = vocabulary()
-    canvas = canvas_of(words, vocab, threshold=threshold, slack=slack, margin=margin)
+    canvas = build_canvas(words, vocab, threshold=threshold, extra_slots_ratio=ratio, extra_slots_at_end=at_end)
     sizes = {len(part) for part in (canvas.ids, canvas.confidence, canvas.times, canvas.windows, canvas.hints)}
     assert len(sizes) == 1
     # Sure words stand in order, as they are; everything else is open, with what the draft had there as a hint.
@@ -153,10 +153,10 @@ def test_canvases(words: list[DraftWord], threshold: float, slack: float, margin
     assert [i for i in canvas.hints if i != vocab.mask_id] == [t for w in unsure for t in vocab.word(w.text)]
     for token, confidence in zip(canvas.ids, canvas.confidence, strict=True):
         assert (token == vocab.mask_id and confidence == 0) or confidence >= threshold
-    # There is room for what the draft says, one slot more for every unsure word, and the margin.
+    # There is room for what the draft says, one slot more for every unsure word, and the extra slots at the end.
     tokens = sum(len(vocab.word(w.text)) for w in words)
-    spare = sum(math.floor(slack * len(vocab.word(w.text))) + 1 for w in unsure)
-    assert len(canvas.ids) == tokens + spare + margin
+    extra = sum(math.floor(ratio * len(vocab.word(w.text))) + 1 for w in unsure)
+    assert len(canvas.ids) == tokens + extra + at_end
     if threshold > 1:
         assert set(canvas.ids) <= {vocab.mask_id}
     # Times go forward, within the draft.
@@ -166,28 +166,28 @@ def test_canvases(words: list[DraftWord], threshold: float, slack: float, margin
     for (start, end), window in zip(canvas.times, canvas.windows, strict=True):
         assert window[0] - 1e-9 <= start
         assert end <= window[1] + 1e-9
-    assert canvas.windows[len(canvas.ids) - margin :] == [(words[-1].end if words else 0.0, math.inf)] * margin
+    assert canvas.windows[len(canvas.ids) - at_end :] == [(words[-1].end if words else 0.0, math.inf)] * at_end
 
 
 def test_a_canvas_by_hand() -> None:
     vocab = vocabulary()
     words = [DraftWord("the", 0.95, 0.0, 0.2), DraftWord("dog", 0.3, 0.3, 0.5), DraftWord("jumps", 0.6, 0.6, 1.0)]
     words.append(DraftWord("over", 0.91, 1.2, 1.4))
-    canvas = canvas_of(words, vocab, threshold=0.9, slack=0.5, margin=1)
+    canvas = build_canvas(words, vocab, threshold=0.9, extra_slots_ratio=0.5, extra_slots_at_end=1)
     the, over, dog, jumps = (list(vocab.word(w)) for w in ("the", "over", "dog", "jumps"))
-    slots, more = open_slots(len(dog), 0.5), open_slots(len(jumps), 0.5)
+    slots, more = num_open_slots(len(dog), 0.5), num_open_slots(len(jumps), 0.5)
     assert canvas.ids == [*the, *[vocab.mask_id] * (slots + more), *over, vocab.mask_id]
     assert canvas.hints[len(the) : len(the) + slots] == [*dog, *[vocab.mask_id] * (slots - len(dog))]
     span = canvas.times[len(the) : len(the) + slots]
     assert (span[0][0], span[-1][1]) == pytest.approx((0.3, 0.5))
-    assert canvas.clipped(len(the)).ids == the
-    assert canvas.clipped(None) == canvas
+    assert canvas.first(len(the)).ids == the
+    assert canvas.first(None) == canvas
 
 
 @given(st.floats(0, 20), st.floats(0.01, 5), st.integers(1, 12))
 @few
 def test_windows_lie_in_the_span_and_cover_it(start: float, seconds: float, slots: int) -> None:
-    windows = span_windows(start, start + seconds, slots)
+    windows = slot_windows(start, start + seconds, slots)
     assert len(windows) == slots
     assert windows[0][0] == start
     assert windows[-1][1] == pytest.approx(start + seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,14 +16,15 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import FFN, HEADS, LAYERS, WIDTH, Family, speech, tiny_config, tiny_model, vocabulary
 from tests.model_contract import ModelContract, Outputs
-from tokenthrift.budget import DecodeBudget
+from tokenthrift.budget import DecodeBudget, ItemSize
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
-from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss, likelihood
+from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_log_likelihood, ctc_loss
+from tokenthrift.dllm_asr.training.config import ExampleConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss
-from tokenthrift.dllm_asr.training.examples import responses
+from tokenthrift.dllm_asr.training.examples import build_batch
 from tokenthrift.hub import ConfigError, WeightsError
-from tokenthrift.transcript import Recogniser, Transcript
+from tokenthrift.transcript import Recognizer, Transcript
 from tokenthrift.whisper import states_of
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -68,10 +68,20 @@ class Contract(ModelContract):
         states, lengths = (part.clone() for part in model.encode([samples for samples, _ in items]))
         texts, seconds = [text for _, text in items], (lengths / 50).tolist()
         drafts = [[DraftWord("dogs", 0.5, 0.1, 0.6)], [DraftWord("jumps", 0.5, 0.1, 0.6)], []][: len(items)]
-        made = responses(texts, seconds, drafts, vocabulary(), random.Random(0), positions=64)
+        made = build_batch(
+            texts,
+            seconds,
+            drafts,
+            range(len(texts)),
+            vocabulary(),
+            ExampleConfig(partially_decoded_prob=0),
+            max_slots=64,
+        )
         context = model.backbone.context(*model.adapter(states, lengths))
-        logits = model.backbone(made.seen.ids, made.mask, context, made.windows * 50 / model.adapter.rate, made.hints)
-        return diffusion_loss(logits, made.targets, made.mask, made.seen) + ctc_loss(
+        logits = model.backbone(
+            made.corrupted.ids, made.mask, context, made.windows * 50 / model.adapter.rate, made.hints
+        )
+        return diffusion_loss(logits, made.targets, made.mask, made.corrupted) + ctc_loss(
             model.draft(states, lengths), lengths, [character_ids(t) for t in texts]
         )
 
@@ -128,7 +138,7 @@ def decoding(model: DllmAsr, **changes: Any) -> Iterator[DllmAsr]:
         {"draft": "length"},
         {"draft": "none"},
         {"draft": "both"},
-        {"draft": "both", "recheck": True, "verify": 0.3},
+        {"draft": "both", "verify_committed": True, "verify_threshold": 0.3},
     ],
 )
 def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, settings: dict[str, Any]) -> None:
@@ -141,7 +151,7 @@ def test_transcripts_of_a_batch_are_those_of_each_alone(model: DllmAsr, settings
 
 def test_the_encoder_hears_silence_after_each_recording_and_keeps_none_of_it(model: DllmAsr) -> None:
     plain = model.config
-    model.config = replace(plain, encoder=replace(plain.encoder, tail=0.3))
+    model.config = replace(plain, encoder=replace(plain.encoder, trailing_silence=0.3))
     try:
         together, lengths = model.encode(AUDIO)
     finally:
@@ -156,7 +166,9 @@ def test_the_encoder_hears_silence_after_each_recording_and_keeps_none_of_it(mod
 
 def test_silence_counts_in_the_size_of_a_batch(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenthrift.dllm_asr.model.BATCH_STATES", 60)
-    monkeypatch.setattr(model, "config", replace(model.config, encoder=replace(model.config.encoder, tail=0.3)))
+    monkeypatch.setattr(
+        model, "config", replace(model.config, encoder=replace(model.config.encoder, trailing_silence=0.3))
+    )
     forward, sizes = model.encoder.forward, list[int]()
 
     def spied(mels: Tensor, lengths: Tensor) -> Tensor:
@@ -208,20 +220,21 @@ def test_transcripts_hold_together(model: DllmAsr) -> None:
 def test_usage_is_what_was_planned(model: DllmAsr) -> None:
     sizes = [len(samples) for samples in AUDIO]
     usage = [t.usage for t in model.transcribe(AUDIO)]
-    assert [u.used for u in usage] == [u.cap for u in usage] == model.plan(sizes)
-    assert [u.native for u in usage] == [states_of(n) for n in sizes]
+    planned = model.plan([ItemSize(seconds=n / 16_000) for n in sizes])
+    assert [u.used for u in usage] == [u.cap for u in usage] == [p.used for p in planned]
+    assert [u.native for u in usage] == [p.native for p in planned] == [states_of(n) for n in sizes]
 
 
 def test_rounds_are_limited(model: DllmAsr) -> None:
-    free = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0))
+    free = model.transcribe(AUDIO, decode=DecodeBudget(confidence_threshold=1.0))
     assert max(t.usage.rounds for t in free) > 2
     for most in (1, 2):
-        limited = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0, max_rounds=most))
+        limited = model.transcribe(AUDIO, decode=DecodeBudget(confidence_threshold=1.0, max_rounds=most))
         assert [t.usage.rounds for t in limited] == [min(most, t.usage.rounds) for t in free]
         with decoding(model, confidence_threshold=1.0, max_rounds=most) as own:
             for one, other in zip(own.transcribe(AUDIO), limited, strict=True):
                 alike(one, other)
-            more = own.transcribe(AUDIO, DecodeBudget(max_rounds=99))
+            more = own.transcribe(AUDIO, decode=DecodeBudget(max_rounds=99))
             assert [t.usage.rounds for t in more] == [t.usage.rounds for t in free]
 
 
@@ -229,24 +242,24 @@ def test_new_tokens_are_limited(model: DllmAsr) -> None:
     free = model.transcribe(AUDIO)
     assert max(len(t.tokens) for t in free) > 3
     for most in (1, 3):
-        limited = model.transcribe(AUDIO, DecodeBudget(max_new_tokens=most))
+        limited = model.transcribe(AUDIO, decode=DecodeBudget(max_new_tokens=most))
         assert max(len(t.tokens) for t in limited) <= most
 
 
 def test_the_threshold_is_kept(model: DllmAsr) -> None:
-    bold = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1e-6))
+    bold = model.transcribe(AUDIO, decode=DecodeBudget(confidence_threshold=1e-6))
     assert {t.usage.rounds for t in bold} <= {0, 1}
-    careful = model.transcribe(AUDIO, DecodeBudget(confidence_threshold=1.0))
+    careful = model.transcribe(AUDIO, decode=DecodeBudget(confidence_threshold=1.0))
     assert sum(t.usage.rounds for t in careful) > sum(t.usage.rounds for t in bold)
     with decoding(model, confidence_threshold=1e-6):
-        for budget in (None, DecodeBudget(), DecodeBudget(max_rounds=9)):  # a budget without one leaves it to the model
-            for one, other in zip(model.transcribe(AUDIO, budget), bold, strict=True):
+        for limits in (None, DecodeBudget(), {"max_rounds": 9}):  # limits without one leave it to the model
+            for one, other in zip(model.transcribe(AUDIO, decode=limits), bold, strict=True):
                 alike(one, other)
 
 
 def test_a_draft_without_doubts_is_the_transcript(whisper: DllmAsr) -> None:
     states, lengths = whisper.encode(AUDIO)
-    trusting = DecodeConfig(draft_threshold=0.0, verify=0.0, margin=0)
+    trusting = DecodeConfig(draft_threshold=0.0, verify_threshold=0.0, extra_slots_at_end=0)
     drafts = whisper.drafts(states, lengths)
     for words, transcript in zip(drafts, whisper.decode(states, lengths, settings=trusting), strict=True):
         assert transcript.text == " ".join(w.text for w in words)
@@ -258,12 +271,12 @@ def test_of_two_responses_the_one_that_the_draft_head_likes_better_stays(whisper
     states, lengths = whisper.encode(AUDIO)
     log_p = whisper.draft(states, lengths).detach()
     one, two, both = (
-        whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, draft_threshold=0.01, verify=0.0))
+        whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, draft_threshold=0.01, verify_threshold=0.0))
         for draft in ("confident", "length", "both")
     )
     assert any(a.text != b.text for a, b in zip(one, two, strict=True))
     for i, (a, b, c) in enumerate(zip(one, two, both, strict=True)):
-        score = [likelihood(log_p[i, : lengths[i]], t.text) for t in (a, b)]
+        score = [ctc_log_likelihood(log_p[i, : lengths[i]], t.text) for t in (a, b)]
         best = b if score[1] > score[0] else a
         assert c.text == best.text
         assert [t.start for t in c.tokens] == [t.start for t in best.tokens]
@@ -282,7 +295,7 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
 
     monkeypatch.setattr(whisper.backbone, "forward", eager)
     states, lengths = whisper.encode(AUDIO)
-    transcripts = whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, verify=0.5))
+    transcripts = whisper.decode(states, lengths, settings=DecodeConfig(draft=draft, verify_threshold=0.5))
     assert [bool(t.text) for t in transcripts] == [
         draft != "none" and bool(words) for words in whisper.drafts(states, lengths)
     ]
@@ -290,13 +303,13 @@ def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: p
 
 def test_fast_speech_gives_up_spare_slots_before_words(whisper: DllmAsr) -> None:
     words = [DraftWord("dog", 0.1, i / 8, (i + 1) / 8) for i in range(90)]
-    piece, room = len(whisper.vocabulary.word("dog")), whisper.room(500)
-    enough = (room - whisper.config.decode.margin) // piece
+    piece, room = len(whisper.vocabulary.word("dog")), whisper.max_slots(500)
+    enough = (room - whisper.config.decode.extra_slots_at_end) // piece
     assert enough * (piece + 1) > room, "with one spare slot each they would not fit"
     (canvas,) = whisper.canvases([words[:enough]], torch.tensor([500]), whisper.config.decode)
     assert canvas.hints[: enough * piece] == list(whisper.vocabulary.word("dog")) * enough
     few = whisper.canvases([words[:2]], torch.tensor([500]), whisper.config.decode)[0]
-    assert len(few.ids) > 2 * piece + whisper.config.decode.margin
+    assert len(few.ids) > 2 * piece + whisper.config.decode.extra_slots_at_end
 
 
 def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +331,7 @@ def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.Monke
     states, lengths = whisper.encode([speech(1.0, 1)])
     (canvas,) = whisper.canvases([words], lengths, whisper.config.decode)
     (done,) = whisper.decode(states, lengths)
-    assert len(done.tokens) == len(canvas.ids) - whisper.config.decode.margin
+    assert len(done.tokens) == len(canvas.ids) - whisper.config.decode.extra_slots_at_end
     (free,) = whisper.decode(states, lengths, settings=replace(whisper.config.decode, draft="none"))
     assert not free.tokens
 
@@ -327,7 +340,7 @@ def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.Monke
 def test_recordings_may_be_as_short_as_they_like(model: DllmAsr, samples: int) -> None:
     (transcript,) = model.transcribe([speech(0.1)[:samples]])
     assert transcript.usage.native == states_of(samples)
-    assert transcript.usage.used == model.plan([samples])[0] == 1
+    assert transcript.usage.used == model.plan([transcript.usage.native])[0].used == 1
 
 
 def test_no_recordings_no_transcripts(whisper: DllmAsr) -> None:
@@ -358,17 +371,17 @@ def test_bad_recordings_are_named(whisper: DllmAsr, bad: Tensor, message: str) -
 
 def test_recordings_that_fill_a_prefix_model_are_refused() -> None:
     model = tiny_model("bert")
-    most = (model.config.backbone.positions - 2) * 4
-    assert model.room(most) == 1
+    most = (model.config.backbone.max_position_embeddings - 2) * 4
+    assert model.max_slots(most) == 1
     with pytest.raises(ValueError, match="leave no room for text in a model of 128 positions"):
-        model.room(most + 1)
+        model.max_slots(most + 1)
     # Whatever the draft says, memory and response fit together.
     for transcript in model.transcribe([speech(9.0), speech(0.3)]):
-        assert transcript.usage.used + len(transcript.tokens) < model.config.backbone.positions
+        assert transcript.usage.used + len(transcript.tokens) < model.config.backbone.max_position_embeddings
 
 
-def test_it_is_a_recogniser(whisper: DllmAsr) -> None:
-    assert isinstance(whisper, Recogniser)
+def test_it_is_a_recognizer(whisper: DllmAsr) -> None:
+    assert isinstance(whisper, Recognizer)
     assert whisper.sample_rate == 16_000
 
 
@@ -377,7 +390,7 @@ def test_the_vocabulary_travels_with_the_model(whisper: DllmAsr, tmp_path: Path)
     loaded = DllmAsr.from_pretrained(tmp_path)
     assert loaded.vocabulary.tokenizer.get_vocab() == whisper.vocabulary.tokenizer.get_vocab()
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
-    config = replace(whisper.config, draft=replace(whisper.config.draft, layers=2))
+    config = replace(whisper.config, draft=replace(whisper.config.draft, num_hidden_layers=2))
     DllmAsr(config, vocabulary()).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match=r"draft\.layers\.1"):
@@ -392,15 +405,15 @@ def test_a_vocabulary_of_another_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: EncoderConfig(width=30, heads=4), "multiple of heads"),
-        (lambda: BackboneConfig(width=30, heads=4), "multiple of heads"),
-        (lambda: BackboneConfig(positions=8), "positions must be between 16"),
+        (lambda: EncoderConfig(hidden_size=30, num_attention_heads=4), "multiple of num_attention_heads"),
+        (lambda: BackboneConfig(hidden_size=30, num_attention_heads=4), "multiple of num_attention_heads"),
+        (lambda: BackboneConfig(max_position_embeddings=8), "max_position_embeddings must be between 16"),
         (lambda: DecodeConfig(confidence_threshold=0.0), "confidence_threshold must be between"),
-        (lambda: DecodeConfig(slack=-0.1), "slack must be between"),
+        (lambda: DecodeConfig(extra_slots_ratio=-0.1), "extra_slots_ratio must be between"),
         (lambda: DllmAsrConfig(vocab_size=4), "vocab_size must be between"),
         (
             lambda: replace(tiny_config("whisper"), encoder=EncoderConfig()),
-            "backbone.width 32 must equal encoder.width",
+            "backbone.hidden_size 32 must equal encoder.hidden_size",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def make(whisper: Path, language_model: Path | None = None, size: int = 90, stri
         torch.manual_seed(0)
         source = None if language_model is None else str(language_model)
         adapter = AdapterConfig(stride=stride)
-        return assemble(str(whisper), source, vocabulary_size=size, positions=64, adapter=adapter).eval()
+        return assemble(str(whisper), source, vocab_size=size, max_position_embeddings=64, adapter=adapter).eval()
 
 
 def write_bert(folder: Path, **options: Any) -> Path:
@@ -90,7 +90,7 @@ def test_language_models_keep_their_weights_and_can_be_saved(whisper: Path, tmp_
     model = make(whisper, lm, stride=2)
     backbone = model.backbone
     assert isinstance(backbone, PrefixBackbone)
-    assert model.config.backbone.positions == 128
+    assert model.config.backbone.max_position_embeddings == 128
     vocab, whole = model.vocabulary, Tokenizer.from_file(str(lm / "tokenizer.json"))
     source = read_source(lm)
     old, new = source.get_input_embeddings().weight, backbone.lm.get_input_embeddings().weight
@@ -137,5 +137,5 @@ def test_without_a_convolution_widths_must_agree(whisper: Path, tmp_path: Path) 
     assert make(whisper, lm, stride=1).adapter.projection is None
     config = json.loads((lm / "config.json").read_text())
     (lm / "config.json").write_text(json.dumps({**config, "hidden_size": 2 * WIDTH}))
-    with pytest.raises(ValueError, match="must equal encoder.width"):
+    with pytest.raises(ValueError, match="must equal encoder.hidden_size"):
         make(whisper, lm, stride=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import fake_recogniser
+from tests import fake_recognizer
 from tests.asr.tiny_dllm import tiny_model
 from tests.media_files import encode, voice, write
 from tokenthrift import cli
@@ -24,7 +24,7 @@ from tokenthrift.transcription import cli as command_line
 
 PROGRAM = """
 import os, signal, sys, time
-import tests.fake_recogniser
+import tests.fake_recognizer
 # A shell that runs the tests in the background leaves SIGINT ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from tokenthrift.transcription.cli import main
@@ -37,7 +37,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    return str(fake_recogniser.save(tmp_path / "model"))
+    return str(fake_recognizer.save(tmp_path / "model"))
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_existing_files_are_kept(
     assert run(*command, "txt", "srt") == 0
     assert "3 done, 0 failed\n" in capsys.readouterr().out
     assert files(out)["a.txt"] == "mine\n"
-    monkeypatch.setattr(fake_recogniser.FakeRecogniser, "from_pretrained", None)
+    monkeypatch.setattr(fake_recognizer.FakeRecognizer, "from_pretrained", None)
     assert run(*command, "txt", "srt") == 0, "with nothing to do the model is not even loaded"
     assert "0 done, 0 failed, 3 skipped" in capsys.readouterr().out
     monkeypatch.undo()

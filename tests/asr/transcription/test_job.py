@@ -1,4 +1,4 @@
-"""The batch job with a recogniser that checks what it is given: windows, batches, order, failures, memory."""
+"""The batch job with a recognizer that checks what it is given: windows, batches, order, failures, memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fake_recogniser import FakeRecogniser
+from tests.fake_recognizer import FakeRecognizer
 from tests.media_files import encode, voice, write
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
-from tokenthrift.transcript import Recogniser, Transcript, TranscriptToken
+from tokenthrift.transcript import Recognizer, Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber
-from tokenthrift.transcription.results import Transcription, place
+from tokenthrift.transcription.results import Transcription, to_segment
 
 
 def silence(seconds: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def pitches(result: Transcription) -> set[str]:
 
 
 def test_the_fake_keeps_the_protocol() -> None:
-    assert isinstance(FakeRecogniser(), Recogniser)
+    assert isinstance(FakeRecognizer(), Recognizer)
 
 
 def test_formats_and_rates(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_formats_and_rates(tmp_path: Path) -> None:
         encode(tmp_path / "f.mp4", sound, "aac", 48_000, video=True),
         encode(tmp_path / "g.g722", sound, "g722", 16_000),
     ]
-    results = Transcriber(FakeRecogniser()).transcribe(*paths)
+    results = Transcriber(FakeRecognizer()).transcribe(*paths)
     assert [result.path for result in results] == paths
     for result in results:
         assert result.error is None
@@ -56,7 +56,7 @@ def test_formats_and_rates(tmp_path: Path) -> None:
 def test_long_recordings(tmp_path: Path) -> None:
     """Speech, a minute of silence, speech that is longer than a window: read twice, cut, and put back in place."""
     samples = np.concatenate([voice(10, pitch=150), silence(60), voice(65, pitch=300), silence(5)])
-    model = FakeRecogniser()
+    model = FakeRecognizer()
     (result,) = Transcriber(model).transcribe(write(tmp_path / "long.wav", samples))
     assert result.seconds == 140
     assert len(result.segments) == result.windows == 4
@@ -99,7 +99,7 @@ def test_recordings_that_need_no_model(make: Callable[[Path], Path], error: str 
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         path = make(tmp_path / "odd.wav")
     good = write(tmp_path / "good.wav", voice(2.0))
-    model = FakeRecogniser()
+    model = FakeRecognizer()
     before, odd, after = Transcriber(model).transcribe(good, path, good)
     assert before.text == after.text == "pitch 140 pitch 140"
     assert odd.segments == ()
@@ -123,9 +123,9 @@ def test_batching_changes_nothing(
     """The same results in the order given, whatever the batches; batches keep their limit and are of like length."""
     folder = tmp_path_factory.mktemp("batch")
     paths = [write(folder / f"{i}.wav", voice(n, pitch=100 + 20 * i)) for i, n in enumerate(lengths)]
-    model = FakeRecogniser()
+    model = FakeRecognizer()
     results = Transcriber(model, batch_seconds=batch_seconds).transcribe(*paths)
-    assert results == [Transcriber(FakeRecogniser()).transcribe(path)[0] for path in paths]
+    assert results == [Transcriber(FakeRecognizer()).transcribe(path)[0] for path in paths]
     assert sum(map(len, model.batches)) == len(paths)
     for batch in model.batches:
         assert len(batch) == 1 or len(batch) * max(batch) <= batch_seconds + 1e-9
@@ -136,25 +136,32 @@ def test_batching_changes_nothing(
 
 
 def test_windows_are_no_longer_than_the_model_allows(tmp_path: Path) -> None:
-    model = FakeRecogniser(max_seconds=5.0)
+    model = FakeRecognizer(max_seconds=5.0)
     (result,) = Transcriber(model).transcribe(write(tmp_path / "clip.wav", voice(21.0)))
     assert result.windows >= 5
 
 
-def test_the_budget_reaches_the_model(tmp_path: Path) -> None:
-    model = FakeRecogniser()
-    budget = DecodeBudget(max_rounds=7)
-    (result,) = Transcriber(model, budget=budget).transcribe(write(tmp_path / "clip.wav", voice(2.0)))
-    assert model.budgets == [budget]
-    assert result.usage.rounds == 7
+def test_the_limits_of_decoding_reach_the_model(tmp_path: Path) -> None:
+    model, path = FakeRecognizer(), write(tmp_path / "clip.wav", voice(2.0))
+    for limits in (DecodeBudget(max_rounds=7), {"max_rounds": 7}):
+        (result,) = Transcriber(model, decode=limits).transcribe(path)
+        assert model.limits.pop() == DecodeBudget(max_rounds=7)
+        assert result.usage.rounds == 7
+
+
+def test_a_budget_of_tokens_and_one_of_decoding_are_not_mixed_up() -> None:
+    with pytest.raises(BudgetError, match="give it as decode="):
+        Transcriber(FakeRecognizer(), budget=DecodeBudget(max_rounds=7))  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="a str where a DecodeBudget belongs"):
+        Transcriber(FakeRecognizer(), decode="64")  # type: ignore[arg-type]
 
 
 def test_batches_that_fail_are_halved_and_a_bad_window_fails_alone(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.wav", voice(2.0, pitch=660 if i == 2 else 100 + 10 * i)) for i in range(8)]
-    model = FakeRecogniser(largest_batch=3)
+    model = FakeRecognizer(largest_batch=3)
     results = Transcriber(model).transcribe(*paths)
     assert [index for index, result in enumerate(results) if result.error] == [2]
-    assert results[2].error == "transcription failed: RuntimeError: cannot hear this pitch"
+    assert results[2].error == "transcription failed: RuntimeError: cannot read this pitch"
     assert [pitches(result) for result in results if not result.error] == [
         {str(100 + 10 * i)} for i in range(8) if i != 2
     ]
@@ -162,14 +169,14 @@ def test_batches_that_fail_are_halved_and_a_bad_window_fails_alone(tmp_path: Pat
 
 def test_a_long_recording_fails_as_a_whole(tmp_path: Path) -> None:
     samples = np.concatenate([voice(20), silence(2), voice(20, pitch=660), silence(2), voice(20)])
-    (result,) = Transcriber(FakeRecogniser()).transcribe(write(tmp_path / "clip.wav", samples))
+    (result,) = Transcriber(FakeRecognizer()).transcribe(write(tmp_path / "clip.wav", samples))
     assert result.error is not None
     assert result.segments == ()
 
 
 def test_a_budget_that_is_not_honoured_stops_the_job(tmp_path: Path) -> None:
-    class Strict(FakeRecogniser):
-        def transcribe(self, audio: object, budget: DecodeBudget | None = None) -> list[Transcript]:
+    class Strict(FakeRecognizer):
+        def transcribe(self, *arguments: object) -> list[Transcript]:
             raise BudgetError("max_rounds=1", "no max_rounds", "no max_rounds")
 
     with pytest.raises(BudgetError):
@@ -177,8 +184,8 @@ def test_a_budget_that_is_not_honoured_stops_the_job(tmp_path: Path) -> None:
 
 
 def test_a_model_that_forgets_a_window_is_an_error(tmp_path: Path) -> None:
-    class Forgetful(FakeRecogniser):
-        def transcribe(self, audio: object, budget: DecodeBudget | None = None) -> list[Transcript]:
+    class Forgetful(FakeRecognizer):
+        def transcribe(self, *arguments: object) -> list[Transcript]:
             return []
 
     (result,) = Transcriber(Forgetful()).transcribe(write(tmp_path / "clip.wav", voice(2.0)))
@@ -189,7 +196,7 @@ def test_a_model_that_forgets_a_window_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_batch_seconds_are_checked(seconds: float) -> None:
     with pytest.raises(ValueError, match="batch_seconds"):
-        Transcriber(FakeRecogniser(), batch_seconds=seconds)
+        Transcriber(FakeRecognizer(), batch_seconds=seconds)
 
 
 def test_progress_adds_up(tmp_path: Path) -> None:
@@ -197,7 +204,7 @@ def test_progress_adds_up(tmp_path: Path) -> None:
     bad.write_text("no sound")
     paths = [write(tmp_path / "a.wav", voice(65)), bad, write(tmp_path / "b.wav", silence(3))]
     steps: list[tuple[float, float]] = []
-    list(Transcriber(FakeRecogniser()).stream(paths, lambda share, seconds: steps.append((share, seconds))))
+    list(Transcriber(FakeRecognizer()).stream(paths, lambda share, seconds: steps.append((share, seconds))))
     assert sum(share for share, _ in steps) == pytest.approx(3)
     assert sum(seconds for _, seconds in steps) == pytest.approx(68)
     assert all(share >= -1e-9 for share, _ in steps)
@@ -214,7 +221,7 @@ def test_results_come_as_they_are_done(tmp_path: Path) -> None:
             read += 1
             yield path
 
-    stream = Transcriber(FakeRecogniser(), batch_seconds=4.0).stream(endless())  # type: ignore[arg-type]
+    stream = Transcriber(FakeRecognizer(), batch_seconds=4.0).stream(endless())  # type: ignore[arg-type]
     for _ in range(30):
         next(stream)
     assert read < 30 + 20
@@ -223,10 +230,10 @@ def test_results_come_as_they_are_done(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_number_of_recordings(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.flac", voice(20.0))
     program = (
-        "import resource, sys; from tests.fake_recogniser import FakeRecogniser\n"
+        "import resource, sys; from tests.fake_recognizer import FakeRecognizer\n"
         "from tokenthrift.transcription import Transcriber\n"
         "def peak(files):\n"
-        "    for result in Transcriber(FakeRecogniser(), batch_seconds=40).stream([sys.argv[1]] * files):\n"
+        "    for result in Transcriber(FakeRecognizer(), batch_seconds=40).stream([sys.argv[1]] * files):\n"
         "        assert result.error is None\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(peak(10), peak(50))"
@@ -248,7 +255,7 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tmp_path: Path) -> N
 def test_token_times_stay_in_their_window(times: list[tuple[float, float]], start: float, seconds: float) -> None:
     tokens = tuple(TranscriptToken(" a", 1.0, *pair) for pair in times)
     usage = TokenUsage(native=1, cap=1, used=1)
-    segment = place(Transcript("a  b\n", tokens, usage), start, start + seconds)
+    segment = to_segment(Transcript("a  b\n", tokens, usage), start, start + seconds)
     assert segment.text == "a b"
     at = start
     for token in segment.tokens:
@@ -260,5 +267,5 @@ def test_token_times_stay_in_their_window(times: list[tuple[float, float]], star
 
 def test_tokens_without_times_keep_none() -> None:
     usage = TokenUsage(native=1, cap=1, used=1)
-    segment = place(Transcript("a", (TranscriptToken("a", 0.7),), usage), 5.0, 6.0)
+    segment = to_segment(Transcript("a", (TranscriptToken("a", 0.7),), usage), 5.0, 6.0)
     assert segment.tokens == (TranscriptToken("a", 0.7, None, None),)

@@ -13,12 +13,21 @@ from torch import Tensor
 
 from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import tiny_model
-from tests.fake_recogniser import FakeRecogniser
+from tests.fake_recognizer import FakeRecognizer
 from tests.media_files import film, voice, write
 from tokenthrift import cli
-from tokenthrift.budget import BudgetError, BudgetSupport, DecodeBudget, TokenBudget, TokenUsage
+from tokenthrift.budget import (
+    BudgetError,
+    BudgetLike,
+    BudgetSupport,
+    DecodeLike,
+    ItemSize,
+    SizeLike,
+    TokenBudget,
+    TokenUsage,
+)
 from tokenthrift.mtsk import lips
-from tokenthrift.transcript import AudioVisualRecogniser, Transcript
+from tokenthrift.transcript import AudioVisualRecognizer, Transcript
 from tokenthrift.transcription.job import Transcriber
 from tokenthrift.transcription.lips import lips_windows, streams_of
 from tokenthrift.transcription.windows import Window
@@ -46,18 +55,22 @@ class Reader:
         frames = int(path.stem.split("-")[1]) if "-" in path.stem else 0
         return torch.arange(frames, dtype=torch.uint8)[:, None, None].expand(-1, 96, 96) if frames else None
 
-    def check_price(self, samples: int, frames: int, budget: TokenBudget) -> None:
-        budget.cap(frames)
-        if budget.max_tokens is not None and frames > budget.max_tokens:
-            raise BudgetError(f"{frames} frames", "fewer", budget.max_tokens)
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        limit = TokenBudget.parse(budget)  # type: ignore[arg-type]
+        for frames in (item.frames or 0 for item in items if isinstance(item, ItemSize)):
+            if limit.max_tokens is not None and frames > limit.max_tokens:
+                raise BudgetError(f"{frames} frames", "fewer", limit.max_tokens)
+        return tuple(TokenUsage(native=1, cap=1, used=1) for _ in items)
 
     def transcribe(
         self,
         audio: Sequence[Tensor | None],
         video: Sequence[Tensor | None],
-        budget: TokenBudget | None = None,
+        budget: BudgetLike | Sequence[BudgetLike] = None,
         *,
-        decode: DecodeBudget | None = None,
+        decode: DecodeLike = None,
         coarse_to_fine: bool = False,
         noise_aware: bool = False,
     ) -> list[Transcript]:
@@ -95,7 +108,7 @@ def test_what_is_there_is_used_and_what_is_missing_is_said(tmp_path: Path, alone
     paths = [write(tmp_path / name, samples) for name, (samples, _, _) in files.items()]
     paths.append(film(tmp_path / "mute-50.mp4", 50))
     reader = Reader(alone=alone)
-    assert isinstance(reader, AudioVisualRecogniser)
+    assert isinstance(reader, AudioVisualRecognizer)
     results = Transcriber(reader).transcribe(*paths)
     expected = [pair[0 if alone else 1] for _, *pair in files.values()]
     expected.append("sound none lips 0..49" if alone else "no audio track")
@@ -108,20 +121,20 @@ def test_what_is_there_is_used_and_what_is_missing_is_said(tmp_path: Path, alone
 def test_a_window_that_costs_too_much_takes_only_its_own_recording_with_it(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, voice(2.0)) for name in ("few-10.wav", "many-40.wav")]
     reader = Reader(alone=True)
-    job = Transcriber(reader, tokens=TokenBudget(max_tokens=20), coarse_to_fine=True, noise_aware=True)
+    job = Transcriber(reader, budget=20, coarse_to_fine=True, noise_aware=True)
     few, many = job.transcribe(*paths)
     assert few.error is None
     assert many.error == "40 frames; allowed: fewer; nearest legal value: 20"
     assert reader.options == [{"budget": TokenBudget(max_tokens=20), "coarse_to_fine": True, "noise_aware": True}]
 
 
-def test_a_model_without_a_choice_of_rates_refuses_budgets_of_tokens() -> None:
-    with pytest.raises(BudgetError, match="rate is fixed"):
-        Transcriber(FakeRecogniser(), tokens=TokenBudget(max_tokens=5))
-    with pytest.raises(ValueError, match="rate is fixed"):
-        Transcriber(FakeRecogniser(), noise_aware=True)
+def test_a_model_of_one_rate_refuses_ceilings() -> None:
+    with pytest.raises(BudgetError, match="no ceiling"):
+        Transcriber(FakeRecognizer(), budget=TokenBudget(max_tokens=5))
+    with pytest.raises(ValueError, match="one rate"):
+        Transcriber(FakeRecognizer(), noise_aware=True)
     with pytest.raises(BudgetError, match="retention"):
-        Transcriber(Reader(alone=True), tokens=TokenBudget(retention=0.5))
+        Transcriber(Reader(alone=True), budget="50%")
 
 
 def test_a_waiting_window_holds_its_own_frames_alone() -> None:

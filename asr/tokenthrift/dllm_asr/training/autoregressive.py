@@ -8,33 +8,36 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder
-from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy, left_to_right_loss
-from tokenthrift.dllm_asr.training.data import Batch
-from tokenthrift.dllm_asr.training.module import DllmAsrModule
+from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy, next_token_loss
+from tokenthrift.dllm_asr.training.batch import Batch
+from tokenthrift.dllm_asr.training.module import DllmAsrModule, ValidationRow
 
 __all__ = ["AutoregressiveModule"]
 
 
 class AutoregressiveModule(DllmAsrModule):
-    """Trains Whisper's decoder left to right, with the data, optimiser and schedule of `DllmAsrModule`."""
+    """Trains Whisper's decoder left to right."""
 
     @property
     def decoder(self) -> WhisperDecoder:
         """The decoder that the denoiser would use."""
         return decoder_of(self.model)
 
-    def denoising_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the next token."""
+    def denoising_loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Cross-entropy of the next token, and the tokens that this is the mean of."""
         vocabulary = self.model.vocabulary
         longest = self.decoder.embed_positions.num_embeddings - 1
         texts = [[t for w in text.split() for t in vocabulary.word(w)][:longest] for text in batch.texts]
         memory, mask = self.model.adapter(batch.states, batch.lengths)
-        return left_to_right_loss(self.decoder, memory, mask, texts, vocabulary)
+        loss = next_token_loss(self.decoder, memory, mask, texts, vocabulary)
+        return loss, sum(len(text) + 1 for text in texts)
 
-    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+    def validated(self, batch: Batch) -> list[ValidationRow]:
         """Greedy transcripts of one batch."""
         vocabulary = self.model.vocabulary
         memory, mask = self.model.adapter(batch.states, batch.lengths)
-        heard = self.heard.setdefault(dataloader_idx, [])
-        for text, row in zip(batch.texts, greedy(self.decoder, memory, mask, vocabulary), strict=True):
-            heard.append((text, "", vocabulary.text(row), len(row) + 1))
+        rows = greedy(self.decoder, memory, mask, vocabulary)
+        return [
+            ValidationRow(text, "", vocabulary.text(row), len(row) + 1)
+            for text, row in zip(batch.texts, rows, strict=True)
+        ]

@@ -1,25 +1,25 @@
-"""The forward process of masked diffusion and its loss: hide a random share of a response and ask for it back.
+"""The forward process of masked diffusion and its loss: mask a random share of a response and predict it.
 
 Source: LLaDA (arXiv 2502.09992, section 2.2 and its guidelines) for the process, the 1/t weight and EOS padding as
 target; dLLM-ASR (arXiv 2601.17902) for the fully masked share. A row draws a rate p = (1 - eps) t + eps with
-t ~ U(0, 1), hides each slot with probability p, and pays the cross-entropy of hidden slots divided by p and by the
-length of its response; the batch mean of that bounds the negative log-likelihood per token.
+t ~ U(0, 1), masks each slot with probability p, and its loss is the cross-entropy of masked slots divided by p and by
+the length of its response. The batch mean of that bounds the negative log-likelihood per token.
 
-Differs from the published training: t is stratified over the batch (one draw per equal slice of (0, 1), rows shuffled),
-which leaves every row's t uniform and the loss unbiased but removes most of its variance across batches; and visible
-tokens may be substituted, with their own cross-entropy, because a decoder that starts from a draft must learn to doubt
-what it sees (only masked slots are ever wrong in the published process, while a draft is wrong where it looks certain).
+Differs from the published training: visible tokens may be substituted, with a cross-entropy of their own, because a
+decoder that starts from a draft must learn to doubt what it sees. In the published process only masked slots are ever
+wrong; a draft is wrong where its confidence is high.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Corrupted", "corrupt", "diffusion_loss", "hide_spans", "mask_rates", "substitute"]
+__all__ = ["Corrupted", "corrupt", "diffusion_loss", "mask_rate", "substitute", "time_mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,56 +29,48 @@ class Corrupted:
     Attributes:
         ids: (B, L) int64, what the model sees.
         masked: (B, L) bool, slots that hold MASK.
-        rates: (B,) float32, the probability with which a slot of the row was hidden.
+        rates: (B,) float32, the probability with which a slot of the row was masked.
     """
 
     ids: Tensor
     masked: Tensor
     rates: Tensor
 
+    def to(self, device: torch.device | str) -> Corrupted:
+        """The batch on another device."""
+        return Corrupted(self.ids.to(device), self.masked.to(device), self.rates.to(device))
 
-def mask_rates(
-    rows: int, *, fully_masked: float = 0.2, eps: float = 1e-3, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draws one masking rate per row, stratified over the batch.
+
+def mask_rate(u: float, *, fully_masked_prob: float = 0.2, eps: float = 1e-3) -> float:
+    """The masking rate of a response.
 
     Args:
-        rows: size of the batch.
-        fully_masked: share of rows, in [0, 1], whose rate is 1, so that decoding from nothing but MASK is practised.
+        u: uniform random number in [0, 1).
+        fully_masked_prob: probability that the rate is 1, so that decoding from nothing but MASK is trained.
         eps: lowest rate; it bounds the weight 1 / rate.
-        generator: source of randomness; the rates come on its device.
 
     Returns:
-        (rows,) float32 in [eps, 1].
+        A number in [eps, 1].
 
     Raises:
-        ValueError: a share outside of [0, 1].
+        ValueError: a probability outside of [0, 1].
     """
-    if not 0.0 <= fully_masked <= 1.0:
-        raise ValueError(f"fully_masked must be a share from 0 to 1, got {fully_masked}")
-    device = generator.device if generator is not None else None
-    jitter = torch.rand(rows, generator=generator, device=device)
-    slices = torch.randperm(rows, generator=generator, device=device)
-    u = (slices + jitter) / rows
-    t = (u / max(1.0 - fully_masked, eps)).clamp(max=1.0)
+    if not 0.0 <= fully_masked_prob <= 1.0:
+        raise ValueError(f"fully_masked_prob must be from 0 to 1, got {fully_masked_prob}")
+    t = min(1.0, u / max(1.0 - fully_masked_prob, eps))
     return (1.0 - eps) * t + eps
 
 
-def corrupt(
-    ids: Tensor, mask: Tensor, rates: Tensor, *, mask_id: int, generator: torch.Generator | None = None
-) -> Corrupted:
-    """Hides each slot with its row's rate.
+def corrupt(ids: Tensor, rate: float, *, mask_id: int, generator: torch.Generator | None = None) -> Tensor:
+    """Masks each slot of a response with the same probability.
 
     Args:
-        ids: (B, L) int64 true tokens, EOS padding that the model has to predict included.
-        mask: (B, L) bool, slots that take part; others keep their id.
-        rates: (B,) float, from `mask_rates`.
+        ids: (L,) int64 true tokens, EOS padding that the model has to predict included.
+        rate: probability, from `mask_rate`.
         mask_id: id of MASK.
         generator: source of randomness, on the device of `ids`.
     """
-    rates = rates.to(ids.device)
-    masked = mask & (torch.rand(ids.shape, generator=generator, device=ids.device) < rates.unsqueeze(1))
-    return Corrupted(ids.masked_fill(masked, mask_id), masked, rates)
+    return ids.masked_fill(torch.rand(ids.shape, generator=generator, device=ids.device) < rate, mask_id)
 
 
 def substitute(
@@ -87,15 +79,15 @@ def substitute(
     """Draws each of the given slots anew with some probability: likely mistakes in place of visible tokens.
 
     Args:
-        ids: (B, L) int64. Not changed.
-        where: (B, L) bool, slots that may be drawn.
+        ids: (..., L) int64. Not changed.
+        where: (..., L) bool, slots that may be drawn.
         probability: chance of a draw; the draw may give the token that was there.
         substitutes: distribution of the draw: (V,) weights of tokens, or (V, V) weights of mistakes, row = true token.
             Rows must not be all zero.
         generator: source of randomness, on the device of `ids`.
 
     Returns:
-        (B, L) int64.
+        (..., L) int64.
     """
     drawn = where & (torch.rand(ids.shape, generator=generator, device=ids.device) < probability)
     truth = ids[drawn]
@@ -115,11 +107,11 @@ def diffusion_loss(
         targets: (B, L) int64 true tokens; never MASK where `mask` is True.
         mask: (B, L) bool, slots that take part. What stands elsewhere, NaN included, never contributes.
         corrupted: what the model saw.
-        visible_weight: weight of the plain cross-entropy of visible slots, which teaches to keep right tokens and to
-            doubt wrong ones; 0 is the published loss.
+        visible_weight: weight of the plain cross-entropy of visible slots, which trains to keep right tokens and to
+            replace wrong ones; 0 is the published loss.
 
     Returns:
-        Scalar: per row the sum over hidden slots of CE / rate (plus `visible_weight` times CE over visible ones)
+        Scalar: per row the sum over masked slots of CE / rate (plus `visible_weight` times CE over visible ones)
         divided by the slots of the row, averaged over the batch. Nats per token.
     """
     length = mask.sum(1, keepdim=True).clamp(min=1)
@@ -129,28 +121,28 @@ def diffusion_loss(
     return (losses * weights[used]).sum() / len(mask)
 
 
-def hide_spans(states: Tensor, lengths: Tensor, share: float, *, longest: int = 15, seed: int = 0) -> Tensor:
-    """Encoder states with random spans set to zero, so that words must be told from their surroundings at times.
+def time_mask(states: Tensor, lengths: Tensor, share: float, seeds: Sequence[int], *, longest: int = 15) -> Tensor:
+    """Encoder states with random spans set to zero; the spans of a row depend on its length and seed alone.
 
     Source: the time masks of SpecAugment (Park et al., 2019), on encoder states instead of spectrogram frames. Cached
-    states are the same in every epoch; with them a model of this size learns its sentences by heart.
+    states are the same in every epoch, and a model of this size memorizes them.
 
     Args:
-        states: (B, N, width).
+        states: (B, N, hidden_size).
         lengths: (B,) int64, states of each row.
-        share: of a row's states to hide about, in [0, 1).
+        share: of a row's states to mask about, in [0, 1).
+        seeds: of the spans of each row.
         longest: states of the longest span; lengths are uniform from 1 to it.
-        seed: of the spans.
 
     Returns:
-        (B, N, width), a copy.
+        (B, N, hidden_size), a copy.
     """
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.zeros(states.shape[:2], dtype=torch.bool)
-    for row, length in enumerate(lengths.tolist()):
+    masked = torch.zeros(states.shape[:2], dtype=torch.bool)
+    for row, (length, seed) in enumerate(zip(lengths.tolist(), seeds, strict=True)):
+        generator = torch.Generator().manual_seed(seed)
         spans = round(length * share * 2 / (longest + 1))
         starts = torch.randint(max(1, length), (spans,), generator=generator).tolist()
-        widths = torch.randint(1, longest + 1, (spans,), generator=generator).tolist()
-        for start, width in zip(starts, widths, strict=True):
-            hidden[row, start : start + width] = True
-    return states.masked_fill(hidden[..., None].to(states.device), 0.0)
+        sizes = torch.randint(1, longest + 1, (spans,), generator=generator).tolist()
+        for start, size in zip(starts, sizes, strict=True):
+            masked[row, start : start + size] = True
+    return states.masked_fill(masked[..., None].to(states.device), 0.0)

@@ -3,106 +3,70 @@
 The recipe's `features.py` writes the shards: safetensors files with `states` (fp16, 50 a second, all utterances end to
 end), `offset`, and the texts in their metadata. Batches hold utterances of about one length and at most so many states
 with padding. The order depends on seed and epoch alone, and a run that is resumed goes on with the batch after the
-last.
+last. What training draws for an utterance depends on the seed, the epoch and the utterance.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tokenthrift.dllm_asr.draft import DraftWord
+from tokenthrift.dllm_asr.training.batch import Recording, Utterance, collate, collate_audio
+from tokenthrift.media.audio import read_audio
 from tokenthrift.training.resuming import ResumableDataModule
+from tokenthrift.training.sampler import Key, bucketed_batches, item_seed
 
-__all__ = ["Batch", "BatchOrder", "CachedStates", "DllmAsrDataModule", "Utterance"]
+__all__ = ["CachedStates", "DllmAsrDataModule", "Recordings"]
 
-
-STEP = 25  # states; utterances whose lengths differ by less share batches at random
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """Encoder states `(n, width)`, the words spoken, and what the CTC head wrote, where that is known."""
-
-    states: Tensor
-    text: str
-    draft: Sequence[DraftWord] = ()
-
-
-@dataclass(slots=True)
-class Batch:
-    """Utterances side by side.
-
-    Attributes:
-        states: `(B, N, width)`, zero after each utterance.
-        lengths: `(B,)` states of each.
-        texts: the words spoken.
-        seed: of whatever is random about the batch.
-    """
-
-    states: Tensor
-    lengths: Tensor
-    texts: list[str]
-    drafts: list[Sequence[DraftWord]]
-    seed: int
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
-        return Batch(self.states.to(device), self.lengths.to(device), self.texts, self.drafts, self.seed)
-
-
-def collate(items: list[Utterance]) -> Batch:
-    """Pads utterances to the longest."""
-    lengths = torch.tensor([len(i.states) for i in items])
-    seed = hash(tuple(lengths.tolist())) & 0x7FFFFFFF
-    states = pad_sequence([i.states.float() for i in items], batch_first=True)
-    return Batch(states, lengths, [i.text for i in items], [i.draft for i in items], seed)
+BUCKET = 25  # states; utterances whose lengths differ by less share batches at random
+BATCH_SIZE = 8  # of validation
 
 
 class CachedStates(Dataset[Utterance]):
-    """Utterances of shards, read from disk when asked for.
+    """Utterances of shards, read from disk when asked for by `(epoch, index)`.
 
     Args:
         shards: files written by `features.py`; `.drafts.json` beside one, by `drafts.py`, holds what the CTC head
             writes.
         limit: use only the first so many utterances.
+        seed: of what training draws for each.
 
     Raises:
         ValueError: a `.drafts.json` is of another number of utterances.
     """
 
-    def __init__(self, shards: list[Path], limit: int | None = None) -> None:
+    def __init__(self, shards: Sequence[Path], limit: int | None = None, seed: int = 0) -> None:
+        self.seed = seed
         self.files: list[Any] = [safe_open(path, "pt") for path in shards]
         self.rows: list[tuple[int, int, int, str]] = []
         self.drafts: list[list[tuple[str, float, float, float]]] = []
         for i, file in enumerate(self.files):
             offset = file.get_tensor("offset").tolist()
             texts = json.loads(file.metadata()["texts"])
-            self.rows += [(i, a, b, t) for a, b, t in zip(offset[:-1], offset[1:], texts, strict=True)]
+            self.rows += [(i, a, b, text) for a, b, text in zip(offset, offset[1:], texts, strict=False)]
             drafts = shards[i].with_suffix(".drafts.json")
-            heard = json.loads(drafts.read_text()) if drafts.exists() else [[] for _ in texts]
-            if len(heard) != len(texts):
-                raise ValueError(f"{drafts} has drafts of {len(heard)} utterances, its shard has {len(texts)}")
-            self.drafts += heard
+            written = json.loads(drafts.read_text()) if drafts.exists() else [[] for _ in texts]
+            if len(written) != len(texts):
+                raise ValueError(f"{drafts} has drafts of {len(written)} utterances, its shard has {len(texts)}")
+            self.drafts += written
         self.rows = self.rows[:limit]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Utterance:
+    def __getitem__(self, key: Key) -> Utterance:
+        epoch, index = key
         file, start, stop, text = self.rows[index]
         draft = [DraftWord(*word) for word in self.drafts[index]]
-        return Utterance(self.files[file].get_slice("states")[start:stop], text, draft)
+        states = self.files[file].get_slice("states")[start:stop]
+        return Utterance(states, text, draft, item_seed(self.seed, epoch, index))
 
     @property
     def lengths(self) -> list[int]:
@@ -110,51 +74,39 @@ class CachedStates(Dataset[Utterance]):
         return [b - a for _, a, b, _ in self.rows]
 
 
-class BatchOrder(Sampler[list[int]]):
-    """Batches of utterances of like length, in a new seeded order each epoch.
+class Recordings(Dataset[Recording]):
+    """Real recordings, read from disk when asked for by `(epoch, index)`.
 
     Args:
-        lengths: states of each utterance.
-        max_states: most states of a batch, padding included.
-        seed: of the order.
+        folder: with a `manifest.jsonl` of `audio_filepath` (relative to the folder) and `text`.
     """
 
-    def __init__(self, lengths: list[int], max_states: int, seed: int) -> None:
-        self.lengths, self.max_states, self.seed = lengths, max_states, seed
-        self.epoch = self.skip = 0
-        self.count = len(self._batches(0))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = self._batches(self.epoch)
-        skip, self.skip = self.skip, 0
-        self.epoch += 1
-        yield from batches[skip:]
-
-    def _batches(self, epoch: int) -> list[list[int]]:
-        rng = random.Random(self.seed * 1_000_003 + epoch)
-        # Lengths in steps: who shares a batch changes from epoch to epoch, how many batches there are does not.
-        steps = [-(-length // STEP) * STEP for length in self.lengths]
-        batches: list[list[int]] = []
-        for i in sorted(range(len(steps)), key=lambda i: (steps[i], rng.random())):
-            if not batches or steps[i] * (len(batches[-1]) + 1) > self.max_states:
-                batches.append([])
-            batches[-1].append(i)
-        rng.shuffle(batches)
-        return batches
+    def __getitem__(self, key: Key) -> Recording:
+        row = self.rows[key[1]]
+        return Recording(read_audio(self.folder / row["audio_filepath"]), row["text"])
 
 
 class DllmAsrDataModule(ResumableDataModule):
     """Training shards, synthetic development shards, and real development recordings.
 
+    A training batch is a `Batch`: `states` (B, N, hidden_size), zero after each utterance; `lengths` (B,); `texts`;
+    `drafts`, the CTC head's words; `seeds`. A batch of development shards is the same, one of real recordings is an
+    `AudioBatch` of `audio` and `texts`, which the module encodes.
+
     Args:
         features: folder of cached shards; files named `dev-*` are for development.
-        dev_recordings: folder with a `manifest.jsonl` of real recordings; encoded once, with the model's own encoder.
-        max_states: most encoder states of a training batch, padding included.
+        dev_recordings: folder with a `manifest.jsonl` of real recordings.
+        max_states: most encoder states of a training batch of one process, padding included.
         dev_utterances: most synthetic utterances to validate on.
-        seed: of the order of the batches.
+        seed: of the order of the batches, and of what training draws for an utterance.
     """
 
     def __init__(
@@ -178,33 +130,23 @@ class DllmAsrDataModule(ResumableDataModule):
             raise FileNotFoundError(
                 f"no training shards (*.safetensors) in {h.features}; make them with recipes/dllm_asr/features.py"
             )
-        self.train = CachedStates(train)
-        self.order = BatchOrder(self.train.lengths, h.max_states, h.seed)
+        self.train = CachedStates(train, seed=h.seed)
         # A spread over all voices, not the first shards only.
         random.Random(h.seed).shuffle(dev)
-        self.dev: list[Any] = [CachedStates(dev, h.dev_utterances)] if dev else []
-        if h.dev_recordings:
-            self.dev.append(self._recordings(Path(h.dev_recordings)))
+        self.dev = CachedStates(dev, h.dev_utterances) if dev else None
+        self.recordings = Recordings(Path(h.dev_recordings)) if h.dev_recordings else None
 
-    def train_dataloader(self) -> DataLoader[Utterance]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Batches of training utterances."""
-        self.order.epoch, self.order.skip = divmod(self.consumed, len(self.order))
-        return DataLoader(self.train, batch_sampler=self.order, collate_fn=collate)
+        h: Any = self.hparams
+        sampler = bucketed_batches(self.train.lengths, h.max_states, seed=h.seed, bucket=BUCKET)
+        return self.training_loader(self.train, sampler, collate)
 
-    def val_dataloader(self) -> list[DataLoader[Utterance]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """Synthetic development utterances, then real ones."""
-        return [DataLoader(d, batch_size=8, collate_fn=collate) for d in self.dev]
-
-    def _recordings(self, folder: Path) -> list[Utterance]:
-        from tokenthrift.dllm_asr.training.module import DllmAsrModule
-        from tokenthrift.media.audio import read_audio
-
-        module = self.trainer.lightning_module if self.trainer else None
-        if not isinstance(module, DllmAsrModule):
-            raise TypeError("dev_recordings needs a DllmAsrModule, whose encoder reads them")
-        out = []
-        for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            states, _ = module.model.encode([read_audio(folder / row["audio_filepath"])])
-            out.append(Utterance(states[0].half(), row["text"]))
-        return out
+        loaders = []
+        if self.dev is not None:
+            loaders.append(self.evaluation_loader(self.dev, BATCH_SIZE, collate))
+        if self.recordings is not None:
+            loaders.append(self.evaluation_loader(self.recordings, BATCH_SIZE, collate_audio))
+        return loaders

@@ -1,14 +1,16 @@
 """Training responses: what the denoiser is shown and what it has to write.
 
-Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992): text followed by EOS padding, slots hidden at a random
-rate. What differs: a share of the rows starts from what the CTC head really wrote, the train/test gap that the paper
-leaves open. Its unsure words are hidden in the slots they get in decoding, slots too many are to be filled with DELETE,
-and sure words that are wrong are to be doubted; part of these rows are shown as they look some rounds later.
+Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992): text followed by EOS padding, slots masked at a random
+rate. What differs: part of the rows start from what the CTC head really wrote, the gap between training and decoding
+that the paper leaves open. Words of low confidence are masked in the slots that they get in decoding, slots too many
+are to be filled with DELETE, and wrong words of high confidence are to be doubted; part of these rows are shown as they
+look some rounds later.
+
+A row is made of the random numbers of its own utterance in its own epoch, so it does not depend on the batch.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,31 +18,42 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tokenthrift.dllm_asr.draft import Canvas, DraftWord, open_slots
-from tokenthrift.dllm_asr.training.corruption import Corrupted, corrupt, mask_rates, substitute
+from tokenthrift.dllm_asr.canvas import Canvas, num_open_slots, stack_canvases
+from tokenthrift.dllm_asr.draft import DraftWord
+from tokenthrift.dllm_asr.training.config import ExampleConfig
+from tokenthrift.dllm_asr.training.corruption import Corrupted, corrupt, mask_rate, substitute
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.padding import pad_rows
 
-__all__ = ["Responses", "decided", "drafted", "padded", "responses", "spoken_by"]
+__all__ = ["ResponseBatch", "Row", "align_words", "build_batch", "from_draft", "partially_decoded", "with_eos_padding"]
 
-ANYWHERE = (0.0, math.inf)
-
-
-def padded(words: Sequence[str], vocabulary: Vocabulary, rng: random.Random, seconds: float) -> list[int]:
-    """A text and EOS up to a canvas a little too long, or as long as its duration suggests."""
-    ids = [t for w in words for t in vocabulary.word(w)]
-    spare = rng.randint(1, 8) if rng.random() < 0.7 else max(1, round(5.0 * seconds) + 2 - len(ids))
-    return ids + [vocabulary.eos_id] * spare
+SLOTS_PER_SECOND = 5.0
 
 
 @dataclass(slots=True)
 class Row:
-    """A draft's response: what the model sees, what it has to write, where it may be spoken, what the draft had."""
+    """One response.
 
-    seen: Canvas = field(default_factory=Canvas)
-    ids: list[int] = field(default_factory=list)
+    Attributes:
+        shown: what the model sees.
+        targets: what it has to write.
+        rate: probability with which a slot was masked.
+    """
+
+    shown: Canvas = field(default_factory=Canvas)
+    targets: list[int] = field(default_factory=list)
+    rate: float = 1.0
 
 
-def spoken_by(draft: Sequence[str], words: Sequence[str]) -> list[int]:
+def with_eos_padding(words: Sequence[str], vocabulary: Vocabulary, rng: random.Random, seconds: float) -> list[int]:
+    """A text and EOS, up to a response a little too long or as long as its duration suggests."""
+    ids = [t for w in words for t in vocabulary.word(w)]
+    guess = max(1, round(SLOTS_PER_SECOND * seconds) + 2 - len(ids))
+    extra = rng.randint(1, 8) if rng.random() < 0.7 else guess
+    return ids + [vocabulary.eos_id] * extra
+
+
+def align_words(draft: Sequence[str], words: Sequence[str]) -> list[int]:
     """Which true words each draft word stands for: draft word k stands for words[r[k] : r[k + 1]].
 
     Boundaries of draft words are carried over to the true text along the character alignment of both, and from there
@@ -72,113 +85,139 @@ def spoken_by(draft: Sequence[str], words: Sequence[str]) -> list[int]:
     return [*bounds, len(words)]
 
 
-def drafted(
-    words: Sequence[str], draft: Sequence[DraftWord], vocabulary: Vocabulary, rng: random.Random, slack: float = 0.3
+def from_draft(
+    words: Sequence[str],
+    draft: Sequence[DraftWord],
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    extra_slots_ratio: float = 0.3,
 ) -> Row:
     """A text as its draft leaves it.
 
-    Laid out as in decoding, under a random threshold; sure words that are wrong stay visible, or are opened where the
-    truth needs more slots than they have.
+    It is laid out as in decoding, under a random threshold. Wrong words of high confidence stay visible, or are opened
+    where the truth needs more slots than they have.
     """
-    bounds = spoken_by([w.text for w in draft], words)
+    bounds = align_words([w.text for w in draft], words)
     threshold = 2.0 if rng.random() < 0.1 else rng.uniform(0.6, 1.0)
-    doubted = rng.betavariate(1.0, 6.0)
-    draft = [w if rng.random() > doubted else replace(w, confidence=0.0) for w in draft]
+    opened = rng.betavariate(1.0, 6.0)
+    draft = [w if rng.random() > opened else replace(w, confidence=0.0) for w in draft]
     row, mask, delete = Row(), vocabulary.mask_id, vocabulary.delete_id
     for word, first, last in zip(draft, bounds, bounds[1:], strict=False):
-        had = vocabulary.word(word.text)
-        true = tuple(t for w in words[first:last] for t in vocabulary.word(w))
-        if word.confidence < threshold or len(true) > len(had) or (true != had and rng.random() < 0.3):
-            slots = max(len(true), open_slots(len(had), slack))
-            hints = [*had, *[mask] * (slots - len(had))]
-            row.seen.extend([mask] * slots, hints, 0.0, word.start, word.end)
+        tokens = vocabulary.word(word.text)
+        truth = tuple(t for w in words[first:last] for t in vocabulary.word(w))
+        is_wrong = truth != tokens
+        if word.confidence < threshold or len(truth) > len(tokens) or (is_wrong and rng.random() < 0.3):
+            slots = max(len(truth), num_open_slots(len(tokens), extra_slots_ratio))
+            row.shown.extend([mask] * slots, [*tokens, *[mask] * (slots - len(tokens))], 0.0, word.start, word.end)
         else:
-            slots = len(had)
-            row.seen.extend(had, [mask] * slots, 1.0, word.start, word.end)
-        row.ids += [*true, *[delete] * (slots - len(true))]
-    margin, end = rng.randint(1, 4), draft[-1].end
-    row.seen.extend([mask] * margin, [mask] * margin, 0.0, end, end, tail=True)
-    row.ids += [vocabulary.eos_id] * margin
+            slots = len(tokens)
+            row.shown.extend(tokens, [mask] * slots, 1.0, word.start, word.end)
+        row.targets += [*truth, *[delete] * (slots - len(truth))]
+    extra, end = rng.randint(1, 4), draft[-1].end
+    row.shown.extend([mask] * extra, [mask] * extra, 0.0, end, end, open_end=True)
+    row.targets += [vocabulary.eos_id] * extra
     return row
 
 
-def decided(row: Row, vocabulary: Vocabulary, rng: random.Random) -> Row:
-    """A response some rounds later: a random share of its open slots hold what they should, deletions too, and half of
-    the time its end is found, so that the spare slots are gone."""
-    share = rng.random()
-    end = row.ids.index(vocabulary.eos_id) if vocabulary.eos_id in row.ids and rng.random() < 0.5 else len(row.ids)
-    later = Row(row.seen.clipped(max(1, end)), row.ids[: max(1, end)])
-    for i, true in enumerate(later.ids):
-        if later.seen.ids[i] == vocabulary.mask_id and true != vocabulary.eos_id and rng.random() < share:
-            later.seen.ids[i] = true
+def partially_decoded(row: Row, vocabulary: Vocabulary, rng: random.Random) -> Row:
+    """A response some rounds later.
+
+    A random share of its open slots hold their target, deletions too. Half of the time the end is found, so that the
+    extra slots after it are gone.
+    """
+    share, eos = rng.random(), vocabulary.eos_id
+    end = row.targets.index(eos) if eos in row.targets and rng.random() < 0.5 else len(row.targets)
+    later = Row(row.shown.first(max(1, end)), row.targets[: max(1, end)])
+    for i, target in enumerate(later.targets):
+        if later.shown.ids[i] == vocabulary.mask_id and target != eos and rng.random() < share:
+            later.shown.ids[i] = target
     return later
 
 
 @dataclass(frozen=True, slots=True)
-class Responses:
-    """A batch of training responses: targets `(B, L)`, the mask of their slots, what the model sees of them, windows
-    `(B, L, 2)` in seconds and hints `(B, L)`."""
+class ResponseBatch:
+    """A batch of training responses.
+
+    Attributes:
+        targets: `(B, L)`, what has to be written.
+        mask: `(B, L)`, where a slot exists.
+        corrupted: what the model sees of the targets.
+        windows: `(B, L, 2)` in seconds.
+        hints: `(B, L)`, tokens of the draft in open slots, MASK elsewhere.
+    """
 
     targets: Tensor
     mask: Tensor
-    seen: Corrupted
+    corrupted: Corrupted
     windows: Tensor
     hints: Tensor
 
+    def to(self, device: torch.device | str) -> ResponseBatch:
+        """The batch on another device."""
+        seen = Corrupted(
+            *(part.to(device) for part in (self.corrupted.ids, self.corrupted.masked, self.corrupted.rates))
+        )
+        targets, mask, windows, hints = (p.to(device) for p in (self.targets, self.mask, self.windows, self.hints))
+        return ResponseBatch(targets, mask, seen, windows, hints)
 
-def responses(
+
+def build_batch(
     texts: Sequence[str],
     seconds: Sequence[float],
     drafts: Sequence[Sequence[DraftWord]],
+    seeds: Sequence[int],
     vocabulary: Vocabulary,
-    rng: random.Random,
+    config: ExampleConfig,
     *,
-    positions: int,
-    draft_share: float = 0.5,
-    decided_share: float = 0.0,
-    fully_masked: float = 0.2,
-    substitution: float = 0.03,
-) -> Responses:
-    """A batch of training responses.
+    max_slots: int,
+) -> ResponseBatch:
+    """A batch of training responses; each row depends on its own text, draft and seed alone.
 
     Args:
         texts: lower-case words.
         seconds: duration of each recording.
         drafts: what the CTC head wrote of each; empty where there is none.
+        seeds: of the random numbers of each.
         vocabulary: words to tokens.
-        rng: source of randomness.
-        draft_share: share of rows made by `drafted`, of those that have a draft; the others follow the published
-            forward process.
-        decided_share: share of the rows made by `drafted` that are shown some rounds later, see `decided`.
-        fully_masked: share of the rows of the forward process that are masked from end to end.
-        substitution: share of visible tokens replaced by random ones, so that visible tokens are doubted.
-        positions: longest response.
+        config: what is shown.
+        max_slots: most slots of a response; longer ones are cut.
     """
-    generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    rates = mask_rates(len(texts), fully_masked=fully_masked, generator=generator)
-    rows: list[Row | None] = []
-    ids: list[list[int]] = []
-    for text, length, draft in zip(texts, seconds, drafts, strict=True):
-        row = drafted(text.split(), draft, vocabulary, rng) if draft and rng.random() < draft_share else None
-        if row and rng.random() < decided_share:
-            row = decided(row, vocabulary, rng)
-        rows.append(row)
-        ids.append((row.ids if row else padded(text.split(), vocabulary, rng, length))[:positions])
-    width = max(map(len, ids))
-    targets = torch.tensor([r + [vocabulary.eos_id] * (width - len(r)) for r in ids])
-    mask = torch.arange(width) < torch.tensor([len(r) for r in ids])[:, None]
+    rows = [
+        _row(text.split(), length, draft, vocabulary, random.Random(seed), config, max_slots)
+        for text, length, draft, seed in zip(texts, seconds, drafts, seeds, strict=True)
+    ]
+    targets, _ = pad_rows([torch.tensor(row.targets) for row in rows], value=vocabulary.eos_id)
+    seen = stack_canvases([row.shown for row in rows], vocabulary)
+    rates = torch.tensor([row.rate for row in rows])
+    corrupted = Corrupted(seen.ids, seen.ids == vocabulary.mask_id, rates)
+    return ResponseBatch(targets, seen.mask, corrupted, seen.windows, seen.hints)
+
+
+def _row(
+    words: Sequence[str],
+    seconds: float,
+    draft: Sequence[DraftWord],
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    config: ExampleConfig,
+    max_slots: int,
+) -> Row:
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    if draft and rng.random() < config.from_draft_prob:
+        row = from_draft(words, draft, vocabulary, rng)
+        if rng.random() < config.partially_decoded_prob:
+            row = partially_decoded(row, vocabulary, rng)
+        row = Row(row.shown.first(max_slots), row.targets[:max_slots])
+        ids = torch.tensor(row.shown.ids)
+        row.rate = int((ids == vocabulary.mask_id).sum().clamp(min=1)) / len(ids)
+    else:
+        targets = with_eos_padding(words, vocabulary, rng, seconds)[:max_slots]
+        rate = mask_rate(rng.random(), fully_masked_prob=config.fully_masked_prob)
+        ids = corrupt(torch.tensor(targets), rate, mask_id=vocabulary.mask_id, generator=generator)
+        row, masks = Row(Canvas(), targets, rate), [vocabulary.mask_id] * len(targets)
+        row.shown.extend(masks, masks, 0.0, 0.0, seconds, open_end=True)
     usual = torch.ones(vocabulary.size)
     usual[[vocabulary.mask_id, vocabulary.eos_id, vocabulary.start_id, vocabulary.delete_id]] = 0.0
-    masked = corrupt(targets, mask, rates, mask_id=vocabulary.mask_id, generator=generator).masked
-    shown, hints = targets.clone(), torch.full_like(targets, vocabulary.mask_id)
-    windows = torch.tensor(ANYWHERE).repeat(len(ids), width, 1)
-    for i, row in enumerate(rows):
-        if row is not None:
-            n, canvas = len(ids[i]), row.seen.clipped(len(ids[i]))
-            shown[i, :n], hints[i, :n] = torch.tensor(canvas.ids), torch.tensor(canvas.hints)
-            windows[i, :n] = torch.tensor(canvas.windows)
-            masked[i] = shown[i] == vocabulary.mask_id
-            rates[i] = masked[i].sum().clamp(min=1) / n
-    shown = substitute(shown, mask & ~masked, substitution, usual, generator=generator)
-    shown = shown.masked_fill(masked, vocabulary.mask_id)
-    return Responses(targets, mask, Corrupted(shown, masked, rates), windows, hints)
+    visible = ids != vocabulary.mask_id
+    row.shown.ids = substitute(ids, visible, config.substitute_prob, usual, generator=generator).tolist()
+    return row

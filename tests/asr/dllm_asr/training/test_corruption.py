@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from tokenthrift.dllm_asr.training.corruption import (
     Corrupted,
     corrupt,
     diffusion_loss,
-    hide_spans,
-    mask_rates,
+    mask_rate,
     substitute,
+    time_mask,
 )
 
 VOCAB, MASK = 6, 5
@@ -26,6 +25,12 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def masked_at(ids: Tensor, mask: Tensor, rates: Tensor, generator: torch.Generator) -> Corrupted:
+    """A batch whose slots are masked at the rate of their row."""
+    masked = mask & (torch.rand(ids.shape, generator=generator) < rates[:, None])
+    return Corrupted(ids.masked_fill(masked, MASK), masked, rates)
+
+
 def responses(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """True tokens (never MASK) and slots; lengths 1 to `width`."""
     lengths = torch.randint(1, width + 1, (rows, 1), generator=seeded(seed))
@@ -33,60 +38,44 @@ def responses(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
-def test_rates_are_stratified_with_the_share_of_full_masks(rows: int, share: float, seed: int) -> None:
+@given(st.floats(0, 1, exclude_max=True), st.floats(0, 1))
+def test_a_rate_is_one_with_the_given_probability_and_uniform_below(u: float, share: float) -> None:
     eps = 1e-3
-    rates = mask_rates(rows, fully_masked=share, eps=eps, generator=seeded(seed))
-    assert rates.shape == (rows,)
-    assert ((rates >= eps) & (rates <= 1)).all()
-    full = int((rates >= 1 - 1e-6).sum())
-    assert share * rows - 1 - 1e-3 <= full <= share * rows + 1 + 1e-3
-    # One draw per slice of (0, 1): sorted, the i-th partial rate lies in the i-th slice.
-    partial = rates[rates < 1 - 1e-6].double().sort().values
-    u = (partial - eps) / (1 - eps) * max(1 - share, eps)
-    i = torch.arange(len(u))
-    assert ((u >= i / rows - 1e-5) & (u <= (i + 1) / rows + 1e-5)).all()
-
-
-def test_the_rate_of_one_row_is_uniform_whatever_its_place() -> None:
-    draws = torch.stack([mask_rates(4, fully_masked=0.0, generator=seeded(seed)) for seed in range(3000)])
-    grid = torch.linspace(0.1, 0.9, 9)
-    shares = (draws.unsqueeze(-1) < grid).float().mean(0)
-    assert (shares - grid).abs().max() < 0.04
+    rate = mask_rate(u, fully_masked_prob=share, eps=eps)
+    if u < (1 - share) - 1e-9 and share <= 1 - eps:
+        assert rate == pytest.approx((1 - eps) * u / (1 - share) + eps)
+    elif u > max(1 - share, eps) + 1e-9:
+        assert rate == 1.0
+    assert eps <= rate <= 1.0
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.05, 1.0), st.integers(0, 1000))
-def test_slots_are_hidden_at_the_rate_and_padding_never(rate: float, seed: int) -> None:
-    ids, mask = responses(200, 20, seed)
-    corrupted = corrupt(ids, mask, torch.full((200,), rate), mask_id=MASK, generator=seeded(seed))
-    count = int(mask.sum())
-    spread = (rate * (1 - rate) / count) ** 0.5
-    assert abs(float(corrupted.masked[mask].float().mean()) - rate) <= 5 * spread + 1e-6
-    assert not corrupted.masked[~mask].any()
-    assert (corrupted.ids[corrupted.masked] == MASK).all()
-    assert torch.equal(corrupted.ids[~corrupted.masked], ids[~corrupted.masked])
+def test_slots_are_masked_at_the_rate(rate: float, seed: int) -> None:
+    ids = torch.randint(0, MASK, (4000,), generator=seeded(seed))
+    corrupted = corrupt(ids, rate, mask_id=MASK, generator=seeded(seed))
+    spread = (rate * (1 - rate) / 4000) ** 0.5
+    assert abs(float((corrupted == MASK).float().mean()) - rate) <= 5 * spread + 1e-6
+    assert torch.equal(corrupted[corrupted != MASK], ids[corrupted != MASK])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_of_rows_is_a_share(share: float) -> None:
+def test_a_probability_is_a_probability(share: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
-        mask_rates(4, fully_masked=share)
+        mask_rate(0.5, fully_masked_prob=share)
 
 
 def test_the_generator_alone_decides_and_inputs_stay() -> None:
-    ids, mask = responses(8, 10)
+    ids, _ = responses(8, 10)
     before = ids.clone()
     state = torch.get_rng_state()
 
-    def draw() -> Corrupted:
+    def draw() -> Tensor:
         generator = seeded(3)
-        seen = corrupt(ids, mask, mask_rates(8, generator=generator), mask_id=MASK, generator=generator)
-        return replace(seen, ids=substitute(seen.ids, ~seen.masked, 0.5, torch.ones(VOCAB), generator=generator))
+        seen = corrupt(ids[0], 0.5, mask_id=MASK, generator=generator)
+        return substitute(seen, seen != MASK, 0.5, torch.ones(VOCAB), generator=generator)
 
-    first, second = draw(), draw()
-    assert torch.equal(first.ids, second.ids)
-    assert torch.equal(first.rates, second.rates)
+    assert torch.equal(draw(), draw())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(ids, before)
 
@@ -143,9 +132,9 @@ def test_the_loss_is_unbiased_against_brute_force() -> None:
     rows = 60000
     generator = seeded(1)
     ids, mask = targets.expand(rows, 3), torch.ones(rows, 3, dtype=torch.bool)
-    corrupted = corrupt(
-        ids, mask, mask_rates(rows, fully_masked=share, eps=eps, generator=generator), mask_id=MASK, generator=generator
-    )
+    u = torch.rand(rows, generator=generator).tolist()
+    rates = torch.tensor([mask_rate(value, fully_masked_prob=share, eps=eps) for value in u])
+    corrupted = masked_at(ids, mask, rates, generator)
     seen = (corrupted.masked * torch.tensor([4, 2, 1])).sum(1)
     drawn = float(diffusion_loss(logits[seen].float(), ids, mask, corrupted))
     assert drawn == pytest.approx(exact, rel=0.02)
@@ -168,7 +157,7 @@ def test_weights_are_one_over_rate_and_length() -> None:
 def test_padding_and_neighbours_do_not_change_a_row(seed: int, visible_weight: float) -> None:
     ids, mask = responses(5, 7, seed)
     generator = seeded(seed)
-    corrupted = corrupt(ids, mask, mask_rates(5, generator=generator), mask_id=MASK, generator=generator)
+    corrupted = masked_at(ids, mask, torch.rand(5, generator=generator) + 1e-3, generator)
     logits = torch.randn(5, 7, VOCAB, generator=generator)
     logits[..., MASK] = -torch.inf
     spoiled = logits.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
@@ -205,32 +194,39 @@ def test_training_on_it_recovers_a_hidden_language() -> None:
     generator = seeded(0)
     truth = torch.tensor([[0.7, 0.3, 0, 0, 0], [0, 0, 0.2, 0.8, 0], [0, 0.1, 0, 0, 0.9]])
     table = torch.zeros(3, VOCAB, requires_grad=True)
-    optimiser = torch.optim.Adam([table], lr=0.05)
+    optimizer = torch.optim.Adam([table], lr=0.05)
     mask = torch.ones(256, 3, dtype=torch.bool)
     for _ in range(200):
         ids = torch.multinomial(truth, 256, replacement=True, generator=generator).T.contiguous()
-        corrupted = corrupt(ids, mask, mask_rates(256, generator=generator), mask_id=MASK, generator=generator)
+        corrupted = masked_at(ids, mask, torch.rand(256, generator=generator) * 0.999 + 1e-3, generator)
         loss = diffusion_loss(table.expand(256, -1, -1), ids, mask, corrupted)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
     torch.testing.assert_close(table.detach().softmax(-1)[:, :MASK], truth, rtol=0, atol=0.05)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.0, 0.4), st.integers(1, 30), st.integers(0, 1000))
-def test_hidden_spans_are_repeatable_and_within_their_rows(share: float, longest: int, seed: int) -> None:
-    states, lengths = torch.ones(3, 300, 2), torch.tensor([300, 300, 40])
-    hidden = hide_spans(states, lengths, share, longest=longest, seed=seed)
-    assert torch.equal(hidden, hide_spans(states, lengths, share, longest=longest, seed=seed))
+def test_masked_spans_are_repeatable_and_within_their_rows(share: float, longest: int, seed: int) -> None:
+    states, lengths, seeds = torch.ones(3, 300, 2), torch.tensor([300, 300, 40]), [seed, seed + 1, seed]
+    masked = time_mask(states, lengths, share, seeds, longest=longest)
+    assert torch.equal(masked, time_mask(states, lengths, share, seeds, longest=longest))
     assert (states == 1).all()
-    assert torch.equal(hidden[..., 0], hidden[..., 1])
-    assert (hidden[2, 40 + longest :] == 1).all()
-    assert torch.equal(hide_spans(states, lengths, 0.0), states)
+    assert torch.equal(masked[..., 0], masked[..., 1])
+    assert (masked[2, 40 + longest :] == 1).all()
+    assert torch.equal(time_mask(states, lengths, 0.0, seeds), states)
+    alone = time_mask(states[1:2], lengths[1:2], share, seeds[1:2], longest=longest)
+    assert torch.equal(alone[0], masked[1]), "the spans of a row do not depend on the batch"
+
+
+def test_rows_of_equal_length_have_spans_of_their_own() -> None:
+    masked = time_mask(torch.ones(4, 300, 1), torch.full((4,), 300), 0.2, range(4))
+    assert len({row.numpy().tobytes() for row in masked}) == 4
 
 
 @pytest.mark.parametrize(("share", "longest"), [(0.05, 15), (0.3, 15), (0.1, 1), (0.1, 40)])
-def test_about_the_asked_share_of_states_is_hidden(share: float, longest: int) -> None:
-    hidden = hide_spans(torch.ones(20, 3000, 1), torch.full((20,), 3000), share, longest=longest)
-    # Spans may overlap, which hides a little less: 1 - exp(-share) in the mean.
-    assert 1 - hidden.mean().item() == pytest.approx(1 - math.exp(-share), rel=0.1)
+def test_about_the_given_share_of_states_is_masked(share: float, longest: int) -> None:
+    masked = time_mask(torch.ones(20, 3000, 1), torch.full((20,), 3000), share, range(20), longest=longest)
+    # Spans may overlap, which masks a little less: 1 - exp(-share) in the mean.
+    assert 1 - masked.mean().item() == pytest.approx(1 - math.exp(-share), rel=0.1)

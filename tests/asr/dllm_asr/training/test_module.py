@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,13 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
 from tokenthrift.cli import main
-from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert, pretrained
+from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
-from tokenthrift.dllm_asr.config import DllmAsrConfig, DraftConfig
-from tokenthrift.dllm_asr.training.data import Batch
-from tokenthrift.dllm_asr.training.examples import Responses, responses
+from tokenthrift.dllm_asr.config import AdapterConfig, DraftConfig
+from tokenthrift.dllm_asr.training.batch import Batch
+from tokenthrift.dllm_asr.training.config import ExampleConfig, TrainingConfig
+from tokenthrift.dllm_asr.training.examples import ResponseBatch, build_batch
+from tokenthrift.training.optim import OptimConfig
 
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -39,13 +39,8 @@ class Losses(L.Callback):
         self.values.append(outputs["loss"].item())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_drafts() -> Iterator[None]:
-    """A CTC head of the default size would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        small = partial(DllmAsrConfig, draft=DraftConfig(width=64, layers=1, heads=2, ffn=96))
-        patch.setattr(pretrained, "DllmAsrConfig", small)
-        yield
+# A CTC head of the default size would take most of the time.
+SMALL = DraftConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96)
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +58,19 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def module_of(whisper: Path, kind: type[DllmAsrModule] = DllmAsrModule, **options: Any) -> DllmAsrModule:
+def module_of(
+    whisper: Path, kind: type[DllmAsrModule] = DllmAsrModule, *, warmup_steps: int = 2, **options: Any
+) -> DllmAsrModule:
     torch.manual_seed(0)
-    settings = {
-        "vocabulary_size": 120,
-        "positions": 64,
-        "warmup_steps": 2,
-        "learning_rate": 3e-3,
+    settings: dict[str, Any] = {
+        "vocab_size": 120,
+        "max_position_embeddings": 64,
+        "draft": SMALL,
         "draft_learning_rate": 3e-3,
-        "hidden_states": 0.05,
+        "time_mask_prob": 0.05,
     }
-    return kind(str(whisper), **{**settings, **options})
+    config = TrainingConfig(whisper=str(whisper), **{**settings, **options})
+    return kind(config, OptimConfig(learning_rate=3e-3, warmup_steps=warmup_steps))
 
 
 def fit(
@@ -145,7 +142,7 @@ def test_learning_rates_warm_up_and_decay(whisper: Path, features: Path, warmup:
     rates = []
 
     class Rates(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
             rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     module = module_of(whisper, warmup_steps=warmup, train_denoiser=False, draft_learning_rate=1e-3)
@@ -163,7 +160,7 @@ def test_learning_rates_warm_up_and_decay(whisper: Path, features: Path, warmup:
     trainer.fit(module, datamodule=DllmAsrDataModule(str(features), max_states=400))
     highest = [max(row) for row in rates]
     assert max(highest) == pytest.approx(1e-3)
-    assert highest.index(max(highest)) == max(1, warmup) - 1
+    assert highest.index(max(highest)) == warmup
     assert highest[-1] < 1e-4
     assert all(len(set(row)) == 1 for row in rates), "one rate for matrices and for biases"
 
@@ -179,7 +176,7 @@ def test_only_what_is_trained_gets_gradients(whisper: Path, features: Path, monk
     for options, trained in (
         ({"train_denoiser": False}, {"draft"}),
         ({"train_draft": False}, {"backbone"}),
-        ({"train_draft": False, "stride": 2}, {"adapter", "backbone"}),
+        ({"train_draft": False, "adapter": AdapterConfig(stride=2)}, {"adapter", "backbone"}),
     ):
         module = module_of(whisper, **options)
         monkeypatch.setattr(module, "log", lambda *_, **__: None)
@@ -191,12 +188,12 @@ def test_only_what_is_trained_gets_gradients(whisper: Path, features: Path, monk
 def test_the_loss_of_a_batch_is_its_own(whisper: Path, features: Path) -> None:
     module = module_of(whisper).eval()
     batches = batches_of(features)
-    first = module.denoising_loss(batches[0]).item()
+    first = module.denoising_loss(batches[0])[0].item()
     module.denoising_loss(batches[1])
     torch.manual_seed(77)
-    assert module.denoising_loss(batches[0]).item() == first
-    batches[0].seed += 1
-    assert module.denoising_loss(batches[0]).item() != first
+    assert module.denoising_loss(batches[0])[0].item() == first
+    batches[0].seeds[0] += 1
+    assert module.denoising_loss(batches[0])[0].item() != first
 
 
 def test_validation_reads_synthetic_and_real_recordings(whisper: Path, features: Path, tmp_path: Path) -> None:
@@ -210,8 +207,8 @@ def test_validation_reads_synthetic_and_real_recordings(whisper: Path, features:
     assert {"val/wer_0", "val/wer_1", "val/rounds_1"} <= {
         name.split("/dataloader")[0] for name in trainer.callback_metrics
     }
-    assert [len(rows) for rows in module.heard.values()] == [3, 1]
-    assert module.heard[1][0][0] == "the lazy dog"
+    assert [len(rows) for rows in module.validation_rows.values()] == [3, 1]
+    assert module.validation_rows[1][0].reference == "the lazy dog"
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +261,7 @@ def test_a_model_keeps_the_encoder_that_it_was_trained_with(whisper: Path, featu
     assert torch.equal(converted.encoder.layer_norm.weight, module.model.encoder.layer_norm.weight)
 
 
-def test_parts_that_heard_with_other_encoders_are_not_put_together(apart: dict[str, Path], tmp_path: Path) -> None:
+def test_parts_trained_with_other_encoders_are_not_put_together(apart: dict[str, Path], tmp_path: Path) -> None:
     other = torch.load(apart["draft"], weights_only=True)
     other["state_dict"]["model.encoder.layer_norm.weight"] += 1
     torch.save(other, tmp_path / "other.ckpt")
@@ -276,27 +273,27 @@ def test_parts_that_heard_with_other_encoders_are_not_put_together(apart: dict[s
 def test_fully_masked_rows_are_as_many_as_asked_for(
     whisper: Path, features: Path, monkeypatch: pytest.MonkeyPatch, share: float, whole: bool
 ) -> None:
-    module, made = module_of(whisper, draft_share=0.0, fully_masked=share), []
+    module, made = module_of(whisper, examples=ExampleConfig(from_draft_prob=0.0, fully_masked_prob=share)), []
 
-    def noted(*given: Any, **options: Any) -> Responses:
-        made.append(responses(*given, **options))
+    def noted(*given: Any, **options: Any) -> ResponseBatch:
+        made.append(build_batch(*given, **options))
         return made[-1]
 
-    monkeypatch.setattr("tokenthrift.dllm_asr.training.module.responses", noted)
+    monkeypatch.setattr("tokenthrift.dllm_asr.training.module.build_batch", noted)
     for batch in batches_of(features):
         module.denoising_loss(batch)
-    assert all(bool((row.seen.masked | ~row.mask).all()) for row in made) == whole
+    assert all(bool((row.corrupted.masked | ~row.mask).all()) for row in made) == whole
 
 
-def test_the_rival_is_made_of_its_checkpoint(whisper: Path, features: Path, tmp_path: Path) -> None:
+def test_the_baseline_is_made_of_its_checkpoint(whisper: Path, features: Path, tmp_path: Path) -> None:
     module = module_of(whisper, AutoregressiveModule, train_draft=False)
     fit(module, features, 3, tmp_path)
-    rival = convert.autoregressive([tmp_path / "step=3.ckpt"])
-    assert isinstance(rival, AutoregressiveDecoder)
+    baseline = convert.autoregressive([tmp_path / "step=3.ckpt"])
+    assert isinstance(baseline, AutoregressiveDecoder)
     assert isinstance(module, AutoregressiveModule)
-    assert same(dict(rival.decoder.state_dict()), dict(module.decoder.state_dict()))
+    assert same(dict(baseline.decoder.state_dict()), dict(module.decoder.state_dict()))
     memory, mask = torch.randn(2, 9, WIDTH), torch.ones(2, 9, dtype=torch.bool)
-    assert len(rival.decode(memory, mask)) == 2
+    assert len(baseline.decode(memory, mask)) == 2
 
 
 def test_other_checkpoints_are_refused(
@@ -309,5 +306,5 @@ def test_other_checkpoints_are_refused(
     foreign = torch.load(apart["draft"], weights_only=True)
     foreign["state_dict"]["model.draft.extra"] = torch.zeros(1)
     torch.save(foreign, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match=r"foreign\.ckpt: .*of another model"):
         module_of(whisper, start_from=[str(tmp_path / "foreign.ckpt")])

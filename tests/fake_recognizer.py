@@ -1,4 +1,4 @@
-"""A recogniser that hears pitches: it writes the same words for the same audio, and checks whatever it is given."""
+"""A recognizer of pitches: it writes the same words for the same audio, and checks whatever it is given."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeBudget, DecodeLike, ItemSize, SizeLike, TokenUsage
 from tokenthrift.cli import SYSTEMS
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-SYSTEMS["fake"] = "tests.fake_recogniser:FakeRecogniser"
+SYSTEMS["fake"] = "tests.fake_recognizer:FakeRecognizer"
 
 
-class FakeRecogniser:
+class FakeRecognizer:
     """Writes `pitch NNN` once for every started second, a token per half second, in `max_rounds` or two rounds."""
 
+    support = BudgetSupport(fields=frozenset())
     sample_rate = 16_000
     max_seconds = 30.0
 
@@ -29,17 +30,29 @@ class FakeRecogniser:
         """Sets how long windows may be, from which batch on it runs out of memory, and how long a batch takes."""
         self.max_seconds, self.largest_batch, self.delay = max_seconds, largest_batch, delay
         self.batches: list[list[float]] = []
-        self.budgets: list[DecodeBudget | None] = []
+        self.limits: list[DecodeBudget] = []
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device: str = "cpu") -> Self:
+    def from_pretrained(cls, source: str | Path, *, device: str = "cpu", revision: str | None = None) -> Self:
         """Reads the delay from the environment: a test that kills the process needs the time to do it."""
         assert json.loads((Path(source) / "config.json").read_text())["system"] == "fake"
         torch.device(device)
         return cls(delay=float(os.environ.get("FAKE_DELAY", "0")))
 
-    def transcribe(self, audio: Sequence[Tensor], budget: DecodeBudget | None = None) -> list[Transcript]:
-        """Hears every item alone."""
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        """Two tokens for each started second."""
+        seconds = [item.require("seconds") for item in items if isinstance(item, ItemSize)]
+        return self.support.plan([2 * -(-round(self.sample_rate * s) // self.sample_rate) for s in seconds], budget)
+
+    def transcribe(
+        self,
+        audio: Sequence[Tensor],
+        budget: BudgetLike | Sequence[BudgetLike] = None,
+        decode: DecodeLike = None,
+    ) -> list[Transcript]:
+        """Reads every item alone."""
         assert audio, "an empty batch"
         for samples in audio:
             assert samples.ndim == 1
@@ -48,25 +61,26 @@ class FakeRecogniser:
             assert 0 < len(samples) <= self.max_seconds * self.sample_rate
             assert bool(torch.isfinite(samples).all())
         self.batches.append([len(samples) / self.sample_rate for samples in audio])
-        self.budgets.append(budget)
+        limits = DecodeBudget.parse(decode)
+        self.limits.append(limits)
         if len(audio) > self.largest_batch:
             raise RuntimeError("out of memory")
         time.sleep(self.delay)
-        return [self._hear(samples, budget) for samples in audio]
+        return [self._read(samples, limits) for samples in audio]
 
-    def _hear(self, samples: Tensor, budget: DecodeBudget | None) -> Transcript:
+    def _read(self, samples: Tensor, limits: DecodeBudget) -> Transcript:
         seconds = len(samples) / self.sample_rate
         spectrum = torch.fft.rfft(samples, n=2**17).abs()
         pitch = round(float(spectrum.argmax()) * self.sample_rate / 2**17 / 10) * 10
         if pitch == 660:
-            raise RuntimeError("cannot hear this pitch")
+            raise RuntimeError("cannot read this pitch")
         words = ["pitch", str(pitch)] * -(-len(samples) // self.sample_rate)
         tokens = tuple(
             TranscriptToken(f" {word}", 0.5 + 0.5 / (index + 1), index / 2, min((index + 1) / 2, seconds))
             for index, word in enumerate(words)
             if index / 2 < seconds
         )
-        rounds = 2 if budget is None or budget.max_rounds is None else budget.max_rounds
+        rounds = 2 if limits.max_rounds is None else limits.max_rounds
         usage = TokenUsage(native=len(words) * 2, cap=len(words) * 2, used=len(tokens), rounds=rounds)
         return Transcript("".join(token.text for token in tokens).strip(), tokens, usage)
 
