@@ -2,12 +2,11 @@
 
 Whisper was trained on 30 s, always; over a short recording alone its states drift and words are misread. Here a copy of
 the encoder reads recordings as they are, with up to `--trailing-silence` seconds of silence, and learns the states that
-the frozen original has of the same recording filled to 30 s (relative squared error; no text is needed). Half of what it reads is
-real speech (shards `9*`), half synthetic; clips (of 20 s at most) and excerpts of 0.3 to 8 s, augmented as in
-`features.py`.
-`OUT` is the checkpoint's folder with the new encoder in it, to be given as `--whisper`. The error on
-development recordings is printed with and without the silence. A stopped run goes on from `OUT/training.pt`, with the
-options it was begun with.
+the frozen original has of the same recording filled to 30 s (relative squared error; no text is needed).
+Half of what it reads is real speech (shards `9*`), half synthetic; clips (of 20 s at most) and excerpts of 0.3 to 8 s,
+augmented as in `features.py`. `OUT` is the checkpoint's folder with the new encoder in it, to be given as `--whisper`.
+The error on development recordings is printed with and without the silence. A stopped run goes on from
+`OUT/training.pt`, with the options it was begun with.
 """
 
 from __future__ import annotations

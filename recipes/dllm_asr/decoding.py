@@ -90,10 +90,8 @@ def main() -> None:
     shorter = real_items(model, arguments.dev, short=True)
     best: tuple[float, dict[str, Any]] | None = None
     print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances, {len(shorter)} shorter recordings")
-    print(
-        "draft threshold max_rounds draft_threshold verify_threshold verify_committed | real: WER draft rounds | synthetic | shorter"
-    )
     names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify_threshold", "verify_committed")
+    print(*names, "| real: WER draft rounds | synthetic | shorter")
     grid = (
         arguments.draft,
         arguments.threshold,

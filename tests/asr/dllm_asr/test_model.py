@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,17 +18,20 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import FFN, HEADS, LAYERS, WIDTH, Family, speech, tiny_config, tiny_model, vocabulary
 from tests.model_contract import ModelContract, Outputs
-from tokenthrift.budget import DecodeBudget, ItemSize
+from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize, TokenBudget
 from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
 from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_log_likelihood, ctc_loss
 from tokenthrift.dllm_asr.training.config import ExampleConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss
 from tokenthrift.dllm_asr.training.examples import build_batch
-from tokenthrift.hub import ConfigError, WeightsError
+from tokenthrift.hub import ConfigError, HubModel, WeightsError, read_config
 from tokenthrift.transcript import Recognizer, Transcript
 from tokenthrift.whisper import states_of
 
+ROOT = Path(__file__).resolve().parents[3]
+VERSION_1 = Path(__file__).parent / "version_1"
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Item = tuple[Tensor, str]
 
@@ -428,3 +433,79 @@ def test_sizes_are_those_of_the_configuration(whisper: DllmAsr) -> None:
     first: Any = whisper.encoder.layers[0]
     assert (first.fc1.out_features, first.self_attn.heads) == (FFN, HEADS)
     assert not any(p.requires_grad for p in whisper.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", [DllmAsr, AutoregressiveDecoder])
+def test_folders_of_the_first_format_still_load(kind: type[HubModel], tmp_path: Path) -> None:
+    """The configurations that release 0.1.0 shipped, under today's names."""
+    fields = json.loads((VERSION_1 / f"{kind.system}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = read_config(tmp_path, kind)
+    assert config.encoder == EncoderConfig(hidden_size=384, num_hidden_layers=4, num_attention_heads=6)
+    assert config.draft.hidden_size == 256
+    assert config.backbone.max_position_embeddings == 256
+    old = fields["decode"]
+    assert config.decode.extra_slots_ratio == old["slack"]
+    assert config.decode.extra_slots_at_end == old["margin"]
+    assert config.decode.verify_threshold == old["verify"]
+    assert config.decode.verify_committed == old.get("recheck", False)
+    assert config.decode.slots_per_second == old["tokens_per_second"]
+    fields["backbone"]["hight"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match="unknown field 'hight'"):
+        read_config(tmp_path, kind)
+
+
+@pytest.mark.parametrize("folder", ["model_cards/dllm-asr-tiny-en", "benchmarks/dllm-asr-autoregressive"])
+def test_shipped_folders_are_of_todays_format_and_mean_what_they_meant(folder: str, tmp_path: Path) -> None:
+    kind: type[HubModel] = DllmAsr if folder.startswith("model") else AutoregressiveDecoder
+    assert json.loads((ROOT / folder / "config.json").read_text())["format_version"] == 2
+    (tmp_path / "config.json").write_text((VERSION_1 / f"{kind.system}.json").read_text())
+    assert read_config(ROOT / folder, kind) == read_config(tmp_path, kind)
+
+
+def test_plans_are_exact_up_to_30_seconds_and_count_windows_beyond(model: DllmAsr) -> None:
+    (one,) = model.plan([ItemSize(seconds=30.0)])
+    three, none = model.plan([ItemSize(seconds=61.0), ItemSize(seconds=0.0)])
+    assert one.native == 1500
+    assert three.native == 61 * 50
+    (rest,) = model.plan([ItemSize(seconds=1.0)])
+    assert three.used == 2 * one.used + rest.used
+    assert none.used == 1
+    assert model.plan([1500]) == (one,)
+    assert model.native_cost.per_second == 50
+    with pytest.raises(BudgetError, match="seconds is known"):
+        model.plan([ItemSize(frames=3)])
+
+
+@pytest.mark.parametrize("budget", [64, "25%", "12.5/s", "e0.1", {"max_tokens": 5}, TokenBudget(retention=0.5)])
+def test_ceilings_are_not_honored_and_say_so(whisper: DllmAsr, budget: Any) -> None:
+    for call in (partial(whisper.plan, [ItemSize(seconds=1.0)]), partial(whisper.transcribe, [speech(0.3)])):
+        with pytest.raises(BudgetError, match="no ceiling"):
+            call(budget)
+        with pytest.raises(BudgetError, match="no ceiling"):
+            call([budget])
+
+
+def test_a_floor_is_honored_for_each_recording(whisper: DllmAsr) -> None:
+    sizes = [ItemSize(seconds=1.0), ItemSize(seconds=0.2)]
+    assert [u.used for u in whisper.plan(sizes, [{"min_tokens": 25}, None])] == [25, 5]
+    with pytest.raises(BudgetError, match="leaves 25 of 50 tokens"):
+        whisper.plan(sizes, [{"min_tokens": 26}, None])
+    with pytest.raises(ValueError, match="2 items but 1 budgets"):
+        whisper.plan(sizes, [None])
+
+
+def test_a_decode_budget_is_not_a_budget_of_tokens(whisper: DllmAsr) -> None:
+    with pytest.raises(BudgetError, match="give it as decode="):
+        whisper.transcribe([speech(0.3)], DecodeBudget(max_rounds=2))  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="'max_round'"):
+        whisper.transcribe([speech(0.3)], decode={"max_round": 2})
+
+
+def test_a_constructed_model_is_in_evaluation_mode() -> None:
+    """Dropout of a language model of transformers would otherwise change every transcript."""
+    for family in FAMILIES:
+        model = DllmAsr(tiny_config(family), vocabulary())
+        assert not any(part.training for part in model.modules())
+    assert not AutoregressiveDecoder(tiny_config("whisper"), vocabulary()).training
