@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.tokenizers.karl.tiny_karl import pictures, tiny_karl
+from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.budget import ItemSize, TokenUsage
 from tokenthrift.padding import pad_rows
 from tokenthrift.reducers import (
@@ -27,6 +29,7 @@ from tokenthrift.reducers import (
     Uniform,
 )
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken import VQToken
 
 WIDTH = 6
 """Of the embeddings that reducers are given."""
@@ -121,6 +124,18 @@ def reducer(
     return Subject(name, build, embedding_items, size_of, reduce, budgets, reducer=True, examples=30)
 
 
+def image_size(item: Tensor) -> ItemSize:
+    """Of a picture (3, H, W)."""
+    return ItemSize(height=item.shape[1], width=item.shape[2])
+
+
+def clips(seed: int) -> list[Tensor]:
+    """Three clips (4, 3, 16, 16) of growing contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (3, 4, 3, 16, 16), generator=generator)
+    return list((noise * torch.tensor([0.3, 1.0, 0.6])[:, None, None, None, None]).to(torch.uint8))
+
+
 SUBJECTS: list[Subject] = [
     reducer("Uniform", Uniform),
     reducer("RandomSubset", lambda: RandomSubset(seed=3)),
@@ -129,6 +144,25 @@ SUBJECTS: list[Subject] = [
     reducer("AveragePooling", AveragePooling),
     reducer("Stacking", lambda: Stacking(rate=40)),
     reducer("BipartiteMerging", BipartiteMerging),
+    reducer("VQToken", VQToken, ("3", "25%", "4/s", "e0.3", "9,e0.1", "9,50%", "100%")),
+    Subject(
+        "VideoAnswerer",
+        tiny_answerer,
+        clips,
+        lambda item: ItemSize(frames=len(item), height=item.shape[2], width=item.shape[3]),
+        lambda model, items, budget: rows_of(model.vqtoken.reduce(model.encode(torch.stack(list(items))), budget)),
+        ("3", "25%", "e0.3", "9,e0.1", "9", "100%"),
+        examples=8,
+    ),
+    Subject(
+        "Karl",
+        lambda: tiny_karl(decisive=True),
+        lambda seed: list(pictures(4, seed=seed)),
+        image_size,
+        lambda model, items, budget: rows_of(model.encode(torch.stack(list(items)), budget)),
+        ("3", "25%", "e0.2", "9,e0.1", "9", "100%"),
+        examples=8,
+    ),
 ]
 
 EXCEPTIONS: dict[tuple[str, str], str] = {

@@ -78,6 +78,14 @@ def test_pooling_by_rate_reads_no_padding_and_no_neighbor(
         assert not tokens[i, len(windows) :].any()
 
 
+def test_the_rest_of_the_states_is_kept_unless_whole_windows_are_asked_for() -> None:
+    states = torch.arange(10.0)[None, :, None]
+    tokens, counts = pool_by_rate(states, torch.tensor([10]), 4)
+    assert (tokens.flatten().tolist(), counts.tolist()) == ([1.5, 5.5, 8.5], [3])
+    tokens, counts = pool_by_rate(states, torch.tensor([10]), 4, whole_windows=True)
+    assert (tokens.flatten().tolist(), counts.tolist()) == ([1.5, 5.5], [2])
+
+
 def test_a_rate_below_one_raises() -> None:
     with pytest.raises(ValueError, match="from 1, not 0"):
         pool_by_rate(torch.zeros(1, 2, 2), torch.tensor([2]), 0)
