@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
 from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
+from tokenthrift.padding import pad_rows
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VideoAnswerer
 from tokenthrift.vqtoken.evaluation.baselines import BASELINES, FramePooling, baseline
@@ -109,6 +111,46 @@ def test_padding_on_either_side_is_not_read(model: VideoAnswerer) -> None:
         expected = model(native, questions)
         padded = model(TokenBatch.from_embeddings(embeddings, mask), questions)
     torch.testing.assert_close(padded, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_clips_of_unequal_counts_equal_each_alone_with_nan_in_the_padding(model: VideoAnswerer, side: Any) -> None:
+    native = model.encode(torch.stack([clip(0), clip(1), clip(2)]))
+    reduced = model.vqtoken.reduce(native, [5, "100%", 17])
+    rows, sizes = reduced.items(), [row[real] for row, real in zip(reduced.sizes, reduced.mask, strict=True)]  # type: ignore[arg-type]
+    positions = [row[real] for row, real in zip(reduced.positions, reduced.mask, strict=True)]
+    embeddings, mask = pad_rows(rows, side=side, value=math.nan)
+    batch = TokenBatch(
+        embeddings=embeddings,
+        mask=mask,
+        positions=pad_rows(positions, side=side, value=-1)[0],
+        sizes=pad_rows(sizes, side=side)[0],
+        usage=reduced.usage,
+    )
+    questions = words(TEXTS, 3)[None].expand(3, -1, -1)
+    with torch.no_grad():
+        together = model(batch, questions)
+        for i in range(3):
+            alone = model(reduced.select([i]).first(len(rows[i])), questions[:1])
+            torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-5)
+
+
+def test_a_clip_read_once_answers_any_number_of_times(model: VideoAnswerer) -> None:
+    clips, questions = model.prefill(model.encode(clip(0)[None])), words(TEXTS, 3)[None]
+    with torch.no_grad():
+        assert torch.equal(model.ask(clips, questions), model.ask(clips, questions))
+
+
+def test_it_plans_clips_by_their_frames(model: VideoAnswerer) -> None:
+    assert model.plan([ItemSize(frames=4)])[0].used == 64
+    assert model.plan([ItemSize(frames=300, seconds=2.0)], "6/s")[0].used == 12, "it reads 4 of the frames"
+    assert model.plan([64, ItemSize(native=64)], [5, "50%"]) == (*model.plan([64], 5), *model.plan([64], "50%"))
+    assert model.native_cost.per_frame == 16
+    with pytest.raises(BudgetError, match="frames"):
+        model.plan([ItemSize(seconds=2.0)], 5)
+    answers = model.answer(torch.stack([clip(0), clip(1)]), [TEXTS, TEXTS], [5, {"max_tokens": 9}])
+    assert [row[0].usage.used for row in answers] == [5, 9]
+    assert not any(part.training for part in VideoAnswerer(model.config).modules())
 
 
 def test_an_earlier_token_does_not_see_a_later_one(model: VideoAnswerer) -> None:

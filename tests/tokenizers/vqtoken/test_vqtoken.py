@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.reducers import AveragePooling, TokenReducer
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.vqtoken import VQToken, VQTokenConfig, released
+from tokenthrift.vqtoken import AttentionConfig, VQToken, VQTokenConfig, released
 
 MEAN, MEDOID, ELBOW = (
     VQToken(),
@@ -233,6 +234,89 @@ def test_a_published_search_stops_at_100_iterations(monkeypatch: pytest.MonkeyPa
     for config in (fixed, replace(fixed, selection_method="elbow")):
         VQToken(config).reduce(tokens, TokenBudget(max_tokens=4))
     assert seen == [50, 100, 100, 100]
+
+
+def test_an_empty_cluster_of_2025_has_a_row_of_zeros_and_of_2026_its_fitted_center() -> None:
+    patches = noise(0, 5, 8)[torch.arange(40) % 5]  # five distinct patches for twelve clusters
+    tokens = TokenBatch.from_items([patches])
+    done = OF_2025.compress(tokens, 12)
+    codes, labels = done.tokens.embeddings[0], done.maps[0].flatten()
+    unit = torch.nn.functional.normalize(patches, dim=1)
+    assert done.tokens.mask.sum() == 12
+    assert len(labels.unique()) <= 5
+    for k in range(12):
+        expected = unit[labels == k].mean(0) if (labels == k).any() else torch.zeros(8)
+        torch.testing.assert_close(codes[k], expected, rtol=0, atol=1e-6)
+    newer = RELEASED.compress(tokens, 12).tokens.embeddings[0]
+    torch.testing.assert_close(newer.norm(dim=1), torch.ones(12))
+
+
+@pytest.mark.parametrize("compat", ["released", "released_2025"])
+def test_a_released_compat_alone_stops_as_published(compat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    name = "kmeans_2025" if compat == "released_2025" else "kmeans_2026"
+    kmeans = getattr(released, name)
+
+    def noted(x: torch.Tensor, centers: torch.Tensor, iterations: int) -> released.Fit:
+        seen.append(iterations)
+        fit: released.Fit = kmeans(x, centers, 2)
+        return fit
+
+    monkeypatch.setattr(released, name, noted)
+    tokens = TokenBatch.from_items([noise(0, 60, 6)])
+    VQToken(VQTokenConfig(compat=compat)).reduce(tokens, 20)
+    assert seen == [50]
+    seen.clear()
+    VQToken(VQTokenConfig(compat=compat, selection_method="elbow")).reduce(tokens, 40)
+    assert seen == [100] * (22 if compat == "released_2025" else 21), "K = 12 to 32"
+
+
+def test_a_constructed_model_is_in_evaluation_mode_until_it_is_trained() -> None:
+    torch.manual_seed(0)
+    attention = AttentionConfig(hidden_size=16, num_attention_heads=2, intermediate_size=32, num_patches=6)
+    tokens = TokenBatch.from_items([noise(0, 24, 16)], grids=[(4, 2, 3)])
+    model = VQToken(VQTokenConfig(compat="released", attention=attention))
+    assert not any(part.training for part in model.modules())
+    first, second = (model.compress(tokens, 8).tokens.embeddings for _ in range(2))
+    assert torch.equal(first, second)
+    model.train()
+    assert not torch.equal(model.compress(tokens, 8).tokens.embeddings, first), "dropout"
+
+
+def test_a_plan_needs_native_tokens_or_the_grid_of_tokens() -> None:
+    sizes = [ItemSize(native=40), ItemSize(frames=4, height=2, width=5), ItemSize(native=40, seconds=2.0)]
+    assert [usage.used for usage in MEAN.plan(sizes, "25%")] == [10, 10, 10]
+    assert MEAN.plan([40])[0] == MEAN.plan([ItemSize(native=40)], None)[0]
+    with pytest.raises(BudgetError, match="width"):
+        MEAN.plan([ItemSize(frames=4, height=2)], 8)
+    attention = AttentionConfig(hidden_size=6, num_attention_heads=2, num_patches=3)
+    published = VQToken(VQTokenConfig(compat="released", attention=attention))
+    clip = ItemSize(native=31, frames=10, height=1, width=3)
+    with pytest.raises(BudgetError, match="9 tokens for 10 frames.*nearest legal value: 11"):
+        published.plan([clip], 9)
+    assert published.plan([clip], 11)[0].used == 11
+
+
+@EVERY
+def test_every_clip_may_have_a_budget_of_its_own(model: VQToken) -> None:
+    lengths, limits = [24, 30, 12, 9], [5, {"retention": 0.25}, None, "4/s,3"]
+    if "target_error" in model.support.fields:
+        limits[0] = "12,e0.4"
+    tokens = batch_of(lengths)
+    together = model.compress(tokens, limits)
+    for i, limit in enumerate(limits):
+        alone = model.compress(tokens.select([i]), limit)
+        assert together.tokens.usage[i] == replace(alone.tokens.usage[0], error=together.tokens.usage[i].error)
+        assert torch.equal(together.maps[i], alone.maps[0])
+        torch.testing.assert_close(together.tokens.items()[i], alone.tokens.items()[0], rtol=0, atol=1e-6)
+    assert torch.equal(together.tokens.items()[2], tokens.items()[2]), "without ceilings a clip stays whole"
+    with pytest.raises(ValueError, match="4 items but 2 budgets"):
+        model.compress(tokens, [5, 6])
+
+
+@pytest.mark.parametrize("budget", [4, "4", "25%", {"max_tokens": 4}, TokenBudget(max_tokens=4)])
+def test_a_budget_in_any_form(budget: Any) -> None:
+    assert MEAN.reduce(batch_of([16]), budget).usage[0].used == 4
 
 
 def test_a_newline_after_the_frames_stays_if_there_is_room() -> None:
