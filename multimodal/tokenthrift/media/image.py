@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenthrift import extras
+from tokenthrift.media.errors import MediaError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,15 +38,8 @@ _SIDEWAYS: Final = (5, 6, 7, 8)
 _WIDE_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-class ImageError(ValueError):
+class ImageError(MediaError):
     """A file that gives no whole picture; `path` is the file and `reason` says why, fit for a report."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def read_image(path: str | Path) -> Tensor:
