@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.asr.tiny_dllm import speech
+from tests.asr.tiny_dllm import tiny_model as tiny_dllm
 from tests.tokenizers.karl.tiny_karl import pictures, tiny_karl
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.budget import ItemSize, TokenUsage
@@ -29,6 +31,7 @@ from tokenthrift.reducers import (
     Uniform,
 )
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.transcript import Transcript
 from tokenthrift.vqtoken import VQToken
 
 WIDTH = 6
@@ -136,6 +139,19 @@ def clips(seed: int) -> list[Tensor]:
     return list((noise * torch.tensor([0.3, 1.0, 0.6])[:, None, None, None, None]).to(torch.uint8))
 
 
+def recordings(seed: int) -> list[Tensor]:
+    """Three recordings (samples,) at 16 kHz."""
+    return [speech(seconds, seed=seed + i) for i, seconds in enumerate((0.7, 2.1, 1.3))]
+
+
+def transcripts(found: Sequence[Transcript]) -> list[Row]:
+    """Their rows: text and pieces exactly, confidences up to rounding."""
+    return [
+        Row(t.usage, (t.text, [piece.text for piece in t.tokens]), torch.tensor([p.confidence for p in t.tokens]))
+        for t in found
+    ]
+
+
 SUBJECTS: list[Subject] = [
     reducer("Uniform", Uniform),
     reducer("RandomSubset", lambda: RandomSubset(seed=3)),
@@ -162,6 +178,15 @@ SUBJECTS: list[Subject] = [
         lambda model, items, budget: rows_of(model.encode(torch.stack(list(items)), budget)),
         ("3", "25%", "e0.2", "9,e0.1", "9", "100%"),
         examples=8,
+    ),
+    Subject(
+        "DllmAsr",
+        tiny_dllm,
+        recordings,
+        lambda item: ItemSize(seconds=len(item) / 16_000),
+        lambda model, items, budget: transcripts(model.transcribe(items, budget)),
+        ("{}", '{"min_tokens": 2}', '{"min_tokens": 1}'),
+        examples=5,
     ),
 ]
 
