@@ -104,7 +104,7 @@ def ablations(model: DllmAsr) -> dict[str, System]:
         "diffusion, no draft": alone,
         "diffusion, no draft, no pruning": replace(alone, prune="never"),
         "diffusion, draft length": replace(usual, draft="length", verify_committed=False),
-        "diffusion, draft's sure words": replace(usual, draft="confident", verify_committed=False),
+        "diffusion, draft's confident words": replace(usual, draft="confident", verify_committed=False),
         "diffusion, draft": usual,
         "diffusion, draft, no pruning": replace(usual, prune="never"),
     }

@@ -125,12 +125,10 @@ class TokenBudget:
             return value
         if isinstance(value, Mapping):
             return cls.from_dict(value)
-        if isinstance(value, DecodeBudget):
-            raise BudgetError("a DecodeBudget as budget of tokens", "budget= of tokens", "give it as decode=")
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise BudgetError(
-                f"a budget of type {type(value).__name__}", f"{_SHORT_FORMS}, a mapping or a TokenBudget", 64
-            )
+            nearest = "give it as decode=" if isinstance(value, DecodeBudget) else 64
+            kind = type(value).__name__
+            raise BudgetError(f"a budget of type {kind}", f"{_SHORT_FORMS}, a mapping or a TokenBudget", nearest)
         text = str(value).strip()
         if text.startswith("{"):
             try:

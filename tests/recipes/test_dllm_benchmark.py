@@ -57,7 +57,7 @@ def calls_seen(model: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> list[tuple[in
 
 def test_two_responses_side_by_side_count_twice(benchmark: Any, model: DllmAsr) -> None:
     systems = benchmark.ablations(model)
-    for name, ways in (("diffusion, draft", 2), ("diffusion, draft's sure words", 1), ("diffusion, no draft", 1)):
+    for name, ways in (("diffusion, draft", 2), ("diffusion, draft's confident words", 1), ("diffusion, no draft", 1)):
         _, rounds, forwards = systems[name](speech(1.0))
         assert 0 < forwards == ways * rounds, name
 
@@ -73,7 +73,7 @@ def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, 
     assert found == {
         "diffusion, no draft": ("none", False, "every"),
         "diffusion, draft length": ("length", False, "every"),
-        "diffusion, draft's sure words": ("confident", False, "every"),
+        "diffusion, draft's confident words": ("confident", False, "every"),
         "diffusion, draft": ("both", True, "every"),
         "diffusion, draft, no pruning": ("both", True, "never"),
         "diffusion, no draft, no pruning": ("none", False, "never"),

@@ -195,10 +195,27 @@ def test_neither_order_nor_company_matters(whisper: DllmAsr, order: list[int], c
 
 
 def test_batches_too_large_for_one_pass_are_split(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longest first, each as large as fits; a recording that does not fit goes alone."""
     whole = whisper.transcribe(AUDIO)
-    monkeypatch.setattr("tokenthrift.dllm_asr.model.BATCH_STATES", 120)
-    for one, other in zip(whisper.transcribe(AUDIO), whole, strict=True):
-        alike(one, other)
+    states = [states_of(len(samples)) for samples in AUDIO]
+    assert sorted(states) == [1, 10, 15, 25, 25, 40]
+    encode, batches = whisper.encode, list[list[int]]()
+
+    def spied(audio: list[Tensor]) -> tuple[Tensor, Tensor]:
+        batches.append([states_of(len(samples)) for samples in audio])
+        return encode(audio)
+
+    monkeypatch.setattr(whisper, "encode", spied)
+    for most, expected in (
+        (120, [[40, 25, 25], [15, 10, 1]]),
+        (60, [[40], [25, 25], [15, 10, 1]]),
+        (1, [[40], [25], [25], [15], [10], [1]]),
+    ):
+        batches.clear()
+        monkeypatch.setattr("tokenthrift.dllm_asr.model.BATCH_STATES", most)
+        for one, other in zip(whisper.transcribe(AUDIO), whole, strict=True):
+            alike(one, other)
+        assert batches == expected
 
 
 def test_padding_is_not_read(model: DllmAsr) -> None:

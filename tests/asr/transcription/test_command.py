@@ -17,6 +17,7 @@ import pytest
 
 from tests import fake_recognizer
 from tests.asr.tiny_dllm import tiny_model
+from tests.hub_server import HubServer
 from tests.media_files import encode, voice, write
 from tokenthrift import cli
 from tokenthrift.transcription import Transcription
@@ -356,3 +357,16 @@ def test_interrupted(model: str, tmp_path: Path) -> None:
     assert all(json.loads(text)["windows"] == 1 for text in written.values())
     assert f"{len(written)} done" in stdout
     assert not [name for name in written if name.startswith(".")]
+
+
+def test_a_model_that_exists_at_one_revision_only(
+    hub: HubServer, calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(draft="none").save_pretrained(tmp_path / "tiny")
+    contents = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
+    hub.add("org/tiny", {"README.md": b"# nothing here yet"})
+    hub.repositories["org/tiny"].commit(contents, "trial")
+    command = [calls / "a.wav", "--model", "org/tiny"]
+    assert run(*command) == 2
+    assert run(*command, "--revision", "trial") == 0
+    assert "1 done, 0 failed" in capsys.readouterr().out

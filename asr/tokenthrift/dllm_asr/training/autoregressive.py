@@ -23,6 +23,12 @@ class AutoregressiveModule(DllmAsrModule):
         """The decoder that the denoiser would use."""
         return decoder_of(self.model)
 
+    def setup(self, stage: str) -> None:
+        """Freezes what only the denoiser uses: data-parallel training refuses parameters without a gradient."""
+        for name, parameter in self.model.backbone.named_parameters():
+            if not name.startswith("decoder."):
+                parameter.requires_grad_(False)
+
     def denoising_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy of the next token, and the tokens that this is the mean of."""
         vocabulary = self.model.vocabulary
