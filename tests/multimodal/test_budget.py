@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -271,12 +272,16 @@ def test_nothing_is_claimed_by_default() -> None:
 
 
 def test_budgets_are_values_given_by_keyword() -> None:
-    for kind, value in ((TokenBudget, {"max_tokens": 3}), (DecodeBudget, {"max_rounds": 3})):
+    kinds: tuple[tuple[Any, dict[str, int]], ...] = (
+        (TokenBudget, {"max_tokens": 3}),
+        (DecodeBudget, {"max_rounds": 3}),
+    )
+    for kind, value in kinds.items():
         assert hash(kind(**value)) == hash(kind(**value))
         with pytest.raises(TypeError):
-            kind(3)  # type: ignore[arg-type]
+            kind(3)
         with pytest.raises(AttributeError):
-            setattr(kind(**value), next(iter(value)), 2)  # type: ignore[arg-type]
+            setattr(kind(**value), next(iter(value)), 2)
 
 
 def test_a_choice_below_the_native_count_is_the_nearest() -> None:
