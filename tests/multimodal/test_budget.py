@@ -272,10 +272,7 @@ def test_nothing_is_claimed_by_default() -> None:
 
 
 def test_budgets_are_values_given_by_keyword() -> None:
-    kinds: tuple[tuple[Any, dict[str, int]], ...] = (
-        (TokenBudget, {"max_tokens": 3}),
-        (DecodeBudget, {"max_rounds": 3}),
-    )
+    kinds: dict[Any, dict[str, int]] = {TokenBudget: {"max_tokens": 3}, DecodeBudget: {"max_rounds": 3}}
     for kind, value in kinds.items():
         assert hash(kind(**value)) == hash(kind(**value))
         with pytest.raises(TypeError):
