@@ -72,6 +72,15 @@ def test_bucketed_epochs_have_each_item_once_within_the_limit(
     assert len(over) <= (world - 1 if len(lengths) < 2 * world * epochs[0].steps else 0)
 
 
+@pytest.mark.parametrize(("items", "world"), [(5, 3), (7, 4), (9, 8), (3, 3), (11, 5)])
+def test_batches_of_one_item_each_become_a_multiple_of_the_processes(items: int, world: int) -> None:
+    """Neither halving nor joining alone reaches a multiple here; doing both in turn never ended."""
+    epoch = bucketed_epoch([1] * items, 1, world)
+    shares = [epoch.share(step, rank) for step in range(epoch.steps) for rank in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(items))
+    assert all(shares)
+
+
 def test_two_processes_have_the_global_batches_of_one() -> None:
     one = random_epoch(range(11), 4, 1, random.Random(3))
     two = random_epoch(range(11), 2, 2, random.Random(3))

@@ -155,13 +155,15 @@ def bucketed_epoch(
 
 
 def _make_multiple(batches: list[list[int]], world: int) -> None:
-    """Makes the number of batches a multiple of `world`: halves the largest, or joins the last where none can be."""
-    while len(batches) % world:
-        place = max(range(len(batches)), key=lambda i: len(batches[i]))
-        batch = batches[place]
-        if len(batch) > 1:
-            batches[place : place + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-        else:
+    """Makes the number of batches a multiple of `world`: halves the largest, or joins the last where too few can be."""
+    missing = -len(batches) % world
+    if sum(len(batch) - 1 for batch in batches) >= missing:
+        for _ in range(missing):
+            i = max(range(len(batches)), key=lambda i: len(batches[i]))
+            half = len(batches[i]) // 2
+            batches[i : i + 1] = [batches[i][:half], batches[i][half:]]
+    else:
+        for _ in range(len(batches) % world):
             last = batches.pop()
             batches[-1].extend(last)
 
