@@ -126,8 +126,8 @@ class TokenBudget:
         if isinstance(value, Mapping):
             return cls.from_dict(value)
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            nearest = "give it as decode=" if isinstance(value, DecodeBudget) else 64
             kind = type(value).__name__
+            nearest = "give it as decode=" if kind == "DecodeBudget" else 64
             raise BudgetError(f"a budget of type {kind}", f"{_SHORT_FORMS}, a mapping or a TokenBudget", nearest)
         text = str(value).strip()
         if text.startswith("{"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -174,7 +174,8 @@ def test_silence_counts_in_the_size_of_a_batch(model: DllmAsr, monkeypatch: pyte
     monkeypatch.setattr(
         model, "config", replace(model.config, encoder=replace(model.config.encoder, trailing_silence=0.3))
     )
-    forward, sizes = model.encoder.forward, list[int]()
+    forward: Callable[..., Tensor] = model.encoder.forward
+    sizes = list[int]()
 
     def spied(mels: Tensor, lengths: Tensor) -> Tensor:
         sizes.append(mels.shape[0] * (mels.shape[2] // 2))
@@ -199,7 +200,8 @@ def test_batches_too_large_for_one_pass_are_split(whisper: DllmAsr, monkeypatch:
     whole = whisper.transcribe(AUDIO)
     states = [states_of(len(samples)) for samples in AUDIO]
     assert sorted(states) == [1, 10, 15, 25, 25, 40]
-    encode, batches = whisper.encode, list[list[int]]()
+    encode: Callable[..., tuple[Tensor, Tensor]] = whisper.encode
+    batches = list[list[int]]()
 
     def spied(audio: list[Tensor]) -> tuple[Tensor, Tensor]:
         batches.append([states_of(len(samples)) for samples in audio])
@@ -308,7 +310,7 @@ def test_of_two_responses_the_one_that_the_draft_head_likes_better_stays(whisper
 @pytest.mark.parametrize("draft", ["confident", "length", "both", "none"])
 def test_words_of_the_draft_cannot_end_the_text(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch, draft: Any) -> None:
     """A denoiser that wants nothing but the end gets it in spare slots only: all of them where there is no draft."""
-    forward = whisper.backbone.forward
+    forward: Callable[..., Tensor] = whisper.backbone.forward
 
     def eager(*arguments: Any) -> Tensor:
         logits = forward(*arguments)
@@ -515,7 +517,7 @@ def test_a_floor_is_honored_for_each_recording(whisper: DllmAsr) -> None:
 
 def test_a_decode_budget_is_not_a_budget_of_tokens(whisper: DllmAsr) -> None:
     with pytest.raises(BudgetError, match="give it as decode="):
-        whisper.transcribe([speech(0.3)], DecodeBudget(max_rounds=2))  # type: ignore[arg-type]
+        whisper.transcribe([speech(0.3)], DecodeBudget(max_rounds=2))
     with pytest.raises(BudgetError, match="'max_round'"):
         whisper.transcribe([speech(0.3)], decode={"max_round": 2})
 

@@ -151,9 +151,9 @@ def test_the_limits_of_decoding_reach_the_model(tmp_path: Path) -> None:
 
 def test_a_budget_of_tokens_and_one_of_decoding_are_not_mixed_up() -> None:
     with pytest.raises(BudgetError, match="give it as decode="):
-        Transcriber(FakeRecognizer(), budget=DecodeBudget(max_rounds=7))  # type: ignore[arg-type]
+        Transcriber(FakeRecognizer(), budget=DecodeBudget(max_rounds=7))
     with pytest.raises(BudgetError, match="a str where a DecodeBudget belongs"):
-        Transcriber(FakeRecognizer(), decode="64")  # type: ignore[arg-type]
+        Transcriber(FakeRecognizer(), decode="64")
 
 
 def test_batches_that_fail_are_halved_and_a_bad_window_fails_alone(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_results_come_as_they_are_done(tmp_path: Path) -> None:
             read += 1
             yield path
 
-    stream = Transcriber(FakeRecognizer(), batch_seconds=4.0).stream(endless())  # type: ignore[arg-type]
+    stream = Transcriber(FakeRecognizer(), batch_seconds=4.0).stream(endless())
     for _ in range(30):
         next(stream)
     assert read < 30 + 20

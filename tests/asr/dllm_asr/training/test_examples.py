@@ -128,7 +128,7 @@ def test_a_row_depends_on_its_own_text_draft_and_seed_alone(case: Case, seed: in
     """Neither on its neighbors nor on their lengths."""
     together = make(case, seed)
     row = data.draw(st.integers(0, len(case[0]) - 1))
-    texts, seconds, written = ([part[row]] for part in case)
+    texts, seconds, written = [case[0][row]], [case[1][row]], [case[2][row]]
     alone = build_batch(
         texts,
         seconds,

@@ -79,9 +79,9 @@ def fit(
     return {"texts": notes.texts, "losses": notes.losses, "weights": weights, "wer": wer}
 
 
-def fit_in_group(*arguments: Any) -> dict[str, Any]:
+def fit_in_group(kind: type[DllmAsrModule], root: Path, checkpoints: str, resume: str | None = None) -> dict[str, Any]:
     """One run as a member of a group."""
-    return fit(*arguments, trainer_options=in_this_group())
+    return fit(kind, root, checkpoints, resume, in_this_group())
 
 
 def global_batches(lengths: list[int], max_states: int, *, seed: int, bucket: int) -> ResumableBatchSampler:
