@@ -29,7 +29,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Protocol, Self, TypeAlias
 
-from tokenthrift.item_size import BudgetError, ItemSize, NativeCost, SizeLike, sizes_of
+from tokenthrift.item_size import BudgetError, ItemSize, NativeCost, SizeLike, TokenUsage, sizes_of
 
 __all__ = [
     "BudgetError",
@@ -220,27 +220,6 @@ class DecodeBudget:
 
 DecodeLike: TypeAlias = DecodeBudget | Mapping[str, Any] | None
 """What a parameter that takes a decoding budget is annotated with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenUsage:
-    """What one item had, might have used and used: `used <= cap <= native`."""
-
-    native: int
-    cap: int
-    used: int
-    rounds: int = 1
-    error: float | None = None
-    """Reconstruction error reached, where the system measures one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.used <= self.cap <= self.native:
-            raise ValueError(f"usage must keep 0 <= used <= cap <= native, not {self.used}, {self.cap}, {self.native}")
-
-    @property
-    def retention(self) -> float:
-        """Share of the native tokens that was used; 1 for an item that had none."""
-        return self.used / self.native if self.native else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

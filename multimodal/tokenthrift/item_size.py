@@ -1,4 +1,4 @@
-"""What is known of an item before anything runs, and the error that a budget raises.
+"""What is known of an item before anything runs, what it used, and the error that a budget raises.
 
 Plain Python, like `budget`, which is where users import these names from. Published projects count tokens inside the
 model's forward pass; here a size is enough, so that a planner counts the tokens of files by their headers.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-__all__ = ["BudgetError", "ItemSize", "NativeCost", "SizeLike", "sizes_of"]
+__all__ = ["BudgetError", "ItemSize", "NativeCost", "SizeLike", "TokenUsage", "sizes_of"]
 
 
 class BudgetError(ValueError):
@@ -86,3 +86,24 @@ class NativeCost:
     per_second: float | None = None
     per_frame: float | None = None
     per_image: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """What one item had, might have used and used: `used <= cap <= native`."""
+
+    native: int
+    cap: int
+    used: int
+    rounds: int = 1
+    error: float | None = None
+    """Reconstruction error reached, where the system measures one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.used <= self.cap <= self.native:
+            raise ValueError(f"usage must keep 0 <= used <= cap <= native, not {self.used}, {self.cap}, {self.native}")
+
+    @property
+    def retention(self) -> float:
+        """Share of the native tokens that was used; 1 for an item that had none."""
+        return self.used / self.native if self.native else 1.0
