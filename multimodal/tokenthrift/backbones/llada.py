@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenthrift.backbones.prefix import language_model
+from tokenthrift.backbones.language_models import decoder_from_state
 
 __all__ = ["llama_from_llada"]
 
@@ -52,24 +52,21 @@ def llama_from_llada(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise ValueError(f"LLaDA's {name} is {config[name]!r}; a Llama has {value!r}")
-    llama = language_model(
-        {
-            "model_type": "llama",
-            "vocab_size": config.get("embedding_size") or config["vocab_size"],
-            "hidden_size": config["d_model"],
-            "intermediate_size": config["mlp_hidden_size"],
-            "num_hidden_layers": config["n_layers"],
-            "num_attention_heads": config["n_heads"],
-            "num_key_value_heads": config.get("n_kv_heads") or config["n_heads"],
-            "max_position_embeddings": config["max_sequence_length"],
-            "rms_norm_eps": config["rms_norm_eps"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
-            "tie_word_embeddings": config["weight_tying"],
-        }
-    )
-    llama.load_state_dict({_llama_name(name): tensor for name, tensor in state.items()})
-    llama.train(False)
-    return llama
+    heads = config["n_heads"]
+    settings = {
+        "model_type": "llama",
+        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "hidden_size": config["d_model"],
+        "intermediate_size": config["mlp_hidden_size"],
+        "num_hidden_layers": config["n_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("n_kv_heads") or heads,
+        "max_position_embeddings": config["max_sequence_length"],
+        "rms_norm_eps": config["rms_norm_eps"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
+        "tie_word_embeddings": config["weight_tying"],
+    }
+    return decoder_from_state(settings, {_llama_name(name): tensor for name, tensor in state.items()})
 
 
 def _llama_name(name: str) -> str:

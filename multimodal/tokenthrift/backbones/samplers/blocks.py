@@ -63,6 +63,8 @@ class BlockSampler(Sampler):
             others, which is exact where the model's mask hides them, and an approximation elsewhere.
         lockstep: a block ends for all rows at once.
         empty_blocks: a block without MASK still costs a call.
+        aligned: blocks begin at multiples of their length from the first slot of the canvas, prompt included, as those
+            of a model with attention over blocks do; the first is shorter where the prompt ends within one.
     """
 
     block_length: int | None = None
@@ -73,6 +75,7 @@ class BlockSampler(Sampler):
     cache: Cache = "none"
     lockstep: bool | None = None
     empty_blocks: bool | None = None
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.block_length is not None and self.block_length < 1:
@@ -128,16 +131,21 @@ class BlockRun(Run):
         self.given = canvas.ids != tokens.mask
         responses = self.ends - self.start
         self.block_length = sampler.block_length or max(1, int(responses.max()) if len(responses) else 1)
-        self.blocks = -(-responses // self.block_length)
+        self.origin = self.start - (self.start % self.block_length if sampler.aligned else 0)
+        self.blocks = self.count_blocks(self.ends)
         self.steps = [sampler.steps_in_blocks(self, row) for row in range(len(self.ids))]
         self.block = torch.full_like(self.ends, -1)
         self.step_in_block = torch.zeros_like(self.ends)
         self.masked_at_entry = torch.zeros_like(self.ends)
         self.held = sampler.lockstep or sampler.cache != "none"
 
+    def count_blocks(self, ends: Tensor) -> Tensor:
+        """Blocks of rows that end at (R,)."""
+        return torch.where(ends > self.start, -((self.origin - ends) // self.block_length), 0)
+
     def stops(self, rows: Tensor) -> Tensor:
         """(R,) first slot after the present block of each row."""
-        return torch.minimum(self.start + (self.block[rows] + 1) * self.block_length, self.ends[rows])
+        return torch.minimum(self.origin + (self.block[rows] + 1) * self.block_length, self.ends[rows])
 
     def open_slots(self, rows: Tensor, width: int) -> Tensor:
         """(R, W) undecided slots up to the end of the present block."""
@@ -157,10 +165,10 @@ class BlockRun(Run):
                 free = ids.masked_fill(self.given[rows, :width] & mask, self.tokens.mask)
                 ids, mask, rows = torch.cat([ids, free]), torch.cat([mask, mask]), torch.cat([rows, rows])
             return Call(ids, mask, rows)
-        first = int(self.start + self.block[rows[0]] * self.block_length)
+        first = int(self.origin + self.block[rows[0]] * self.block_length)
         if not bool(self.step_in_block[rows].any()):
             return Call(ids, mask, rows, refresh=True)
-        stop = width if cache == "prefix" else min(width, first + self.block_length)
+        stop = width if cache == "prefix" else min(width, int(self.stops(rows).max()))
         return Call(ids[:, first:stop], mask[:, first:stop], rows, window=(first, stop))
 
     def step(self, call: Call, logits: Tensor, last: bool) -> None:

@@ -187,7 +187,8 @@ def speculate(
         proxy: of the path search.
     """
     options, rule = options or DiffuSpec(), rule or LengthRule()
-    state, ids = AdaptiveLength(rule.longest), []
+    state = AdaptiveLength(rule.longest)
+    ids: list[int] = []
     lengths: list[int] = []
     kept: list[int] = []
     while len(ids) < max_new_tokens and (not ids or ids[-1] != eos_id):

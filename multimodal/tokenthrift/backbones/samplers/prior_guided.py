@@ -119,7 +119,7 @@ class PriorGuidedRun(BlockRun):
             self.ids[rows] = self.ids[rows].masked_fill(gone, self.tokens.eos)
             self.confidence[rows] = self.confidence[rows].masked_fill(gone, torch.nan)
             if not sampler.empty_blocks:
-                self.blocks[rows] = -(-(ends - self.start) // self.block_length)
+                self.blocks[rows] = self.count_blocks(ends)
         kept = self.mask[rows, : chosen.shape[1]]
         self.unread[rows] = (kept & chosen).any(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,7 +46,13 @@ def test_the_path_weighs_both_models_and_ends_with_the_text() -> None:
     likes_one = {1: 0.0, 0: -5.0, 2: 0.0, EOS: -5.0, 3: 0.0}
     assert path_search(slots, EOS, DiffuSpec(), lambda so_far, token: likes_one[token]) == [1, 2, 3]
     seen: list[list[int]] = []
-    path_search(slots, EOS, DiffuSpec(beam=1), lambda so_far, token: seen.append(list(so_far)) or 0.0, [4, 4])
+
+    def level(so_far: Sequence[int], token: int) -> float:
+        del token
+        seen.append(list(so_far))
+        return 0.0
+
+    path_search(slots, EOS, DiffuSpec(beam=1), level, [4, 4])
     assert seen[0] == [4, 4]
     assert all(so_far[:2] == [4, 4] for so_far in seen)
 
@@ -78,7 +86,8 @@ def test_the_text_is_the_greedy_text_of_the_causal_model(seed: int, agree: float
     def verify(so_far: list[int], path: list[int]) -> Tensor:
         return torch.tensor([following(token) for token in [so_far[-1], *path]])
 
-    expected, token = [], 0
+    expected: list[int] = []
+    token = 0
     while len(expected) < most and token != EOS:
         token = following(token)
         expected.append(token)

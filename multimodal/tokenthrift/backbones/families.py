@@ -1,0 +1,166 @@
+"""Published diffusion language models as masked-diffusion backbones, by family and source, without remote code.
+
+    backbone = load_backbone("llada", "GSAI-ML/LLaDA-8B-Instruct", prompt=ids)
+
+| family | models | size | what loads |
+| --- | --- | --- | --- |
+| llada | GSAI-ML/LLaDA-8B-Base, -Instruct, LLaDA-1.5 | 8B | its own key names as a Llama; sees both ways |
+| dream | Dream-org/Dream-v0-Base-7B, -Instruct-7B | 7B | Qwen2's keys; sees both ways, logits shifted |
+| a2d | dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1, Qwen2.5-Coder-0.5B-...; any Qwen2, Qwen3 or Llama | 0.5B up | keys of \
+transformers; the causal mask is left out |
+| fast_dllm_v2 | Efficient-Large-Model/Fast_dLLM_v2_1.5B, _7B | 1.5B, 7B | Qwen2's keys; causal over blocks of 32, \
+logits shifted, exact cache |
+| modernbert | answerdotai/ModernBERT-base, -large; dllm-hub/ModernBERT-base-chat-v0.1, -large-chat | 0.15B, 0.4B | \
+transformers' own class |
+| bert | google-bert/bert-base-uncased and its kin | 0.1B up | transformers' own class |
+
+DiffusionGemma (26B) is not among them: transformers' `DiffusionGemmaForBlockDiffusion` has no MASK token, it starts
+from random tokens, reads its own last logits and takes a prompt of ids through an encoder of its own; its `generate` is
+its sampler. LLaDA-MoE and LLaDA2 have experts that no class of transformers has.
+
+Sources: the Hub repositories' config.json and tensor names; LLaDA (arXiv 2502.09992), Dream (2508.15487), Fast-dLLM v2
+(2509.26328), dllm-lib's A2D conversion (an autoregressive model trained on without its causal mask).
+
+Differs from the published modelling files, which are remote code, ignore attention masks (LLaDA) and do not run under
+transformers 5: the weights are read by name into transformers' own classes and attention never reaches padding. Grouped
+key and value heads, head width, biases and rotary settings come from config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenthrift.backbones.language_models import DECODERS, decoder_from_state, language_model
+from tokenthrift.backbones.llada import llama_from_llada
+from tokenthrift.backbones.prefix import AttentionMask, PrefixBackbone
+from tokenthrift.config import ConfigError, read_json
+from tokenthrift.sources import SourceError, fetch
+
+__all__ = ["Family", "load_backbone"]
+
+Family = Literal["llada", "dream", "a2d", "fast_dllm_v2", "modernbert", "bert"]
+
+_MODEL_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
+    "llada": {"llada": "llama"},
+    "dream": {"Dream": "qwen2"},
+    "a2d": {f"{prefix}{name}": name for name in DECODERS for prefix in ("a2d-", "")},
+    "fast_dllm_v2": {"Fast_dLLM_Qwen": "qwen2"},
+    "modernbert": {"modernbert": "modernbert"},
+    "bert": {"bert": "bert"},
+}
+"""By family: the published `model_type`, and the class of transformers that computes it."""
+_SHIFTED: Final = ("dream", "fast_dllm_v2")
+_MASK_TOKENS: Final = ("<|mdm_mask|>", "<|mask|>", "|<MASK>|", "[MASK]", "<mask>")
+_FAST_DLLM_MASK: Final = 151665  # its config.json does not name it
+_KEPT: Final = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("attention_bias", "mlp_bias", "tie_word_embeddings"),
+)
+
+
+def load_backbone(
+    family: Family,
+    source: str | Path,
+    *,
+    prompt: Sequence[int] = (),
+    mask_id: int | None = None,
+    attention: AttentionMask | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> PrefixBackbone:
+    """Loads a diffusion language model.
+
+    Args:
+        family: see the table above.
+        source: a folder, or a repository on the Hub, with config.json and model.safetensors (or its shards).
+        prompt: token ids between memory and response.
+        mask_id: id of MASK; from config.json or tokenizer.json if not given.
+        attention: who sees whom; what the family was trained with if not given. "prefix" gives a model that is trained
+            on with that mask an exact cache of its prefix.
+        dtype: of the weights; that of the file if not given.
+        revision: branch, tag or commit; only for the Hub.
+
+    Returns:
+        The backbone in evaluation mode.
+
+    Raises:
+        ValueError: the family is unknown, the folder holds another one, or nothing says which id MASK has.
+        SourceError: there is no such source, or a file is missing.
+        RuntimeError: a tensor is missing, unknown or of another shape.
+    """
+    if family not in get_args(Family):
+        raise ValueError(f"family {family!r} is not one of {', '.join(get_args(Family))}")
+    config = read_json(fetch(source, ["config.json"], revision=revision) / "config.json")
+    found, types = str(config.get("model_type")), _MODEL_TYPES[family]
+    if found not in types:
+        raise ConfigError(f"{source} holds a {found!r}; family {family!r} reads {', '.join(map(repr, types))}")
+    mask_id = _mask_id(family, config, source, revision) if mask_id is None else mask_id
+    if family in ("bert", "modernbert"):
+        lm = language_model(fetch(source, ["config.json", "model.safetensors"], revision=revision))
+    else:
+        lm = _decoder(family, config, types[found], _tensors(source, revision))
+    lm.train(False)
+    if dtype is not None:
+        lm.to(dtype)
+    blocks = family == "fast_dllm_v2"
+    return PrefixBackbone(
+        lm,
+        mask_id,
+        prompt=prompt,
+        shifted=family in _SHIFTED,
+        attention=attention or ("blocks" if blocks else "full"),
+        block_size=int(config.get("bd_size", 32)),
+    ).train(False)
+
+
+def _decoder(family: str, config: Mapping[str, Any], model_type: str, state: dict[str, Tensor]) -> PreTrainedModel:
+    if family == "llada":
+        return llama_from_llada(config, state)
+    if config.get("use_sliding_window"):
+        raise ConfigError("use_sliding_window is true; a backbone's mask has no sliding window")
+    settings = {name: config[name] for name in _KEPT if config.get(name) is not None}
+    rotary = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if "type" in rotary:
+        rotary["rope_type"] = rotary.pop("type")
+    rotary.setdefault("rope_type", "default")
+    if "rope_theta" in config:
+        rotary.setdefault("rope_theta", config["rope_theta"])
+    return decoder_from_state({**settings, "model_type": model_type, "rope_parameters": rotary}, state)
+
+
+def _tensors(source: str | Path, revision: str | None) -> dict[str, Tensor]:
+    """The tensors of one file, or of all shards that an index names."""
+    index = "model.safetensors.index.json"
+    try:
+        folder = fetch(source, ["model.safetensors"], revision=revision)
+        names = {"model.safetensors"}
+    except SourceError:
+        folder = fetch(source, [index], revision=revision)
+        names = set(read_json(folder / index)["weight_map"].values())
+        folder = fetch(source, sorted(names), revision=revision)
+    return {key: tensor for name in sorted(names) for key, tensor in load_file(folder / name).items()}
+
+
+def _mask_id(family: str, config: Mapping[str, Any], source: str | Path, revision: str | None) -> int:
+    if config.get("mask_token_id") is not None:
+        return int(config["mask_token_id"])
+    try:
+        text = (fetch(source, ["tokenizer.json"], revision=revision) / "tokenizer.json").read_text(encoding="utf-8")
+        added = {token["content"]: token["id"] for token in json.loads(text).get("added_tokens", [])}
+    except SourceError:
+        added = {}
+    for name in _MASK_TOKENS:
+        if name in added:
+            return int(added[name])
+    if family == "fast_dllm_v2":
+        return _FAST_DLLM_MASK
+    raise ConfigError(f"neither config.json nor tokenizer.json of {source} names a MASK token: pass mask_id")

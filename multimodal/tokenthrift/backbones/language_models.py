@@ -1,0 +1,138 @@
+"""The language models of transformers that serve as masked-diffusion backbones: made fresh, loaded, or cut smaller.
+
+Source: the model classes are those of transformers, used as a library. Two kinds serve: masked language models that see
+both ways (BERT, ModernBERT), and decoders whose causal mask is replaced (Llama, Qwen2, Qwen3; LLaDA, Dream and A2D are
+such decoders under other names, see `families`).
+
+Differs from plain transformers: no row of an embedding is frozen as padding, attention is SDPA, weights are
+safetensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+__all__ = [
+    "BIDIRECTIONAL",
+    "DECODERS",
+    "check_model_type",
+    "decoder_from_state",
+    "language_model",
+    "trim_vocabulary",
+    "vocabulary_logits",
+]
+
+BIDIRECTIONAL = ("bert", "modernbert")
+DECODERS = ("llama", "qwen2", "qwen3")
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+def language_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
+    """Makes a language model that `PrefixBackbone` takes, in float32 with SDPA attention.
+
+    Args:
+        source: a local folder or Hub id, whose pretrained weights are loaded; or a configuration as plain data with
+            its "model_type", for random weights.
+
+    Returns:
+        The model in evaluation mode where pretrained, in training mode where fresh. It has no `pad_token_id`:
+        transformers would freeze that row of the embedding, which is often the one that ends a response.
+
+    Raises:
+        ValueError: a model family that is not supported.
+    """
+    if isinstance(source, Mapping):
+        check_model_type(str(source.get("model_type")))
+        config = AutoConfig.for_model(**{**source, **dict.fromkeys(_SPECIAL_IDS)})
+    else:
+        config = AutoConfig.from_pretrained(source)
+        config.pad_token_id = None
+    check_model_type(config.model_type)
+    auto: Any = AutoModelForMaskedLM if config.model_type in BIDIRECTIONAL else AutoModelForCausalLM
+    settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    fresh = isinstance(source, Mapping)
+    if fresh:
+        return cast(PreTrainedModel, auto.from_config(config, **settings))
+    lm = auto.from_pretrained(source, config=config, use_safetensors=True, **settings)
+    return cast(PreTrainedModel, lm)
+
+
+def decoder_from_state(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Makes a decoder of given tensors, which it holds without a copy and in their dtype.
+
+    Args:
+        config: as for `language_model`, with its "model_type".
+        state: tensors under the names of transformers; the output projection may be left out where it is tied.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: a model type that is not a decoder.
+        RuntimeError: a tensor is missing, unknown or of another shape.
+    """
+    if config["model_type"] not in DECODERS:
+        raise ValueError(f"model_type {config['model_type']!r} is not one of {', '.join(DECODERS)}")
+    with torch.device("meta"):
+        lm: Any = language_model(config)
+    tied = lm.config.tie_word_embeddings and "lm_head.weight" not in state
+    known = {**state, "lm_head.weight": state["model.embed_tokens.weight"]} if tied else dict(state)
+    lm.load_state_dict(known, assign=True)
+    if lm.config.tie_word_embeddings:
+        lm.tie_weights()
+    # The rotary frequencies are no part of the state and were made without values.
+    lm.model.rotary_emb = type(lm.model.rotary_emb)(config=lm.config)
+    lm.train(False)
+    return cast(PreTrainedModel, lm)
+
+
+def trim_vocabulary(lm: PreTrainedModel, keep: Sequence[int], extra: int = 0) -> PreTrainedModel:
+    """Copies a language model with a smaller vocabulary: row i of the new one is row `keep[i]` of the old.
+
+    Args:
+        lm: the model, left as it is.
+        keep: ids to keep, in their new order.
+        extra: rows to append after them (for MASK, EOS and their like), each the mean of the kept rows.
+
+    Returns:
+        A model of the same class, dtype and mode, with `len(keep) + extra` tokens. Input embedding, output projection
+        and output bias are cut alike, and stay tied where they were. The special ids of its configuration are unset.
+    """
+    config: PretrainedConfig = copy.deepcopy(lm.config)
+    config.vocab_size = len(keep) + extra
+    config.update(dict.fromkeys(_SPECIAL_IDS))
+    family: Any = type(lm)
+    trimmed = cast(PreTrainedModel, family(config).train(lm.training).to(lm.device, lm.dtype))
+    state, shapes = lm.state_dict(), {name: tensor.shape for name, tensor in trimmed.state_dict().items()}
+    rows = torch.tensor(list(keep), dtype=torch.int64, device=lm.device)
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            kept = tensor[rows]
+            state[name] = torch.cat([kept, kept.mean(0, keepdim=True).expand(extra, *kept.shape[1:])])
+    trimmed.load_state_dict(state)
+    return trimmed
+
+
+def vocabulary_logits(lm: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The vocabulary projection, with whatever the family puts before it."""
+    model: Any = lm
+    if lm.config.model_type == "bert":
+        logits: Tensor = model.cls(hidden)
+    elif lm.config.model_type == "modernbert":
+        logits = model.decoder(model.head(hidden))
+    else:
+        logits = model.lm_head(hidden)
+    return logits
+
+
+def check_model_type(model_type: str) -> None:
+    """Raises a ValueError that names the model types that serve as backbones."""
+    if model_type not in (*BIDIRECTIONAL, *DECODERS):
+        raise ValueError(f"model_type {model_type!r} is not one of {', '.join((*BIDIRECTIONAL, *DECODERS))}")

@@ -1,0 +1,153 @@
+"""Published families from folders with their own key names and config fields; weights are tiny and random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenthrift.backbones.families import load_backbone
+from tokenthrift.backbones.language_models import language_model
+from tokenthrift.backbones.prefix import PrefixBackbone
+from tokenthrift.config import ConfigError
+from tokenthrift.sources import SourceError
+
+VOCAB, MASK = 40, 39
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-6}
+# What the Hub's config.json of each family holds, cut to what matters here.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "dream": {"model_type": "Dream", "mask_token_id": MASK, "rope_theta": 1e6, "use_sliding_window": False},
+    "a2d": {"model_type": "a2d-qwen3", "head_dim": 16, "rope_theta": 1e6, "rope_scaling": None},
+    "fast_dllm_v2": {"model_type": "Fast_dLLM_Qwen", "bd_size": 4, "tie_word_embeddings": True, "rope_theta": 1e6},
+}
+CLASSES = {"dream": "qwen2", "a2d": "qwen3", "fast_dllm_v2": "qwen2"}
+
+
+def random_lm(config: dict[str, Any]) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = language_model({"vocab_size": VOCAB, **config})
+        for parameter in lm.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    lm.train(False)
+    return lm
+
+
+def folder_of(path: Path, family: str) -> tuple[Path, PreTrainedModel]:
+    """A folder as published, and the model of transformers that it means."""
+    published = {**GROUPED, **PUBLISHED[family], "vocab_size": VOCAB, "auto_map": {"AutoModel": "remote.Code"}}
+    rotary = {"rope_type": "default", "rope_theta": 1e6}
+    extra: dict[str, Any] = {name: published[name] for name in ("head_dim", "tie_word_embeddings") if name in published}
+    lm = random_lm({**GROUPED, **extra, "model_type": CLASSES[family], "rope_parameters": rotary})
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(published))
+    added = [{"id": MASK, "content": "|<MASK>|" if family == "fast_dllm_v2" else "<|mask|>"}]
+    (path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    state = {name: tensor.contiguous() for name, tensor in lm.state_dict().items()}
+    if extra.get("tie_word_embeddings"):
+        del state["lm_head.weight"]
+    save_file(state, path / "model.safetensors")
+    return path, lm
+
+
+def read(backbone: PrefixBackbone, ids: Tensor) -> Tensor:
+    nothing = torch.zeros(len(ids), 0, 32), torch.zeros(len(ids), 0, dtype=torch.bool)
+    with torch.no_grad():
+        logits: Tensor = backbone(ids, torch.ones_like(ids, dtype=torch.bool), backbone.context(*nothing))
+    return logits[..., :MASK]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_a_published_folder_gives_the_logits_of_its_model(tmp_path: Path, family: Any) -> None:
+    path, lm = folder_of(tmp_path / family, family)
+    backbone = load_backbone(family, path)
+    assert backbone.mask_id == MASK
+    assert not backbone.training
+    assert all(not parameter.is_meta for parameter in backbone.parameters())
+    ids = torch.randint(0, MASK, (2, 10), generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(1, 1, 10, 10, dtype=torch.bool)
+    if family == "fast_dllm_v2":
+        block = torch.arange(10) // 4
+        seen = (block[None] <= block[:, None])[None, None]
+    model: Any = lm
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=seen).logits[..., :MASK]
+    if family in ("dream", "fast_dllm_v2"):
+        expected = torch.cat([expected[:, :1], expected[:, :-1]], 1)
+    torch.testing.assert_close(read(backbone, ids), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "a2d-llama", "a2d-qwen2"])
+def test_any_decoder_with_grouped_heads_turns_bidirectional(tmp_path: Path, model_type: str) -> None:
+    lm = random_lm({**GROUPED, "model_type": model_type.removeprefix("a2d-")})
+    lm.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    backbone = load_backbone("a2d", tmp_path, mask_id=MASK)
+    assert backbone.lm.config.num_key_value_heads == 2
+    ids = torch.randint(0, MASK, (1, 8), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[0, 7] = (ids[0, 7] + 1) % MASK
+    assert ((read(backbone, other) - read(backbone, ids)).abs().amax(-1) > 1e-4).all()
+
+
+def test_llada_under_its_own_names(reference: Path, tmp_path: Path) -> None:
+    source = reference / "dllm"
+    config = {"model_type": "llada", **json.loads((source / "tiny_llada.json").read_text())["config"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(source / "tiny_llada.safetensors")
+    # In two shards, as the published weights are.
+    names = sorted(state)
+    shards = {"a.safetensors": names[:8], "b.safetensors": names[8:]}
+    for shard, held in shards.items():
+        save_file({name: state[name] for name in held}, tmp_path / shard)
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    backbone = load_backbone("llada", tmp_path, dtype=torch.float64)
+    assert backbone.mask_id == config["mask_token_id"]
+    assert backbone.lm.dtype == torch.float64
+    ids = torch.arange(8)[None]
+    nothing = torch.zeros(1, 0, 64), torch.zeros(1, 0, dtype=torch.bool)
+    logits = backbone(ids, torch.ones_like(ids, dtype=torch.bool), backbone.context(*nothing))
+    assert logits.shape == (1, 8, 160)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_masked_language_models_of_transformers(tmp_path: Path, family: Any) -> None:
+    sizes = {**SIZES, "max_position_embeddings": 64, "model_type": family}
+    lm = random_lm(sizes)
+    lm.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": MASK, "content": "[MASK]"}]}))
+    backbone = load_backbone(family, tmp_path)
+    assert backbone.mask_id == MASK
+    ids = torch.randint(0, MASK, (1, 8), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(read(backbone, ids), read(PrefixBackbone(lm, MASK), ids))
+    with pytest.raises(ValueError, match="sees both ways"):
+        load_backbone(family, tmp_path, attention="prefix")
+
+
+def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    path, _ = folder_of(tmp_path / "dream", "dream")
+    with pytest.raises(ConfigError, match="holds a 'Dream'; family 'llada' reads 'llada'"):
+        load_backbone("llada", path)
+    with pytest.raises(ValueError, match="family 'gpt' is not one of llada"):
+        load_backbone("gpt", path)  # type: ignore[arg-type]
+    state = load_file(path / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"model\.norm\.weight"):
+        load_backbone("dream", path)
+    path, _ = folder_of(tmp_path / "a2d", "a2d")
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="pass mask_id"):
+        load_backbone("a2d", path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="model.safetensors"):
+        load_backbone("a2d", path, mask_id=MASK)
