@@ -8,11 +8,11 @@ Differs from the released loop (no license; nothing is taken from it), unless `c
 - a block that pruning emptied costs no call (`empty_blocks=False`);
 - MASK is no candidate (`mask_token`);
 - a draft can be verified: in the first call, draft tokens that the model finds unlikely are opened again; with
-  `recheck` also tokens of its own that were committed beside each other and do not fit together;
+  `verify_committed` also tokens of its own that were committed beside each other and do not fit together;
 - rows are independent and leave the batch in the call that finishes them.
 
-Why it ends: every call commits a slot of each row it reads, each slot is opened again at most once, and with `recheck`
-a row ends with the call that commits nothing.
+Why it ends: every call commits a slot of each row it reads, each slot is opened again at most once, and with
+`verify_committed` a row ends with the call that commits nothing.
 """
 
 from __future__ import annotations
@@ -40,24 +40,26 @@ class PriorGuidedSampler(BlockSampler):
     Attributes:
         threshold: probability in (0, 1] from which a slot is committed; the surest always is.
         prune: when a decided EOS removes itself and all slots right of it.
-        verify: probability in (0, 1]; a draft token that the model gives less in the first call is opened again. None
-            trusts the draft.
-        recheck: apply `verify` in every call, to committed tokens too.
+        verify_threshold: probability in (0, 1]; a draft token that the model gives less in the first call is opened
+            again. None trusts the draft.
+        verify_committed: apply `verify_threshold` in every call, to committed tokens too.
         compat: which defaults the options left at None have.
     """
 
     threshold: float = 0.9
     prune: Prune | None = None
-    verify: float | None = None
-    recheck: bool = False
+    verify_threshold: float | None = None
+    verify_committed: bool = False
     compat: Compat = "corrected"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1 or (self.verify is not None and not 0 < self.verify <= 1):
-            raise ValueError(f"threshold {self.threshold} and verify {self.verify} must lie in (0, 1]")
-        if self.recheck and self.verify is None:
-            raise ValueError("recheck needs verify, below which a token is doubted")
+        if not 0 < self.threshold <= 1 or (self.verify_threshold is not None and not 0 < self.verify_threshold <= 1):
+            raise ValueError(
+                f"threshold {self.threshold} and verify_threshold {self.verify_threshold} must lie in (0, 1]"
+            )
+        if self.verify_committed and self.verify_threshold is None:
+            raise ValueError("verify_committed needs verify_threshold, below which a token is doubted")
         if self.cache != "none" or self.guidance:
             raise ValueError("this sampler looks at the whole canvas and has no guidance and no cache within a block")
         released = self.compat == "released"
@@ -89,8 +91,8 @@ class PriorGuidedRun(BlockRun):
 
     def reopen(self, rows: Tensor, here: slice, logits: Tensor, undecided: Tensor) -> Tensor:
         """See `BlockRun.reopen`; notes what the first call thinks of the draft."""
-        verify, first = self.options.verify, self.calls == 1
-        if not first and not self.options.recheck:
+        verify, first = self.options.verify_threshold, self.calls == 1
+        if not first and not self.options.verify_committed:
             return undecided
         now, alive = self.ids[rows, here], self.mask[rows, here].clone()
         alive[:, : self.start] = False
@@ -124,13 +126,13 @@ class PriorGuidedRun(BlockRun):
         self.unread[rows] = (kept & chosen).any(1)
 
     def _finished(self, rows: Tensor) -> Tensor:
-        """A row with a draft to verify takes a call; with `recheck` its last block ends with one that commits nothing.
+        """A row with a draft to verify takes a call; with `verify_committed` its last one commits nothing.
 
         What it does not read again was committed in a block whose slots a later call reads.
         """
         done, entered = super()._finished(rows), self.block[rows] >= 0
-        if self.options.verify is not None:
+        if self.options.verify_threshold is not None:
             done &= ~entered | (self.rounds[rows] > 0)
-        if self.options.recheck:
+        if self.options.verify_committed:
             done &= ~entered | (self.block[rows] < self.blocks[rows] - 1) | ~self.unread[rows]
         return done

@@ -46,8 +46,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dream noisy": DreamSampler(steps=4, remasking="margin", order_temperature=0.5),
     "entropy bound": EntropyBoundSampler(block_length=6),
     "entropy bound decay": EntropyBoundSampler(position_decay=0.2),
-    "prior": PriorGuidedSampler(verify=0.2),
-    "prior in blocks": PriorGuidedSampler(verify=0.2, recheck=True, block_length=3),
+    "prior": PriorGuidedSampler(verify_threshold=0.2),
+    "prior in blocks": PriorGuidedSampler(verify_threshold=0.2, verify_committed=True, block_length=3),
     "prior released": PriorGuidedSampler(compat="released", block_length=4),
     "daedal": DaedalSampler(max_length=MOST, block_length=4, eos_window=4),
     "daedal released": DaedalSampler(max_length=MOST, block_length=4, eos_window=4, compat="released"),
@@ -176,7 +176,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="come out even"):
         sample(model(0, ""), canvas_of(0, [8]), LladaSampler(steps=7, block_length=4, compat="released"), TOKENS)
     with pytest.raises(ValueError, match="verify"):
-        PriorGuidedSampler(recheck=True)
+        PriorGuidedSampler(verify_committed=True)
     with pytest.raises(ValueError, match="max_length"):
         sample(model(0, ""), canvas_of(0, [8]), DaedalSampler(max_length=4), TOKENS)
     with pytest.raises(TypeError, match="within"):
