@@ -1,7 +1,7 @@
 """Whisper's decoder over encoder states: without its causal mask to denoise, with it to write left to right.
 
 Source: Radford et al. 2022 (arXiv 2212.04356) for the decoder; MDM-ASR (arXiv 2602.18952) for taking the causal mask
-off an encoder-decoder recogniser; Dream (Qwen-initialised diffusion) for keeping the shift of an autoregressive start:
+off an encoder-decoder recognizer; Dream (Qwen-initialized diffusion) for keeping the shift of an autoregressive start:
 position i still predicts token i + 1, so the pretrained weights mean what they meant and slot i is read from the
 position before it.
 
@@ -32,12 +32,14 @@ Cache = list[tuple[Tensor, Tensor]]
 class DecoderLayer(nn.Module):
     """Pre-norm self-attention, cross-attention and feed-forward, with the key names of transformers' Whisper."""
 
-    def __init__(self, width: int, heads: int, ffn: int) -> None:
+    def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int) -> None:
         super().__init__()
-        self.self_attn, self.encoder_attn = Attention(width, heads), Attention(width, heads)
-        self.self_attn_layer_norm, self.encoder_attn_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
-        self.final_layer_norm = nn.LayerNorm(width)
+        self.self_attn = Attention(hidden_size, num_attention_heads)
+        self.encoder_attn = Attention(hidden_size, num_attention_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(hidden_size)
+        self.encoder_attn_layer_norm = nn.LayerNorm(hidden_size)
+        self.fc1, self.fc2 = nn.Linear(hidden_size, intermediate_size), nn.Linear(intermediate_size, hidden_size)
+        self.final_layer_norm = nn.LayerNorm(hidden_size)
 
     def forward(
         self,
@@ -47,7 +49,7 @@ class DecoderLayer(nn.Module):
         memory_mask: Tensor,
         past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One layer over `x` `(B, L, width)`; also the keys and values of all positions so far."""
+        """One layer over `x` `(B, L, hidden_size)`; also the keys and values of all positions so far."""
         h = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_values(h)
         if past is not None:
@@ -62,23 +64,32 @@ class WhisperDecoder(nn.Module):
 
     Args:
         vocab_size: tokens, special ones included.
-        width: model width, also that of the memory.
-        layers: decoder layers.
-        heads: attention heads.
-        ffn: width of the feed-forward.
-        positions: longest text, start tokens included.
+        hidden_size: width of the model and of the memory.
+        num_hidden_layers: decoder layers.
+        num_attention_heads: attention heads.
+        intermediate_size: width of the feed-forward.
+        max_position_embeddings: longest text, start tokens included.
     """
 
-    def __init__(self, vocab_size: int, width: int, layers: int, heads: int, ffn: int, positions: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        max_position_embeddings: int,
+    ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, width)
-        self.embed_positions = nn.Embedding(positions, width)
-        self.heads = heads
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn) for _ in range(layers))
-        self.layer_norm = nn.LayerNorm(width)
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.embed_positions = nn.Embedding(max_position_embeddings, hidden_size)
+        self.num_attention_heads = num_attention_heads
+        sizes = (hidden_size, num_attention_heads, intermediate_size)
+        self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(hidden_size)
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
-        """Cross-attention keys and values of all layers, each `(B, heads, N, width / heads)`."""
+        """Cross-attention keys and values of all layers, each `(B, heads, N, hidden_size / heads)`."""
         memory = zero_padding(memory, memory_mask)
         cross = [cast(DecoderLayer, layer).encoder_attn for layer in self.layers]
         return Context(memory_mask, tuple(part for block in cross for part in block.keys_values(memory)))
@@ -101,10 +112,10 @@ class WhisperDecoder(nn.Module):
             context: of the same rows.
             past: keys and values of the positions before, by layer.
             windows: `(B, L, 2)` memory positions that each position of the text should look at, see `window_bias`.
-            embeddings: `(B, L, width)` in place of those of `ids`.
+            embeddings: `(B, L, hidden_size)` in place of those of `ids`.
 
         Returns:
-            `(B, L, width)` normalised hidden states, and the keys and values of all positions.
+            `(B, L, hidden_size)` normalized hidden states, and the keys and values of all positions.
         """
         start = past[0][0].shape[2] if past else 0
         end = start + ids.shape[1]
@@ -148,7 +159,7 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         self.register_buffer("start", torch.tensor(start), persistent=False)
         # Times 10, so that a learning rate fit for the weights also moves it: -0.4 leaves a later slot 2 % of its
         # weight.
-        self.future = nn.Parameter(torch.full((len(decoder.layers), decoder.heads), -0.4))
+        self.future = nn.Parameter(torch.full((len(decoder.layers), decoder.num_attention_heads), -0.4))
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
         """See `MaskedDiffusionBackbone.context`."""
