@@ -71,6 +71,7 @@ def test_every_field_of_a_model_is_printed_and_explained(capsys: pytest.CaptureF
     assert all(f"--model.config.{name}" in shown for name in fields - {"base", "encoder", "decoder"})
     assert "--model.config.encoder.num_hidden_layers" in shown
     assert "--model.relabel_prob" in shown
+    assert "Halting probability above which a token is dropped" in shown
 
 
 @pytest.mark.parametrize("name", NAMES)

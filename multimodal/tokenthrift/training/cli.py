@@ -16,6 +16,7 @@ from typing import Final
 # Read when jsonargparse is imported: Lightning calls functions that jsonargparse will drop in its next major release.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -82,6 +83,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         The exit code; wrong usage raises SystemExit(2) as argparse does.
     """
     _silence_known_noise()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields of configurations explain themselves
     TrainingCLI(command, argv)
     return 0
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.tokenizers.karl.tiny_karl import SIZE, pictures, tiny_config, tiny_karl
 from tokenthrift.budget import BudgetError, TokenBudget
+from tokenthrift.karl import bits
 from tokenthrift.karl.bits import BitFormat, BitStringError, read_codes, write_codes
 from tokenthrift.karl.config import KarlConfig
 
@@ -103,14 +104,16 @@ def test_another_model_does_not_read_it() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(formats, st.integers(0, 70_000))
-def test_a_budget_is_kept_and_used(layout: BitFormat, bits: int) -> None:
-    try:
-        tokens = layout.tokens_within(bits)
-    except BudgetError:
-        assert layout.string_bits([1]) > bits
+def test_a_budget_is_kept_and_used(layout: BitFormat, limit: int) -> None:
+    least = layout.string_bits([1])
+    if limit < least:
+        with pytest.raises(BudgetError, match=f"at least {least} bits"):
+            layout.tokens_within(limit)
         return
-    assert layout.string_bits([tokens]) <= bits
-    assert tokens == layout.native or layout.string_bits([tokens + 1]) > bits
+    tokens = layout.tokens_within(limit)
+    assert tokens >= 1
+    assert layout.string_bits([tokens]) <= limit
+    assert tokens == layout.native or layout.string_bits([tokens + 1]) > limit
 
 
 def test_the_bits_of_a_token() -> None:
@@ -124,9 +127,70 @@ def test_the_bits_of_a_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "positions"),
-    [([[-1, -1]], [[-1, -1]]), ([[7, 16]], [[0, 1]]), ([[1, 2]], [[0, 2]]), ([[1, 2]], [[1, 0]]), ([[3]], [[8]])],
+    ("codes", "positions", "prefix", "message"),
+    [
+        ([[-1, -1]], [[-1, -1]], True, "1 to 8 codes below 16, not"),
+        ([[7, 16]], [[0, 1]], True, "1 to 8 codes below 16"),
+        ([[1] * 9], [list(range(9))], True, "1 to 8 codes below 16"),
+        ([[1, 2]], [[0, 2]], True, "the first ones"),
+        ([[1, 2]], [[1, 0]], False, r"ascend within 0\.\.7"),
+        ([[1, 2]], [[3, 3]], False, "ascend"),
+        ([[1, 2]], [[-2, 3]], False, "ascend"),
+        ([[3]], [[8]], False, "ascend"),
+    ],
 )
-def test_what_cannot_be_written(codes: list[list[int]], positions: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="codes|positions|first"):
-        write_codes(torch.tensor(codes), torch.tensor(positions), BitFormat(16, 8, True))
+def test_what_cannot_be_written(codes: list[list[int]], positions: list[list[int]], prefix: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_codes(torch.tensor(codes), torch.tensor(positions), BitFormat(16, 8, prefix))
+
+
+def test_the_extremes_can_be_written() -> None:
+    layout = BitFormat(16, 8, False)
+    for codes, positions in (([[15]], [[7]]), ([[0] * 8], [list(range(8))]), ([[0, 15]], [[0, 7]])):
+        data = write_codes(torch.tensor(codes), torch.tensor(positions), layout)
+        assert read_codes(data, layout) == (codes, positions, None)
+
+
+def test_a_string_that_is_too_short_for_a_frame() -> None:
+    for length in range(4):
+        with pytest.raises(BitStringError, match=f"a string of {length} bytes holds no tokens"):
+            read_codes(b"\x01" * length, BitFormat(16, 8, True))
+    with pytest.raises(BitStringError, match="checksum"):
+        read_codes(b"\x01" * 4, BitFormat(16, 8, True))
+
+
+def sealed(frame: bytes, layout: BitFormat) -> bytes:
+    """A frame with the checksum that belongs to it, whatever it holds."""
+    return frame + bits._checksum(frame, layout).to_bytes(2, "big")
+
+
+def test_strings_with_a_right_checksum_are_still_checked() -> None:
+    layout = BitFormat(10, 6, True)
+    one = write_codes(torch.tensor([[9, 3]]), torch.tensor([[0, 1]]), layout)[:-2]
+    assert read_codes(sealed(one, layout), layout)[0] == [[9, 3]]
+    too_many = bytes([one[0], 2]) + one[2:]
+    for frame, message in (
+        (one + b"\x00", "more data"),
+        (one[:-1] + bytes([one[-1] | 1]), "more data"),
+        (too_many, "fewer data"),
+        (one[:1] + b"\x80\x80\x80\x80\x80\x01" + one[2:], "has no end"),
+        # Length 2 in three bits, then the codes 9 and 12, of which there are only ten.
+        (bytes([one[0], 1, 0b001_1001_1, 0b100_00000]), "do not fit together"),
+        # Length 7 where an image has at most 6 tokens.
+        (bytes([one[0], 1, 0b110_0000_0, 0, 0, 0]), "do not fit together"),
+    ):
+        with pytest.raises(BitStringError, match=message):
+            read_codes(sealed(frame, layout), layout)
+    subset = BitFormat(10, 6, False)
+    two = write_codes(torch.tensor([[9, 3]]), torch.tensor([[0, 5]]), subset)[:-2]
+    fewer_positions = bytes([two[0], 1, two[2] ^ 0b000_10000, *two[3:]])
+    with pytest.raises(BitStringError, match="do not fit together"):
+        read_codes(sealed(fewer_positions, subset), subset)
+
+
+def test_numbers_of_the_frame_may_take_several_bytes() -> None:
+    layout = BitFormat(16, 2, True)
+    for count in (127, 128, 300):
+        data = write_codes(torch.ones(count, 1, dtype=torch.long), torch.zeros(count, 1, dtype=torch.long), layout)
+        assert 8 * len(data) == layout.string_bits([1] * count)
+        assert len(read_codes(data, layout)[0]) == count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_karl
-from tokenthrift.karl.halting import kept
+from tokenthrift.karl.halting import halting_margin, kept
 from tokenthrift.karl.latent.packing import groups
 from tokenthrift.karl.latent.transformer import causal_latents
 from tokenthrift.karl.quantizer import CosineQuantizer
@@ -59,6 +61,65 @@ def test_halting(logits: list[float], least: int, prefix: bool, threshold: float
         assert not len(extra) or not len(dropped) or float(extra.max()) <= float(dropped.min())
     looser = kept(omega, mask, threshold=min(1.0, threshold + 0.1), prefix=prefix, least=least)
     assert int(looser.sum()) >= int(keep.sum())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=8),
+    st.integers(0, 8),
+    st.integers(0, 9),
+    st.booleans(),
+    st.floats(0.05, 0.95),
+    st.integers(0, 2**31),
+)
+def test_changes_below_the_margin_choose_the_same_tokens(
+    logits: list[float], padding: int, least: int, prefix: bool, threshold: float, seed: int
+) -> None:
+    omega = torch.tensor([logits + [float("nan")] * padding])
+    mask = torch.arange(len(logits) + padding)[None] < len(logits)
+    rule = {"threshold": threshold, "prefix": prefix, "least": least}
+    (margin,) = halting_margin(omega, mask, **rule).tolist()  # type: ignore[arg-type]
+    chosen = kept(omega, mask, **rule)  # type: ignore[arg-type]
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(8):
+        change = (2 * torch.rand(omega.shape, generator=random) - 1) * min(0.98 * margin, 100.0)
+        assert torch.equal(kept(omega + change, mask, **rule), chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("logits", "prefix", "least", "margin"),
+    [
+        ([-3.0, 0.5, -1.0], True, 1, 0.5),
+        ([-3.0, 2.0, 0.1], True, 1, 2.0),  # what follows the end of the image plays no part
+        ([-3.0, 2.0, 0.1], True, 2, 2.0),  # to keep a third, two would have to be kept that are halted
+        ([-3.0, 0.1, 2.0], True, 2, 2.0),
+        ([-3.0, 0.1, 2.0], True, 3, math.inf),  # all are kept in any case
+        ([-3.0, 2.0, 0.1], True, 5, math.inf),
+        ([0.2, -1.0, 3.0], True, 1, 0.2),
+        ([-0.2, -1.0, 3.0], True, 1, 0.2),  # with the first halted, one token would be left of two
+        ([-0.2, -1.0, 3.0], True, 2, 3.0),
+        ([-0.2, -1.0, -3.0], True, 0, 0.2),
+        ([-3.0, 2.0, 0.1], False, 1, 0.1),
+        ([1.0, 1.25, 3.0], False, 1, 0.125),  # the only one that is kept could be another one
+        ([1.0, 1.25, 3.0], False, 3, math.inf),
+        ([-1.0, -0.75, 3.0], False, 1, 0.75),  # both are kept, in whatever order
+        ([-0.1, 0.2], False, 1, 0.15),
+        ([-1.0, 1.5, 1.75], False, 2, 0.125),
+        ([5.0, 4.0], False, 0, 4.0),
+    ],
+)
+def test_margins(logits: list[float], prefix: bool, least: int, margin: float) -> None:
+    mask = torch.ones(1, len(logits), dtype=torch.bool)
+    found = halting_margin(torch.tensor([logits]), mask, threshold=0.5, prefix=prefix, least=least)
+    assert found.item() == pytest.approx(margin)
+    alike = halting_margin(torch.tensor([logits]), mask, threshold=0.5, prefix=prefix, least=torch.tensor([least]))
+    assert torch.equal(found, alike)
+
+
+def test_no_token_has_no_margin() -> None:
+    for prefix in (True, False):
+        none = torch.zeros(2, 0)
+        assert halting_margin(none, none.bool(), threshold=0.5, prefix=prefix).tolist() == [math.inf] * 2
 
 
 def test_who_sees_whom() -> None:

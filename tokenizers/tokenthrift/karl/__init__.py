@@ -4,11 +4,11 @@ For users:
     model          `Karl`: encode under a budget, decode
     config         `KarlConfig`, and the paper's sizes by name
     verified       `encode_verified`: encode, measure the error, refine what missed it
-    calibration    how small an error to ask for, so that misses are as rare as wanted
+    calibration    how small an error to condition on, so that misses are rare enough
     bits           byte strings of tokens, and budgets in bits
     tokens_to_llm  the tokens as a prefix of a language model
     convert        published checkpoints, and those of our training, to a model's folder
-    files          pictures on disk, for the command line
+    files          image files on disk, for the command line
     halting, quantizer, selection, inputs   the steps of encoding, an idea each
 
 `latent` holds the encoder and decoder of tokens, `base` the base tokenizers (an image to a grid of features and back).

@@ -1,17 +1,17 @@
-"""Asking for less error than is wanted, by just so much that a miss is as rare as promised.
+"""Conditioning on a smaller error than the target, by just so much that misses are as rare as wanted.
 
 Source: split conformal prediction (Vovk et al. 2005); conformal risk control (Angelopoulos et al., arXiv 2208.02814).
-KARL (arXiv 2507.07995) asks the encoder for an error and does not check what comes out; its own table 3 shows up to a
-third of the images above it. Here images that were not trained on are encoded at every request of a ladder, once; from
-the errors follows, for any error that is wanted later, the request that an image misses with probability at most alpha,
-without a further pass.
+KARL (arXiv 2507.07995) conditions the encoder on a target error and does not check what comes out; its own table 3
+shows up to a third of the images above it. Here images that were not trained on are encoded once for each *request*, an
+error to condition on, of a ladder. From their errors follows, for any later target, the request with which an image
+misses the target with probability at most alpha, without a further pass.
 
-The promise is about the next image, taken at random from where the calibration images came from, and holds for any
-number of them, since the quantile has the finite-sample correction. It is a promise on average over calibration sets:
-one set's own miss rate scatters around alpha, by about sqrt(alpha (1 - alpha) / n).
+The guarantee is about the next image, taken at random from where the calibration images came from, and holds for any
+number of them, since the quantile has the finite-sample correction. It holds on average over calibration sets: the miss
+rate of one set scatters around alpha, by about sqrt(alpha (1 - alpha) / n).
 
-Why it is valid for any wanted error: an image's errors are replaced by the largest error at this or a stricter request,
-which can only grow along the ladder. So "misses at request r" is a monotone loss, and its quantiles are ordered too.
+Why it is valid for any target: an image's errors are replaced by the largest error at this or a stricter request, which
+can only grow along the ladder. So "misses at request r" is a monotone loss, and its quantiles are ordered too.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["Calibration", "conformal_quantile", "fit", "requested"]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a request leads to, with probability 1 - alpha; part of a model's configuration."""
+    """The error that an image stays within at each request, with probability 1 - alpha; part of a configuration."""
 
     alpha: float
     """Share of images that may miss."""
     images: int
     """How many the figures rest on."""
     tokens: int
-    """Cap under which they were encoded; a lower one voids the promise."""
+    """Cap under which they were encoded; nothing is known of a lower one."""
     requests: tuple[float, ...]
-    """Errors that the encoder was asked for, ascending."""
+    """Errors that the encoder was conditioned on, ascending."""
     bounds: tuple[float, ...]
     """The error that an image stays within at each request, never descending."""
 
@@ -52,18 +52,18 @@ class Calibration:
         if any(a >= b for a, b in pairwise(self.requests)) or any(a > b for a, b in pairwise(self.bounds)):
             raise ConfigError("calibration.requests must ascend, and bounds must not descend")
 
-    def request(self, wanted: float) -> float:
-        """The error to ask the encoder for, so that an image exceeds the wanted one with probability at most alpha.
+    def request(self, target: float) -> float:
+        """The error to condition on, so that an image exceeds the target with probability at most alpha.
 
         Raises:
-            BudgetError: no request keeps so small an error; the nearest one that can be promised is named.
+            BudgetError: no request keeps so small an error; the smallest target that one keeps is named.
         """
-        found = [request for request, bound in zip(self.requests, self.bounds, strict=True) if bound <= wanted]
+        found = [request for request, bound in zip(self.requests, self.bounds, strict=True) if bound <= target]
         if not found:
-            # Rounded up, since the error named must itself be one that can be promised.
+            # Rounded up, since the error named must itself be one that can be kept.
             least = math.ceil(self.bounds[0] * 1e4) / 1e4
             raise BudgetError(
-                f"error {wanted:g} for all but {self.alpha:.0%} of images",
+                f"error {target:g} for all but {self.alpha:.0%} of images",
                 f"errors from {least:g} for this model",
                 f"e{least:g}",
             )
@@ -74,8 +74,8 @@ def fit(errors: Sequence[Sequence[float]], requests: Sequence[float], alpha: flo
     """Calibrates.
 
     Args:
-        errors: of every image, reached at each request, in their order.
-        requests: errors asked for, ascending.
+        errors: of every image at each request, in their order.
+        requests: errors conditioned on, ascending.
         alpha: share of images that may miss.
         tokens: cap under which the images were encoded.
 
@@ -92,7 +92,7 @@ def fit(errors: Sequence[Sequence[float]], requests: Sequence[float], alpha: flo
 def requested(
     calibration: Calibration | None, budgets: Sequence[TokenBudget], caps: Sequence[int]
 ) -> list[TokenBudget]:
-    """Budgets with the error to ask for in place of the wanted one.
+    """Budgets with the error to condition on in place of the target.
 
     Args:
         calibration: of the model.
@@ -100,7 +100,7 @@ def requested(
         caps: tokens that each may have.
 
     Raises:
-        BudgetError: the model is not calibrated, a budget wants no error, or its cap is below the one that the
+        BudgetError: the model is not calibrated, a budget has no target, or its cap is below the one that the
             calibration rests on.
     """
     if calibration is None:

@@ -119,7 +119,7 @@ class KarlConfig:
     max_tokens: int = 256
     """Tokens that an image has before any is dropped (*native*), whatever its grid."""
     max_position_embeddings: int = 0
-    """Rows of the token tables, at least `max_tokens`; 0 stands for `max_tokens`, or in "released" for 512."""
+    """Rows of the token tables, at least `max_tokens`; 0 means `max_tokens`, or in "released" for 512."""
     token_dim: int = 12
     """Numbers of a token."""
     codebook_size: int | None = 4096

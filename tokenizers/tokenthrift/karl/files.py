@@ -1,6 +1,6 @@
-"""KARL on picture files, for `tokenthrift tokenize` and `tokenthrift plan`.
+"""KARL on image files, for `tokenthrift tokenize` and `tokenthrift plan`.
 
-A picture is brought to the model's size (its middle square), encoded, and decoded once to measure its error. With
+An image is brought to the model's size (its middle square), encoded, and decoded once to measure its error. With
 `--verify` the check has measured it already.
 """
 
@@ -27,7 +27,7 @@ __all__ = ["ImageFiles"]
 
 
 class ImageFiles:
-    """A `FileTokenizer` of pictures.
+    """A `FileTokenizer` of images.
 
     Args:
         karl: the model.
@@ -69,7 +69,7 @@ class ImageFiles:
         group.add_argument("--codes", action="store_true", help="write the tokens' codes and positions too")
 
     def plan(self, path: Path, budget: TokenBudget) -> TokenUsage:
-        """See `FileTokenizer.plan`; pictures of every size cost the same."""
+        """See `FileTokenizer.plan`; images of every size cost the same."""
         image_size(path)
         (usage,) = self.karl.plan([ItemSize()], self._within_bits(budget))
         return usage

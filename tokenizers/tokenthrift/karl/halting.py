@@ -54,10 +54,7 @@ def kept(logits: Tensor, mask: Tensor, *, threshold: float, prefix: bool, least:
 
 
 def halting_margin(logits: Tensor, mask: Tensor, *, threshold: float, prefix: bool, least: Tensor | int = 1) -> Tensor:
-    """How clearly `kept` chose: the smallest change of one logit of an image that would make it choose otherwise.
-
-    Logits that play no part are left out: those of tokens that are kept in any case, and with `prefix` those behind the
-    first halted token.
+    """How clearly `kept` chose: how far all logits of an image may move at most for it to choose the same tokens.
 
     Args:
         logits: as in `kept`, and so are the others.
@@ -65,22 +62,24 @@ def halting_margin(logits: Tensor, mask: Tensor, *, threshold: float, prefix: bo
     Returns:
         `(B,)`, infinite where nothing is chosen.
     """
-    ranks, floor = _ranks(logits, mask, prefix), _column(least, mask)
-    edge = torch.logit(logits.new_tensor(threshold))
-    free = mask & (ranks >= floor)
-    if prefix:
-        keep = kept(logits, mask, threshold=threshold, prefix=True, least=least)
-        free &= torch.cat([torch.ones_like(keep[:, :1]), keep[:, :-1]], 1)
     if not mask.shape[1]:
         return logits.new_full(mask.shape[:1], torch.inf)
-    margin = (logits - edge).abs().masked_fill(~free, torch.inf).amin(1)
-    if prefix:
-        return margin
-    # The last token of the floor could change places with the one behind it, which matters where both are halted.
-    inside = (mask & (ranks == floor - 1) & (logits > edge)).any(1)
-    last, following = ((logits.masked_fill(~(mask & (ranks == at)), 0)).sum(1) for at in (floor - 1, floor))
-    swap = inside & (mask & (ranks == floor)).any(1)
-    return torch.where(swap, torch.minimum(margin, following - last), margin)
+    ranks, floor = _ranks(logits, mask, prefix), _column(least, mask)
+    edge = torch.logit(logits.new_tensor(threshold))
+    distance, halted = (logits - edge).abs(), mask & (logits > edge)
+    if not prefix:
+        margin = distance.masked_fill(~(mask & (ranks >= floor)), torch.inf).amin(1)
+        # The last token of the floor and the one behind it may meet halfway, which matters where that one is halted.
+        last, following = (logits.masked_fill(~(mask & (ranks == at)), 0).sum(1) for at in (floor - 1, floor))
+        meet = (floor[:, 0] > 0) & (halted & (ranks == floor)).any(1)
+        return torch.where(meet, torch.minimum(margin, (following - last) / 2), margin)
+    early = halted & (ranks <= floor)
+    # The image ends with its floor until every token that is halted so early is not, and without any, it ends at the
+    # first halted token: that one and all before it decide.
+    decisive = mask & (ranks <= (mask & ~halted).long().cumprod(1).sum(1, keepdim=True))
+    margin = distance.masked_fill(~decisive, torch.inf).amin(1)
+    margin = torch.where(early.any(1), distance.masked_fill(~early, 0).amax(1), margin)
+    return margin.masked_fill(floor[:, 0] >= mask.sum(1), torch.inf)
 
 
 def _ranks(logits: Tensor, mask: Tensor, prefix: bool) -> Tensor:

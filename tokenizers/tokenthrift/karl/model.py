@@ -83,11 +83,11 @@ class Karl(HubModel):
 
     def __init__(self, config: KarlConfig) -> None:
         super().__init__(config)
-        released, width = config.compat == "released", config.encoder.hidden_size
+        released, size = config.compat == "released", config.encoder.hidden_size
         self.encoder = LatentEncoder(config)
-        self.halting = HaltingHead(width)
-        self.norm_tokens = nn.LayerNorm(width)
-        self.to_tokens = nn.Linear(width, config.token_dim)
+        self.halting = HaltingHead(size)
+        self.norm_tokens = nn.LayerNorm(size)
+        self.to_tokens = nn.Linear(size, config.token_dim)
         # The spelling of the weight files, which stays; see `quantizer`.
         self.quantiser = CosineQuantizer(config.codebook_size, config.token_dim) if config.codebook_size else None
         self.decoder = LatentDecoder(config)
@@ -283,12 +283,12 @@ class Karl(HubModel):
         if bad:
             raise ValueError(f"codes must be from 0 to {self.config.codebook_size - 1}, found {bad[0]}")
         device = self.to_tokens.weight.device
-        ids, places = (
+        ids, columns = (
             [torch.tensor(list(row), dtype=torch.long, device=device) for row in rows] for rows in (codes, where)
         )
         native = self.config.max_tokens
         usage = [TokenUsage(native=native, cap=len(row), used=len(row)) for row in codes]
-        found = [EncodedImage(self.quantizer.lookup(row), at, row) for row, at in zip(ids, places, strict=True)]
+        found = [EncodedImage(self.quantizer.lookup(row), at, row) for row, at in zip(ids, columns, strict=True)]
         return batch_of(found, usage)
 
     def to_bytes(self, tokens: TokenBatch, size: tuple[int, int] | None = None) -> bytes:
@@ -378,8 +378,8 @@ class Karl(HubModel):
             return out
         done = []
         for rows in parts:
-            width = counts[rows[0]]
-            done.append(self.decoder(values[rows, :width], positions[rows, :width], mask[rows, :width], grid))
+            most = counts[rows[0]]
+            done.append(self.decoder(values[rows, :most], positions[rows, :most], mask[rows, :most], grid))
         order = torch.tensor([row for rows in parts for row in rows], device=values.device).argsort()
         return torch.cat(done)[order]
 

@@ -32,7 +32,7 @@ class TokenProjector(nn.Module):
         hidden_size: of the perceptron; `output_size` if not given.
 
     Raises:
-        ValueError: codes are asked for and the model has none.
+        ValueError: codes are to be read and the model has none.
     """
 
     def __init__(

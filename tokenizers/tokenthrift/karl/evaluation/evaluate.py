@@ -1,4 +1,4 @@
-"""`tokenthrift evaluate karl`: what adaptive tokens are worth, and how often a target error is missed.
+"""`tokenthrift evaluate karl`: whether adaptive tokens help, and how often a target error is missed.
 
 The published evaluation (arXiv 2507.07995) compares models with each other at a few counts; its code does not run. Here
 a model is compared with itself: the same decoder with one fixed count for all images, at exactly the same mean number

@@ -36,7 +36,7 @@ def read_set(source: Path, size: int, limit: int | None = None, seed: int = 0) -
 
     Args:
         source: folder, `.npy`, `.npz` or manifest.
-        size: side wanted, in pixels.
+        size: side of the result, in pixels.
         limit: most images, drawn at random; all if None.
         seed: of the draw.
 

@@ -5,7 +5,7 @@ both ready-made for 256 px; small images need one of their own.
 
 What differs: pixel L1, and LPIPS on request, without an adversarial loss, which is for the last stage of KARL. The KL
 term is a mean over latents instead of a sum, so that its weight does not depend on the size of the image; it keeps
-latents near unit variance, which is what the regression of stage 1 wants.
+latents near unit variance, as the regression of stage 1 needs.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Images(Dataset[Any]):
         self.parts: list[Any] = [_open(Path(name)) for name in sources]
         starts = np.cumsum([0, *map(len, self.parts)])
         self.starts = starts
-        # The image at each place of an epoch.
+        # Which image each index of an epoch is.
         self.order = np.concatenate(
             [
                 np.tile(np.arange(start, end), times)
@@ -102,7 +102,7 @@ class Images(Dataset[Any]):
         return random_view(image, self.size, self.area, np.random.default_rng(seed)), seed
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int] | None]:
-        """A batch; if no file of it can be read, the next image that can takes its place."""
+        """A batch; if no file of it can be read, the next image that can is taken."""
         found = [self[key] for key in keys]
         if not any(item is not None for item in found):
             # The last batch of an epoch may be one broken file, and other processes wait for this one's share.
@@ -114,8 +114,8 @@ class Images(Dataset[Any]):
     def readable(self, most: int) -> None:
         """Keeps the first images that can be read, and reports the files before them that cannot."""
 
-        def whole(place: int) -> bool:
-            item = self._item(place)
+        def whole(index: int) -> bool:
+            item = self._item(index)
             return not isinstance(item, Path) or self._read(item) is not None
 
         kept = list(islice(filter(whole, range(len(self))), most))
@@ -228,8 +228,8 @@ class KarlDataModule(ResumableDataModule):
 
     def training_images(self, count: int) -> Tensor:
         """Some images of the first epoch, `(N, 3, size, size)`, the same in every process; for statistics."""
-        places = np.random.default_rng(self.hparams["seed"]).permutation(len(self.train))[:count]
-        return collate([self.train[0, int(place)] for place in places]).images
+        some = np.random.default_rng(self.hparams["seed"]).permutation(len(self.train))[:count]
+        return collate([self.train[0, int(index)] for index in some]).images
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each source, in the order of `names`."""

@@ -1,7 +1,7 @@
 """What a training step draws for an image: the same whatever its neighbors, the number of processes, or a resume.
 
 KARL (arXiv 2507.07995) draws one number of tokens for a whole batch, from a global generator; here every image has a
-generator of its own, seeded by its place in the data and the epoch.
+generator of its own, seeded by its index in the data and the epoch.
 """
 
 from __future__ import annotations

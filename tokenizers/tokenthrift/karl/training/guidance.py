@@ -21,7 +21,7 @@ def pyramid(features: Tensor, most: int) -> Tensor:
 
     Args:
         features: `(B, C, h, w)`.
-        most: means that are wanted.
+        most: means at most.
 
     Returns:
         `(B, N, C)`, N at most `most`; the finest are single cells.

@@ -154,7 +154,7 @@ class KarlModule(L.LightningModule):
             state["token_buffer"] = state.pop("offered")
 
     def first_pass(self, images: Tensor, features: Tensor, counts: Tensor, draws: ImageDraws) -> Pass:
-        """Random counts, and target errors out of reach.
+        """Random counts, and target errors that cannot be achieved.
 
         Args:
             images: `(B, 3, H, W)`.
