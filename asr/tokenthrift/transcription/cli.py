@@ -117,6 +117,8 @@ def _results(
         for task, result in zip(tasks, results, strict=True):
             result = _write(result, task.files)
             tally.add(result)
+            for note in result.notes:
+                _complain(console, "note", f"{result.path}: {note}")
             if result.error is not None:
                 _complain(console, "failed", f"{result.path}: {result.error}")
             yield result, references.score(result) if references is not None else None
@@ -197,6 +199,8 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
             coarse_to_fine=arguments.coarse_to_fine,
             noise_aware=arguments.noise_aware,
             batch_seconds=arguments.batch_seconds,
+            track=arguments.track,
+            channels=arguments.channels,
         )
 
 
@@ -252,6 +256,20 @@ def _parser() -> argparse.ArgumentParser:
         help='score against what was said, lines of {"audio_filepath": "a.wav", "text": "..."} with paths relative '
         f"to FILE (without FILE: {_MANIFEST} beside the recordings)",
     )
+    sound = parser.add_argument_group("sound")
+    sound.add_argument(
+        "--track",
+        type=_track,
+        metavar="N|LANG|all",
+        help="of files with several sound tracks: a number from 1, a language such as eng, or all, each by itself "
+        "(default: the one that a player takes)",
+    )
+    sound.add_argument(
+        "--channels",
+        choices=["mix", "left", "right", "each"],
+        default="mix",
+        help="mix them, take one, or transcribe each by itself, as for calls (default: %(default)s)",
+    )
     decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
     decoding.add_argument(
         "--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: the model's own)"
@@ -282,6 +300,14 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     machine.add_argument("--threads", type=_count, metavar="N", help="processor threads (default: PyTorch's choice)")
     return parser
+
+
+def _track(text: str) -> int | str:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    if not text.replace("-", "").isalpha():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1, a language such as eng, or all")
+    return text.lower()
 
 
 def _count(text: str) -> int:

@@ -12,19 +12,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike, TokenBudget
-from tokenthrift.media.audio import AudioError, stream_audio
+from tokenthrift.media.audio import AudioError
+from tokenthrift.media.audio_track import AudioTrack
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
 from tokenthrift.transcription.results import Transcription, to_segment, total_usage
-from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
+from tokenthrift.transcription.sound import ChannelChoice, Source, TrackChoice, plan_sound
+from tokenthrift.transcription.windows import Window
 
 __all__ = ["BATCH_SECONDS", "ProgressCallback", "Transcriber"]
 
@@ -32,10 +34,8 @@ BATCH_SECONDS: Final = 120.0
 ProgressCallback: TypeAlias = Callable[[float, float], None]
 
 _MAX_WINDOW_SECONDS: Final = 30.0
-_MIN_SECONDS: Final = 0.1
 # Batches of like length need a choice of windows; memory is 64 kB for a second of it, and 230 kB more with lips.
 _POOL_BATCHES: Final = 4
-_KEEP_SECONDS: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -45,7 +45,9 @@ class _Draft:
     path: Path
     seconds: float = 0.0
     share_left: float = 1.0
-    windows: list[Window] | None = None
+    windows: list[tuple[Window, Source | None]] | None = None
+    track: AudioTrack | None = None
+    notes: list[str] = field(default_factory=list)
     transcripts: dict[int, Transcript] = field(default_factory=dict)
     error: str | None = None
 
@@ -83,6 +85,8 @@ class Transcriber:
         coarse_to_fine: bool = False,
         noise_aware: bool = False,
         batch_seconds: float = BATCH_SECONDS,
+        track: TrackChoice = None,
+        channels: ChannelChoice = "mix",
     ) -> None:
         """Sets up the job.
 
@@ -93,6 +97,10 @@ class Transcriber:
             coarse_to_fine: Use finer rates only for windows whose text has a low confidence at the coarsest rates.
             noise_aware: Choose rates by the noise of every window.
             batch_seconds: Most seconds of audio in a batch, padding counted; a longer window goes alone.
+            track: Of a file with several sound tracks: a number from 1, a language ("eng"), or "all", each by itself;
+                None for the default one, or where that is silent the first that is not, which a note says.
+            channels: "mix" averages them without letting them cancel each other, "left" and "right" take one, "each"
+                transcribes every channel by itself.
 
         Raises:
             BudgetError: The recognizer does not honor a field of `budget`, or one of the two is no budget.
@@ -111,6 +119,7 @@ class Transcriber:
             batch_seconds,
         )
         self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
+        self.track, self.channels = track, channels
 
     def transcribe(self, *paths: str | Path) -> list[Transcription]:
         """Transcribes files and returns all results, one per path in the order given. Never raises for a bad file."""
@@ -155,25 +164,26 @@ class Transcriber:
         """Windows of a recording that hold sound, or all of one to be lip-read. An error is kept in the draft."""
         rate = self.model.sample_rate
         longest = min(_MAX_WINDOW_SECONDS, self.model.max_seconds)
-        kept: list[Tensor] = []
         try:
             lips = lips_in(self.model, draft.path)
             silent = self._lip_windows(lips, longest)
             try:
-                levels, total = frame_levels(_keep_short(stream_audio(draft.path, rate), kept, rate), rate)
+                plans = plan_sound(draft.path, rate, longest, self.track, self.channels)
             except AudioError:
                 if not silent:
                     raise
-                levels, total = np.zeros(0), 0
-            draft.seconds = max(total, silent[-1].stop if silent else 0) / rate
-            windows = plan_windows(levels, total, rate, longest) if total / rate >= _MIN_SECONDS else []
-            sounds: Iterable[Tensor | None] = cut(kept or stream_audio(draft.path, rate), windows)
-            if not windows and silent:
-                windows, sounds = silent, [None] * len(silent)
-            draft.windows = windows
-            for index, (window, audio) in enumerate(zip(windows, sounds, strict=True)):
+                plans = []
+            draft.seconds = max([plan.total for plan in plans] + [window.stop for window in silent[-1:]]) / rate
+            draft.track = plans[0].source.track if plans and self.track != "all" else None
+            draft.notes = [note for plan in plans for note in plan.notes]
+            draft.windows = [(window, plan.source) for plan in plans for window in plan.windows]
+            sounds: Iterable[Tensor | None] = chain.from_iterable(plan.cut(draft.path, rate) for plan in plans)
+            if not draft.windows and silent:
+                draft.windows, sounds = [(window, None) for window in silent], [None] * len(silent)
+            count = len(draft.windows)
+            for index, ((window, _), audio) in enumerate(zip(draft.windows, sounds, strict=True)):
                 streams = streams_of(self.model, audio, lips, window, self.budget)
-                yield _Piece(draft, index, 1 / len(windows), window.stop - window.start, streams)
+                yield _Piece(draft, index, 1 / count, window.stop - window.start, streams)
         except AudioError as error:
             draft.error = error.reason
         except BudgetError as error:
@@ -247,25 +257,15 @@ def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> Transcription
     if draft.error is not None:
         return Transcription(draft.path, draft.seconds, (), total_usage(()), 0, draft.error)
     segments = [
-        to_segment(draft.transcripts[index], window.start / rate, window.stop / rate)
-        for index, window in enumerate(draft.windows or ())
+        to_segment(draft.transcripts[index], window.start / rate, window.stop / rate, source)
+        for index, (window, source) in enumerate(draft.windows or ())
     ]
     return Transcription(
         draft.path,
         draft.seconds,
-        tuple(segment for segment in segments if segment.text),
+        tuple(sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)),
         total_usage(segment.usage for segment in segments),
         len(segments),
+        track=draft.track,
+        notes=tuple(draft.notes),
     )
-
-
-def _keep_short(blocks: Iterable[Tensor], kept: list[Tensor], rate: int) -> Iterator[Tensor]:
-    """Passes blocks on and fills `kept` with all of them, or with none if together they last too long."""
-    samples = 0
-    for block in blocks:
-        samples += len(block)
-        if samples <= _KEEP_SECONDS * rate:
-            kept.append(block)
-        else:
-            kept.clear()
-        yield block

@@ -24,12 +24,16 @@ def printable(name: str | Path) -> str:
 
 
 def to_text(result: Transcription) -> str:
-    """One line per segment."""
-    return "".join(f"{segment.text}\n" for segment in result.segments)
+    """One line per segment, after the name of its channel or track where there are several."""
+    return "".join(f"{segment.voice}{': ' if segment.voice else ''}{segment.text}\n" for segment in result.segments)
 
 
 def to_json(result: Transcription) -> str:
-    """One object: `file`, `seconds`, `text`, `usage`, `windows`, and `segments` with times and tokens.
+    """One object: `file`, `seconds`, `text`, `usage`, `windows`, `track`, and `segments` with times and tokens.
+
+    `track` is the sound track that was read: its `number` among `of`, `language`, `title`, `default`, `channels`.
+    Segments have a `channel` where each was transcribed by itself, and a `track` where all were. `notes` are there
+    where the recording is not as it seems.
 
     Times are seconds to the millisecond. Nothing in it depends on the clock, so the same command gives the same bytes;
     another batch size may change the last digit of a confidence.
@@ -40,8 +44,12 @@ def to_json(result: Transcription) -> str:
         "text": result.text,
         "usage": _usage(result.usage),
         "windows": result.windows,
+        **({} if result.track is None else {"track": result.track.to_dict()}),
+        **({"notes": list(result.notes)} if result.notes else {}),
         "segments": [
             {
+                **({} if segment.track is None else {"track": segment.track}),
+                **({} if segment.channel is None else {"channel": segment.channel}),
                 "start": round(segment.start, 3),
                 "end": round(segment.end, 3),
                 "text": segment.text,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from tokenthrift.media import matroska
@@ -21,7 +22,15 @@ from tokenthrift.media.container import LOST_SECONDS, opened, preferred, start_o
 from tokenthrift.media.errors import MediaError, cause
 from tokenthrift.media.suffixes import RAW_FORMATS
 
-__all__ = ["AudioError", "AudioTrack", "audio_tracks", "check_length", "decode_track", "reads_by_libsndfile"]
+__all__ = [
+    "AudioError",
+    "AudioTrack",
+    "audio_tracks",
+    "check_length",
+    "choose_track",
+    "decode_track",
+    "reads_by_libsndfile",
+]
 
 Samples: TypeAlias = NDArray[np.float32]
 Block: TypeAlias = tuple[int, Samples]
@@ -94,6 +103,8 @@ def audio_tracks(path: str | Path) -> list[AudioTrack]:
         AudioError: the file cannot be read, or has none.
     """
     path = Path(path)
+    if reads_by_libsndfile(path) and (channels := _sndfile_channels(path)):
+        return [AudioTrack(number=1, of=1, language="", title="", default=True, channels=channels)]
     with _container(path) as container:
         return _tracks(path, container)
 
@@ -110,7 +121,7 @@ def decode_track(path: Path, track: int | str | None = None) -> Iterator[Block]:
     """
     with _container(path) as container:
         tracks = _tracks(path, container)
-        stream = container.streams.audio[_choose(path, tracks, track).number - 1]
+        stream = container.streams.audio[choose_track(path, tracks, track).number - 1]
         yield from _Clock(path, container, stream).blocks()
 
 
@@ -143,11 +154,25 @@ def _tracks(path: Path, container: Any) -> list[AudioTrack]:
     ]
 
 
+def _sndfile_channels(path: Path) -> int:
+    with path.open("rb") as handle:
+        try:
+            with soundfile.SoundFile(handle.fileno(), closefd=False) as file:
+                return int(file.channels)
+        except soundfile.LibsndfileError:
+            return 0
+
+
 def _said(language: str) -> str:
     return "" if language == "und" else language
 
 
-def _choose(path: Path, tracks: list[AudioTrack], track: int | str | None) -> AudioTrack:
+def choose_track(path: Path, tracks: list[AudioTrack], track: int | str | None) -> AudioTrack:
+    """The track of a number or language, or the default one.
+
+    Raises:
+        AudioError: there is none.
+    """
     if track is None:
         return next(each for each in tracks if each.default)
     for each in tracks:

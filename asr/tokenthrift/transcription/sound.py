@@ -1,0 +1,121 @@
+"""Which sound of a recording is transcribed: a track, all of them, a mix of the channels or each by itself.
+
+Without a choice the default track is read. If that is silent from end to end and another is not, the other is read and
+a note says so: screen recorders put the desktop on one track and the microphone on the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from torch import Tensor
+
+from tokenthrift.media.audio import stream_audio
+from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
+from tokenthrift.media.mixing import Channels, channel_name
+from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
+
+__all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "plan_sound"]
+
+TrackChoice: TypeAlias = int | str | None
+ChannelChoice: TypeAlias = Literal["mix", "left", "right", "each"]
+
+_MIN_SECONDS: Final = 0.1
+_KEEP_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Sound to be transcribed by itself.
+
+    Attributes:
+        track: where it comes from.
+        channels: what is read of the track.
+        channel: the name of the channel where each is transcribed by itself.
+        of_all: whether all tracks are transcribed.
+    """
+
+    track: AudioTrack
+    channels: Channels
+    channel: str | None = None
+    of_all: bool = False
+
+    def stream(self, path: Path, rate: int, notes: list[str] | None = None) -> Iterator[Tensor]:
+        """Its samples."""
+        return stream_audio(path, rate, track=self.track.number, channels=self.channels, notes=notes)
+
+
+@dataclass(slots=True)
+class Plan:
+    """The windows of one source, and the source's sound where it is short enough to keep."""
+
+    source: Source
+    windows: list[Window]
+    total: int
+    notes: list[str] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def cut(self, path: Path, rate: int) -> Iterator[Tensor]:
+        """The sound of every window."""
+        # What mixing had to choose was said when the windows were planned.
+        return cut(self.kept or self.source.stream(path, rate, []), self.windows)
+
+
+def plan_sound(path: Path, rate: int, longest: float, track: TrackChoice, channels: ChannelChoice) -> list[Plan]:
+    """Finds where there is sound in what is to be transcribed of a recording.
+
+    Args:
+        path: The recording.
+        rate: Samples per second.
+        longest: Seconds of the longest window.
+        track: A number from 1, a language, "all", or None for the default one.
+        channels: "mix", "left", "right" or "each".
+
+    Raises:
+        AudioError: It cannot be read, or has no such track or channel.
+    """
+    tracks = audio_tracks(path)
+    chosen = tracks if track == "all" else [choose_track(path, tracks, track)]
+    sources = [source for each in chosen for source in _sources(each, channels, of_all=track == "all")]
+    plans = [_plan(path, rate, longest, source) for source in sources]
+    if track is not None or any(plan.windows for plan in plans):
+        return plans
+    for other in tracks:
+        if other is not chosen[0]:
+            others = [_plan(path, rate, longest, source) for source in _sources(other, channels)]
+            if any(plan.windows for plan in others):
+                others[0].notes.append(f"{chosen[0]} is silent; {other} was read; --track chooses")
+                return others
+    return plans
+
+
+def _sources(track: AudioTrack, channels: ChannelChoice, *, of_all: bool = False) -> list[Source]:
+    if channels != "each":
+        return [Source(track, channels, None, of_all)]
+    numbers = range(1, max(track.channels, 1) + 1)
+    return [Source(track, number, channel_name(number, track.channels), of_all) for number in numbers]
+
+
+def _plan(path: Path, rate: int, longest: float, source: Source) -> Plan:
+    plan = Plan(source, [], 0)
+    levels, plan.total = frame_levels(_keep_short(source.stream(path, rate, plan.notes), plan.kept, rate), rate)
+    if plan.total / rate >= _MIN_SECONDS:
+        plan.windows = plan_windows(levels, plan.total, rate, longest)
+    if not plan.windows:
+        plan.kept.clear()
+    return plan
+
+
+def _keep_short(blocks: Iterable[Tensor], kept: list[Tensor], rate: int) -> Iterator[Tensor]:
+    """Passes blocks on and fills `kept` with all of them, or with none if together they last too long."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        if samples <= _KEEP_SECONDS * rate:
+            kept.append(block)
+        else:
+            kept.clear()
+        yield block
