@@ -110,7 +110,12 @@ def _run(command: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> 
         tokenizer_class.add_options(parser)
         arguments = parser.parse_args(argv)
         budget = TokenBudget.parse(arguments.budget)
-        paths = [found.path for found in find_files(arguments.input, tokenizer_class.suffixes, tokenizer_class.noun)]
+        files = find_files(
+            arguments.input, tokenizer_class.suffixes, tokenizer_class.noun, any_suffix=arguments.any_suffix
+        )
+        if remark := files.remark("name them or use --any-suffix"):
+            print(remark, file=sys.stderr)
+        paths = [found.path for found in files]
         if command == "plan":
             tokenizer = tokenizer_class(_weightless(source, kind), arguments)
             rows = _plans(tokenizer, paths, budget)
@@ -203,6 +208,9 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--model", required=True, help="a model folder, or owner/name on the Hugging Face Hub")
     parser.add_argument("--budget", default="100%", help="ceilings for each file (default: all native tokens)")
+    parser.add_argument(
+        "--any-suffix", action="store_true", help="in folders, also take files by their content, whatever their suffix"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON lines go (default: stdout)")
     return parser
 

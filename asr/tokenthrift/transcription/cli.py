@@ -78,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console(stderr=True, highlight=False)
     try:
-        tasks, skipped = _tasks(arguments)
+        tasks, skipped, left_out = _tasks(arguments, console)
         references = _references(arguments, tasks)
         transcriber = _transcriber(arguments, console) if tasks else None
     except (ValueError, OSError, ImportError) as error:
         return _wrong(console, error)
     except KeyboardInterrupt:
         return _interrupted(console)
-    tally = Tally(skipped=skipped)
+    tally = Tally(skipped=skipped, left_out=left_out)
     # All paths share their first folders; what tells them apart is worth the width of the table.
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(task.path)) for task in tasks]) if tasks else ""
     table, add_row = results_table(folder, references is not None)
@@ -138,13 +138,15 @@ def _write(result: Transcription, files: dict[str, Path]) -> Transcription:
     return result
 
 
-def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
-    """What there is to do, and how many recordings have all their files already."""
-    recordings = find_files(arguments.input, MEDIA_SUFFIXES, "recording")
+def _tasks(arguments: argparse.Namespace, console: Console) -> tuple[list[_Task], int, int]:
+    """What there is to do, and how many recordings have all their files already, or were left out."""
+    recordings = find_files(arguments.input, MEDIA_SUFFIXES, "recording", any_suffix=arguments.any_suffix)
+    if remark := recordings.remark("name them or use --any-suffix"):
+        _complain(console, "note", remark)
     if arguments.out_dir is None:
         if arguments.format:
             raise ValueError("--format says which files to write, so it needs --out-dir")
-        return [_Task(recording.path, {}) for recording in recordings], 0
+        return [_Task(recording.path, {}) for recording in recordings], 0, len(recordings.left_out)
     try:
         arguments.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,7 +163,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[_Task], int]:
             files = {form: path for form, path in files.items() if not os.path.lexists(path)}
         if files:
             tasks.append(_Task(recording.path, files))
-    return tasks, len(recordings) - len(tasks)
+    return tasks, len(recordings) - len(tasks), len(recordings.left_out)
 
 
 def _references(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> References | None:
@@ -243,6 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a recording, a folder, or a pattern in quotes")
     parser.add_argument("--model", required=True, help="a model folder, or owner/name on the Hugging Face Hub")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument(
+        "--any-suffix", action="store_true", help="in folders, also read what holds sound under another suffix, or none"
+    )
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where the files go; made if it does not exist")
     parser.add_argument(
         "--format", nargs="+", choices=list(WRITERS), metavar="FORMAT", help="any of txt json srt vtt (default: txt)"

@@ -31,6 +31,7 @@ class Tally:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    left_out: int = 0
     audio_seconds: float = 0.0
     native: int = 0
     used: int = 0
@@ -132,7 +133,8 @@ def print_summary(console: Console, tally: Tally, references: References | None,
         out_dir: Where the files are, if any were written.
     """
     skipped = f", {tally.skipped} skipped (their files exist)" if tally.skipped else ""
-    lines = {"files": f"{tally.done} done, {tally.failed} failed{skipped}"}
+    left_out = f", {tally.left_out} left out (named above)" if tally.left_out else ""
+    lines = {"files": f"{tally.done} done, {tally.failed} failed{skipped}{left_out}"}
     if tally.done:
         seconds, audio = tally.seconds, tally.audio_seconds
         factor = f", real-time factor {_number(seconds / audio)}" if audio else ""

@@ -78,7 +78,7 @@ def test_all_formats(calls: Path, model: str, tmp_path: Path, capsys: pytest.Cap
     assert written["a.srt"].startswith("1\n00:00:00,000 --> 00:00:03,000\npitch 150")
     assert written["a.vtt"].startswith("WEBVTT\n\n00:00:00.000 --> ")
     data = json.loads(written["long.json"])
-    assert list(data) == ["file", "seconds", "text", "usage", "windows", "segments"]
+    assert list(data) == ["file", "seconds", "text", "usage", "windows", "track", "segments"]
     assert data["file"] == str(calls / "long.flac")
     assert data["seconds"] == 63.0
     assert data["usage"] == {key: sum(s["usage"][key] for s in data["segments"]) for key in data["usage"]}

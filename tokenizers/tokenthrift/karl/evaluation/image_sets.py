@@ -69,6 +69,8 @@ def _readers(source: Path) -> list[Callable[[], Tensor]]:
         raise ValueError(f"{source}: no such file or folder")
     if source.is_dir():
         found = find_files([str(source)], IMAGE_SUFFIXES, "image")
+        if remark := found.remark("rename them to be read"):
+            print(remark, file=sys.stderr)
         return [partial(read_image, file.path) for file in found]
     if source.suffix == ".npy":
         array: Any = np.load(source, mmap_mode="r")

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tokenthrift.media.files import InputError, find_files
 from tokenthrift.media.image import ImageError, read_image, square
+from tokenthrift.media.suffixes import IMAGE_SUFFIXES
 from tokenthrift.training.resuming import ResumableDataModule
 from tokenthrift.training.sampler import Key, item_seed, random_batches
 
 __all__ = ["ImageBatch", "Images", "KarlDataModule", "collate", "random_view", "source_name"]
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class ImageBatch(NamedTuple):
@@ -149,10 +149,13 @@ def _open(source: Path) -> Any:
         return array
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no array (.npy) and no folder of images; see recipes/karl/README.md")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{source}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
-    return paths
+    try:
+        found = find_files([str(source)], IMAGE_SUFFIXES, "image")
+    except InputError as error:
+        raise FileNotFoundError(f"no image in this folder: {error} ({', '.join(sorted(IMAGE_SUFFIXES))})") from error
+    if remark := found.remark("rename them to be read"):
+        warnings.warn(remark, stacklevel=2)
+    return [file.path for file in found]
 
 
 def source_name(trainer: Any, part: str, loader: int) -> str:

@@ -154,7 +154,10 @@ def report(
     """
     reducer, rows, notes, natives = VQToken(), list[Reconstruction](), list[str](), list[int]()
     times = list[tuple[Cell, ...]]()
-    for found in find_files([str(folder)], VIDEO_SUFFIXES, "video"):
+    clips_found = find_files([str(folder)], VIDEO_SUFFIXES, "video")
+    if remark := clips_found.remark("rename them to be read"):
+        notes.append(f"{remark}.")
+    for found in clips_found:
         # Below the folder, with the suffix of the file: names alone may repeat.
         name, watch = found.output.with_name(found.path.name).as_posix(), Stopwatch()
         try:
