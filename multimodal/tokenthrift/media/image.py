@@ -1,24 +1,35 @@
 """Picture files to tensors: any common format and mode to (3, height, width) float32 in [0, 1].
 
-A picture is turned as its EXIF orientation says, put on white where it is transparent, and brought from grey, palette,
-16 bit, CMYK or whatever else to red, green and blue. Of an animation the first frame is taken. A file that is not
-whole, claims an absurd size or is no picture raises :class:`ImageError`, which a batch job reports before it goes on.
+What is promised of every file that is read, each with its test (`docs/media.md`):
 
-Differs from the usual `Image.open(path).convert("RGB")`: that ignores orientation, makes transparent pixels whatever
-colour hides under them (mostly black), cuts 16-bit grey off at 255, and only warns about a decompression bomb.
+- Turned as its EXIF or TIFF orientation says, in `image_size` and `read_image` alike.
+- On white where it is transparent, in every mode that can be, the one transparent value of 16-bit PNG files included.
+- In sRGB: a color profile is converted from, except of 16-bit grey; a broken profile is as good as none.
+- In full range: integers by the bits that the file states (12-bit TIFF by 4095). Floats in [0, 1] stay; others are
+  divided by 255 or 65535, the smaller that holds them, if their largest uses a sixteenth of it, else stretched from
+  their least to their greatest. Signed or 32-bit integers beyond 65535 are stretched as well. NaN is black.
+- Of an animation or a file of several pages, the first frame; the log says so, once a file.
+- A file that is not whole, claims more than `MAX_PIXELS` or is no picture raises :class:`ImageError`.
+
+Differs from the usual `Image.open(path).convert("RGB")`: that ignores orientation and profiles, makes transparent
+pixels whatever color hides under them (mostly black), cuts 16-bit grey and floats off at 255, and only warns about a
+decompression bomb.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +45,7 @@ MAX_PIXELS: Final = 100_000_000
 """Most pixels of a picture; a few bytes can claim many gigabytes."""
 
 _ORIENTATION: Final = 0x0112  # EXIF tag
+_BITS_PER_SAMPLE: Final = 258  # TIFF tag
 _SIDEWAYS: Final = (5, 6, 7, 8)
 _WIDE_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
@@ -76,27 +88,76 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(Path(path)) as picture:
         width, height = picture.size
-        turned = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+        # Pillow gives the size of a TIFF as it is turned already.
+        turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION) in _SIDEWAYS
     return (width, height) if turned else (height, width)
 
 
 def image_from(picture: Image) -> Tensor:
-    """A Pillow image of any mode as (3, height, width) float32 in [0, 1]: turned, on white, in RGB."""
+    """A Pillow image of any mode as (3, height, width) float32 in [0, 1]: turned, on white, in sRGB."""
+    # Both are gone once the pixels are loaded.
+    bits = int(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (0,))[0])
+    deep = any("16" in str(part[3]) for part in getattr(picture, "tile", ()) if len(part) > 3)
     picture = extras.require("PIL.ImageOps").exif_transpose(picture)
+    clear = picture.info.get("transparency")
     if picture.mode in _WIDE_GREY:
         grey = np.asarray(picture).astype(np.float32)
-        # Pillow gives 16-bit grey as 32-bit integers for some formats; floats are taken to be in [0, 1] already.
-        full = 1.0 if picture.mode == "F" else 65535.0
-        return torch.from_numpy(np.nan_to_num(grey / full).clip(0, 1)).expand(3, -1, -1).contiguous()
+        scaled = _full_range(grey, bits if picture.mode.startswith("I;") else 0, is_float=picture.mode == "F")
+        if isinstance(clear, int):
+            scaled = np.where(grey == clear, np.float32(1), scaled)
+        return torch.from_numpy(scaled).expand(3, -1, -1).contiguous()
+    if picture.mode == "RGB" and deep and isinstance(clear, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow does with the pixels
+    profile = picture.info.get("icc_profile")
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         # Premultiplied modes lead to RGB only through their straight form.
         straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode, picture.mode)
+        grey_profile = straight in ("L", "LA")
         picture = picture.convert(straight).convert("RGBA")
+        alpha = picture.getchannel("A")
+        colors = _in_srgb(picture.convert("L" if grey_profile else "RGB"), profile).convert("RGBA")
+        colors.putalpha(alpha)
         white = extras.require("PIL.Image").new("RGBA", picture.size, "white")
-        white.alpha_composite(picture)
+        white.alpha_composite(colors)
         picture = white
+    elif picture.mode == "P":
+        picture = _in_srgb(picture.convert("RGB"), profile)
+    else:
+        picture = _in_srgb(picture, profile)
     pixels = np.array(picture.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _full_range(grey: NDArray[np.float32], bits: int, *, is_float: bool) -> NDArray[np.float32]:
+    """Grey of any range in [0, 1]; see the file's docstring."""
+    if bits or (not is_float and grey.max() <= 65535 and grey.min() >= 0):
+        return np.asarray((grey / (2.0 ** (bits or 16) - 1)).clip(0, 1), dtype=np.float32)
+    finite = grey[np.isfinite(grey)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    full = next((full for full in (1.0, 255.0, 65535.0) if high <= full), 0.0) if low >= 0 else 0.0
+    if full > 1 and high < full / 16:
+        full = 0.0
+    scaled = grey / full if full else (grey - low) / max(high - low, 1e-12)
+    return np.asarray(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1), dtype=np.float32)
+
+
+def _in_srgb(picture: Any, profile: bytes | None) -> Any:
+    """Converts from a color profile; the picture itself where there is none, it is sRGB or it makes no sense."""
+    if not profile or picture.mode not in ("L", "RGB", "CMYK", "LAB"):
+        return picture
+    cms = extras.require("PIL.ImageCms")
+    try:
+        source = cms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in cms.getProfileDescription(source).lower():
+            return picture
+        return cms.profileToProfile(picture, source, cms.createProfile("sRGB"), outputMode="RGB")
+    except (cms.PyCMSError, OSError, ValueError, TypeError):
+        return picture
+
+
+@lru_cache(maxsize=4096)
+def _say_first_frame(path: Path) -> None:
+    logging.getLogger("tokenthrift.media").warning("%s: it has several frames; the first one is read", path)
 
 
 def square(image: Tensor, size: int) -> Tensor:
@@ -134,6 +195,9 @@ def _opened(path: Path, stream: io.BytesIO | None = None) -> Iterator[Any]:
                     raise ImageError(path, f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
                 if not width * height:
                     raise ImageError(path, "empty: no pixels")
+                # A phone's second picture (MPO) is a preview or the depth.
+                if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                    _say_first_frame(path)
                 yield picture
     except ImageError:
         raise
