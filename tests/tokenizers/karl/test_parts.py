@@ -186,3 +186,85 @@ def test_use_is_counted_in_training_only_and_without_padding(quantizer: CosineQu
     assert set(codes[mask].tolist()) == set((quantizer.usage > before).nonzero().flatten().tolist())
     torch.testing.assert_close(quantizer.usage.mean(), torch.tensor(1.0))
     assert "usage" in quantizer.state_dict()
+
+
+def test_dead_codes_are_those_below_the_threshold_and_no_more_than_there_are_tokens(
+    quantizer: CosineQuantizer,
+) -> None:
+    tokens, mask = torch.randn(1, 2, 4), torch.ones(1, 2, dtype=torch.bool)
+    quantizer.usage.copy_(torch.tensor([0.0, 0.5, 0.01, 0.009, 1.0, 0.0, 2.0, 1.0]))
+    before = quantizer.codebook.detach().clone()
+    assert quantizer.restart(tokens, mask, 0.01) == 2, "three are dead and two tokens are there"
+    moved = (quantizer.codebook != before).any(1)
+    assert moved.nonzero().flatten().tolist() == [0, 3]
+    assert quantizer.usage[[0, 3, 5]].tolist() == [1.0, 1.0, 0.0]
+    assert quantizer.restart(tokens, mask, 0.01) == 1
+
+
+def test_use_is_a_decaying_mean_relative_to_the_average_code(quantizer: CosineQuantizer) -> None:
+    book = F.normalize(quantizer.codebook.detach(), dim=-1)
+    quantizer.train()(book[[3, 3, 3, 5]][None], torch.ones(1, 4, dtype=torch.bool))
+    expected = torch.full((8,), 0.99)
+    expected[3] += 0.01 * 8 * 3 / 4
+    expected[5] += 0.01 * 8 / 4
+    torch.testing.assert_close(quantizer.usage, expected)
+    quantizer(book[:1][None], torch.zeros(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(quantizer.usage, 0.99 * expected, msg="no token, no use")
+
+
+def test_margins_of_codes(quantizer: CosineQuantizer) -> None:
+    book = F.normalize(quantizer.codebook.detach(), dim=-1)
+    between = F.normalize(book[0] + book[1], dim=-1)
+    tokens = torch.stack([book[2], between, book[4], book[5]]).view(2, 2, 4)
+    mask = torch.tensor([[True, False], [True, True]])
+    cosine = (tokens @ book.T).topk(2).values
+    gaps = cosine[..., 0] - cosine[..., 1]
+    torch.testing.assert_close(quantizer.margin(tokens, mask), torch.stack([gaps[0, 0], gaps[1].min()]))
+    assert quantizer.margin(tokens, torch.zeros_like(mask)).tolist() == [math.inf] * 2
+    assert quantizer.margin(tokens[:, :0], mask[:, :0]).tolist() == [math.inf] * 2
+
+
+def test_nothing_to_quantize_has_a_loss_with_a_gradient_of_zero(quantizer: CosineQuantizer) -> None:
+    """Every process of a training has to reach every weight in every step."""
+    tokens = torch.randn(1, 2, 4, requires_grad=True)
+    values, codes, loss = quantizer(tokens, torch.zeros(1, 2, dtype=torch.bool))
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert quantizer.codebook.grad is not None
+    assert not quantizer.codebook.grad.any()
+    assert not values.any()
+    assert codes.tolist() == [[-1, -1]]
+
+
+def test_the_commitment_weighs_a_quarter(quantizer: CosineQuantizer) -> None:
+    tokens = torch.randn(1, 5, 4, requires_grad=True)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    values, _, loss = quantizer(tokens, mask)
+    loss.backward()
+    again = tokens.detach().requires_grad_()
+    (0.25 * F.mse_loss(F.normalize(again, dim=-1), values.detach())).backward()
+    torch.testing.assert_close(tokens.grad, again.grad)
+
+
+def test_lookup_of_padding_is_zero(quantizer: CosineQuantizer) -> None:
+    values = quantizer.lookup(torch.tensor([[0, -1], [7, -1]]))
+    torch.testing.assert_close(values.norm(dim=-1), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+
+
+def test_groups_are_as_large_as_the_waste_allows() -> None:
+    assert groups([10, 10, 10], 0) == [[0, 1, 2]]
+    assert groups([1, 9, 10], 90) == [[2, 1], [0]]
+    assert groups([8, 10], 90) == [[1, 0]], "2 of 200 are padding"
+    assert groups([5, 10], 90) == [[1], [0]], "5 of 200 are more than a fiftieth"
+    assert groups([6, 10], 90) == [[1, 0]], "4 of 200 are a fiftieth"
+    assert groups([6, 6, 10], 90) == [[2, 0], [1]], "padding adds up"
+    assert groups([0, 10], 0, waste=0.5) == [[1, 0]]
+    assert groups([], 4) == []
+
+
+def test_halting_at_the_threshold_and_by_default() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    level = torch.zeros(1, 3)
+    assert kept(level, mask, threshold=0.5, prefix=True).all(), "only above the threshold"
+    assert kept(level + 1, mask, threshold=0.5, prefix=True).tolist() == [[True, False, False]], "one is always kept"
+    assert kept(level + 100, mask, threshold=1.0, prefix=True).all()
