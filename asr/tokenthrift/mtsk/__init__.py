@@ -1,37 +1,41 @@
 """Audio-visual speech recognition at any rate with one model (Llama-MTSK, arXiv 2503.06362).
 
-model         `LlamaMTSK`: encoders, projectors, adapters, language model
-rates         pairs of rates, their price, the choice that fits a budget
-compression   average pooling and stacking
-lora          adapters for all scales, for each, or both
-frozen        encoders and language model, which may lie elsewhere
-sequence      what the language model reads
-avhubert      the visual encoder
-scales        training on all scales in the memory of one
-lips          mouth crops of ordinary talking-face video
-augmentation  noise at a stated level, rooms, masks
-data          `MtskDataModule`: manifests, cached states, batches by frames
-module        `MtskModule`: training under Lightning
-evaluate      `tokenthrift evaluate mtsk`
+config          sizes, rates, strategy, decoding
+model           `LlamaMtsk`: budgets, transcripts, folders
+rates           pairs of rates, their tokens, the choice that fits a budget
+planning        the rates and tokens of an item from its length alone
+transcribing    batches of recordings to transcripts, over a small protocol
+coarse_to_fine  the cheapest rates first, finer ones where the text is not confident
+sequence        what the language model reads
+network         encoders, projectors, adapters and language model at one pair of rates
+lora            adapters for all scales, for each, or both
+language_model  a Llama or Qwen of transformers, described by sizes
+external        frozen parts whose weights lie elsewhere
+convert         published checkpoints to model folders
+audiovisual/    encoders, lips from ordinary video, noise
+training/       `MtskModule`, `MtskDataModule`
+evaluation/     `tokenthrift evaluate mtsk`
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tokenthrift import lazy
 
 if TYPE_CHECKING:
-    from tokenthrift.mtsk.data import MtskDataModule
-    from tokenthrift.mtsk.model import LlamaMTSK
-    from tokenthrift.mtsk.module import MtskModule
-    from tokenthrift.mtsk.rates import Rates
+    from tokenthrift.mtsk.config import MtskConfig as MtskConfig
+    from tokenthrift.mtsk.model import LlamaMtsk as LlamaMtsk
+    from tokenthrift.mtsk.rates import Rates as Rates
+    from tokenthrift.mtsk.training.data import MtskDataModule as MtskDataModule
+    from tokenthrift.mtsk.training.module import MtskModule as MtskModule
 
-__all__ = ["LlamaMTSK", "MtskDataModule", "MtskModule", "Rates"]
-
-_HOMES = {"LlamaMTSK": "model", "MtskDataModule": "data", "MtskModule": "module", "Rates": "rates"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public class when it is asked for."""
-    import importlib
-
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"tokenthrift.mtsk.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "LlamaMtsk": "model",
+        "MtskConfig": "config",
+        "MtskDataModule": "training.data",
+        "MtskModule": "training.module",
+        "Rates": "rates",
+    },
+    renamed={"LlamaMTSK": "LlamaMtsk"},
+)

@@ -1,80 +1,55 @@
-"""Decode at the cheapest rates, keep what is sure, and pay for finer ones only where it is not.
+"""Decode at the cheapest rates, keep what is confident, and read finer tokens only where it is not.
 
 Not in Llama-MTSK (arXiv 2503.06362), whose one model for all rates makes it possible: the encoders run once, and where
-both passes have the audio rate and the adapters in common, the second goes on from what the first has heard.
+both passes have the audio rate and the adapters in common, the second continues the prefix of the first.
 
-A ceiling holds for both passes together: what is read twice is paid for twice.
+A ceiling holds for both passes together: what is read twice counts twice.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tokenthrift.mtsk.decoding import Written
+from tokenthrift.backbones.generation import Generation
 from tokenthrift.mtsk.rates import Rates
 
-__all__ = ["Outcome", "confidence", "ladder_prices", "refine"]
+__all__ = ["Outcome", "decode_in_two_passes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A text, how many passes it took and what they cost."""
+    """A text, how many passes it took and how many tokens they read."""
 
-    written: Written
+    generation: Generation
     rounds: int
     used: int
 
 
-def confidence(written: Written) -> float:
-    """The geometric mean of the probabilities of a text's tokens and its end; 0 where one of them is 0."""
-    if not written.probabilities or min(written.probabilities) <= 0:
-        return 0.0
-    return math.exp(sum(map(math.log, written.probabilities)) / len(written.probabilities))
-
-
-def ladder_prices(prices: Mapping[Rates, int], heard: Mapping[int, int]) -> tuple[Rates, dict[Rates, int]]:
-    """The cheapest rates, and what it costs to try them first and then go on with others.
-
-    Args:
-        prices: tokens of an item at each pair of rates.
-        heard: tokens of its audio, by audio rate, that a second pass need not read again; empty where it must.
-    """
-    first = min(prices, key=lambda rates: (prices[rates], rates.audio, rates.video))
-    both = {
-        rates: tokens
-        if rates == first
-        else prices[first] + tokens - (heard.get(first.audio, 0) if rates.audio == first.audio else 0)
-        for rates, tokens in prices.items()
-    }
-    return first, both
-
-
-def refine(
+def decode_in_two_passes(
     first: Sequence[Rates],
     last: Sequence[Rates],
-    prices: Sequence[tuple[int, int]],
-    decode: Callable[[Rates, list[int]], list[Written]],
+    tokens: Sequence[tuple[int, int]],
+    generate: Callable[[Rates, list[int]], list[Generation]],
     threshold: float,
 ) -> list[Outcome]:
-    """Decodes a batch once at its first rates, and what is unsure again at its last.
+    """Decodes a batch once at its first rates, and what is below the threshold again at its last.
 
     Args:
         first: the rates of each item's first pass.
         last: of its second; the same where one pass is all it can have.
-        prices: tokens of the first pass, and of both.
-        decode: texts of some items at a pair of rates.
+        tokens: of the first pass, and of both.
+        generate: texts of some items at a pair of rates.
         threshold: confidence from which the first text is kept.
     """
     outcomes: dict[int, Outcome] = {}
     for rates, rows in _groups(first, range(len(first))).items():
-        for row, written in zip(rows, decode(rates, rows), strict=True):
-            outcomes[row] = Outcome(written, 1, prices[row][0])
-    unsure = [r for r in range(len(first)) if last[r] != first[r] and confidence(outcomes[r].written) < threshold]
-    for rates, rows in _groups(last, unsure).items():
-        for row, written in zip(rows, decode(rates, rows), strict=True):
-            outcomes[row] = Outcome(written, 2, prices[row][1])
+        for row, generation in zip(rows, generate(rates, rows), strict=True):
+            outcomes[row] = Outcome(generation, 1, tokens[row][0])
+    again = [r for r in range(len(first)) if last[r] != first[r] and outcomes[r].generation.confidence < threshold]
+    for rates, rows in _groups(last, again).items():
+        for row, generation in zip(rows, generate(rates, rows), strict=True):
+            outcomes[row] = Outcome(generation, 2, tokens[row][1])
     return [outcomes[row] for row in range(len(first))]
 
 

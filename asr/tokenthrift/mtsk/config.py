@@ -7,28 +7,36 @@ place where the two differ says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from tokenthrift.config import ConfigError, check_within
-from tokenthrift.mtsk.compression import Compression
-from tokenthrift.mtsk.lora import Strategy
+from tokenthrift.lazy import deprecated
 from tokenthrift.mtsk.rates import Measured, Rates
 
 __all__ = [
     "AudioConfig",
+    "Compression",
     "DecodeConfig",
+    "Decoding",
     "LanguageModelConfig",
     "LoraConfig",
-    "MTSKConfig",
+    "MtskConfig",
+    "Strategy",
     "Task",
     "VideoConfig",
     "scales_of",
+    "upgraded",
 ]
 
-Task = Literal["asr", "vsr", "avsr"]
+Task: TypeAlias = Literal["asr", "vsr", "avsr"]
+Strategy: TypeAlias = Literal["MS", "SS", "MSS"]
+"""Adapters: one for all scales (MS), one per scale (SS), or both (MSS)."""
+Compression: TypeAlias = Literal["average", "stack"]
+"""How states become a token; see `tokenthrift.reducers.pooling.pool_by_rate`."""
 
 
 def scales_of(tasks: Iterable[Task], audio_rates: Sequence[int], video_rates: Sequence[int]) -> tuple[Rates, ...]:
@@ -45,33 +53,38 @@ def scales_of(tasks: Iterable[Task], audio_rates: Sequence[int], video_rates: Se
 class AudioConfig:
     """The frozen Whisper encoder; the defaults are those of small.en."""
 
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    ffn: int = 3072
-    bins: int = 80
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_mel_bins: int = 80
     source: str | None = None
     """Folder or Hub id of its weights, in the layout of transformers; None keeps them in the model's own file."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384), ("bins", 128)):
-            check_within(f"audio.{name}", getattr(self, name), 1, high)
-        if self.width % self.heads or self.width % 2:
-            raise ConfigError(f"audio.width {self.width} must be even and a multiple of heads {self.heads}")
+        _check_transformer("audio", self)
+        check_within("audio.num_mel_bins", self.num_mel_bins, 1, 128)
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 2:
+            raise ConfigError(
+                f"audio.hidden_size {self.hidden_size} must be even and a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
     """The AV-HuBERT visual encoder; the defaults are those of large."""
 
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    ffn: int = 4096
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
     channels: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """Of the four stages of its ResNet."""
+    """Channels of the four stages of its ResNet."""
     crop: int = 88
     """Side of the square mouth crop that it reads."""
+    features_only: bool = False
+    """The model has no visual encoder: its video comes as states of `hidden_size`, 25 a second, made elsewhere."""
     trained: bool = False
     """Whether training changes it."""
     lora: int = 0
@@ -80,46 +93,58 @@ class VideoConfig:
     """Folder or Hub id of `avhubert.safetensors`; None keeps the weights in the model's own file."""
 
     def __post_init__(self) -> None:
-        for name, high in (("width", 4096), ("layers", 64), ("heads", 64), ("ffn", 16_384)):
-            check_within(f"video.{name}", getattr(self, name), 1, high)
+        _check_transformer("video", self)
         for channels in self.channels:
             check_within("video.channels", channels, 1, 4096)
         check_within("video.crop", self.crop, 16, 256)
         check_within("video.lora", self.lora, 0, 4096)
-        if self.width % self.heads or self.width % 16:
-            raise ConfigError(f"video.width {self.width} must be a multiple of 16 and of heads {self.heads}")
+        if not self.features_only and (self.hidden_size % self.num_attention_heads or self.hidden_size % 16):
+            raise ConfigError(
+                f"video.hidden_size {self.hidden_size} must be a multiple of 16 and of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
         if self.source is not None and self.trained:
             raise ConfigError("a trained visual encoder belongs in the model's own file: no video.source")
+        if self.features_only and (self.trained or self.lora or self.source is not None):
+            raise ConfigError("video.features_only has no visual encoder, so no trained, lora or source either")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
     """The frozen language model; the defaults are those of Llama 3.2-1B but for its long-context positions."""
 
-    family: Literal["llama", "qwen2", "qwen3"] = "llama"
+    model_type: Literal["llama", "qwen2", "qwen3"] = "llama"
     vocab_size: int = 128_256
-    width: int = 2048
-    layers: int = 16
-    heads: int = 32
-    kv_heads: int = 8
+    hidden_size: int = 2048
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
     head_dim: int = 64
-    ffn: int = 8192
-    positions: int = 131_072
-    rope: dict[str, int | float | str] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 5e5})
-    """`rope_parameters` of transformers."""
-    norm_eps: float = 1e-5
-    tied: bool = True
+    intermediate_size: int = 8192
+    max_position_embeddings: int = 131_072
+    rope_parameters: dict[str, int | float | str] = field(
+        default_factory=lambda: {"rope_type": "default", "rope_theta": 5e5}
+    )
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
     """Whether the output projection is the input embedding."""
     source: str | None = None
     """Folder or Hub id of its weights; None keeps them in the model's own file."""
 
     def __post_init__(self) -> None:
-        limits = (("vocab_size", 1_000_000), ("width", 16_384), ("layers", 256), ("heads", 256), ("kv_heads", 256))
-        for name, high in (*limits, ("head_dim", 1024), ("ffn", 131_072), ("positions", 2_000_000)):
+        limits = (
+            *(("vocab_size", 1_000_000), ("hidden_size", 16_384), ("num_hidden_layers", 256), ("head_dim", 1024)),
+            *(("num_attention_heads", 256), ("num_key_value_heads", 256), ("intermediate_size", 131_072)),
+            ("max_position_embeddings", 2_000_000),
+        )
+        for name, high in limits:
             check_within(f"language_model.{name}", getattr(self, name), 1, high)
-        check_within("language_model.norm_eps", self.norm_eps, 1e-12, 1e-2)
-        if self.heads % self.kv_heads:
-            raise ConfigError(f"language_model.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        check_within("language_model.rms_norm_eps", self.rms_norm_eps, 1e-12, 1e-2)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"language_model.num_attention_heads {self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +152,9 @@ class LoraConfig:
     """Adapters on queries and values of the language model."""
 
     strategy: Strategy = "MS"
-    """One for all scales (MS), one per scale (SS), or both (MSS)."""
     bottleneck: int = 64
     scale: float = 0.125
-    """Factor of an adapter's output; alpha over the published code's `rank`, which is a divisor of the width."""
+    """Factor of an adapter's output; alpha over the published code's `rank`, which is a divisor of the hidden size."""
 
     def __post_init__(self) -> None:
         check_within("lora.bottleneck", self.bottleneck, 1, 16_384)
@@ -139,26 +163,40 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """How the model decodes unless the call says otherwise; always the same text for the same input."""
+    """How the model decodes unless the call says otherwise; always the same text for the same input.
 
-    beams: int = 1
-    """Width of the beam search (15 in the paper); 1 takes the likeliest token each time."""
-    max_new_tokens: int = 256
-    """Most tokens for one item (32 in the paper, which cuts long utterances)."""
-    tokens_per_second: float = 12.0
-    """Most tokens for each second of an item, on top of 16: what a model that repeats itself may cost."""
+    A field that is None has the value of the model's `compat`: see `MtskConfig.decoding`.
+    """
+
+    beams: int | None = None
+    """Width of the beam search; 1 is greedy. None: 1, released 15."""
+    max_new_tokens: int | None = None
+    """Most tokens for one item. None: 256, released 32, which cuts long utterances."""
+    tokens_per_second: float | None = None
+    """Most tokens for each second of an item, on top of 16: the most that a model that repeats itself may cost. None:
+    12, released no such limit."""
     confidence_threshold: float = 0.9
     """Coarse-to-fine keeps a text whose tokens are this likely on (geometric) average."""
 
     def __post_init__(self) -> None:
-        check_within("decode.beams", self.beams, 1, 64)
-        check_within("decode.max_new_tokens", self.max_new_tokens, 1, 4096)
-        check_within("decode.tokens_per_second", self.tokens_per_second, 0.1, 100.0)
+        for name, low, high in (("beams", 1, 64), ("max_new_tokens", 1, 4096), ("tokens_per_second", 0.1, 100.0)):
+            if (value := getattr(self, name)) is not None:
+                check_within(f"decode.{name}", value, low, high)
         check_within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """A `DecodeConfig` without open fields; `tokens_per_second` may be infinite."""
+
+    beams: int
+    max_new_tokens: int
+    tokens_per_second: float
+    confidence_threshold: float
+
+
 @dataclass(frozen=True, kw_only=True)
-class MTSKConfig:
+class MtskConfig:
     """A whole model."""
 
     eos_id: int
@@ -169,13 +207,13 @@ class MTSKConfig:
     audio: AudioConfig | None = field(default_factory=AudioConfig)
     """None for a model that only reads lips."""
     video: VideoConfig | None = field(default_factory=VideoConfig)
-    """None for a model that only listens."""
+    """None for a model of audio alone."""
     audio_rates: tuple[int, ...] = (4, 16)
     video_rates: tuple[int, ...] = (2, 5)
     tasks: tuple[Task, ...] = ("avsr",)
     """What the model is trained for; a model of several tasks has scales without audio or without video."""
     compression: Compression = "average"
-    projector_width: int = 2048
+    projector_hidden_size: int = 2048
     projector_norm: bool = True
     lora: LoraConfig = field(default_factory=LoraConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -193,13 +231,13 @@ class MTSKConfig:
                 raise ConfigError(f"tasks {list(self.tasks)} need {'an' if needed else 'no'} encoder and rates: {name}")
             if list(rates) != sorted(set(rates)) or any(not 1 <= rate <= 100 for rate in rates):
                 raise ConfigError(f"{name}_rates must be ascending and within 1 to 100, not {list(rates)}")
-        check_within("projector_width", self.projector_width, 1, 65_536)
+        check_within("projector_hidden_size", self.projector_hidden_size, 1, 65_536)
         for name, token in (("eos_id", self.eos_id), ("bos_id", self.bos_id)):
             if token is not None:
                 check_within(name, token, 0, self.language_model.vocab_size - 1)
         unknown = [str(line.rates) for line in self.table if line.rates not in self.scales]
         if unknown:
-            raise ConfigError(f"table has rates that the model has not: {', '.join(unknown)}")
+            raise ConfigError(f"table has rates that the model does not have: {', '.join(unknown)}")
 
     @property
     def scales(self) -> tuple[Rates, ...]:
@@ -210,3 +248,56 @@ class MTSKConfig:
     def released(self) -> bool:
         """Whether the model computes what the authors' code computes."""
         return self.compat == "released"
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the model decodes, with every field of `decode` that is open filled in."""
+        own = self.decode
+        beams, most, per_second = (15, 32, math.inf) if self.released else (1, 256, 12.0)
+        return Decoding(
+            beams=beams if own.beams is None else own.beams,
+            max_new_tokens=most if own.max_new_tokens is None else own.max_new_tokens,
+            tokens_per_second=per_second if own.tokens_per_second is None else own.tokens_per_second,
+            confidence_threshold=own.confidence_threshold,
+        )
+
+
+_TRANSFORMER = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+_VERSION_1: dict[str, dict[str, str]] = {
+    "audio": _TRANSFORMER | {"bins": "num_mel_bins"},
+    "video": _TRANSFORMER,
+    "language_model": _TRANSFORMER
+    | {
+        "family": "model_type",
+        "kv_heads": "num_key_value_heads",
+        "positions": "max_position_embeddings",
+        "rope": "rope_parameters",
+        "norm_eps": "rms_norm_eps",
+        "tied": "tie_word_embeddings",
+    },
+}
+
+
+def upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
+    """The plain data of a configuration of format 1 under today's names; unknown names stay, so that they raise."""
+    if version > 1:
+        return fields
+    out = {{"projector_width": "projector_hidden_size"}.get(name, name): value for name, value in fields.items()}
+    for part, names in _VERSION_1.items():
+        if isinstance(out.get(part), dict):
+            out[part] = {names.get(name, name): value for name, value in out[part].items()}
+    return out
+
+
+def _check_transformer(part: str, sizes: AudioConfig | VideoConfig) -> None:
+    limits = {"hidden_size": 4096, "num_hidden_layers": 64, "num_attention_heads": 64, "intermediate_size": 16_384}
+    for name, high in limits.items():
+        check_within(f"{part}.{name}", getattr(sizes, name), 1, high)
+
+
+__getattr__ = deprecated(__name__, {"MTSKConfig": "MtskConfig"})

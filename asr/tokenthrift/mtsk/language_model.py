@@ -1,26 +1,38 @@
 """The frozen language model: any Llama or Qwen of transformers, described by plain sizes.
 
 Source: Llama-MTSK (arXiv 2503.06362), section 4.1 (Llama 3.1 and 3.2); Qwen as in the authors' later code. The classes
-are those of transformers, used as a library; a model folder never names a class, only a family and sizes, so what those
-cannot say is refused here.
+are those of transformers, used as a library; a model folder never names a class, only a model type and sizes, so a
+model that these do not describe is refused here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from tokenthrift.mtsk.config import LanguageModelConfig
+from tokenthrift.sources import SourceError, fetch, is_folder
 
-__all__ = ["build", "describe", "exact_positions", "load"]
+__all__ = ["build", "describe", "exact_positions", "read_sizes", "read_weights"]
 
-# Parts of the names of configuration fields that do not change what a language model says of a text.
-_MEANINGLESS = (
+_INDEX = "model.safetensors.index.json"
+# Fields that a configuration of transformers and ours have under one name.
+_SAME = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+)
+# Parts of the names of configuration fields that do not change the outputs of a language model.
+_IGNORED = (
     *("architectures", "cache", "chunk", "dropout", "dtype", "initializer", "label", "name", "output", "pretraining"),
     *(
         "problem",
@@ -36,33 +48,47 @@ _MEANINGLESS = (
 
 
 def build(sizes: LanguageModelConfig) -> PreTrainedModel:
-    """A language model with random weights, frozen and in evaluation mode."""
+    """A language model, frozen and in evaluation mode; its weights are random, or unset where they have a source."""
     config = _config(sizes)
-    lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    return _frozen(cast(PreTrainedModel, lm))
+    with nullcontext() if sizes.source is None else no_init_weights():
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    # Llama's own generation settings sample; decoding here never does.
+    lm.generation_config = GenerationConfig()
+    return cast(PreTrainedModel, lm.requires_grad_(False).eval())
 
 
-def load(source: str | Path, sizes: LanguageModelConfig | None = None, **options: Any) -> PreTrainedModel:
-    """A language model with its published weights, frozen and in evaluation mode.
+def read_sizes(source: str | Path, **options: Any) -> LanguageModelConfig:
+    """The sizes of a transformers checkpoint; see `describe`.
 
     Args:
-        source: folder or Hub id of a transformers checkpoint; only safetensors are read.
-        sizes: what it must be, where a model folder says so.
-        options: of transformers' loader (`cache_dir`, `token`, `local_files_only`, `dtype`).
+        source: folder or Hub id.
+        options: of the Hub's client: `cache_dir`, `token`, `local_files_only`.
+    """
+    return describe(AutoConfig.from_pretrained(source, trust_remote_code=False, **options))
+
+
+def read_weights(source: str | Path, sizes: LanguageModelConfig, **options: Any) -> dict[str, Tensor]:
+    """The tensors of a transformers checkpoint, whole or in shards; only safetensors are read.
+
+    Args:
+        source: folder or Hub id.
+        sizes: what it must be.
+        options: as in `read_sizes`.
 
     Raises:
-        ValueError: a family that is not supported, or other sizes than those asked for.
+        SourceError: the source leads nowhere.
+        ValueError: a model type that is not supported, or other sizes.
     """
-    lm = AutoModelForCausalLM.from_pretrained(
-        source,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **{"attn_implementation": "sdpa", "dtype": torch.float32, **options},
-    )
-    found = describe(lm.config)
-    if sizes is not None and _config(found).to_dict() != _config(sizes).to_dict():
-        raise ValueError(f"{source} is not the language model of the configuration: {found} instead of {sizes}")
-    return _frozen(cast(PreTrainedModel, lm))
+    found, expected = read_sizes(source, **options), replace(sizes, source=None)
+    if found != expected:
+        raise ValueError(f"{source} is not the language model of the configuration: {found} instead of {expected}")
+    state: dict[str, Tensor] = {}
+    for path in _weight_files(source, options):
+        state |= load_file(path)
+    state = {name: value for name, value in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    if sizes.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    return state
 
 
 @contextmanager
@@ -83,27 +109,19 @@ def describe(config: PretrainedConfig) -> LanguageModelConfig:
     """The sizes of a transformers configuration.
 
     Raises:
-        ValueError: something in it cannot be said by sizes, so that a saved model would come back as another.
+        ValueError: something in it is not one of our sizes, so that a saved model would come back as another.
     """
     found = config.to_dict()
     if found.get("model_type") not in ("llama", "qwen2", "qwen3"):
         raise ValueError(f"model_type {found.get('model_type')!r} is not one of llama, qwen2, qwen3")
     sizes = LanguageModelConfig(
-        family=found["model_type"],
-        vocab_size=found["vocab_size"],
-        width=found["hidden_size"],
-        layers=found["num_hidden_layers"],
-        heads=found["num_attention_heads"],
-        kv_heads=found["num_key_value_heads"],
+        model_type=found["model_type"],
+        rope_parameters={name: value for name, value in found["rope_parameters"].items() if value is not None},
         head_dim=found.get("head_dim") or found["hidden_size"] // found["num_attention_heads"],
-        ffn=found["intermediate_size"],
-        positions=found["max_position_embeddings"],
-        rope={name: value for name, value in found["rope_parameters"].items() if value is not None},
-        norm_eps=found["rms_norm_eps"],
-        tied=found["tie_word_embeddings"],
+        **{name: found[name] for name in _SAME},
     )
     expected = _config(sizes).to_dict()
-    names = [name for name in expected if not any(word in name for word in _MEANINGLESS)]
+    names = [name for name in expected if not any(word in name for word in _IGNORED)]
     if found.get("use_sliding_window") is False:
         names.remove("sliding_window")
     if wrong := [f"{n} {found.get(n)} instead of {expected[n]}" for n in names if found.get(n) != expected[n]]:
@@ -112,28 +130,27 @@ def describe(config: PretrainedConfig) -> LanguageModelConfig:
 
 
 def _config(sizes: LanguageModelConfig) -> PretrainedConfig:
-    # Every Qwen 2 has heads of width / heads; the field does not exist there.
-    head_dim = {} if sizes.family == "qwen2" else {"head_dim": sizes.head_dim}
+    # Every Qwen 2 has heads of hidden_size / num_attention_heads; the field does not exist there.
+    head_dim = {} if sizes.model_type == "qwen2" else {"head_dim": sizes.head_dim}
     return AutoConfig.for_model(
-        sizes.family,
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        intermediate_size=sizes.ffn,
-        max_position_embeddings=sizes.positions,
-        rope_parameters=dict(sizes.rope),
-        rms_norm_eps=sizes.norm_eps,
-        tie_word_embeddings=sizes.tied,
+        sizes.model_type,
+        rope_parameters=dict(sizes.rope_parameters),
         # With a padding token transformers would zero a row of the embedding.
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+        **{name: getattr(sizes, name) for name in _SAME},
         **head_dim,
     )
 
 
-def _frozen(lm: PreTrainedModel) -> PreTrainedModel:
-    lm.config.pad_token_id = None
-    # Llama's own generation settings sample; decoding here never does unless it is asked to.
-    lm.generation_config = GenerationConfig()
-    return cast(PreTrainedModel, lm.requires_grad_(False).eval())
+def _weight_files(source: str | Path, options: dict[str, Any]) -> list[Path]:
+    try:
+        return [fetch(source, ("model.safetensors",), **options) / "model.safetensors"]
+    except SourceError as missing:
+        try:
+            folder = fetch(source, (_INDEX,), **options)
+        except SourceError:
+            raise missing from None
+    names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    revision = None if is_folder(source) else folder.name
+    folder = fetch(source, names, revision=revision, **options)
+    return [folder / name for name in names]

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-__all__ = ["Lora", "Strategy", "attentions"]
+from tokenthrift.mtsk.config import Strategy
 
-Strategy: TypeAlias = Literal["MS", "SS", "MSS"]
+__all__ = ["Lora", "attentions"]
 
 
 class _Adapter(nn.Module):

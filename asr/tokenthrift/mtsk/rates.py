@@ -1,4 +1,4 @@
-"""Rates, what they cost in tokens, and the choice of rates that fits a budget.
+"""Rates, how many tokens they make, and the choice of rates that fits a budget.
 
 Source: Llama-MTSK (arXiv 2503.06362), section 3: a rate is the number of encoder states that make one token, and one
 model serves every pair of an audio and a video rate. The paper fixes the pair by hand; the choice is ours. Among the
@@ -6,7 +6,7 @@ pairs whose tokens fit the budget it takes the one with the fewest word errors o
 brings along as a table; of two that are equal the quicker, then the one with fewer tokens; where nothing was measured,
 the one with the most.
 
-Plain Python: the price of an input is known without torch, weights or device.
+Plain Python: the tokens of an input are known without torch, weights or device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 
 from tokenthrift.budget import BudgetError, BudgetSupport, TokenBudget, TokenUsage
 
-__all__ = ["SUPPORT", "Measured", "Price", "Rates", "choose", "compressed_length", "error_of", "price"]
+__all__ = ["SUPPORT", "Measured", "RatePlan", "Rates", "choose", "count_tokens", "error_of"]
 
 SUPPORT = BudgetSupport(fields=frozenset({"max_tokens", "retention", "tokens_per_second"}))
+CLEAN_DB = 40.0
+"""Signal-to-noise ratio that counts as clean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,14 @@ class Rates:
     def __str__(self) -> str:
         return f"({self.audio}, {self.video})"
 
+    def fits(self, *, audio: bool, video: bool) -> bool:
+        """Whether an item with these streams has those that the pair takes."""
+        return (audio or not self.audio) and (video or not self.video)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One line of a model's table: what a pair of rates is worth on development data."""
+    """One line of a model's table: the errors of a pair of rates on development data."""
 
     audio: int
     video: int
@@ -56,57 +62,51 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """What an item will cost: its rates, and tokens before, allowed and after."""
+class RatePlan:
+    """The rates chosen for an item, and its tokens before, allowed and after."""
 
     rates: Rates
     usage: TokenUsage
 
 
-def compressed_length(states: int, rate: int, *, whole_windows: bool = False) -> int:
-    """Tokens that so many encoder states become at a rate."""
-    return states // rate if whole_windows else -(-states // rate)
-
-
-def price(rates: Rates, audio: int, video: int, *, whole_windows: bool = False) -> int:
+def count_tokens(rates: Rates, audio: int, video: int, *, whole_windows: bool = False) -> int:
     """Tokens of an item at a pair of rates, markers and prompt left out.
 
     Args:
         rates: the pair.
         audio: encoder states of its audio.
         video: frames of its video.
-        whole_windows: count as published, see `compression`.
+        whole_windows: leave out the states that fill no window, as published.
     """
     parts = ((audio, rates.audio), (video, rates.video))
-    return sum(compressed_length(states, rate, whole_windows=whole_windows) for states, rate in parts if rate)
+    return sum(states // rate if whole_windows else -(-states // rate) for states, rate in parts if rate)
 
 
 def error_of(table: Iterable[Measured], rates: Rates, snr: float | None) -> Measured | None:
-    """The line of a pair in the condition nearest to the one asked for; clean is taken for very little noise.
+    """The line of a pair in the condition nearest to a given one.
 
     Args:
         table: the model's measurements.
         rates: the pair.
         snr: of the item in dB; None for clean.
     """
-    clean = 40.0
-    wanted = clean if snr is None else min(snr, clean)
+    level = CLEAN_DB if snr is None else min(snr, CLEAN_DB)
     lines = [line for line in table if line.rates == rates]
-    return min(lines, key=lambda line: abs((clean if line.snr is None else line.snr) - wanted), default=None)
+    return min(lines, key=lambda line: abs((CLEAN_DB if line.snr is None else line.snr) - level), default=None)
 
 
 def choose(
-    prices: Mapping[Rates, int],
+    tokens: Mapping[Rates, int],
     table: Sequence[Measured],
     native: int,
     seconds: float,
     budget: TokenBudget,
     snr: float | None = None,
-) -> Price:
+) -> RatePlan:
     """The best pair of rates that an item can afford.
 
     Args:
-        prices: tokens of every pair that the model was trained for and the item has the streams of; at least one.
+        tokens: of the item at every pair that the model was trained for and the item has the streams of; one or more.
         table: development-set word errors by pair and noise.
         native: encoder states of the item.
         seconds: its duration.
@@ -114,23 +114,23 @@ def choose(
         snr: noise of its audio in dB; None takes it for clean.
 
     Raises:
-        BudgetError: no pair fits; the nearest legal value is the price of the cheapest.
+        BudgetError: no pair fits; the nearest legal value is the count of the nearest pair.
     """
     SUPPORT.check(budget)
-    # The floor is held against what rates can give, so that the nearest legal value is one of theirs.
+    # The floor is compared with what rates can give, so that the nearest legal value is one of theirs.
     cap = replace(budget, min_tokens=0).cap(native, seconds)
-    fitting = [rates for rates, tokens in prices.items() if min(budget.min_tokens, native) <= tokens <= cap]
+    fitting = [rates for rates, count in tokens.items() if min(budget.min_tokens, native) <= count <= cap]
     if not fitting:
-        offered = ", ".join(f"{tokens} at {rates}" for rates, tokens in sorted(prices.items(), key=lambda p: p[1]))
-        nearest = min(prices.values(), key=lambda tokens: (abs(tokens - cap), tokens))
-        raise BudgetError(f"{budget.to_dict()} gives {cap} of {native} tokens", offered, f"max_tokens={nearest}")
+        possible = ", ".join(f"{count} at {rates}" for rates, count in sorted(tokens.items(), key=lambda p: p[1]))
+        nearest = min(tokens.values(), key=lambda count: (abs(count - cap), count))
+        raise BudgetError(f"{budget.to_dict()} gives {cap} of {native} tokens", possible, f"max_tokens={nearest}")
 
     def rank(rates: Rates) -> tuple[float, float, int]:
         line = error_of(table, rates, snr)
         if line is None:
             # Pairs that were measured come first; without any measurement the most detail is the best guess.
-            return (float("inf"), 0.0, -prices[rates])
-        return (line.wer, line.milliseconds or 0.0, prices[rates])
+            return (float("inf"), 0.0, -tokens[rates])
+        return (line.wer, line.milliseconds or 0.0, tokens[rates])
 
     best = min(fitting, key=rank)
-    return Price(best, TokenUsage(native=native, cap=cap, used=prices[best]))
+    return RatePlan(best, TokenUsage(native=native, cap=cap, used=tokens[best]))

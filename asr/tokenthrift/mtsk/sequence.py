@@ -4,24 +4,25 @@ Source: Llama-MTSK (arXiv 2503.06362), section 3; layout and prompts as in the a
 
     [BOS] <audio> A .. </audio> <video> V .. </video> Transcribe speech and video to text. text .. [EOS]
 
-A task without a modality has no block for it. The transcript is tokenised on its own, so no space joins it to the
+A task without a modality has no block for it. The transcript is tokenized on its own, so no space joins it to the
 prompt. The loss sees the text and EOS.
 
 Differs from the published code: the embeddings of the four markers are trained (there they are new rows of a frozen
-table, random for ever), and rows of a batch have the length that is theirs.
+table, random forever), and rows of a batch have the length that is theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["IGNORED", "MARKERS", "PROMPTS", "Encoded", "Rows", "label_rows", "pad_rows"]
+from tokenthrift.padding import pad_rows
+
+__all__ = ["IGNORED", "MARKERS", "PROMPTS", "Encoded", "Rows", "label_rows"]
 
 MARKERS: Final = ("<audio>", "</audio>", "<video>", "</video>")
 PROMPTS: Final = {
@@ -82,16 +83,6 @@ class Rows:
     labels: Tensor
 
 
-def pad_rows(rows: Sequence[Tensor], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-    """Sequences (L_i, H) as one batch (B, L, H) and its mask (B, L)."""
-    padded = pad_sequence(list(rows), batch_first=True, padding_side=side)
-    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
-    places = torch.arange(padded.shape[1], device=padded.device)
-    if side == "left":
-        places = padded.shape[1] - 1 - places
-    return padded, places < lengths[:, None]
-
-
 def label_rows(prefixes: Sequence[int], texts: Sequence[Tensor], bos: int | None) -> Tensor:
     """(B, L) labels of right-padded sequences.
 
@@ -106,4 +97,4 @@ def label_rows(prefixes: Sequence[int], texts: Sequence[Tensor], bos: int | None
         if bos is not None:
             row[0] = bos
         rows.append(row)
-    return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    return pad_rows(rows, value=IGNORED)[0]

@@ -1,4 +1,4 @@
-"""The lips of a talking face: ordinary video to grey crops of 96 x 96 at 25 frames a second.
+"""The lips of a talking face: ordinary video to gray crops of 96 x 96 at 25 frames a second.
 
 Source: the preparation of LRS3 in Llama-MTSK and AV-HuBERT: landmarks of each frame, gaps interpolated, smoothed over
 12 frames, a 96-pixel crop about the mouth. What differs: the published tools need RetinaFace and FAN, two networks
@@ -8,7 +8,7 @@ frontal face, so a head turned far to the side is not followed.
 What is given for what: other frame rates are resampled by showing at k / 25 s what is on screen then; a square video
 of 88 to 96 pixels is a mouth crop already and is taken as it is; a face that is missed for a while is interpolated
 between where it was and where it comes back; a face that stays away for more than half a second gives frames of the
-mean grey, which the encoder reads as zeros, until it is back; a video in which no face is ever found raises
+mean gray, which the encoder reads as zeros, until it is back; a video in which no face is ever found raises
 `FaceError`. With several faces the largest is followed.
 """
 
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from tokenthrift import extras
 from tokenthrift.media.video import probe, stream_frames
-from tokenthrift.mtsk.avhubert import FRAME_RATE
+from tokenthrift.mtsk.planning import FRAMES_PER_SECOND
 
 __all__ = ["CROP", "FaceError", "Lips", "mouth_path", "read_lips"]
 
 CROP: Final = 96
-MEAN_GREY: Final = 107  # 0.421 of 255: zero to the encoder
-_LOST_FRAMES: Final = FRAME_RATE // 2
+MEAN_GRAY: Final = 107  # 0.421 of 255: zero to the encoder
+_LOST_FRAMES: Final = FRAMES_PER_SECOND // 2
 _SMOOTH_FRAMES: Final = 12
 _DETECT_HEIGHT: Final = 360  # pictures are shrunk to this before the search; a smaller face is not found either way
 # Of the cascade's box, whose side is the width of the face: the mouth's height in it, and the side of the crop.
@@ -53,7 +53,7 @@ class Lips(NamedTuple):
     """Mouth crops.
 
     Attributes:
-        pixels: (T, 96, 96) uint8 grey at 25 frames a second; (T, side, side) where the video was a crop already.
+        pixels: (T, 96, 96) uint8 gray at 25 frames a second; (T, side, side) where the video was a crop already.
         seen: (T,) bool, where the face was found.
     """
 
@@ -74,20 +74,20 @@ def read_lips(path: str | Path) -> Lips:
     """
     info = probe(path)
     if info.width == info.height and 88 <= info.width <= CROP:
-        pixels = torch.cat([_grey(chunk.pixels) for chunk in stream_frames(path, fps=FRAME_RATE)])
+        pixels = torch.cat([_gray(chunk.pixels) for chunk in stream_frames(path, fps=FRAMES_PER_SECOND)])
         return Lips(pixels, torch.ones(len(pixels), dtype=torch.bool))
     boxes: list[tuple[float, float, float] | None] = []
     finder = _FaceFinder()
-    for chunk in stream_frames(path, fps=FRAME_RATE):
-        boxes += [finder.find(picture) for picture in _grey(chunk.pixels).numpy()]
+    for chunk in stream_frames(path, fps=FRAMES_PER_SECOND):
+        boxes += [finder.find(picture) for picture in _gray(chunk.pixels).numpy()]
     if not any(boxes):
         raise FaceError(path, len(boxes))
     squares, there = mouth_path(boxes)
     crops: list[Tensor] = []
-    for chunk in stream_frames(path, fps=FRAME_RATE):
-        for picture in _grey(chunk.pixels).numpy():
+    for chunk in stream_frames(path, fps=FRAMES_PER_SECOND):
+        for picture in _gray(chunk.pixels).numpy():
             place = len(crops)
-            lost = torch.full((CROP, CROP), MEAN_GREY, dtype=torch.uint8)
+            lost = torch.full((CROP, CROP), MEAN_GRAY, dtype=torch.uint8)
             crops.append(_cut(picture, squares[place]) if there[place] else lost)
     return Lips(torch.stack(crops), torch.tensor([box is not None for box in boxes]))
 
@@ -143,7 +143,7 @@ class _FaceFinder:
         return x / scale, y / scale, side / scale
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def _gray(pixels: Tensor) -> Tensor:
     """(T, 3, H, W) RGB to (T, H, W), with the weights of ITU-R BT.601."""
     red, green, blue = pixels.float().unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue).round().to(torch.uint8)

@@ -3,7 +3,7 @@
 Source: the training of Llama-MTSK (arXiv 2503.06362): babble at an SNR drawn from {-5, 0, 5, 10, 15, 20, clean},
 up to 0.4 s of every started second of audio and 10 of every started 25 frames masked, an 88-pixel crop anywhere in the
 96-pixel frame. What differs: 0 dB means 0 dB (the published code tests the target for truth, so that 0 draws a random
-level), the level counts where there is speech and not in the pauses, masked frames are mean grey, which the encoder
+level), the level counts where there is speech and not in the pauses, masked frames are mean gray, which the encoder
 reads as zeros (there they are black), and recorded noises and rooms are used beside babble.
 """
 
@@ -15,52 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift import extras
 from tokenthrift.media.audio import read_audio
-from tokenthrift.mtsk.lips import MEAN_GREY
+from tokenthrift.mtsk.audiovisual.lips import MEAN_GRAY
+from tokenthrift.mtsk.audiovisual.noise import mix
 
-__all__ = ["TRAINING_SNRS", "Augmentation", "active", "mask_audio", "mask_video", "mix", "snr_of"]
+__all__ = ["TRAINING_SNRS", "Augmentation", "mask_audio", "mask_video"]
 
 TRAINING_SNRS: Final[tuple[float | None, ...]] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0, None)
-_WINDOW: Final = 320  # 20 ms
-_QUIET: Final = 1e-4  # a window 40 dB below the loudest is no speech
-
-
-def active(speech: Tensor) -> Tensor:
-    """(n,) bool, where a recording (n,) is within 40 dB of its loudest 20 ms; all true where all is silence."""
-    padded = F.pad(speech, (0, -len(speech) % _WINDOW)).unflatten(0, (-1, _WINDOW))
-    power = padded.square().mean(1)
-    loud = power >= _QUIET * power.max()
-    where: Tensor = loud.repeat_interleave(_WINDOW)[: len(speech)]
-    return where
-
-
-def snr_of(speech: Tensor, noise: Tensor) -> float:
-    """Decibels by which speech (n,) is above noise (n,), over the samples where there is speech."""
-    where = active(speech)
-    ratio = speech[where].double().square().mean() / noise[where].double().square().mean()
-    return float(10 * ratio.log10())
-
-
-def mix(speech: Tensor, noise: Tensor, snr: float) -> Tensor:
-    """Speech with noise at a level.
-
-    Args:
-        speech: (n,) samples.
-        noise: (m,) samples with m from 1, repeated or cut to n.
-        snr: decibels by which the speech is louder, where there is speech.
-
-    Returns:
-        (n,) the sum; silence, as speech or as noise, leaves the speech as it is.
-    """
-    noise = noise.repeat(-(-len(speech) // len(noise)))[: len(speech)]
-    if not speech.any() or not noise[active(speech)].any():
-        return speech
-    gain = 10 ** ((snr_of(speech, noise) - snr) / 20)
-    return speech + gain * noise
 
 
 def mask_audio(samples: Tensor, rng: random.Random, *, longest: int = 6400, every: int = 16_000) -> Tensor:
@@ -69,8 +33,8 @@ def mask_audio(samples: Tensor, rng: random.Random, *, longest: int = 6400, ever
 
 
 def mask_video(frames: Tensor, rng: random.Random, *, longest: int = 10, every: int = 25) -> Tensor:
-    """Frames (T, H, W) uint8 with one stretch of up to `longest` made mean grey for every started `every` frames."""
-    return _masked(frames, rng, longest, every, MEAN_GREY)
+    """Frames (T, H, W) uint8 with one stretch of up to `longest` made mean gray for every started `every` frames."""
+    return _masked(frames, rng, longest, every, MEAN_GRAY)
 
 
 def _masked(rows: Tensor, rng: random.Random, longest: int, every: int, value: float) -> Tensor:

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, STATE_SAMPLES, log_mel
+from tokenthrift.mtsk.planning import audio_states
+from tokenthrift.whisper import MAX_STATES, STATE_SAMPLES, log_mel
 
 __all__ = ["released_lengths", "released_mels"]
-
-LEAST_STATES = 25
 
 
 def released_mels(audio: Sequence[Tensor], bins: int) -> list[Tensor]:
@@ -29,5 +28,4 @@ def released_mels(audio: Sequence[Tensor], bins: int) -> list[Tensor]:
 
 def released_lengths(samples: Sequence[int], device: torch.device) -> Tensor:
     """(B,) states of each item: as many as the longest has, whatever its own length."""
-    count = max(int(max(samples) / SAMPLE_RATE * 50), LEAST_STATES)
-    return torch.full((len(samples),), count, device=device)
+    return torch.full((len(samples),), audio_states(max(samples), released=True), device=device)

@@ -5,7 +5,7 @@ over frames, both streams side by side (the audio half zeros), and a pre-norm Tr
 public checkpoints, base and large, without fairseq.
 
 Differs from the published code: frames after the end of an item are never read (no mask was passed there, and a padded
-frame is mid-grey), so a row of a batch equals the row alone; the ResNet runs over real frames only, so that batch norm
+frame is mid-gray), so a row of a batch equals the row alone; the ResNet runs over real frames only, so that batch norm
 sees no padding when a small encoder is trained; there is no dropout.
 """
 
@@ -18,21 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.whisper import length_mask
+from tokenthrift.lazy import deprecated
+from tokenthrift.mtsk.config import VideoConfig
+from tokenthrift.padding import length_mask
 
-__all__ = ["AUDIO_FEATURES", "FRAME_RATE", "PRETRAINING_KEYS", "AVHubert", "avhubert_weights", "normalise"]
+__all__ = ["AUDIO_FEATURES", "PRETRAINING_KEYS", "AvHubert", "avhubert_config", "avhubert_weights", "normalize"]
 
-FRAME_RATE: Final = 25
 AUDIO_FEATURES: Final = 104  # 26 log filter banks of 4 neighbouring frames
 PRETRAINING_KEYS: Final = ("mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias")
 _KERNEL, _GROUPS = 128, 16
 
 
-def normalise(video: Tensor, crop: int = 88) -> Tensor:
+def normalize(video: Tensor, crop: int = 88) -> Tensor:
     """Mouth crops as the encoder reads them: the middle of each frame, with the mean and deviation of the training set.
 
     Args:
-        video: (T, H, W) grey; uint8, or floating point in [0, 1].
+        video: (T, H, W) gray; uint8, or floating point in [0, 1].
         crop: side of the square that is kept.
 
     Raises:
@@ -42,8 +43,8 @@ def normalise(video: Tensor, crop: int = 88) -> Tensor:
         raise ValueError(f"video must be (frames, H, W) with H and W from {crop}, got {tuple(video.shape)}")
     top, left = (video.shape[1] - crop) // 2, (video.shape[2] - crop) // 2
     middle = video[:, top : top + crop, left : left + crop]
-    grey = middle.float() / 255 if middle.dtype == torch.uint8 else middle
-    return (grey - 0.421) / 0.165
+    gray = middle.float() / 255 if middle.dtype == torch.uint8 else middle
+    return (gray - 0.421) / 0.165
 
 
 class _Block(nn.Module):
@@ -106,26 +107,26 @@ class _ResEncoder(nn.Module):
 
 
 class _VideoFeatures(nn.Module):
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
         self.resnet = _ResEncoder(channels)
-        self.proj = nn.Linear(channels[-1], width)
+        self.proj = nn.Linear(channels[-1], hidden_size)
 
 
 class _AudioFeatures(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(AUDIO_FEATURES, width)
+        self.proj = nn.Linear(AUDIO_FEATURES, hidden_size)
 
 
 class _PositionalConv(nn.Module):
     """A grouped convolution over time with normed weights, under the names that fairseq gave them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(1, 1, _KERNEL))
-        self.weight_v = nn.Parameter(torch.randn(width, width // _GROUPS, _KERNEL) * (4 / (_KERNEL * width)) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight_v = nn.Parameter(torch.randn(size, size // _GROUPS, _KERNEL) * (4 / (_KERNEL * size)) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(size))
         with torch.no_grad():
             self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
 
@@ -135,23 +136,25 @@ class _PositionalConv(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.num_heads = num_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (p(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for proj in projections)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return cast(Tensor, self.out_proj(y.transpose(1, 2).flatten(2)))
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, ffn: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int) -> None:
         super().__init__()
-        self.self_attn = _Attention(width, heads)
-        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
+        self.self_attn = _Attention(hidden_size, num_heads)
+        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
@@ -159,11 +162,11 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int, ffn: int) -> None:
+    def __init__(self, hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int) -> None:
         super().__init__()
-        self.pos_conv = nn.Sequential(_PositionalConv(width))
-        self.layers = nn.ModuleList(_Layer(width, heads, ffn) for _ in range(layers))
-        self.layer_norm = nn.LayerNorm(width)
+        self.pos_conv = nn.Sequential(_PositionalConv(hidden_size))
+        self.layers = nn.ModuleList(_Layer(hidden_size, num_heads, intermediate_size) for _ in range(num_layers))
+        self.layer_norm = nn.LayerNorm(hidden_size)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         x = x * valid[..., None]
@@ -174,38 +177,43 @@ class _Encoder(nn.Module):
         return cast(Tensor, self.layer_norm(x)) * valid[..., None]
 
 
-class AVHubert(nn.Module):
+class AvHubert(nn.Module):
     """The audio-visual encoder; Llama-MTSK gives it video alone.
 
     Args:
-        width: states, a multiple of 16 (768 base, 1024 large).
-        layers: of the Transformer (12, 24).
-        heads: of its attention (12, 16).
-        ffn: width of its feed-forward (3072, 4096).
+        hidden_size: width of a state, a multiple of 16 (768 base, 1024 large).
+        num_hidden_layers: of the Transformer (12, 24).
+        num_attention_heads: of its attention (12, 16).
+        intermediate_size: width of its feed-forward (3072, 4096).
         channels: of the four stages of the ResNet.
     """
 
     def __init__(
-        self, width: int, layers: int, heads: int, ffn: int, channels: Sequence[int] = (64, 128, 256, 512)
+        self,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        channels: Sequence[int] = (64, 128, 256, 512),
     ) -> None:
         super().__init__()
-        self.feature_extractor_video = _VideoFeatures(channels, width)
-        self.feature_extractor_audio = _AudioFeatures(width)
-        self.layer_norm = nn.LayerNorm(2 * width)
-        self.post_extract_proj = nn.Linear(2 * width, width)
-        self.encoder = _Encoder(width, layers, heads, ffn)
+        self.feature_extractor_video = _VideoFeatures(channels, hidden_size)
+        self.feature_extractor_audio = _AudioFeatures(hidden_size)
+        self.layer_norm = nn.LayerNorm(2 * hidden_size)
+        self.post_extract_proj = nn.Linear(2 * hidden_size, hidden_size)
+        self.encoder = _Encoder(hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)
 
     def forward(self, video: Tensor | None, lengths: Tensor | None = None, audio: Tensor | None = None) -> Tensor:
         """Encodes a padded batch.
 
         Args:
-            video: (B, T, H, W) as `normalise` makes it; what stands after the end of an item is not read. None gives
+            video: (B, T, H, W) as `normalize` makes it; what stands after the end of an item is not read. None gives
                 zeros for its half.
             lengths: (B,) frames of each item; all of T if not given.
             audio: (B, T, 104) filter banks, or None for zeros.
 
         Returns:
-            (B, T, width) states, zero after the end of each item.
+            (B, T, hidden_size) states, zero after the end of each item.
         """
         given = video if video is not None else audio
         if given is None:
@@ -214,15 +222,15 @@ class AVHubert(nn.Module):
         if lengths is None:
             lengths = torch.full((rows,), size, device=given.device)
         valid = length_mask(lengths, size)
-        width = self.post_extract_proj.out_features
-        seen = heard = given.new_zeros(rows, size, width)
+        hidden_size = self.post_extract_proj.out_features
+        visual = acoustic = given.new_zeros(rows, size, hidden_size)
         if video is not None:
             frames = self.feature_extractor_video.resnet(video.masked_fill(~valid[..., None, None], 0.0), valid)
             features = self.feature_extractor_video.proj(frames)
-            seen = seen.to(features.dtype).masked_scatter(valid[..., None], features)
+            visual = visual.to(features.dtype).masked_scatter(valid[..., None], features)
         if audio is not None:
-            heard = self.feature_extractor_audio.proj(audio)
-        features = self.layer_norm(torch.cat([heard.to(seen.dtype), seen], 2))
+            acoustic = self.feature_extractor_audio.proj(audio)
+        features = self.layer_norm(torch.cat([acoustic.to(visual.dtype), visual], 2))
         return cast(Tensor, self.encoder(self.post_extract_proj(features), valid))
 
 
@@ -232,3 +240,20 @@ def avhubert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith(prefix) for key in state):
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return {key: value for key, value in state.items() if key not in PRETRAINING_KEYS}
+
+
+def avhubert_config(weights: Mapping[str, Tensor]) -> VideoConfig:
+    """The sizes of an AV-HuBERT under our names; heads are 64 wide, as in all published ones."""
+    hidden_size = len(weights["post_extract_proj.weight"])
+    stages = [f"feature_extractor_video.resnet.trunk.layer{i}.0.conv1.weight" for i in (1, 2, 3, 4)]
+    layers = {key.split(".")[2] for key in weights if key.startswith("encoder.layers.")}
+    return VideoConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, hidden_size // 64),
+        intermediate_size=len(weights["encoder.layers.0.fc1.weight"]),
+        channels=tuple(len(weights[key]) for key in stages),  # type: ignore[arg-type]
+    )
+
+
+__getattr__ = deprecated(__name__, {"AVHubert": "AvHubert", "normalise": "normalize"})
