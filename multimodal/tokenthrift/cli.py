@@ -37,7 +37,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 SYSTEMS: Final = {
     "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
     "dllm_asr_autoregressive": "tokenthrift.dllm_asr.autoregressive:AutoregressiveDecoder",
-    "mtsk": "tokenthrift.mtsk:LlamaMTSK",
+    "mtsk": "tokenthrift.mtsk:LlamaMtsk",
     "karl": "tokenthrift.karl:Karl",
     "vqtoken": "tokenthrift.vqtoken:VQToken",
     "vqtoken_answerer": "tokenthrift.vqtoken:VideoAnswerer",
@@ -61,7 +61,7 @@ FILE_TOKENIZERS: Final[dict[str, str]] = {
 # What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
 EVALUATORS: Final[dict[str, str]] = {
     "karl": "tokenthrift.karl.evaluation.evaluate:main",
-    "mtsk": "tokenthrift.mtsk.evaluate:main",
+    "mtsk": "tokenthrift.mtsk.evaluation.evaluate:main",
     "vqtoken": "tokenthrift.vqtoken.evaluation.evaluate:main",
 }
 

@@ -20,7 +20,7 @@ from talk import write_video
 
 from tokenthrift.media.audio import AudioError, read_audio
 from tokenthrift.media.video import VideoError
-from tokenthrift.mtsk.lips import FaceError, read_lips
+from tokenthrift.mtsk.audiovisual.lips import FaceError, read_lips
 
 
 def crop(row: dict[str, Any], home: Path, out: Path, name: str) -> dict[str, Any]:

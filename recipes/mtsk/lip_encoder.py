@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from visemes import SHAPES, frame_visemes
 
-from tokenthrift.mtsk.augmentation import mask_video
-from tokenthrift.mtsk.avhubert import AVHubert, normalise
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
+from tokenthrift.mtsk.training.augmentation import mask_video
 
 WIDTH, LAYERS, FFN, CHANNELS = 128, 2, 512, (8, 16, 32, 64)
 
@@ -39,7 +39,7 @@ class Teacher(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = AVHubert(WIDTH, LAYERS, WIDTH // 64, FFN, CHANNELS)
+        self.encoder = AvHubert(WIDTH, LAYERS, WIDTH // 64, FFN, CHANNELS)
         self.encoder.feature_extractor_audio.requires_grad_(False)
         self.read = nn.Linear(WIDTH, len(SHAPES))
 
@@ -55,7 +55,7 @@ def rows_of(shard: Path) -> list[tuple[dict[str, Any], int]]:
 
 
 def batches(shards: list[Path], size: int, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless batches from the `first` on: normalised video, lengths, visemes (-100 in padding)."""
+    """Endless batches from the `first` on: normalized video, lengths, visemes (-100 in padding)."""
     number = 0
     while True:
         for shard in shards:
@@ -69,7 +69,7 @@ def batches(shards: list[Path], size: int, first: int) -> Iterator[tuple[Tensor,
                     seen = pictures({**row, "seed": rng.getrandbits(30)}, samples, 92)
                     top, left = rng.randrange(5), rng.randrange(5)
                     seen = mask_video(seen[:, top : top + 88, left : left + 88], rng, longest=5)
-                    videos.append(normalise(seen))
+                    videos.append(normalize(seen))
                     lead = face_of(row["speaker"]).lead
                     targets.append(torch.from_numpy(frame_visemes(row["phonemes"], samples / RATE, lead)))
                 lengths = torch.tensor([len(video) for video in videos])

@@ -2,7 +2,7 @@
 
 Both encoders are frozen, so training reads their states. Every training utterance is heard in a room or not, with
 noise or babble at a level from -5 dB to clean, drawn by its number; its mouth is drawn, cropped and encoded. A shard
-of speech becomes a shard of states (`tokenthrift.mtsk.data.CachedStates`), fp16. Development clips are encoded from
+of speech becomes a shard of states (`CachedStates`), fp16. Development clips are encoded from
 their files, every second one with noise at 0 dB. What is there is skipped, so a stopped run goes on and new speech is
 added.
 """
@@ -26,10 +26,11 @@ from talk import pictures
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
-from tokenthrift.mtsk.augmentation import Augmentation, mix
-from tokenthrift.mtsk.avhubert import AVHubert, normalise
-from tokenthrift.mtsk.data import ManifestClips
-from tokenthrift.mtsk.module import visual_encoder
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, avhubert_config, normalize
+from tokenthrift.mtsk.audiovisual.noise import mix
+from tokenthrift.mtsk.external import AVHUBERT_FILE
+from tokenthrift.mtsk.training.augmentation import Augmentation
+from tokenthrift.mtsk.training.clips import ManifestClips
 from tokenthrift.sources import fetch
 from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
 
@@ -40,21 +41,28 @@ class Encoders:
     def __init__(self, whisper: str, avhubert: str) -> None:
         folder = fetch(whisper, ("config.json", "model.safetensors"))
         c = json.loads((folder / "config.json").read_text())
-        heads, ffn, bins = c["encoder_attention_heads"], c["encoder_ffn_dim"], c["num_mel_bins"]
-        self.bins = bins
-        self.whisper = WhisperEncoder(c["d_model"], c["encoder_layers"], heads, ffn, bins).eval()
+        names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
+        self.num_mel_bins = c["num_mel_bins"]
+        self.whisper = WhisperEncoder(*(c[name] for name in names)).eval()
         self.whisper.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
-        sizes, weights = visual_encoder(avhubert, True, 0)
-        self.lips = AVHubert(sizes.width, sizes.layers, sizes.heads, sizes.ffn, sizes.channels).eval()
-        self.lips.load_state_dict(weights)
+        weights = load_file(fetch(avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
+        sizes = avhubert_config(weights)
+        self.avhubert = AvHubert(
+            sizes.hidden_size,
+            sizes.num_hidden_layers,
+            sizes.num_attention_heads,
+            sizes.intermediate_size,
+            sizes.channels,
+        ).eval()
+        self.avhubert.load_state_dict(weights)
 
     @torch.inference_mode()
-    def hear(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
+    def audio_states(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
         """fp16 states of each recording."""
         out: list[Tensor] = [torch.empty(0)] * len(sounds)
         order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
         for rows in (order[i : i + size] for i in range(0, len(order), size)):
-            mels, lengths = pad_mels([log_mel(sounds[i], self.bins) for i in rows])
+            mels, lengths = pad_mels([log_mel(sounds[i], self.num_mel_bins) for i in rows])
             with torch.autocast("cpu", torch.bfloat16):
                 states = self.whisper(mels, lengths)
             for i, row, n in zip(rows, states, lengths.tolist(), strict=True):
@@ -62,10 +70,10 @@ class Encoders:
         return out
 
     @torch.inference_mode()
-    def see(self, frames: Tensor) -> Tensor:
+    def video_states(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16):
-            states: Tensor = self.lips(normalise(frames)[None])[0].half()
+            states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
         return states
 
 
@@ -87,8 +95,8 @@ def train_shard(encoders: Encoders, shard: Path, target: Path, augmentation: Aug
         sounds.append(augmentation.noisy(audio[a:b].float() / 32768, rng))
         frames = pictures(row, int(b - a), 92)
         top, left = rng.randrange(5), rng.randrange(5)
-        lips.append(encoders.see(frames[:, top : top + 88, left : left + 88]))
-    save(target, encoders.hear(sounds), lips, [row["text"] for row in rows])
+        lips.append(encoders.video_states(frames[:, top : top + 88, left : left + 88]))
+    save(target, encoders.audio_states(sounds), lips, [row["text"] for row in rows])
     return len(rows)
 
 
@@ -122,8 +130,8 @@ def main() -> None:
                 raise ValueError(f"a clip of {kind} lacks sound or pictures")
             noise = augmentation.noise(len(clip.audio), rng)
             sounds.append(mix(clip.audio, noise, 0.0) if i % 2 else clip.audio)
-            lips.append(encoders.see(clip.video))
-        save(target, encoders.hear(sounds), lips, data.texts)
+            lips.append(encoders.video_states(clip.video))
+        save(target, encoders.audio_states(sounds), lips, data.texts)
     for shard in sorted((arguments.speech / "train").glob("*.npz"))[: arguments.limit]:
         target = arguments.out / "train" / f"{shard.stem}.safetensors"
         if not target.exists():

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.asr.tiny_dllm import write_whisper
 from tests.asr.tiny_mtsk import CHARACTERS
-from tokenthrift.mtsk.avhubert import AVHubert
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 
 Pictures = NDArray[np.uint8]
 
@@ -86,7 +86,7 @@ def write_parts(folder: Path) -> dict[str, str]:
         )
         LlamaForCausalLM(config).save_pretrained(folder / "llama")
         tokenizer.save(str(folder / "llama" / "tokenizer.json"))
-        encoder = AVHubert(64, 1, 1, 96, (4, 4, 8, 8))
+        encoder = AvHubert(64, 1, 1, 96, (4, 4, 8, 8))
         (folder / "avhubert").mkdir()
         save_file(encoder.state_dict(), folder / "avhubert" / "avhubert.safetensors")
     names = {"whisper": "whisper", "avhubert": "avhubert", "language_model": "llama"}

@@ -15,11 +15,11 @@ from tokenthrift.mtsk.config import (
     DecodeConfig,
     LanguageModelConfig,
     LoraConfig,
-    MTSKConfig,
+    MtskConfig,
+    Strategy,
     VideoConfig,
 )
-from tokenthrift.mtsk.lora import Strategy
-from tokenthrift.mtsk.model import LlamaMTSK
+from tokenthrift.mtsk.model import LlamaMtsk
 
 # The order of the reference's character vocabulary: letters, then two unused places, space, full stop and capital T.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz~ .T#^"
@@ -43,26 +43,33 @@ def characters() -> Tokenizer:
     return cast(Tokenizer, tokenizer)
 
 
-def tiny_config(strategy: Strategy = "MS", **changes: Any) -> MTSKConfig:
+def tiny_config(strategy: Strategy = "MS", **changes: Any) -> MtskConfig:
     """Audio at rates 4 and 16, video at 2 and 5, everything small."""
     return replace(
-        MTSKConfig(
+        MtskConfig(
             bos_id=BOS,
             eos_id=EOS,
             language_model=LanguageModelConfig(
                 vocab_size=34,
-                width=64,
-                layers=2,
-                heads=8,
-                kv_heads=2,
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=8,
+                num_key_value_heads=2,
                 head_dim=8,
-                ffn=128,
-                positions=16_384,
-                rope=LLAMA3,
+                intermediate_size=128,
+                max_position_embeddings=16_384,
+                rope_parameters=LLAMA3,
             ),
-            audio=AudioConfig(width=32, layers=2, heads=4, ffn=64),
-            video=VideoConfig(width=32, layers=1, heads=2, ffn=64, channels=(4, 4, 8, 8), crop=32),
-            projector_width=32,
+            audio=AudioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
+            video=VideoConfig(
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=64,
+                channels=(4, 4, 8, 8),
+                crop=32,
+            ),
+            projector_hidden_size=32,
             lora=LoraConfig(strategy=strategy, bottleneck=2),
             decode=DecodeConfig(max_new_tokens=12),
         ),
@@ -70,11 +77,11 @@ def tiny_config(strategy: Strategy = "MS", **changes: Any) -> MTSKConfig:
     )
 
 
-def tiny_model(strategy: Strategy = "MS", **changes: Any) -> LlamaMTSK:
+def tiny_model(strategy: Strategy = "MS", **changes: Any) -> LlamaMtsk:
     """A random model whose adapters and markers do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaMTSK(tiny_config(strategy, **changes), characters())
+        model = LlamaMtsk(tiny_config(strategy, **changes), characters())
         for name, parameter in model.named_parameters():
             if ".down." in name or name == "markers":
                 torch.nn.init.normal_(parameter, std=0.3)

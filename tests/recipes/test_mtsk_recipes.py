@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from tests.asr.talking import SquareFinder, face, write_parts, write_states, write_video
 from tests.asr.tiny_dllm import write_whisper
 from tokenthrift.cli import main
-from tokenthrift.mtsk import LlamaMTSK, Rates, lips
-from tokenthrift.mtsk.avhubert import AVHubert
-from tokenthrift.mtsk.data import CachedStates, ManifestClips
+from tokenthrift.mtsk import LlamaMtsk, Rates
+from tokenthrift.mtsk.audiovisual import lips
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
+from tokenthrift.mtsk.training.clips import CachedStates, ManifestClips
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "mtsk"
 
@@ -246,7 +247,7 @@ def test_clips_shards_and_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lip_encoder = script("lip_encoder")
     run(monkeypatch, "lip_encoder", speech / "train", tmp_path / "lips", "--steps", 1, "--batch", 2)
     assert (tmp_path / "lips" / "training.ckpt").exists()
-    small = AVHubert(64, 1, 1, 64, (4, 4, 4, 4))
+    small = AvHubert(64, 1, 1, 64, (4, 4, 4, 4))
     save_file(small.state_dict(), tmp_path / "lips" / "avhubert.safetensors")
     assert lip_encoder.rows_of(speech / "train" / "0001.npz")[0][0]["text"]
     whisper = write_whisper(tmp_path / "whisper")
@@ -284,17 +285,22 @@ def test_the_small_language_model_knows_the_prompts(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["tiny", "lrs3_avsr_ms", "lrs3_avsr_ss", "lrs3_avsr_mss"])
 def test_recipes_comment_every_key_of_theirs(name: str) -> None:
+    import dataclasses
     import inspect
 
     from tokenthrift.mtsk import MtskDataModule, MtskModule
+    from tokenthrift.mtsk.training.assembly import AssemblyConfig
+    from tokenthrift.training.optim import OptimConfig
 
     text = (RECIPE / f"{name}.yaml").read_text()
     recipe = yaml.safe_load(text)
     for part, kind in (("model", MtskModule), ("data", MtskDataModule)):
         given = set(recipe[part]["init_args"])
         assert given == set(inspect.signature(kind).parameters)
+    for part, config in (("config", AssemblyConfig), ("optim", OptimConfig)):
+        assert set(recipe["model"]["init_args"][part]) == {field.name for field in dataclasses.fields(config)}
     strategy = name.rpartition("_")[2].upper()
-    assert recipe["model"]["init_args"]["strategy"] == (strategy if strategy != "TINY" else "MS")
+    assert recipe["model"]["init_args"]["config"]["strategy"] == (strategy if strategy != "TINY" else "MS")
     own = text[text.index("model:") :].splitlines()
     assert [line for line in own if line.startswith("    ") and "#" not in line] == []
 
@@ -329,11 +335,15 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
     parts = write_parts(tmp_path / "parts")
     write_states(tmp_path / "train" / "0.safetensors", [text for text in ("a fox", "no", "one two") for _ in range(4)])
     write_states(tmp_path / "dev" / "0.safetensors", ["two", "a dog"])
-    own = {f"model.init_args.{name}": value for name, value in parts.items()}
+    own = {f"model.init_args.config.{name}": value for name, value in parts.items()}
     own |= {f"data.init_args.{name}": str(tmp_path / name) for name in ("train", "dev")}
     own |= {"trainer.max_steps": "2", "trainer.val_check_interval": "2", "trainer.enable_progress_bar": "false"}
-    own |= {"trainer.callbacks.init_args.every_n_train_steps": "2", "model.init_args.warmup_steps": "1"}
-    own |= {"model.init_args.projector_width": "16", "data.init_args.max_frames": "60", "trainer.accelerator": "cpu"}
+    own |= {"trainer.callbacks.init_args.every_n_train_steps": "2", "model.init_args.optim.warmup_steps": "1"}
+    own |= {
+        "model.init_args.config.projector_hidden_size": "16",
+        "data.init_args.max_frames": "60",
+        "trainer.accelerator": "cpu",
+    }
 
     def fit(name: str, recipes: list[str], more: dict[str, str]) -> Path:
         options = own | {"trainer.default_root_dir": str(tmp_path / name)} | more
@@ -342,14 +352,14 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
         (last,) = (tmp_path / name).rglob("last.ckpt")
         return last
 
-    listener = fit("listener", ["tiny", "listener"], {})
-    start = {"model.init_args.start_from": str(listener)}
-    many = fit("many", ["tiny"], start | {"model.init_args.strategy": "MSS"})
-    fit("one", ["tiny"], start | {"model.init_args.audio_rates": "[16]", "model.init_args.video_rates": "[5]"})
-    listener.unlink()
+    first = fit("recognizer", ["tiny", "recognizer"], {})
+    start = {"model.init_args.start_from": str(first)}
+    many = fit("many", ["tiny"], start | {"model.init_args.config.strategy": "MSS"})
+    fit("one", ["tiny"], start | {"model.init_args.config.audio_rates": "[16]", "model.init_args.config.video_rates": "[5]"})
+    first.unlink()
     assert main(["convert", "mtsk", str(many), str(tmp_path / "model")]) == 0
-    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    model = LlamaMtsk.from_pretrained(tmp_path / "model")
     assert [str(rates) for rates in model.config.scales][:4] == ["(4, 2)", "(16, 2)", "(4, 5)", "(16, 5)"]
     assert model.config.lora.strategy == "MSS"
-    (said,) = model.transcribe([torch.rand(8_000) - 0.5], None, Rates(16, 0))
+    (said,) = model.transcribe([torch.rand(8_000) - 0.5], None, rates=Rates(16, 0))
     assert said.usage.used == 2

@@ -34,16 +34,16 @@ from transformers import AutoConfig
 
 from tokenthrift.config import from_plain, to_plain
 from tokenthrift.hub import HubModel
-from tokenthrift.mtsk.avhubert import avhubert_weights
-from tokenthrift.mtsk.config import AudioConfig, MTSKConfig, VideoConfig
+from tokenthrift.lazy import deprecated
+from tokenthrift.mtsk.audiovisual.avhubert import avhubert_config, avhubert_weights
+from tokenthrift.mtsk.config import AudioConfig, MtskConfig, Strategy, VideoConfig
+from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.language_model import describe
-from tokenthrift.mtsk.lora import Strategy
-from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.pretrained import video_sizes
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.sources import WeightsError
 from tokenthrift.untrusted import read_checkpoint, tensors_in
 
-__all__ = ["AVHubertFolder", "avhubert", "mtsk", "published_config", "published_weights"]
+__all__ = ["AvHubertFolder", "avhubert", "mtsk", "published_config", "published_weights"]
 
 INERT: Final = ("fairseq.", "omegaconf.", "argparse.Namespace", "pathlib.", "typing.Any", "collections.", "numpy.")
 _ADAPTER = re.compile(
@@ -55,7 +55,7 @@ _TASKS: Final = {"audio": "asr", "video": "vsr", "audiovisual": "avsr"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AVHubertFolder:
+class AvHubertFolder:
     """The weights of a visual encoder, ready for the folder that `video.source` names."""
 
     sizes: VideoConfig
@@ -71,10 +71,10 @@ class AVHubertFolder:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kept = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in self.weights.items()}
-        save_file({k: v.contiguous() for k, v in kept.items()}, folder / "avhubert.safetensors")
+        save_file({k: v.contiguous() for k, v in kept.items()}, folder / AVHUBERT_FILE)
 
 
-def avhubert(checkpoints: Sequence[Path]) -> AVHubertFolder:
+def avhubert(checkpoints: Sequence[Path]) -> AvHubertFolder:
     """The visual encoder in a public AV-HuBERT checkpoint, pretrained or fine-tuned.
 
     Raises:
@@ -86,7 +86,7 @@ def avhubert(checkpoints: Sequence[Path]) -> AVHubertFolder:
     state = avhubert_weights(tensors_in(found.get("model", found), checkpoints[0]))
     if "post_extract_proj.weight" not in state:
         raise WeightsError(f"{checkpoints[0]} is no AV-HuBERT checkpoint: it has no post_extract_proj.weight")
-    return AVHubertFolder(video_sizes(state), state)
+    return AvHubertFolder(avhubert_config(state), state)
 
 
 def mtsk(checkpoints: Sequence[Path]) -> HubModel:
@@ -117,7 +117,7 @@ def mtsk(checkpoints: Sequence[Path]) -> HubModel:
         raise WeightsError(f"{states[0]} needs config.json and tokenizer.json of its language model beside it")
     fields = {**_rates_in_name(states[0].stem), **by_kind.get("fields", {})}
     config = published_config(state, by_kind["language_model"], by_kind.get("whisper"), fields)
-    model = LlamaMTSK(config, Tokenizer.from_file(str(tokenizers[0])))
+    model = LlamaMtsk(config, Tokenizer.from_file(str(tokenizers[0])))
     missing, unknown = model.load_state_dict(published_weights(state, config), strict=False)
     if missing or unknown:
         shown = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
@@ -130,32 +130,35 @@ def published_config(
     language_model: Mapping[str, Any],
     whisper: Mapping[str, Any] | None = None,
     fields: Mapping[str, Any] | None = None,
-) -> MTSKConfig:
+) -> MtskConfig:
     """What a published state dict is a model of.
 
     Args:
         state: names as in the authors' code.
         language_model: the `config.json` of its language model.
         whisper: that of its Whisper.
-        fields: of `MTSKConfig`, as plain data, in place of what is read off the tensors.
+        fields: of `MtskConfig`, as plain data, in place of what is read off the tensors.
     """
     if any(".MoE_adapter." in key for key in state):
         raise WeightsError("this is a mixture of experts (MoME), not Llama-MTSK")
     given = dict(fields or {})
     lm = describe(AutoConfig.for_model(**language_model))
     # Five rows were appended: <pad> and the markers.
-    lm = replace(lm, vocab_size=len(state["llm.model.embed_tokens.weight"]), tied=_tied(state))
+    lm = replace(lm, vocab_size=len(state["llm.model.embed_tokens.weight"]), tie_word_embeddings=_tied(state))
     sizes: dict[str, Any] = {"language_model": to_plain(lm), "audio": None, "video": None}
     widths = {}
+    firsts = {name: _input_sizes(state, name) for name in ("audio", "video")}
     if "audio_encoder.conv1.weight" in state:
-        audio = _audio_sizes(state, whisper)
-        sizes["audio"], widths["audio"] = to_plain(audio), audio.width
+        audio = _audio_config(state, whisper)
+        sizes["audio"], widths["audio"] = to_plain(audio), audio.hidden_size
     if "video_encoder.post_extract_proj.weight" in state:
-        video = video_sizes(_below(state, "video_encoder."))
+        video = avhubert_config(_below(state, "video_encoder."))
         lora = state.get("video_encoder.encoder.layers.0.self_attn.lora_down_Q.weight")
         sizes["video"] = to_plain(replace(video, lora=0 if lora is None else len(lora)))
-        widths["video"] = video.width
-    firsts = {name: _first_layers(state, name) for name in ("audio", "video")}
+        widths["video"] = video.hidden_size
+    elif firsts["video"]:
+        widths["video"] = _state_size(firsts["video"], given.get("video_rates", ()))
+        sizes["video"] = to_plain(VideoConfig(hidden_size=widths["video"], features_only=True))
     stacked = any(any(w != widths[name] for w in rows) for name, rows in firsts.items() if rows)
     for name, rows in firsts.items():
         rates = [w // widths[name] for w in rows] if stacked else given.get(f"{name}_rates", ())
@@ -167,7 +170,7 @@ def published_config(
     strategy, bottleneck = _adapters(state)
     many = "prompt_audiovisual" in state or any(".lora_down_Q.audio" in key for key in state)
     one = "avsr" if len(widths) == 2 else "asr" if "audio" in widths else "vsr"
-    bos = language_model.get("bos_token_id") if lm.family == "llama" else None
+    bos = language_model.get("bos_token_id") if lm.model_type == "llama" else None
     end = language_model.get("eos_token_id")
     plain = {
         **sizes,
@@ -175,18 +178,17 @@ def published_config(
         "eos_id": end[0] if isinstance(end, list) else end,
         "tasks": ["asr", "vsr", "avsr"] if many else [one],
         "compression": "stack" if stacked else "average",
-        "projector_width": next(
+        "projector_hidden_size": next(
             len(v) for k, v in state.items() if re.fullmatch(r"(audio|video)_proj\..*0\.weight", k)
         ),
         "projector_norm": any(re.fullmatch(r"\w+_proj\.(\d+\.)?3\.weight", key) for key in state),
         "lora": {"strategy": strategy, "bottleneck": bottleneck},
-        "decode": {"beams": 15},
         "compat": "released",
     }
-    return from_plain(MTSKConfig, {**plain, **given}, "the checkpoint")
+    return from_plain(MtskConfig, {**plain, **given}, "the checkpoint")
 
 
-def published_weights(state: Mapping[str, Tensor], config: MTSKConfig) -> dict[str, Tensor]:
+def published_weights(state: Mapping[str, Tensor], config: MtskConfig) -> dict[str, Tensor]:
     """A published state dict under our names."""
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -203,19 +205,19 @@ def published_weights(state: Mapping[str, Tensor], config: MTSKConfig) -> dict[s
             out |= {f"{head}.{rest}" if k is None else f"{head}.{k}.{rest}": value for k in places}
         elif head == "audio_encoder" and "embed_positions" not in key:
             out[key] = value
-    if config.video is not None:
+    if config.video is not None and not config.video.features_only:
         encoder = {k: v for k, v in _below(state, "video_encoder.").items() if "lora_" not in k}
         out |= {f"video_encoder.{key}": value for key, value in avhubert_weights(encoder).items()}
-    if config.language_model.tied:
+    if config.language_model.tie_word_embeddings:
         out["language_model.lm_head.weight"] = out["language_model.model.embed_tokens.weight"]
     return out
 
 
-def _adapter_names(found: re.Match[str], config: MTSKConfig) -> list[str]:
+def _adapter_names(found: re.Match[str], config: MtskConfig) -> list[str]:
     """Our names of a published adapter; that of a task goes to every scale of the task."""
-    lips = found["owner"].startswith("video")
+    visual = found["owner"].startswith("video")
     count = len(config.scales)
-    if lips or not (found["local"] or found["whole"] or found["task"] or found["shared"]):
+    if visual or not (found["local"] or found["whole"] or found["task"] or found["shared"]):
         places = [0]
     elif found["whole"] or found["shared"]:
         places = [count]
@@ -224,7 +226,7 @@ def _adapter_names(found: re.Match[str], config: MTSKConfig) -> list[str]:
     else:
         streams = {"asr": (True, False), "vsr": (False, True), "avsr": (True, True)}[_TASKS[found["task"]]]
         places = [k for k, r in enumerate(config.scales) if (bool(r.audio), bool(r.video)) == streams]
-    owner, name = "video_lora" if lips else "lora", found["name"].lower()
+    owner, name = "video_lora" if visual else "lora", found["name"].lower()
     return [f"{owner}.layers.{found['layer']}.{name}.{k}.{found['way']}.weight" for k in places]
 
 
@@ -238,7 +240,7 @@ def _adapters(state: Mapping[str, Tensor]) -> tuple[Strategy, int]:
     return strategy, len(state[next(m for m in found if m["way"] == "down").string])
 
 
-def _first_layers(state: Mapping[str, Tensor], name: str) -> list[int]:
+def _input_sizes(state: Mapping[str, Tensor], name: str) -> list[int]:
     """Input widths of the projectors of a modality, in order."""
     if f"{name}_proj.0.weight" in state:
         return [state[f"{name}_proj.0.weight"].shape[1]]
@@ -248,14 +250,21 @@ def _first_layers(state: Mapping[str, Tensor], name: str) -> list[int]:
     return rows
 
 
-def _audio_sizes(state: Mapping[str, Tensor], whisper: Mapping[str, Any] | None) -> AudioConfig:
+def _state_size(inputs: Sequence[int], rates: Sequence[int]) -> int:
+    """Width of a state that projectors of these input widths read, whether states are averaged or stacked."""
+    if len(set(inputs)) == 1 or len(inputs) != len(rates):
+        return inputs[0]
+    return inputs[0] // rates[0]
+
+
+def _audio_config(state: Mapping[str, Tensor], whisper: Mapping[str, Any] | None) -> AudioConfig:
     first = state["audio_encoder.conv1.weight"]
     return AudioConfig(
-        width=len(first),
-        layers=_count(state, r"audio_encoder\.layers\.(\d+)\."),
-        heads=whisper["encoder_attention_heads"] if whisper else len(first) // 64,
-        ffn=len(state["audio_encoder.layers.0.fc1.weight"]),
-        bins=first.shape[1],
+        hidden_size=len(first),
+        num_hidden_layers=_count(state, r"audio_encoder\.layers\.(\d+)\."),
+        num_attention_heads=whisper["encoder_attention_heads"] if whisper else len(first) // 64,
+        intermediate_size=len(state["audio_encoder.layers.0.fc1.weight"]),
+        num_mel_bins=first.shape[1],
     )
 
 
@@ -298,10 +307,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _our_own(checkpoint: Mapping[str, Any]) -> HubModel:
-    from tokenthrift.mtsk.module import MtskModule
+    from tokenthrift.mtsk.training.module import MtskModule, module_options
 
     options = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
     # What it started from has become part of its weights, and may be gone.
-    module = MtskModule(**{**options, "start_from": None})
+    module = MtskModule(**module_options({**options, "start_from": None}))
     module.load_state_dict(checkpoint["state_dict"])
     return module.model.eval()
+
+
+__getattr__ = deprecated(__name__, {"AVHubertFolder": "AvHubertFolder"})

@@ -1,7 +1,7 @@
-"""Under what a model is heard: babble at a level, and controls that make one stream useless.
+"""The conditions of an evaluation: babble at a level, and controls that make one stream useless.
 
 Source: the noise conditions of Llama-MTSK (arXiv 2503.06362). What differs: 0 dB is 0 dB and counts where there is
-speech, every model hears the same noise, and shuffled, still and muted streams show what the lips are worth.
+speech, every model gets the same noise, and shuffled, still and muted streams show how much the lips contribute.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenthrift.mtsk.augmentation import mix
-from tokenthrift.mtsk.data import Clip
+from tokenthrift.mtsk.audiovisual.noise import mix
+from tokenthrift.mtsk.training.clips import Clip
 
-__all__ = ["CONTROLS", "conditions", "noisy", "spoilt", "unpunctuated"]
+__all__ = ["CONTROLS", "conditions", "noisy", "degraded", "unpunctuated"]
 
 CONTROLS = ("shuffled video", "still video", "muted audio")
 
@@ -25,8 +25,8 @@ CONTROLS = ("shuffled video", "still video", "muted audio")
 def conditions(snrs: Sequence[float | None], controls: bool) -> list[tuple[float | None, str]]:
     """(level, control) of every pass over a set.
 
-    Controls are heard at 0 dB, at the loudest babble where that is not asked for, and clean where there is no babble;
-    muted audio in silence.
+    Controls are at 0 dB, at the loudest babble where 0 dB is not among the levels, and clean where there is no babble;
+    muted audio is clean.
     """
     plain: list[tuple[float | None, str]] = [(snr, "") for snr in snrs]
     if not controls:
@@ -36,7 +36,7 @@ def conditions(snrs: Sequence[float | None], controls: bool) -> list[tuple[float
     return plain + [(None if control == "muted audio" else level, control) for control in CONTROLS]
 
 
-def spoilt(clips: Sequence[Clip], control: str) -> list[Clip]:
+def degraded(clips: Sequence[Clip], control: str) -> list[Clip]:
     """The clips with one stream made useless, or as they are where there is no control.
 
     Args:
@@ -46,7 +46,7 @@ def spoilt(clips: Sequence[Clip], control: str) -> list[Clip]:
             silence.
 
     Raises:
-        ValueError: nobody says anything else, so that there is no shuffle.
+        ValueError: all clips have one text, so that there is no shuffle.
     """
     if control == "shuffled video":
         return _shuffled(clips)
@@ -90,7 +90,7 @@ def _shuffled(clips: Sequence[Clip]) -> list[Clip]:
     order = sorted(range(len(clips)), key=lambda i: (lengths[i], i))
     out = list(clips)
     for place, i in enumerate(order):
-        # The longer neighbour before the shorter, so that lips come up about equally often.
+        # The longer neighbor before the shorter, so that lips come up about equally often.
         steps = (step for n in range(1, len(order)) for step in (n, -n))
         others = (order[place + step] for step in steps if 0 <= place + step < len(order))
         other = next(j for j in others if texts[j] != texts[i])

@@ -2,8 +2,8 @@
 
 Source: table 4 of Llama-MTSK (arXiv 2503.06362) counts the prefix in the language model alone. What differs: encoders,
 projectors and decoding are counted too, by running them (torch's FLOP counter, a multiplication and an addition being
-two; attention counts every pair of positions, masked or not), and the time is measured beside. A pair of rates pays for
-the encoders of its own streams only.
+two; attention counts every pair of positions, masked or not), and the time is measured beside. The cost of a pair of
+rates includes the encoders of its own streams only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenthrift.evaluation.report import Cell, Table
-from tokenthrift.mtsk.data import Clip
-from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.rates import Rates, price
+from tokenthrift.mtsk.model import LlamaMtsk
+from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.sequence import PROMPTS
-from tokenthrift.mtsk.transcribing import Item
+from tokenthrift.mtsk.training.clips import Clip
+from tokenthrift.mtsk.transcribing import Recording
 
 __all__ = ["Cost", "cost_table", "costs", "counted"]
 
@@ -71,7 +71,7 @@ def counted(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 @torch.no_grad()
-def costs(model: LlamaMTSK, clip: Clip, repeats: int = 3) -> list[Cost]:
+def costs(model: LlamaMtsk, clip: Clip, repeats: int = 3) -> list[Cost]:
     """What an item costs at every pair of rates for which it has the streams.
 
     Args:
@@ -79,9 +79,9 @@ def costs(model: LlamaMTSK, clip: Clip, repeats: int = 3) -> list[Cost]:
         clip: with sound, mouth crops, or both.
         repeats: of the measurement of time, of which the fastest counts.
     """
-    item = Item(clip.audio, clip.video)
-    audio = None if clip.audio is None or model.audio_encoder is None else [clip.audio]
-    video = None if clip.video is None or model.video_encoder is None else [clip.video]
+    recording = Recording(clip.audio, clip.video)
+    audio = None if clip.audio is None or model.config.audio is None else [clip.audio]
+    video = None if clip.video is None or model.config.video is None else [clip.video]
     encoders, times = {"audio": 0.0, "video": 0.0}, {"audio": 0.0, "video": 0.0}
     for name, stream in (("audio", audio), ("video", video)):
         if stream is not None:
@@ -94,10 +94,10 @@ def costs(model: LlamaMTSK, clip: Clip, repeats: int = 3) -> list[Cost]:
         if (rates.audio and audio is None) or (rates.video and video is None):
             continue
         used = [name for name in ("audio", "video") if getattr(rates, name)]
-        first, text = (partial(model.write, encoded, rates, [n]) for n in (1, length))
+        first, text = (partial(model.generate, encoded, rates, [n], beams=1) for n in (1, length))
         prefix, whole = counted(first)[1], counted(text)[1]
         prompt = len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
-        tokens = price(rates, item.states, item.frames)
+        tokens = model.plan([recording.size], rates=rates)[0].used
         cost = Cost(
             rates=rates,
             tokens=tokens,
@@ -108,7 +108,7 @@ def costs(model: LlamaMTSK, clip: Clip, repeats: int = 3) -> list[Cost]:
             decoding=whole - prefix,
             encoding_seconds=sum(times[name] for name in used),
             writing_seconds=_fastest(text, repeats),
-            seconds=item.seconds,
+            seconds=recording.seconds,
         )
         out.append(cost)
     return out

@@ -18,159 +18,37 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tokenthrift.evaluation.report import Cell, Table, write_report
-from tokenthrift.evaluation.wer import character_errors, word_errors
 from tokenthrift.media.audio import read_audio
-from tokenthrift.mtsk import frozen
-from tokenthrift.mtsk.conditions import conditions, noisy, spoilt, unpunctuated
-from tokenthrift.mtsk.cost import Cost, cost_table, costs
-from tokenthrift.mtsk.data import UNREADABLE, Clip, ManifestClips
-from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.module import Origin, carried_over
-from tokenthrift.mtsk.rates import Rates, price
-from tokenthrift.mtsk.sequence import Encoded
-from tokenthrift.mtsk.tables import (
+from tokenthrift.mtsk.evaluation.cost import Cost, cost_table, costs
+from tokenthrift.mtsk.evaluation.pooling import pooled
+from tokenthrift.mtsk.evaluation.runs import evaluate, readable
+from tokenthrift.mtsk.evaluation.tables import (
     INDEPENDENT,
     POOLED,
-    Heard,
+    EvaluationRow,
+    comparison_table,
     control_table,
     error_plot,
     error_table,
     measured,
-    promises,
     together,
 )
-from tokenthrift.mtsk.transcribing import Item, token_limit
+from tokenthrift.mtsk.model import LlamaMtsk
+from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.training.clips import Clip, ManifestClips
+from tokenthrift.mtsk.transcribing import Recording
 
-__all__ = ["evaluate", "main", "pooled", "readable"]
+__all__ = ["main"]
 
 TOGETHER = "synthetic"
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
-
-
-def pooled(model: LlamaMTSK, audio_rates: Sequence[int], video_rates: Sequence[int]) -> LlamaMTSK:
-    """A model at rates it was never trained for: the same projectors and adapters over coarser tokens.
-
-    Args:
-        model: of one pair of rates, whose tokens are means of states; its independent training is the base from which
-            the loss of pooling without training is counted.
-        audio_rates: its own and coarser; () where it does not listen.
-        video_rates: its own and coarser; () where it does not look.
-
-    Raises:
-        ValueError: a model that cannot be pooled, or rates finer than its own.
-    """
-    config = model.config
-    if config.lora.strategy != "MS":
-        raise ValueError("only a model with one adapter for all scales (MS) can be pooled without training")
-    if config.compression != "average":
-        raise ValueError("a projector of stacked states fits one rate alone and cannot be pooled")
-    for name, rates in (("audio", audio_rates), ("video", video_rates)):
-        own: tuple[int, ...] = getattr(config, f"{name}_rates")
-        if len(own) > 1:
-            raise ValueError(f"a model of several {name} rates {list(own)} was trained for them; pool one of one pair")
-        if any(not own or rate < own[0] for rate in rates):
-            raise ValueError(f"{name} rates {list(rates)} are finer than {list(own)}, so not to be had by pooling")
-    config = replace(config, audio_rates=tuple(audio_rates), video_rates=tuple(video_rates), table=())
-    coarse = LlamaMTSK(config, model.tokenizer, model.home).eval()
-    coarse.load_state_dict(carried_over(coarse, model.state_dict(), Origin.of(model.config)))
-    frozen.fill(coarse)
-    return coarse
-
-
-def readable(data: ManifestClips, limit: int | None = None) -> tuple[list[Clip], list[str]]:
-    """The clips of a manifest that can be read, and for each of the others what is wrong with it.
-
-    Args:
-        data: the manifest.
-        limit: most lines to look at.
-    """
-    clips, wrong = [], []
-    for i in range(min(len(data), limit or len(data))):
-        try:
-            clips.append(data[i])
-        except UNREADABLE as error:
-            wrong.append(str(error))
-    return clips, wrong
-
-
-def batches(clips: Sequence[Clip], size: int = 16) -> Iterator[list[int]]:
-    """Places of clips of like length."""
-    order = sorted(range(len(clips)), key=lambda i: _item(clips[i]).seconds)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-@torch.inference_mode()
-def evaluate(
-    models: Sequence[tuple[str, LlamaMTSK]],
-    clips: Sequence[Clip],
-    babble: Tensor | None,
-    snrs: Sequence[float | None],
-    *,
-    seed: int = 0,
-) -> list[Heard]:
-    """Every model at each of its scales in each condition.
-
-    Args:
-        models: name and model; all with the same frozen encoders, which run once for all of them.
-        clips: one set, either all or none with audio, and with video.
-        babble: noise for the levels that are not None.
-        snrs: levels in dB; None for clean.
-        seed: of the noise.
-
-    Raises:
-        ValueError: there is no clip, the encoders differ, only some clips have a stream, a level is asked for without
-            noise, or no two clips differ in what is said, so that their lips cannot be shuffled.
-    """
-    if not clips:
-        raise ValueError("there is no clip to be evaluated on")
-    first = models[0][1]
-    for name, model in models[1:]:
-        if not _same_encoders(first, model):
-            raise ValueError(f"{name} has other encoders than {models[0][0]}; evaluate it on its own")
-    streams = (_has(clips, "audio"), _has(clips, "video"))
-    if not streams[0]:
-        snrs = [None]
-    if babble is None and any(snr is not None for snr in snrs):
-        raise ValueError("levels of noise were asked for, but no noise was given")
-    passes = conditions(snrs, controls=all(streams))
-    versions = {control: spoilt(clips, control) for _, control in passes}
-    out = []
-    lips: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # noise does not change what is seen
-    for snr, control in passes:
-        here = versions[control] if babble is None else noisy(versions[control], babble, snr, seed)
-        found: dict[tuple[int, Rates], dict[int, str]] = {}
-        for place, rows in enumerate(batches(here)):
-            states: dict[str, Tensor] = {}
-            if streams[0] and first.audio_encoder is not None:
-                audio = [clip.audio for i in rows if (clip := here[i]).audio is not None]
-                states["audio"], states["audio_lengths"] = first.encode_audio(audio)
-            if streams[1] and first.video_encoder is not None:
-                key = (control if "video" in control else "", place)
-                if key not in lips:
-                    lips[key] = first.encode_video([clip.video for i in rows if (clip := here[i]).video is not None])
-                states["video"], states["video_lengths"] = lips[key]
-            encoded = Encoded(**states)
-            for number, (_, model) in enumerate(models):
-                scales = _offered(model, streams, control)
-                limits = [token_limit(model.config, _item(here[i]).seconds) for i in rows]
-                for rates, written in model.write_all(encoded, scales, limits).items():
-                    texts = found.setdefault((number, rates), {})
-                    texts |= {i: model.text_of(w.ids) for i, w in zip(rows, written, strict=True)}
-        truth = [clip.text for clip in clips]
-        for (number, rates), texts in found.items():
-            said = [texts[i] for i in range(len(clips))]
-            errors = word_errors(truth, said, unpunctuated), character_errors(truth, said, unpunctuated)
-            out.append(Heard(models[number][0], rates, snr, control, *errors, _tokens(clips, rates)))
-    return out
 
 
 def main(argv: Sequence[str]) -> int:
@@ -198,13 +76,13 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--data: two sets have one name; tell them apart with NAME=DIR")
     if not arguments.babble:
         snrs = [None]
-    models = [(name or "model", LlamaMTSK.from_pretrained(path)) for name, path in map(_named, arguments.model)]
+    models = [(name or "model", LlamaMtsk.from_pretrained(path)) for name, path in map(_named, arguments.model)]
     if arguments.pool:
         rates = models[0][1].config
-        finest = LlamaMTSK.from_pretrained(arguments.pool)
+        finest = LlamaMtsk.from_pretrained(arguments.pool)
         models.append((POOLED, pooled(finest, rates.audio_rates, rates.video_rates)))
     babble = read_audio(arguments.babble) if arguments.babble else None
-    sets: dict[str, tuple[list[Clip], list[Heard], str]] = {}
+    sets: dict[str, tuple[list[Clip], list[EvaluationRow], str]] = {}
     skipped: list[str] = []
     for name, path in given:
         clips, wrong = readable(ManifestClips(Path(path) / "manifest.jsonl"), arguments.limit)
@@ -253,13 +131,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _results(
-    name: str, clips: Sequence[Clip], rows: Sequence[Heard], snrs: Sequence[float | None], note: str
+    name: str, clips: Sequence[Clip], rows: Sequence[EvaluationRow], snrs: Sequence[float | None], note: str
 ) -> list[Table]:
-    """Errors, controls and promises of one set, printed too."""
+    """Errors, controls and baselines of one set, printed too."""
     words = sum(len(clip.text.split()) for clip in clips)
     more = [control_table(f"{name}: controls", rows)]
     for many in dict.fromkeys(r.model for r in rows if r.model not in (INDEPENDENT, POOLED)):
-        more.append(promises(f"{name}: what was promised of {many}", rows, many))
+        more.append(comparison_table(f"{name}: {many} beside its baselines", rows, many))
     errors = error_table(f"{name}: {len(clips)} items, {words} words", rows, snrs, note)
     tables = [errors, *(table for table in more if table is not None)]
     for table in tables:
@@ -267,30 +145,8 @@ def _results(
     return tables
 
 
-def _has(clips: Sequence[Clip], stream: str) -> bool:
-    """Whether the clips of a set have a stream."""
-    count = sum(getattr(clip, stream) is not None for clip in clips)
-    if 0 < count < len(clips):
-        raise ValueError(f"{count} of {len(clips)} clips have {stream}; make a set of those that have it, and one more")
-    return count > 0
-
-
-def _offered(model: LlamaMTSK, streams: tuple[bool, bool], control: str) -> list[Rates]:
-    """The scales that a set has the streams for; with a control only those that take both."""
-    fitting = [r for r in model.config.scales if (streams[0] or not r.audio) and (streams[1] or not r.video)]
-    return [r for r in fitting if not control or (r.audio and r.video)]
-
-
-def _item(clip: Clip) -> Item:
-    return Item(clip.audio, clip.video)
-
-
-def _tokens(clips: Sequence[Clip], rates: Rates) -> float:
-    return sum(price(rates, item.states, item.frames) for item in map(_item, clips)) / len(clips)
-
-
 def _middle(clips: Sequence[Clip]) -> Clip:
-    return sorted(clips, key=lambda clip: _item(clip).seconds)[len(clips) // 2]
+    return sorted(clips, key=lambda clip: Recording(clip.audio, clip.video).seconds)[len(clips) // 2]
 
 
 def _milliseconds(spent: Sequence[Cost]) -> dict[Rates, float]:
@@ -313,24 +169,12 @@ def _homophenes(folder: Path) -> str:
     return f"Lips alone, read word by word without context, get at least {share:.3g} % of the words of {whose} wrong."
 
 
-def _keep(path: Path, sets: Mapping[str, Sequence[Heard]]) -> None:
+def _keep(path: Path, sets: Mapping[str, Sequence[EvaluationRow]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"set": name, **asdict(row)} for name, own in sets.items() for row in own]
     whole = path.with_name(f".{path.name}.part")
     whole.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
     os.replace(whole, path)
-
-
-def _same_encoders(one: LlamaMTSK, other: LlamaMTSK) -> bool:
-    for name in ("audio_encoder", "video_encoder"):
-        ours, theirs = getattr(one, name), getattr(other, name)
-        if (ours is None) != (theirs is None):
-            return False
-        if ours is not None:
-            a, b = ours.state_dict(), theirs.state_dict()
-            if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
-                return False
-    return True
 
 
 def _named(given: str) -> tuple[str, str]:

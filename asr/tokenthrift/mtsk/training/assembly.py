@@ -1,4 +1,4 @@
-"""A fresh Llama-MTSK model around pretrained parts: a Whisper encoder and a language model.
+"""A fresh Llama-MTSK model around pretrained parts: a language model, a Whisper encoder and an AV-HuBERT.
 
 Source: Llama-MTSK (arXiv 2503.06362), section 4.1: all three are frozen, adapters and projectors are new. What differs:
 the parts need not be copied into every checkpoint, a model's folder can name them.
@@ -7,88 +7,124 @@ the parts need not be copied into every checkpoint, a model's folder can name th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from tokenthrift.mtsk.config import AudioConfig, MTSKConfig, VideoConfig
-from tokenthrift.mtsk.language_model import describe, load
-from tokenthrift.mtsk.model import LlamaMTSK
+from tokenthrift.config import ConfigError
+from tokenthrift.mtsk.audiovisual.avhubert import avhubert_config
+from tokenthrift.mtsk.config import AudioConfig, Compression, LoraConfig, MtskConfig, Strategy, Task, VideoConfig
+from tokenthrift.mtsk.external import AVHUBERT_FILE, load_external
+from tokenthrift.mtsk.language_model import read_sizes
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.sources import fetch
-from tokenthrift.whisper import encoder_weights
 
-__all__ = ["assemble", "video_sizes"]
+__all__ = ["AssemblyConfig", "assemble"]
 
 
-def assemble(
-    language_model: str,
-    *,
-    whisper: str | None,
-    video: VideoConfig | None,
-    bos_id: int | None,
-    eos_id: int,
-    include_frozen: bool = False,
-    **options: Any,
-) -> LlamaMTSK:
-    """Puts a model together; projectors, adapters, markers and the visual encoder are random.
+@dataclass(frozen=True, kw_only=True)
+class AssemblyConfig:
+    """The parts of a new model and what is trained between them.
 
     Args:
         language_model: transformers checkpoint of a Llama or Qwen, folder or Hub id.
         whisper: transformers checkpoint of a Whisper; None for a model that only reads lips.
-        video: visual encoder; None for a model that only listens.
-        bos_id: token that starts a sequence, if the language model has one.
-        eos_id: token that ends a text.
-        include_frozen: keep the frozen weights in the model's own file instead of naming where they lie.
-        options: further fields of `MTSKConfig`.
+        avhubert: folder or Hub id of `avhubert.safetensors`; None for a model without a visual encoder.
+        video_features: width of video states that the data hold, for a model without a visual encoder of its own.
+        bos: token that starts a sequence; an empty string for a language model that has none.
+        eos: token that ends a text.
+        tasks: asr, vsr and avsr, or some of them.
+        audio_rates: encoder states (50 a second) per token.
+        video_rates: encoder states (25 a second) per token.
+        strategy: adapters for all scales (MS), one per scale (SS), or both (MSS).
+        bottleneck: of the adapters.
+        lora_scale: factor of an adapter's output.
+        compression: mean of states (average) or one after another (stack).
+        projector_hidden_size: between the two layers of a projector.
+        video_lora: bottleneck of adapters in the visual encoder, 0 for none; needs clips, not cached states.
+        include_frozen: keep encoders and language model in the model's own files instead of naming where they lie.
+    """
+
+    language_model: str
+    whisper: str | None = "openai/whisper-small.en"
+    avhubert: str | None = None
+    video_features: int | None = None
+    bos: str = "<|begin_of_text|>"
+    eos: str = "<|end_of_text|>"
+    tasks: tuple[Task, ...] = ("avsr",)
+    audio_rates: tuple[int, ...] = (4, 16)
+    video_rates: tuple[int, ...] = (2, 5)
+    strategy: Strategy = "MS"
+    bottleneck: int = 64
+    lora_scale: float = 0.125
+    compression: Compression = "average"
+    projector_hidden_size: int = 2048
+    video_lora: int = 0
+    include_frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if self.avhubert is not None and self.video_features is not None:
+            raise ConfigError("avhubert makes the video states, video_features says that the data hold them: give one")
+
+
+def assemble(config: AssemblyConfig) -> LlamaMtsk:
+    """Puts a model together; projectors, adapters and markers are random.
 
     Raises:
         SourceError: a name leads nowhere.
-        ValueError: a language model of another family, or of a kind that sizes cannot describe.
+        ValueError: a language model of another type, or of a kind that sizes cannot describe, or a token that the
+            tokenizer lacks.
     """
-    lm = load(language_model)
-    tokenizer = Tokenizer.from_file(str(fetch(language_model, ("tokenizer.json",)) / "tokenizer.json"))
-    sizes = replace(describe(lm.config), source=None if include_frozen else language_model)
-    audio = None if whisper is None else _whisper(whisper, None if include_frozen else whisper)
-    if whisper is None:
-        options["audio_rates"] = ()
-    if video is None:
-        options["video_rates"] = ()
-    config = MTSKConfig(bos_id=bos_id, eos_id=eos_id, language_model=sizes, audio=audio, video=video, **options)
-    model = LlamaMTSK(config, tokenizer)
-    model.language_model.load_state_dict(lm.state_dict())
-    if whisper is not None and model.audio_encoder is not None:
-        folder = fetch(whisper, ("model.safetensors",))
-        model.audio_encoder.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
-    return model
-
-
-def video_sizes(weights: Mapping[str, Tensor]) -> VideoConfig:
-    """The sizes of an AV-HuBERT in our layout; heads are 64 wide, as in all published ones."""
-    width = len(weights["post_extract_proj.weight"])
-    stages = [f"feature_extractor_video.resnet.trunk.layer{i}.0.conv1.weight" for i in (1, 2, 3, 4)]
-    layers = {key.split(".")[2] for key in weights if key.startswith("encoder.layers.")}
-    return VideoConfig(
-        width=width,
-        layers=len(layers),
-        heads=max(1, width // 64),
-        ffn=len(weights["encoder.layers.0.fc1.weight"]),
-        channels=tuple(len(weights[key]) for key in stages),  # type: ignore[arg-type]
+    tokenizer = Tokenizer.from_file(str(fetch(config.language_model, ("tokenizer.json",)) / "tokenizer.json"))
+    named = (lambda source: None) if config.include_frozen else (lambda source: source)
+    video: VideoConfig | None = None
+    sources = {"language_model": config.language_model}
+    if config.whisper is not None:
+        sources["audio_encoder"] = config.whisper
+    if config.avhubert is not None:
+        sources["video_encoder"] = config.avhubert
+        weights = load_file(fetch(config.avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
+        video = replace(avhubert_config(weights), lora=config.video_lora, source=named(config.avhubert))
+    elif config.video_features is not None:
+        video = VideoConfig(hidden_size=config.video_features, features_only=True)
+    model = LlamaMtsk(
+        MtskConfig(
+            bos_id=_token(tokenizer, config.bos) if config.bos else None,
+            eos_id=_token(tokenizer, config.eos),
+            language_model=replace(read_sizes(config.language_model), source=named(config.language_model)),
+            audio=None if config.whisper is None else _whisper(config.whisper, named(config.whisper)),
+            video=video,
+            audio_rates=() if config.whisper is None else config.audio_rates,
+            video_rates=() if video is None else config.video_rates,
+            tasks=config.tasks,
+            compression=config.compression,
+            projector_hidden_size=config.projector_hidden_size,
+            lora=LoraConfig(strategy=config.strategy, bottleneck=config.bottleneck, scale=config.lora_scale),
+        ),
+        tokenizer,
     )
+    load_external({part: getattr(model, part) for part in sources}, sources)
+    return model
 
 
 def _whisper(source: str, named: str | None) -> AudioConfig:
     path: Path = fetch(source, ("config.json",)) / "config.json"
-    sizes = json.loads(path.read_text(encoding="utf-8"))
+    sizes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return AudioConfig(
-        width=sizes["d_model"],
-        layers=sizes["encoder_layers"],
-        heads=sizes["encoder_attention_heads"],
-        ffn=sizes["encoder_ffn_dim"],
-        bins=sizes["num_mel_bins"],
+        hidden_size=sizes["d_model"],
+        num_hidden_layers=sizes["encoder_layers"],
+        num_attention_heads=sizes["encoder_attention_heads"],
+        intermediate_size=sizes["encoder_ffn_dim"],
+        num_mel_bins=sizes["num_mel_bins"],
         source=named,
     )
+
+
+def _token(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"the language model's tokenizer has no token {token!r}; name its bos and eos")
+    return int(number)

@@ -2,7 +2,7 @@
 
 Source: Llama-MTSK (arXiv 2503.06362), section 3: the loss of a step is the mean over all pairs of rates, computed from
 one pass of the encoders. Differs from the published code, which keeps the graphs of all language-model passes until one
-backward: here each scale runs forward and backward before the next. What a trained encoder needs is gathered at its
+backward: here each scale runs forward and backward before the next. The gradient of a trained encoder is summed at its
 output and goes back through it once.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,26 +13,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import WhisperConfig, WhisperModel
 
 from tests.asr.tiny_mtsk import BOS, EOS, characters, lips, speech, tiny_config, tiny_model
 from tests.model_contract import ModelContract, Outputs
 from tokenthrift.config import ConfigError
-from tokenthrift.mtsk.compression import Compression, compress
-from tokenthrift.mtsk.config import AudioConfig, LanguageModelConfig, MTSKConfig, VideoConfig
-from tokenthrift.mtsk.language_model import build, load
-from tokenthrift.mtsk.lora import Strategy
-from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.pretrained import assemble
-from tokenthrift.mtsk.projectors import projectors
+from tokenthrift.mtsk.config import AudioConfig, Compression, LanguageModelConfig, MtskConfig, Strategy, VideoConfig
+from tokenthrift.mtsk.model import LlamaMtsk
+from tokenthrift.mtsk.network import projectors
 from tokenthrift.mtsk.rates import Rates
-from tokenthrift.mtsk.scales import backward_by_scale
 from tokenthrift.mtsk.sequence import IGNORED, Encoded
-from tokenthrift.weights import read_header
+from tokenthrift.mtsk.training.scales import backward_by_scale
+from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.whisper import log_mel
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-VIDEO = VideoConfig(width=32, layers=1, heads=2, ffn=64, channels=(4, 4, 8, 8), crop=32, trained=True)
+VIDEO = VideoConfig(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    channels=(4, 4, 8, 8),
+    crop=32,
+    trained=True,
+)
 SECONDS = (0.7, 1.3, 0.1)
 TEXTS = ("hello there", "a cat", "x")
 Item = tuple[Tensor, Tensor, str]
@@ -42,13 +44,13 @@ Item = tuple[Tensor, Tensor, str]
 class TestContract(ModelContract):
     """All tasks, one adapter per scale and one for all, and a visual encoder that is trained."""
 
-    def build(self) -> LlamaMTSK:
+    def build(self) -> LlamaMtsk:
         return tiny_model("MSS", tasks=("avsr", "asr", "vsr"), video=VIDEO, audio_rates=(4,), video_rates=(2,))
 
     def items(self) -> list[Item]:
         return [(speech(s, i), lips(s, i), text) for i, (s, text) in enumerate(zip(SECONDS, TEXTS, strict=True))]
 
-    def outputs(self, model: LlamaMTSK, items: list[Item]) -> Outputs:
+    def outputs(self, model: LlamaMtsk, items: list[Item]) -> Outputs:
         encoded = model.encode([a for a, _, _ in items], [v for _, v, _ in items])
         texts = [model.token_ids(text) for _, _, text in items]
         found: Outputs = [[] for _ in items]
@@ -58,16 +60,16 @@ class TestContract(ModelContract):
                 row.append(part)
         return found
 
-    def shapes(self, model: LlamaMTSK, item: Item) -> list[tuple[int, ...]]:
+    def shapes(self, model: LlamaMtsk, item: Item) -> list[tuple[int, ...]]:
         return [(len(item[2]) + 1, 34)] * len(model.config.scales)
 
-    def loss(self, model: LlamaMTSK, items: list[Item]) -> Tensor:
+    def loss(self, model: LlamaMtsk, items: list[Item]) -> Tensor:
         encoded = model.encode([a for a, _, _ in items], [v for _, v, _ in items])
         texts = [model.token_ids(text) for _, _, text in items]
         return torch.stack([model.loss(encoded, texts, rates) for rates in model.config.scales]).mean()
 
 
-def batch(model: LlamaMTSK) -> tuple[Encoded, list[list[int]]]:
+def batch(model: LlamaMtsk) -> tuple[Encoded, list[list[int]]]:
     encoded = model.encode([speech(s, i) for i, s in enumerate(SECONDS)], [lips(s, i) for i, s in enumerate(SECONDS)])
     return encoded, [model.token_ids(text) for text in TEXTS]
 
@@ -78,7 +80,7 @@ def test_tokens_are_windows_of_an_items_own_states(lengths: list[int], rate: int
     states = torch.randn(len(lengths), max(lengths) + 3, 2, generator=torch.Generator().manual_seed(0))
     for row, n in enumerate(lengths):
         states[row, n:] = float("nan")
-    tokens, counts = compress(states, torch.tensor(lengths), rate, kind)
+    tokens, counts = pool_by_rate(states, torch.tensor(lengths), rate, kind)
     for row, n in enumerate(lengths):
         windows = states[row, :n].split(rate)
         assert counts[row] == len(windows), "the last states make a token, also where they are fewer than the rate"
@@ -88,15 +90,15 @@ def test_tokens_are_windows_of_an_items_own_states(lengths: list[int], rate: int
             else:
                 assert torch.equal(token[: 2 * len(window)], window.flatten())
         assert not tokens[row, len(windows) :].any()
-    _, whole = compress(states, torch.tensor(lengths), rate, kind, whole_windows=True)
+    _, whole = pool_by_rate(states, torch.tensor(lengths), rate, kind, whole_windows=True)
     assert whole.tolist() == [n // rate for n in lengths]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adapters_start_at_zero(strategy: Strategy, tmp_path: Path) -> None:
-    fresh = LlamaMTSK(tiny_config(strategy), characters()).eval()
+    fresh = LlamaMtsk(tiny_config(strategy), characters()).eval()
     fresh.save_pretrained(tmp_path / "model")
-    for model in (fresh, LlamaMTSK.from_pretrained(tmp_path / "model")):
+    for model in (fresh, LlamaMtsk.from_pretrained(tmp_path / "model")):
         embeddings = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
         lm: Any = model.language_model
         with torch.no_grad():
@@ -181,7 +183,15 @@ def test_the_loss_sees_the_text_and_its_end_alone() -> None:
 
 def test_a_qwen_without_start_or_padding_tokens() -> None:
     language_model = LanguageModelConfig(
-        family="qwen2", vocab_size=34, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=64, positions=512
+        model_type="qwen2",
+        vocab_size=34,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        max_position_embeddings=512,
     )
     model = tiny_model(language_model=language_model, bos_id=None)
     encoded, texts = batch(model)
@@ -216,7 +226,7 @@ def test_tokens_of_every_rate_have_one_level(kind: Compression) -> None:
     assert (levels - 1).abs().min() > 0.05, "without a norm a token has the level of its states"
 
 
-def test_whisper_hears_a_recording_at_its_own_level() -> None:
+def test_whisper_reads_a_recording_at_its_own_level() -> None:
     model, released = tiny_model(), tiny_model(compat="released", bos_id=BOS)
     sound = speech(0.7, 1)
     assert model.audio_encoder is not None
@@ -252,7 +262,7 @@ def _peak(run: Any) -> int:
     return _Saved.most
 
 
-def _loss(model: LlamaMTSK, texts: list[list[int]], encoded: Encoded, rates: Rates) -> Tensor:
+def _loss(model: LlamaMtsk, texts: list[list[int]], encoded: Encoded, rates: Rates) -> Tensor:
     return model.loss(encoded, texts, rates)
 
 
@@ -292,52 +302,6 @@ def test_scale_by_scale_needs_the_memory_of_one() -> None:
     assert at_once > 3 * finest
 
 
-def write_parts(folder: Path) -> tuple[str, str]:
-    """A language model whose settings ask for sampling, and a Whisper, as transformers saves them."""
-    torch.manual_seed(0)
-    lm: Any = build(tiny_config().language_model)
-    lm.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9)
-    lm.save_pretrained(folder / "lm")
-    characters().save(str(folder / "lm" / "tokenizer.json"))
-    sizes = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-    whisper = WhisperConfig(**sizes, decoder_layers=1, decoder_attention_heads=2, vocab_size=60, pad_token_id=0)
-    WhisperModel(whisper).save_pretrained(folder / "whisper")
-    return str(folder / "lm"), str(folder / "whisper")
-
-
-def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    marker = tmp_path / "ran"
-    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
-    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        load(tmp_path)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("include", [True, False])
-def test_frozen_parts_are_named_or_included(tmp_path: Path, include: bool) -> None:
-    lm, whisper = write_parts(tmp_path)
-    video = VideoConfig(width=32, layers=1, heads=2, ffn=64, channels=(4, 4, 8, 8), crop=32)
-    options: dict[str, Any] = {"audio_rates": (4,), "video_rates": (2,), "projector_width": 16}
-    model = assemble(lm, whisper=whisper, video=video, bos_id=BOS, eos_id=EOS, include_frozen=include, **options)
-    model.eval().save_pretrained(tmp_path / "model")
-    names = read_header(tmp_path / "model" / "model.safetensors")
-    frozen = {name.split(".")[0] for name in names} & {"language_model", "audio_encoder"}
-    assert frozen == ({"language_model", "audio_encoder"} if include else set())
-    loaded = LlamaMTSK.from_pretrained(tmp_path / "model")
-    audio, pictures = [speech(0.5, 1)], [lips(0.5, 1)]
-    encoded, texts = model.encode(audio, pictures), [model.token_ids("abc")]
-    for ours in (loaded, copy.deepcopy(loaded)):
-        assert torch.equal(
-            ours.loss(ours.encode(audio, pictures), texts, Rates(4, 2)), model.loss(encoded, texts, Rates(4, 2))
-        )
-        assert len({ours.transcribe(audio, pictures)[0].text for _ in range(3)}) == 1
-    # A checkpoint without the frozen parts goes into a model that has them.
-    model.load_state_dict(loaded.state_dict())
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -347,7 +311,7 @@ def test_frozen_parts_are_named_or_included(tmp_path: Path, include: bool) -> No
         ({"audio_rates": (16, 4)}, "ascending"),
         ({"video_rates": (0,)}, "video_rates"),
         ({"eos_id": 34}, "eos_id"),
-        ({"projector_width": 0}, "projector_width"),
+        ({"projector_hidden_size": 0}, "projector_hidden_size"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(changes: dict[str, Any], problem: str) -> None:
@@ -356,14 +320,14 @@ def test_configurations_that_make_no_sense_are_refused(changes: dict[str, Any], 
 
 
 def test_streams_that_a_model_cannot_read_are_refused() -> None:
-    listener = tiny_model(tasks=("asr",), video=None, video_rates=())
-    with pytest.raises(ValueError, match="does not read lips"):
-        listener.encode(None, [lips(0.2, 1)])
-    reader = tiny_model(tasks=("vsr",), audio=None, audio_rates=())
-    with pytest.raises(ValueError, match="does not listen"):
-        reader.encode([speech(0.2, 1)])
+    audio_only = tiny_model(tasks=("asr",), video=None, video_rates=())
+    with pytest.raises(ValueError, match="takes no video"):
+        audio_only.encode(None, [lips(0.2, 1)])
+    video_only = tiny_model(tasks=("vsr",), audio=None, audio_rates=())
+    with pytest.raises(ValueError, match="takes no audio"):
+        video_only.encode([speech(0.2, 1)])
     with pytest.raises(ValueError, match="no rates"):
-        listener.loss(listener.encode([speech(0.2, 1)]), [[1]], Rates(4, 2))
+        audio_only.loss(audio_only.encode([speech(0.2, 1)]), [[1]], Rates(4, 2))
     with pytest.raises(ValueError, match="multiple of 16"):
-        VideoConfig(width=24, heads=2)
-    assert isinstance(MTSKConfig(eos_id=1).audio, AudioConfig)
+        VideoConfig(hidden_size=24, num_attention_heads=2)
+    assert isinstance(MtskConfig(eos_id=1).audio, AudioConfig)

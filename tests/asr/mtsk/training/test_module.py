@@ -16,11 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tests.asr.talking import write_parts, write_states, write_video
-from tokenthrift.mtsk import LlamaMTSK, MtskDataModule, MtskModule, Rates
+from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.convert import mtsk
-from tokenthrift.mtsk.data import Batch, Clip, collate
-from tokenthrift.mtsk.module import Origin, carried_over
-from tokenthrift.mtsk.scales import backward_by_scale
+from tokenthrift.mtsk.training.data import Batch, Clip, collate
+from tokenthrift.mtsk.training.module import Origin, carried_over
+from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 
 # Advice about loaders, folders and the next release of torch.
@@ -56,7 +56,7 @@ def module_of(parts: dict[str, str], **options: Any) -> MtskModule:
         "audio_rates": [2, 6],
         "video_rates": [1, 3],
         "bottleneck": 4,
-        "projector_width": 32,
+        "projector_hidden_size": 32,
         "include_frozen": True,
         "train_language_model": True,
         "learning_rate": 4e-3,
@@ -126,7 +126,7 @@ def test_a_step_encodes_once_for_all_scales(parts: dict[str, str], tmp_path: Pat
     lm.register_forward_hook(lambda *_: read.append(module.trainer.training))
     fit(module, Path(manifest), 1)
     assert sum(read) == len(model.config.scales) == 4
-    assert encoded == ["WhisperEncoder", "AVHubert"] * 2, "once to train, once to validate"
+    assert encoded == ["WhisperEncoder", "AvHubert"] * 2, "once to train, once to validate"
 
 
 def test_a_frozen_language_model_stays_as_it_is(parts: dict[str, str], states: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_trained_model_loads_alone(parts: dict[str, str], states: Path, tmp_pa
     module = module_of(parts)
     fit(module, states, 2)
     module.model.save_pretrained(tmp_path / "model")
-    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    model = LlamaMtsk.from_pretrained(tmp_path / "model")
     sound, crops = torch.randn(8_000) * 0.1, torch.zeros(12, 96, 96, dtype=torch.uint8)
     (said,) = model.transcribe([sound], [crops], Rates(6, 3))
     (expected,) = module.model.eval().transcribe([sound], [crops], Rates(6, 3))

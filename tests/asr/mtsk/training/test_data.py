@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from tests.asr.talking import write_states, write_video
 from tests.asr.tiny_mtsk import speech
-from tokenthrift.mtsk.augmentation import Augmentation
-from tokenthrift.mtsk.data import BucketBatches, CachedStates, ManifestClips, MtskDataModule, collate, held_out
+from tokenthrift.mtsk.training.augmentation import Augmentation
+from tokenthrift.mtsk.training.data import BucketBatches, CachedStates, ManifestClips, MtskDataModule, collate, held_out
 
 TEXTS = ["the lazy dog", "a fox", "five six seven", "there is", "no", "one two", "lay red now", "set blue again"]
 few = settings(deadline=None, max_examples=40)

@@ -15,19 +15,20 @@ from torch import Tensor
 
 from tests.asr.tiny_mtsk import BOS, EOS, LLAMA3, characters, lips, speech, tiny_config, tiny_model
 from tokenthrift.cli import main
-from tokenthrift.mtsk.avhubert import AVHubert
-from tokenthrift.mtsk.config import VideoConfig
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
+from tokenthrift.mtsk.config import Strategy, VideoConfig
 from tokenthrift.mtsk.convert import mtsk
-from tokenthrift.mtsk.lora import Strategy
-from tokenthrift.mtsk.model import LlamaMTSK
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.sources import WeightsError
 
-VIDEO = VideoConfig(width=64, layers=1, heads=1, ffn=64, channels=(4, 4, 8, 8), lora=2)
+VIDEO = VideoConfig(
+    hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, channels=(4, 4, 8, 8), lora=2
+)
 ALL = ("asr", "vsr", "avsr")
 
 
-def published(model: LlamaMTSK, task_adapters: bool = False) -> dict[str, Tensor]:
+def published(model: LlamaMtsk, task_adapters: bool = False) -> dict[str, Tensor]:
     """The state of a model under the authors' names; adapters per scale, or those of each task's first scale."""
     strategy, scales = model.config.lora.strategy, model.config.scales
     streams = {(True, False): "audio", (False, True): "video", (True, True): "audiovisual"}
@@ -80,7 +81,7 @@ def beside(tmp_path: Path) -> list[str]:
     return [str(tmp_path / name) for name in ("config.json", "whisper.json", "tokenizer.json")]
 
 
-def model_of(strategy: Strategy, **changes: Any) -> LlamaMTSK:
+def model_of(strategy: Strategy, **changes: Any) -> LlamaMtsk:
     """A model as published: five rows more for padding and markers, adapters in the visual encoder too."""
     language_model = replace(tiny_config().language_model, vocab_size=39)
     return tiny_model(strategy, language_model=language_model, video=VIDEO, compat="released", **changes)
@@ -109,7 +110,7 @@ def test_each_published_layout_computes_what_it_did(
     path = tmp_path / "LRS3_MTSK_avg-pooling_Whisper-S_audio4-16_video2-5_LN_seed7.pth"
     torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}} if layout == "lightning" else state, path)
     assert main(["convert", "mtsk", str(path), *beside, str(tmp_path / "out")]) == 0
-    found = LlamaMTSK.from_pretrained(tmp_path / "out")
+    found = LlamaMtsk.from_pretrained(tmp_path / "out")
     assert found.config.released
     assert found.config.scales == model.config.scales
     assert found.config.lora.strategy == strategy
@@ -132,13 +133,13 @@ def test_one_pair_of_rates_and_shared_projectors(tmp_path: Path, beside: list[st
     path = tmp_path / "AVSR_Whisper-M_AVH-L_Llama3.1-8B_lrs3vox_Adown4_Vdown2_seed42.pth"
     torch.save(state, path)
     found = mtsk([path, *map(Path, beside)])
-    assert isinstance(found, LlamaMTSK)
+    assert isinstance(found, LlamaMtsk)
     assert found.config.scales == (Rates(4, 2),)
     assert found.video_lora is None
     # One projector for every rate: the rates of a JSON file count.
     (tmp_path / "fields.json").write_text('{"audio_rates": [4, 16], "video_rates": [2, 5]}')
     found = mtsk([path, *map(Path, beside), tmp_path / "fields.json"])
-    assert isinstance(found, LlamaMTSK)
+    assert isinstance(found, LlamaMtsk)
     assert len(found.config.scales) == 4
     weights = [layer[0].weight for layer in found.audio_proj]  # type: ignore[index]
     assert torch.equal(weights[0], weights[1])
@@ -176,7 +177,7 @@ def test_an_avhubert_file_is_read_without_fairseq(tmp_path: Path, monkeypatch: p
 
     Dictionary.__module__, Dictionary.__qualname__ = module.__name__, "Dictionary"
     module.Dictionary = Dictionary  # type: ignore[attr-defined]
-    encoder = AVHubert(64, 1, 1, 64, (4, 4, 8, 8))
+    encoder = AvHubert(64, 1, 1, 64, (4, 4, 8, 8))
     state = {f"encoder.w2v_model.{key}": value for key, value in encoder.state_dict().items()}
     extra = {"encoder.w2v_model.mask_emb": torch.zeros(64), "decoder.embed": torch.zeros(3)}
     packages = {name: types.ModuleType(name) for name in ("fairseq", "fairseq.data")} | {module.__name__: module}
@@ -189,10 +190,19 @@ def test_an_avhubert_file_is_read_without_fairseq(tmp_path: Path, monkeypatch: p
     assert main(["convert", "avhubert", str(path), str(tmp_path / "avhubert")]) == 0
     assert ran == []
     assert (tmp_path / "avhubert" / "avhubert.safetensors").is_file()
-    model = tiny_model(video=VideoConfig(width=64, layers=1, heads=1, ffn=64, channels=(4, 4, 8, 8), source="avhubert"))
+    model = tiny_model(
+        video=VideoConfig(
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=64,
+            channels=(4, 4, 8, 8),
+            source="avhubert",
+        )
+    )
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "avhubert").rename(tmp_path / "model" / "avhubert")
-    found = LlamaMTSK.from_pretrained(tmp_path / "model")
+    found = LlamaMtsk.from_pretrained(tmp_path / "model")
     assert found.video_encoder is not None
     for name, value in found.video_encoder.state_dict().items():
         torch.testing.assert_close(value, encoder.state_dict()[name], rtol=1e-3, atol=1e-3)

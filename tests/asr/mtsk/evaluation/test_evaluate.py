@@ -17,14 +17,21 @@ from tests.asr.talking import write_video
 from tests.asr.tiny_mtsk import lips, speech, tiny_model
 from tokenthrift.cli import main
 from tokenthrift.evaluation.wer import ErrorCount
-from tokenthrift.mtsk.augmentation import snr_of
-from tokenthrift.mtsk.conditions import CONTROLS, conditions, noisy, spoilt
 from tokenthrift.mtsk.config import DecodeConfig
-from tokenthrift.mtsk.cost import cost_table, costs, counted
-from tokenthrift.mtsk.data import Clip
-from tokenthrift.mtsk.evaluate import evaluate, pooled
+from tokenthrift.mtsk.evaluation.conditions import CONTROLS, conditions, degraded, noisy
+from tokenthrift.mtsk.evaluation.cost import cost_table, costs, counted
+from tokenthrift.mtsk.evaluation.evaluate import evaluate, pooled
+from tokenthrift.mtsk.evaluation.tables import (
+    EvaluationRow,
+    comparison_table,
+    control_table,
+    error_plot,
+    measured,
+    together,
+)
 from tokenthrift.mtsk.rates import Rates
-from tokenthrift.mtsk.tables import Heard, control_table, error_plot, measured, promises, together
+from tokenthrift.mtsk.training.augmentation import snr_of
+from tokenthrift.mtsk.training.data import Clip
 
 TEXTS = ["the lazy dog", "a fox", "five"]
 LEVELS = ("clean", "0 dB")
@@ -38,7 +45,7 @@ def clips() -> list[Clip]:
 
 def test_controls_spoil_one_stream() -> None:
     items = clips()
-    shuffled, still, muted = (spoilt(items, control) for control in CONTROLS)
+    shuffled, still, muted = (degraded(items, control) for control in CONTROLS)
     for i in range(3):
         theirs, ours = shuffled[i].video, items[i].video
         assert theirs is not None
@@ -52,13 +59,13 @@ def test_controls_spoil_one_stream() -> None:
         assert torch.equal(frames, ours[:1].expand_as(ours))
         assert not silence.any()
         assert muted[i].video is ours
-    assert spoilt(items, "") == items
+    assert degraded(items, "") == items
 
 
 def test_shuffled_lips_say_something_else_in_the_same_time() -> None:
     lengths = {"a": (1.0, "one"), "b": (0.52, "One."), "c": (0.6, "two"), "d": (0.96, "three")}
     items = [Clip(text, speech(s, i), lips(s, i)) for i, (s, text) in enumerate(lengths.values())]
-    one, also_one, two, three = (clip.video for clip in spoilt(items, "shuffled video"))
+    one, also_one, two, three = (clip.video for clip in degraded(items, "shuffled video"))
     pictures = [clip.video for clip in items if clip.video is not None]
     assert torch.equal(one, torch.cat([pictures[3], pictures[3][-1:]]))  # type: ignore[arg-type]
     assert torch.equal(also_one, pictures[2][:13]), "not the lips of the other one"  # type: ignore[arg-type]
@@ -66,7 +73,7 @@ def test_shuffled_lips_say_something_else_in_the_same_time() -> None:
     assert torch.equal(three, pictures[0][:24])  # type: ignore[arg-type]
     for few in (items[:1], items[:2]):
         with pytest.raises(ValueError, match="two texts or more"):
-            spoilt(few, "shuffled video")
+            degraded(few, "shuffled video")
 
 
 def test_noise_is_at_its_level_and_the_same_for_everybody() -> None:
@@ -160,10 +167,10 @@ def test_pooling_without_training_keeps_everything_else() -> None:
         pooled(fine, (2, 16), (2, 5))
 
 
-def heard(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> Heard:
+def heard(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> EvaluationRow:
     wrong = round(1000 * wer)
     count = ErrorCount(hits=1000 - wrong, substitutions=wrong)
-    return Heard(model, rates, snr, control, count, count, 10.0)
+    return EvaluationRow(model, rates, snr, control, count, count, 10.0)
 
 
 def test_promises_are_measured_in_points() -> None:
@@ -173,15 +180,15 @@ def test_promises_are_measured_in_points() -> None:
     rows += [heard("pooled", scales[0], 0.05), heard("pooled", scales[3], 0.4)]
     rows += [heard("MS", Rates(4, 0), 0.4, 0.0), heard("MS", scales[0], 0.3, 0.0)]
     rows += [heard("MS", scales[0], 0.44, 0.0, "shuffled video")]
-    table = promises("all", rows, "MS")
+    table = comparison_table("all", rows, "MS")
     assert table is not None
     assert [row[2] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 1.5, 35.0])
-    assert promises("none", [heard("MS", Rates(4), 0.1)], "MS") is None
+    assert comparison_table("none", [heard("MS", Rates(4), 0.1)], "MS") is None
 
 
 def test_promises_that_were_not_measured_are_named() -> None:
     rows = [heard("MS", r, 0.1, 0.0) for r in (Rates(4, 2), Rates(16, 5), Rates(4))]
-    table = promises("all", rows, "MS")
+    table = comparison_table("all", rows, "MS")
     assert table is not None
     assert [row[2] for row in table.rows] == [None, 0.0, None, None, None]
 

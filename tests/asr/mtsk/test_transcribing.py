@@ -18,20 +18,17 @@ from transformers import GenerationConfig
 from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import EOS, lips, speech, tiny_config, tiny_model
 from tests.media_files import voice, write
-from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize, NativeCost, TokenBudget
 from tokenthrift.cli import main
-from tokenthrift.mtsk.coarse_to_fine import confidence
-from tokenthrift.mtsk.config import DecodeConfig
-from tokenthrift.mtsk.decoding import Written
-from tokenthrift.mtsk.lora import Strategy
-from tokenthrift.mtsk.model import LlamaMTSK
-from tokenthrift.mtsk.noise import estimate_snr
-from tokenthrift.mtsk.rates import Measured, Rates, price
+from tokenthrift.mtsk.audiovisual.noise import estimate_snr
+from tokenthrift.mtsk.config import MtskConfig, Strategy
+from tokenthrift.mtsk.model import LlamaMtsk
+from tokenthrift.mtsk.planning import ItemPlan, audio_states, plan_items
+from tokenthrift.mtsk.rates import Measured, Rates, count_tokens
 from tokenthrift.mtsk.sequence import PROMPTS
-from tokenthrift.mtsk.transcribing import plan_item
-from tokenthrift.transcript import AudioVisualRecogniser, Transcript
+from tokenthrift.transcript import AudioVisualRecognizer, Transcript
 
-CARD = Path(__file__).resolve().parents[2] / "model_cards" / "mtsk-tiny-en"
+CARD = Path(__file__).resolve().parents[3] / "model_cards" / "mtsk-tiny-en"
 ALL = ("avsr", "asr", "vsr")
 CONFIG = tiny_config(tasks=ALL)
 TABLE = (
@@ -49,73 +46,138 @@ budgets = st.builds(
 )
 
 
+def size_of(states: int, frames: int) -> ItemSize:
+    """An item with so many encoder states of sound and frames of video; 0 for none."""
+    return ItemSize(seconds=states / 50 if states else None, frames=frames or None)
+
+
+def plan_one(config: MtskConfig, states: int, frames: int, budget: Any = None, **options: Any) -> ItemPlan:
+    (plan,) = plan_items(config, [size_of(states, frames)], budget, **options)
+    return plan
+
+
 @given(st.integers(0, 1500), st.integers(0, 750), budgets, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=80)
 def test_laws_of_the_budget(states: int, frames: int, budget: TokenBudget, ladder: bool, measured: bool) -> None:
     config = replace(CONFIG, table=TABLE if measured else ())
     if not (states or frames):
-        with pytest.raises(ValueError, match="cannot have"):
-            plan_item(config, states, frames, budget)
+        with pytest.raises(BudgetError, match="seconds"):
+            plan_one(config, states, frames, budget)
         return
     try:
-        first, plan, tried = plan_item(config, states, frames, budget, coarse_to_fine=ladder)
+        plan = plan_one(config, states, frames, budget, coarse_to_fine=ladder)
     except BudgetError as error:
-        _, cheapest, _ = plan_item(config, states, frames, TokenBudget(max_tokens=int(str(error.nearest)[11:])))
-        offered = [r for r in config.scales if (states or not r.audio) and (frames or not r.video)]
+        nearest = plan_one(config, states, frames, int(str(error.nearest)[11:])).last.usage.used
+        possible = [r for r in config.scales if r.fits(audio=bool(states), video=bool(frames))]
         cap = replace(budget, min_tokens=0).cap(states + frames, max(states / 50, frames / 25))
-        assert cheapest.usage.used == min(price(r, states, frames) for r in offered) > cap
+        assert nearest == min(count_tokens(r, states, frames) for r in possible) > cap
         return
-    usage = plan.usage
-    assert 0 < tried <= usage.used <= usage.cap <= usage.native == states + frames
-    assert tried == price(first, states, frames)
+    usage = plan.last.usage
+    assert 0 < plan.first_tokens <= usage.used <= usage.cap <= usage.native == states + frames
+    assert plan.first_tokens == count_tokens(plan.first, states, frames)
     if not ladder:
-        assert usage.used == price(plan.rates, states, frames)
+        assert usage.used == count_tokens(plan.last.rates, states, frames)
     if budget.max_tokens is not None:
         assert usage.used <= budget.max_tokens
         relaxed = replace(budget, max_tokens=budget.max_tokens + 10)
-        assert plan_item(config, states, frames, relaxed, coarse_to_fine=ladder)[1].usage.cap >= usage.cap
+        assert plan_one(config, states, frames, relaxed, coarse_to_fine=ladder).last.usage.cap >= usage.cap
 
 
 def test_fields_that_mean_nothing_here_are_refused() -> None:
     with pytest.raises(BudgetError, match="target_error"):
-        plan_item(CONFIG, 100, 50, TokenBudget(target_error=0.1))
-    with pytest.raises(ValueError, match=r"cannot have rates \(3, 2\)"):
-        plan_item(CONFIG, 100, 50, Rates(3, 2))
-    with pytest.raises(ValueError, match="cannot have any rates"):
-        plan_item(tiny_config(), 100, 0, TokenBudget())
+        plan_one(CONFIG, 100, 50, "e0.1")
+    with pytest.raises(ValueError, match=r"no rates \(3, 2\)"):
+        plan_one(CONFIG, 100, 50, rates=Rates(3, 2))
+    with pytest.raises(BudgetError, match=r"audio cannot have rates \(4, 2\)"):
+        plan_one(CONFIG, 100, 0, rates=Rates(4, 2))
+    with pytest.raises(BudgetError, match="audio cannot have any rates"):
+        plan_one(tiny_config(), 100, 0)
+    with pytest.raises(BudgetError, match=r"ItemSize\(seconds=\.\.\.\)"):
+        tiny_model().plan([40])
+    with pytest.raises(BudgetError, match=r"ItemSize\(frames=\.\.\.\)"):
+        tiny_model(tasks=("vsr",), audio=None, audio_rates=()).plan([ItemSize(seconds=1.0)])
     with pytest.raises(ValueError, match="above 0"):
         Rates(0, 0)
     with pytest.raises(BudgetError, match="coarse_to_fine"):
         tiny_model().transcribe([speech(0.2, 1)], [lips(0.2, 1)], decode=DecodeBudget(confidence_threshold=0.5))
 
 
+def test_native_tokens_are_those_of_the_streams_that_the_model_reads() -> None:
+    both, sound = tiny_model(tasks=ALL), tiny_model(tasks=("asr",), video=None, video_rates=())
+    size = ItemSize(seconds=2.0, frames=25)
+    assert [model.plan([size])[0].native for model in (both, sound)] == [125, 100]
+    assert both.native_cost == NativeCost(per_second=50, per_frame=1)
+    assert sound.native_cost == NativeCost(per_second=50)
+    assert both.plan([ItemSize(seconds=2.0)], "10%")[0].cap == 10
+
+
+def test_each_item_may_have_a_budget_of_its_own() -> None:
+    model = tiny_model(tasks=ALL)
+    audio, video = [speech(1.0, 1), speech(1.0, 2)], [lips(1.0, 1), lips(1.0, 2)]
+    limits: list[Any] = [{"max_tokens": 20}, None]
+    found = model.transcribe(audio, video, limits)
+    assert [t.usage for t in found] == list(model.plan([size_of(50, 25)] * 2, limits))
+    assert [t.usage.cap for t in found] == [20, 75]
+    with pytest.raises(ValueError, match="2 items but 1 budgets"):
+        model.transcribe(audio, video, [20])
+
+
+@given(st.integers(1, 480_000))
+def test_states_of_a_recording(samples: int) -> None:
+    assert audio_states(samples) == -(-samples // 320)
+    assert audio_states(samples, released=True) == max(samples // 320, 25)
+    seconds = ItemSize(seconds=samples / 16_000)
+    only = tiny_config(tasks=("asr",), video=None, video_rates=())
+    assert plan_items(only, [seconds])[0].last.usage.native == -(-samples // 320)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.51, 1.3])
+def test_released_models_use_what_they_plan(seconds: float) -> None:
+    """The published code leaves out states that fill no window, and keeps 25 states at least."""
+    model = tiny_model(compat="released", tasks=ALL, audio_rates=(3,), video_rates=(2,))
+    sound, crops = speech(seconds, 1), lips(max(seconds, 0.2), 1)
+    read: list[int] = []
+    lm: Any = model.language_model.model
+    lm.register_forward_pre_hook(lambda m, a, k: read.append(k["inputs_embeds"].shape[1]), with_kwargs=True)
+    decode = DecodeBudget(max_new_tokens=1)
+    (found,) = model.transcribe([sound], [crops], rates=Rates(3, 2), decode=decode, beams=1)
+    assert found.usage.used == sum(read) - around(model, Rates(3, 2), Rates(3, 2))
+    assert (found.usage,) == model.plan([ItemSize(seconds=len(sound) / 16_000, frames=len(crops))], rates=Rates(3, 2))
+    both = model.transcribe([sound, speech(2.0, 2)], [crops, lips(2.0, 2)], rates=Rates(3, 2), decode=decode, beams=1)
+    assert both[0] == found, "a released model too gives each item the transcript of the item alone"
+
+
 def test_the_table_decides_and_noise_moves_tokens_from_audio_to_video() -> None:
     config = replace(tiny_config(), table=TABLE)
 
     def chosen(budget: str, snr: float | None = None) -> Rates:
-        return plan_item(config, 500, 250, TokenBudget.parse(budget), snr=snr)[1].rates
+        return plan_one(config, 500, 250, budget, snrs=[snr]).last.rates
 
     assert chosen("100%") == Rates(4, 5), "as good as (4, 2), and cheaper"
     assert chosen("175") == Rates(4, 5)
     assert chosen("174") == Rates(16, 2)
-    assert chosen("175", snr=1.0) == Rates(16, 2), "lips are worth more than sound in noise"
-    assert chosen("175", snr=25.0) == Rates(4, 5)
-    assert plan_item(tiny_config(), 500, 250, TokenBudget())[1].rates == Rates(4, 2), "unmeasured: the most detail"
+    assert chosen("175", snr=1.0) == Rates(16, 2), "lips help more than sound in noise"
+    assert chosen("175", snr=19.9) == Rates(16, 2), "nearer to 0 dB than to clean"
+    assert chosen("175", snr=20.1) == Rates(4, 5)
+    assert chosen("175", snr=95.0) == Rates(4, 5)
+    assert plan_one(tiny_config(), 500, 250).last.rates == Rates(4, 2), "unmeasured: the most detail"
+    partly = replace(tiny_config(), table=TABLE[3:4])
+    assert plan_one(partly, 500, 250).last.rates == Rates(16, 5), "what was measured comes first"
 
 
 def test_of_pairs_that_err_alike_the_quicker_is_taken() -> None:
     quick = replace(TABLE[2], milliseconds=9.0)
     slow = replace(TABLE[0], milliseconds=10.0)
     for pair in ((quick, slow), (slow, quick)):
-        assert plan_item(replace(tiny_config(), table=pair), 500, 250, TokenBudget())[1].rates == quick.rates
+        assert plan_one(replace(tiny_config(), table=pair), 500, 250).last.rates == quick.rates
     quick, slow = (replace(line, milliseconds=19.0 - (line.milliseconds or 0)) for line in (quick, slow))
-    dearer = plan_item(replace(tiny_config(), table=(quick, slow)), 500, 250, TokenBudget())[1]
+    dearer = plan_one(replace(tiny_config(), table=(quick, slow)), 500, 250).last
     assert dearer.rates == slow.rates, "time counts before tokens"
 
 
-def test_a_saved_model_brings_its_table_and_hears_when_to_trust_the_lips(tmp_path: Path) -> None:
+def test_a_saved_model_brings_its_table_and_chooses_by_noise(tmp_path: Path) -> None:
     tiny_model(table=TABLE).save_pretrained(tmp_path / "model")
-    model = LlamaMTSK.from_pretrained(tmp_path / "model")
+    model = LlamaMtsk.from_pretrained(tmp_path / "model")
     assert model.config.table == TABLE
     clean = speech(1.0, 1)
     clean[8_000:] = 0.0
@@ -131,7 +193,7 @@ def test_a_saved_model_brings_its_table_and_hears_when_to_trust_the_lips(tmp_pat
 
 @given(st.integers(0, 20), st.sampled_from([-5, 0, 5, 10, 20]))
 @settings(deadline=None, max_examples=20)
-def test_noise_is_heard_in_the_pauses(seed: int, snr: int) -> None:
+def test_noise_is_measured_in_the_pauses(seed: int, snr: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     voice = torch.randn(32_000, generator=generator)
     voice[16_000:] = 0.0
@@ -146,7 +208,7 @@ VIDEO: list[Tensor | None] = [lips(0.7, 1), None, lips(1.0, 2), lips(0.2, 3), li
 
 
 @pytest.fixture(scope="module", params=get_args(Strategy))
-def model(request: pytest.FixtureRequest) -> LlamaMTSK:
+def model(request: pytest.FixtureRequest) -> LlamaMtsk:
     # In double precision, as random weights can make much of the last digit of a float.
     return tiny_model(request.param, tasks=ALL).double()
 
@@ -161,34 +223,43 @@ def alike(one: Transcript, other: Transcript) -> None:
     "options",
     [{}, {"budget": "25%"}, {"budget": 60, "coarse_to_fine": True}, {"noise_aware": True, "coarse_to_fine": True}],
 )
-def test_transcripts_of_a_batch_are_those_of_each_alone(model: LlamaMTSK, options: dict[str, Any]) -> None:
+def test_transcripts_of_a_batch_are_those_of_each_alone(model: LlamaMtsk, options: dict[str, Any]) -> None:
     together = model.transcribe(AUDIO, VIDEO, **options)
     assert len({t.text for t in together}) > 2, "equal texts would prove little"
     for audio, video, expected in zip(AUDIO, VIDEO, together, strict=True):
         alike(model.transcribe([audio], [video], **options)[0], expected)
         assert "".join(t.text for t in expected.tokens).strip() == expected.text
         assert expected.usage.used <= expected.usage.cap <= expected.usage.native
-    samples = [None if a is None else len(a) for a in AUDIO]
-    frames = [None if v is None else len(v) for v in VIDEO]
+    sizes = [
+        ItemSize(seconds=None if a is None else len(a) / 16_000, frames=None if v is None else len(v))
+        for a, v in zip(AUDIO, VIDEO, strict=True)
+    ]
     given = {name: value for name, value in options.items() if name != "noise_aware"}
-    plans = model.plan(samples, frames, **given)
+    plans = model.plan(sizes, **given)
     if options.get("coarse_to_fine"):
-        assert all(t.usage.used <= p.usage.used for t, p in zip(together, plans, strict=True))
+        assert all(t.usage.used <= p.used for t, p in zip(together, plans, strict=True))
     else:
-        assert [p.usage for p in plans] == [t.usage for t in together]
+        assert list(plans) == [t.usage for t in together]
 
 
 def test_a_beam_search_gives_each_item_its_own_text() -> None:
     config = tiny_config()
-    model = tiny_model(decode=replace(config.decode, beams=3, tokens_per_second=4)).double()
+    model = tiny_model(decode=replace(config.decode, tokens_per_second=4)).double()
     audio, video = [speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)]
-    for one, both in zip(zip(audio, video, strict=True), model.transcribe(audio, video), strict=True):
-        alike(model.transcribe([one[0]], [one[1]])[0], both)
+    together = model.transcribe(audio, video, beams=3)
+    for one, both in zip(zip(audio, video, strict=True), together, strict=True):
+        alike(model.transcribe([one[0]], [one[1]], beams=3)[0], both)
+    model.config = replace(config, decode=replace(model.config.decode, beams=3))
+    for found, expected in zip(model.transcribe(audio, video), together, strict=True):
+        alike(found, expected)
+    assert [t.tokens for t in model.transcribe(audio, video, beams=1)] != [t.tokens for t in together]
+    for beams in (0, 65):
+        with pytest.raises(ValueError, match="from 1 to 64 beams"):
+            model.transcribe(audio, video, beams=beams)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_nothing_is_drawn_whatever_the_language_model_would_do(beams: int) -> None:
-    assert DecodeConfig().beams == 1, "the likeliest token each time, unless a search is asked for"
     model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
     audio, video = [speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)]
     expected = model.transcribe(audio, video)
@@ -198,23 +269,23 @@ def test_nothing_is_drawn_whatever_the_language_model_would_do(beams: int) -> No
     with torch.random.fork_rng(devices=[]):
         for seed in range(3):
             state = torch.manual_seed(seed).get_state()
-            for found, wanted in zip(model.transcribe(audio, video), expected, strict=True):
-                alike(found, wanted)
+            for found, unchanged in zip(model.transcribe(audio, video), expected, strict=True):
+                alike(found, unchanged)
             assert torch.equal(torch.get_rng_state(), state), "no random number was used"
 
 
 def test_a_search_finds_what_the_likeliest_tokens_miss() -> None:
     likelihoods = {}
+    model = tiny_model().double()
+    encoded = model.encode([speech(0.7, 1)], [lips(0.7, 1)])
     for beams in (1, 8):
-        model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
-        encoded = model.encode([speech(0.7, 1)], [lips(0.7, 1)])
-        (written,) = model.write(encoded, Rates(4, 2), [6])
-        assert len(written.ids) == 6, "no end, so that both texts are of one length"
-        likelihoods[beams] = confidence(written)
+        (found,) = model.generate(encoded, Rates(4, 2), [6], beams=beams)
+        assert len(found.ids) == 6, "no end, so that both texts are of one length"
+        likelihoods[beams] = found.confidence
     assert likelihoods[8] > likelihoods[1]
 
 
-def test_all_video_rates_of_an_audio_rate_go_on_from_what_was_heard() -> None:
+def test_all_video_rates_of_an_audio_rate_continue_one_prefix() -> None:
     model = tiny_model().double()
     encoded = model.encode([speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)])
     read = []
@@ -222,23 +293,23 @@ def test_all_video_rates_of_an_audio_rate_go_on_from_what_was_heard() -> None:
         lambda m, a, k: read.append(k["inputs_embeds"].shape[1]), with_kwargs=True
     )
     limits = [1, 1]
-    alone = {rates: model.write(encoded, rates, limits) for rates in model.config.scales}
+    alone = {rates: model.generate(encoded, rates, limits) for rates in model.config.scales}
     apart, read[:] = sum(read), []
-    shared = model.write_all(encoded, model.config.scales, limits)
+    shared = model.generate_all(encoded, model.config.scales, limits)
     count.remove()
     heads = sum(max(len(head) for head in model.blocks(encoded, Rates(a, 2))[0]) for a in (4, 16))
     assert sum(read) < apart - heads + 10
-    for rates, written in alone.items():
-        assert [w.ids for w in shared[rates]] == [w.ids for w in written]
-        for one, other in zip(shared[rates], written, strict=True):
+    for rates, texts in alone.items():
+        assert [text.ids for text in shared[rates]] == [text.ids for text in texts]
+        for one, other in zip(shared[rates], texts, strict=True):
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-9)
 
 
 def test_coarse_to_fine_pays_for_detail_only_where_it_must() -> None:
     model = tiny_model().double()
     audio, video = [speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)]
-    coarse = model.transcribe(audio, video, Rates(16, 5))
-    fine = model.transcribe(audio, video, Rates(4, 2))
+    coarse = model.transcribe(audio, video, rates=Rates(16, 5))
+    fine = model.transcribe(audio, video, rates=Rates(4, 2))
     assert [t.text for t in coarse] != [t.text for t in fine]
     sure = model.transcribe(audio, video, decode=DecodeBudget(confidence_threshold=1e-9), coarse_to_fine=True)
     assert [(t.text, t.usage.used, t.usage.rounds) for t in sure] == [(t.text, t.usage.used, 1) for t in coarse]
@@ -251,14 +322,12 @@ def test_coarse_to_fine_pays_for_detail_only_where_it_must() -> None:
         assert encoder is not None
         encoder.register_forward_hook(lambda m, *_: encoded.append(type(m).__name__))
     model.transcribe(audio, video, decode=DecodeBudget(confidence_threshold=1.0), coarse_to_fine=True)
-    assert encoded == ["WhisperEncoder", "AVHubert"], "once for both passes"
+    assert encoded == ["WhisperEncoder", "AvHubert"], "once for both passes"
     once = DecodeBudget(max_rounds=1, confidence_threshold=1.0)
     assert all(t.usage.rounds == 1 for t in model.transcribe(audio, video, decode=once, coarse_to_fine=True))
-    assert confidence(Written((), ())) == 0.0
-    assert confidence(Written((1, 2), (0.5, 0.5, 0.5))) == pytest.approx(0.5)
 
 
-def around(model: LlamaMTSK, first: Rates, last: Rates) -> int:
+def around(model: LlamaMtsk, first: Rates, last: Rates) -> int:
     """Positions of start, markers and prompt that are read, at one pair of rates or at two one after the other."""
 
     def head(rates: Rates) -> int:
@@ -288,23 +357,23 @@ def test_the_language_model_reads_what_usage_says_and_no_more_than_the_cap(strat
     for cap in (10, 18, 25, 30, 35, 90):
         read.clear()
         (found,) = model.transcribe([audio], [video], cap, decode=decode, coarse_to_fine=ladder)
-        first, plan, _ = plan_item(model.config, 65, 25, TokenBudget(max_tokens=cap), coarse_to_fine=ladder)
+        plan = plan_one(model.config, 65, 25, cap, coarse_to_fine=ladder)
         assert found.usage.cap == cap
-        assert found.usage.used == sum(read) - around(model, first, plan.rates) <= cap
-        seen.add(plan.rates)
+        assert found.usage.used == sum(read) - around(model, plan.first, plan.last.rates) <= cap
+        seen.add(plan.last.rates)
     assert len(seen) == 4
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_texts_end_where_they_are_told_to(beams: int) -> None:
+def test_texts_end_at_their_limit(beams: int) -> None:
     model = tiny_model(decode=replace(tiny_config().decode, max_new_tokens=9, tokens_per_second=0.1, beams=beams))
     for limit, expected in ((None, 9), (3, 3)):
         audio, video = [speech(0.3, 1)], [lips(0.3, 1)]
-        (written,) = model.write(model.encode(audio, video), Rates(4, 2), [expected])
-        (found,) = model.transcribe(audio, video, Rates(4, 2), decode=DecodeBudget(max_new_tokens=limit))
-        assert len(written.ids) <= expected
-        assert EOS not in written.ids
-        assert found.text == model.text_of(written.ids)
+        (text,) = model.generate(model.encode(audio, video), Rates(4, 2), [expected])
+        (found,) = model.transcribe(audio, video, rates=Rates(4, 2), decode=DecodeBudget(max_new_tokens=limit))
+        assert len(text.ids) <= expected
+        assert EOS not in text.ids
+        assert found.text == model.text_of(text.ids)
         assert len(found.tokens) <= expected
 
 
@@ -330,10 +399,10 @@ def test_what_cannot_be_read_is_refused_by_name(audio: Any, video: Any, problem:
 def test_the_shipped_model_loads_alone_and_keeps_to_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (CARD / "model.safetensors").stat().st_size <= 45e6
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nothing is fetched"))
-    monkeypatch.setattr("tokenthrift.mtsk.lips._FaceFinder", SquareFinder)
-    write(tmp_path / "in" / "heard.wav", voice(2.0))
+    monkeypatch.setattr("tokenthrift.mtsk.audiovisual.lips._FaceFinder", SquareFinder)
+    write(tmp_path / "in" / "sound.wav", voice(2.0))
     write_video(tmp_path / "in" / "both.mkv", np.stack([face()] * 50), samples=torch.from_numpy(voice(2.0)))
-    write_video(tmp_path / "in" / "seen.mkv", np.stack([face()] * 50))
+    write_video(tmp_path / "in" / "lips.mkv", np.stack([face()] * 50))
     out = tmp_path / "out"
     arguments = [str(tmp_path / "in"), "--model", str(CARD), "--out-dir", str(out), "--format", "json"]
     assert main(["transcribe", *arguments, "--budget", "20"]) == 0
@@ -342,15 +411,14 @@ def test_the_shipped_model_loads_alone_and_keeps_to_budgets(tmp_path: Path, monk
         usage = json.loads(path.read_text())["usage"]
         assert 0 < usage["used"] <= usage["cap"] == 20
         native[path.stem] = usage["native"]
-    assert native == {"heard": 100, "both": 150, "seen": 50}
+    assert native == {"sound": 100, "both": 150, "lips": 50}
 
 
-def test_it_is_a_recogniser_of_sound_and_lips() -> None:
+def test_it_is_a_recognizer_of_sound_and_lips() -> None:
     model = tiny_model()
-    assert isinstance(model, AudioVisualRecogniser)
+    assert isinstance(model, AudioVisualRecognizer)
     assert model.accepts(audio=True, video=True)
     assert not model.accepts(audio=True, video=False)
     assert tiny_model(tasks=ALL).accepts(audio=False, video=True)
-    model.check_price(16_000, 25, TokenBudget())
     with pytest.raises(BudgetError, match="nearest legal value: max_tokens=9"):
-        model.check_price(16_000, 25, TokenBudget(max_tokens=8))
+        model.plan([ItemSize(seconds=1.0, frames=25)], 8)

@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.asr.tiny_mtsk import lips, speech
-from tokenthrift.mtsk.augmentation import TRAINING_SNRS, Augmentation, active, mask_audio, mask_video, mix, snr_of
-from tokenthrift.mtsk.lips import MEAN_GREY
+from tokenthrift.mtsk.audiovisual.lips import MEAN_GREY
+from tokenthrift.mtsk.training.augmentation import (
+    TRAINING_SNRS,
+    Augmentation,
+    active,
+    mask_audio,
+    mask_video,
+    mix,
+    snr_of,
+)
 
 NOISE = Path(__file__).resolve().parents[3] / "shared" / "data" / "noise"
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.asr.tiny_mtsk import BOS, EOS, LLAMA3, characters
-from tokenthrift.mtsk.avhubert import AVHubert, avhubert_weights
-from tokenthrift.mtsk.compression import compress
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, avhubert_weights
 from tokenthrift.mtsk.config import LanguageModelConfig
 from tokenthrift.mtsk.convert import published_config, published_weights
 from tokenthrift.mtsk.language_model import build
 from tokenthrift.mtsk.lora import Lora, Strategy, attentions
-from tokenthrift.mtsk.model import LlamaMTSK
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.sequence import Encoded
+from tokenthrift.reducers.pooling import pool_by_rate
 
 LANGUAGE_MODEL: dict[str, Any] = {
     "model_type": "llama",
@@ -46,15 +43,12 @@ WHISPER = {"model_type": "whisper", "encoder_attention_heads": 4}
 
 
 @cache
-def load(folder: Path, name: str, rates: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[LlamaMTSK, Any]:
-    """The authors' model, whose video features were given, so its visual encoder is a random one of the right width."""
+def load(folder: Path, name: str, rates: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[LlamaMtsk, Any]:
+    """The authors' model, whose video features were given, so it has no visual encoder."""
     state = load_file(folder / f"{name}_weights.safetensors")
-    torch.manual_seed(0)
-    encoder = AVHubert(768, 1, 12, 32, (2, 2, 2, 2)).state_dict()
-    state |= {f"video_encoder.{key}": value for key, value in encoder.items()}
-    fields = {"audio_rates": list(rates[0]), "video_rates": list(rates[1]), "decode": {"beams": 1}}
+    fields = {"audio_rates": list(rates[0]), "video_rates": list(rates[1])}
     config = published_config(state, LANGUAGE_MODEL, WHISPER, fields)
-    model = LlamaMTSK(config, characters())
+    model = LlamaMtsk(config, characters())
     model.load_state_dict(published_weights(state, config))
     return model.eval(), np.load(folder / f"{name}.npz")
 
@@ -67,7 +61,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours.detach(), theirs.to(ours.dtype), rtol=0, atol=tolerance)
 
 
-def avsr(reference: Path) -> tuple[LlamaMTSK, Any]:
+def avsr(reference: Path) -> tuple[LlamaMtsk, Any]:
     return load(reference / "mtsk", "ms_avsr_avg", ((4, 16), (2, 5)))
 
 
@@ -76,7 +70,7 @@ def texts_of(values: Any) -> list[list[int]]:
     return [[t for t in row.tolist() if t not in (BOS, EOS, 34)] for row in values["tokens"]]
 
 
-def encoded_avsr(model: LlamaMTSK, values: Any) -> Encoded:
+def encoded_avsr(model: LlamaMtsk, values: Any) -> Encoded:
     # The waveforms come layer-normed; norming them again changes them by 5e-6 of their size.
     waves = tensor(values, "audio")[..., 0]
     audio = [wave[:length] for wave, length in zip(waves, values["lengths"].tolist(), strict=True)]
@@ -97,7 +91,7 @@ def test_pooled_states(reference: Path, modality: str, rate: int) -> None:
     model, values = avsr(reference)
     states = tensor(values, {"audio": "whisper_out_trunc", "video": "video_feats"}[modality])
     lengths = torch.full((len(states),), states.shape[1])
-    pooled, _ = compress(states, lengths, rate, "average", whole_windows=True)
+    pooled, _ = pool_by_rate(states, lengths, rate, "average", whole_windows=True)
     close(pooled, tensor(values, f"{modality}_comp_{rate}"), 1e-6)
 
 
@@ -105,7 +99,7 @@ def test_pooled_states(reference: Path, modality: str, rate: int) -> None:
 def test_stacked_states(reference: Path, rate: int) -> None:
     values = np.load(reference / "mtsk" / "ms_vsr_stack.npz")
     states = tensor(values, "video_feats")
-    stacked, _ = compress(states, torch.tensor([23, 23]), rate, "stack", whole_windows=True)
+    stacked, _ = pool_by_rate(states, torch.tensor([23, 23]), rate, "stack", whole_windows=True)
     assert torch.equal(stacked, tensor(values, f"video_comp_{rate}"))
 
 
@@ -146,20 +140,8 @@ def test_greedy_and_beam_texts(reference: Path, kind: str) -> None:
         heads, tails = model.blocks(encoded, rates)
         close(torch.cat([heads[0], tails[0]])[None], tensor(values, f"test_emb_{k}"))
         for beams, name in ((1, "greedy"), (5, "beam5")):
-            with beams_of(model, beams):
-                (written,) = model.write(encoded, rates, [12])
-            assert list(written.ids) == values[f"gen_{name}_{k}"][0].tolist()
-
-
-@contextmanager
-def beams_of(model: LlamaMTSK, beams: int) -> Iterator[None]:
-    """A width of the beam search for a while."""
-    before = model.config
-    model.config = replace(before, decode=replace(before.decode, beams=beams))
-    try:
-        yield
-    finally:
-        model.config = before
+            (found,) = model.generate(encoded, rates, [12], beams=beams)
+            assert list(found.ids) == values[f"gen_{name}_{k}"][0].tolist()
 
 
 @pytest.mark.parametrize("strategy", ["MS", "SS"])
@@ -169,7 +151,14 @@ def test_adapted_language_model(reference: Path, strategy: Strategy) -> None:
     base = load_file(folder / "lora_ms_weights.safetensors")
     adapters = base if strategy == "MS" else load_file(folder / "lora_ss_weights.safetensors")
     sizes = LanguageModelConfig(
-        vocab_size=34, width=64, layers=2, heads=8, kv_heads=2, head_dim=8, ffn=128, rope=LLAMA3
+        vocab_size=34,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=128,
+        rope_parameters=LLAMA3,
     )
     lm: Any = build(sizes)
     plain = {key: value for key, value in base.items() if "lora" not in key}
@@ -218,7 +207,7 @@ def avhubert_recipe(keys: dict[str, list[int]]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("streams", ["video", "audio", "av"])
 def test_avhubert_outputs(reference: Path, streams: str) -> None:
     keys = json.loads((reference / "mtsk" / "avhubert_tiny_keys.json").read_text())
-    model = AVHubert(64, 2, 4, 128).eval()
+    model = AvHubert(64, 2, 4, 128).eval()
     model.load_state_dict(avhubert_weights(avhubert_recipe(keys)))
     generator = np.random.RandomState(1)
     video = torch.from_numpy(generator.standard_normal((2, 1, 11, 88, 88)).astype(np.float32))[:, 0]
@@ -235,8 +224,8 @@ def test_avhubert_has_every_key_of_the_public_checkpoints(
 ) -> None:
     keys = json.loads((reference / "mtsk" / f"avhubert_{size}_keys.json").read_text())
     with torch.device("meta"):
-        ours = AVHubert(*sizes).state_dict()
+        ours = AvHubert(*sizes).state_dict()
         public = {key: torch.empty(shape) for key, shape in keys.items()}
-    wanted = avhubert_weights(public)
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in wanted.items()}
-    assert set(public) - set(wanted) == {"mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias"}
+    expected = avhubert_weights(public)
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in expected.items()}
+    assert set(public) - set(expected) == {"mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias"}
