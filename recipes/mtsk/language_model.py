@@ -1,7 +1,7 @@
 """A small Llama with random weights and a tokenizer of the phrases: `python language_model.py PHRASES.jsonl OUT`.
 
 Two cores cannot train around a language model of a billion weights. This one is a few million, has the layout of
-transformers, and learns to write what it hears while it is trained (`listener.yaml`); from then on it is frozen, as the
+transformers, and learns to write down speech while it is trained (`recognizer.yaml`); from then on it is frozen, as the
 paper's Llama is. The tokenizer is byte-pair encoding of the training phrases, with the prompts' words among them.
 """
 

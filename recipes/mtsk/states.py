@@ -1,6 +1,6 @@
 """Encoder states, made once: `python states.py SPEECH OUT --whisper CHECKPOINT --avhubert FOLDER --noise DIR DIR`.
 
-Both encoders are frozen, so training reads their states. Every training utterance is heard in a room or not, with
+Both encoders are frozen, so training reads their states. Every training utterance is in a room or not, with
 noise or babble at a level from -5 dB to clean, drawn by its number; its mouth is drawn, cropped and encoded. A shard
 of speech becomes a shard of states (`CachedStates`), fp16. Development clips are encoded from
 their files, every second one with noise at 0 dB. What is there is skipped, so a stopped run goes on and new speech is

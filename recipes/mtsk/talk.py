@@ -32,7 +32,7 @@ from visemes import FPS, homophene_bound, mouth_track, viseme_string
 
 RATE = 16_000
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc")
-# Variants of eSpeak's voice: nobody is heard in two splits.
+# Variants of eSpeak's voice: no speaker is in two splits.
 VARIANTS = {
     "train": "m1 m2 m3 m5 m6 m8 f1 f2 f3 f5 Andy Gene Lee Michael Denis Alicia adam anika belinda david ed linda max "
     "paul rob shelby victor",

@@ -355,7 +355,11 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
     first = fit("recognizer", ["tiny", "recognizer"], {})
     start = {"model.init_args.start_from": str(first)}
     many = fit("many", ["tiny"], start | {"model.init_args.config.strategy": "MSS"})
-    fit("one", ["tiny"], start | {"model.init_args.config.audio_rates": "[16]", "model.init_args.config.video_rates": "[5]"})
+    fit(
+        "one",
+        ["tiny"],
+        start | {"model.init_args.config.audio_rates": "[16]", "model.init_args.config.video_rates": "[5]"},
+    )
     first.unlink()
     assert main(["convert", "mtsk", str(many), str(tmp_path / "model")]) == 0
     model = LlamaMtsk.from_pretrained(tmp_path / "model")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, ItemSize, NativeCost, SizeLike, TokenUsage
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, NativeCost, SizeLike, TokenUsage
 from tokenthrift.lazy import deprecated
 from tokenthrift.mtsk.config import MtskConfig, upgraded
 from tokenthrift.mtsk.external import PARTS, external_sources, load_external
@@ -150,10 +150,6 @@ class LlamaMtsk(MtskNetwork):
             coarse_to_fine=coarse_to_fine,
             noise_aware=noise_aware,
         )
-
-    def check_price(self, samples: int, frames: int, budget: BudgetLike) -> None:
-        """Raises BudgetError where an item of so many samples and frames cannot keep to a budget; 0 is none."""
-        self.plan([ItemSize(seconds=samples / SAMPLE_RATE if samples else None, frames=frames or None)], budget)
 
     def accepts(self, *, audio: bool, video: bool) -> bool:
         """Whether the model has rates for items with these streams, or for some of them."""

@@ -26,7 +26,7 @@ from tokenthrift.budget import (
     TokenBudget,
     TokenUsage,
 )
-from tokenthrift.mtsk import lips
+from tokenthrift.mtsk.audiovisual import lips
 from tokenthrift.transcript import AudioVisualRecognizer, Transcript
 from tokenthrift.transcription.job import Transcriber
 from tokenthrift.transcription.lips import lips_windows, streams_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.asr.talking import SquareFinder, face, write_video
 from tokenthrift.media.audio import AudioError, read_audio
 from tokenthrift.media.video import VideoError, read_frames_at
-from tokenthrift.mtsk import lips
+from tokenthrift.mtsk.audiovisual import lips
 from tokenthrift.mtsk.audiovisual.lips import CROP, MEAN_GREY, FaceError, mouth_path, read_lips
 
 GRID = Path(__file__).resolve().parents[3] / "shared" / "data" / "grid"
