@@ -68,7 +68,9 @@ class PrefixCache:
         places = torch.as_tensor(rows, device=self.mask.device)
         cache = self.fork()
         cache.batch_select_indices(places)
-        return PrefixCache(*(part[places] for part in (self.embeddings, self.mask, self.positions, self.states)), cache)
+        return PrefixCache(
+            self.embeddings[places], self.mask[places], self.positions[places], self.states[places], cache
+        )
 
 
 def prefill(lm: PreTrainedModel, rows: Sequence[Tensor], positions: Sequence[Tensor] | None = None) -> PrefixCache:

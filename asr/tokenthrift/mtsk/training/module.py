@@ -192,7 +192,7 @@ class MtskModule(L.LightningModule):
         count = sum(len(row) + 1 for row in ids)
         for rates in scales:
             sums = self.losses.setdefault(rates, [0.0, 0.0])
-            sums[0] += count * float(self.model.loss(encoded, ids, rates))
+            sums[0] += count * self.model.loss(encoded, ids, rates).item()
             sums[1] += count
         ends = list(dict.fromkeys([scales[0], coarsest(scales)]))
         # A few tokens more than the truth has, so that a model that never stops costs little.

@@ -14,9 +14,9 @@ from tests.asr.talking import SquareFinder, face, write_video
 from tokenthrift.media.audio import AudioError, read_audio
 from tokenthrift.media.video import VideoError, read_frames_at
 from tokenthrift.mtsk.audiovisual import lips
-from tokenthrift.mtsk.audiovisual.lips import CROP, MEAN_GREY, FaceError, mouth_path, read_lips
+from tokenthrift.mtsk.audiovisual.lips import CROP, MEAN_GRAY, FaceError, mouth_path, read_lips
 
-GRID = Path(__file__).resolve().parents[3] / "shared" / "data" / "grid"
+GRID = Path(__file__).resolve().parents[5] / "shared" / "data" / "grid"
 Box = tuple[float, float, float] | None
 
 
@@ -84,8 +84,8 @@ def test_a_face_that_leaves_is_grey_until_it_is_back(tmp_path: Path) -> None:
     pictures = np.stack([face()] * 10 + [nothing] * 20 + [face()] * 10 + [nothing] * 5 + [face()] * 5)
     found = read_lips(write_video(tmp_path / "leaves.mkv", pictures))
     assert found.seen.tolist() == [True] * 10 + [False] * 20 + [True] * 10 + [False] * 5 + [True] * 5
-    assert (found.pixels[10:30] == MEAN_GREY).all()
-    assert not (found.pixels[:10] == MEAN_GREY).all((1, 2)).any()
+    assert (found.pixels[10:30] == MEAN_GRAY).all()
+    assert not (found.pixels[:10] == MEAN_GRAY).all((1, 2)).any()
     # Away for a moment only: the crop stays where the face was, whatever is to be seen there.
     assert (found.pixels[40:45] == 20).all()
 

@@ -17,10 +17,12 @@ from tests.asr.talking import write_video
 from tests.asr.tiny_mtsk import lips, speech, tiny_model
 from tokenthrift.cli import main
 from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.mtsk.audiovisual.noise import snr_of
 from tokenthrift.mtsk.config import DecodeConfig
 from tokenthrift.mtsk.evaluation.conditions import CONTROLS, conditions, degraded, noisy
 from tokenthrift.mtsk.evaluation.cost import cost_table, costs, counted
-from tokenthrift.mtsk.evaluation.evaluate import evaluate, pooled
+from tokenthrift.mtsk.evaluation.pooling import pooled
+from tokenthrift.mtsk.evaluation.runs import evaluate
 from tokenthrift.mtsk.evaluation.tables import (
     EvaluationRow,
     comparison_table,
@@ -30,8 +32,7 @@ from tokenthrift.mtsk.evaluation.tables import (
     together,
 )
 from tokenthrift.mtsk.rates import Rates
-from tokenthrift.mtsk.training.augmentation import snr_of
-from tokenthrift.mtsk.training.data import Clip
+from tokenthrift.mtsk.training.clips import Clip
 
 TEXTS = ["the lazy dog", "a fox", "five"]
 LEVELS = ("clean", "0 dB")
@@ -167,38 +168,38 @@ def test_pooling_without_training_keeps_everything_else() -> None:
         pooled(fine, (2, 16), (2, 5))
 
 
-def heard(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> EvaluationRow:
+def row_of(model: str, rates: Rates, wer: float, snr: float | None = None, control: str = "") -> EvaluationRow:
     wrong = round(1000 * wer)
     count = ErrorCount(hits=1000 - wrong, substitutions=wrong)
     return EvaluationRow(model, rates, snr, control, count, count, 10.0)
 
 
-def test_promises_are_measured_in_points() -> None:
+def test_comparisons_are_in_points() -> None:
     scales = [Rates(4, 2), Rates(16, 2), Rates(4, 5), Rates(16, 5)]
-    rows = [heard("MS", r, 0.05 + 0.005 * i) for i, r in enumerate(scales)]
-    rows += [heard("independent", r, 0.05) for r in scales]
-    rows += [heard("pooled", scales[0], 0.05), heard("pooled", scales[3], 0.4)]
-    rows += [heard("MS", Rates(4, 0), 0.4, 0.0), heard("MS", scales[0], 0.3, 0.0)]
-    rows += [heard("MS", scales[0], 0.44, 0.0, "shuffled video")]
+    rows = [row_of("MS", r, 0.05 + 0.005 * i) for i, r in enumerate(scales)]
+    rows += [row_of("independent", r, 0.05) for r in scales]
+    rows += [row_of("pooled", scales[0], 0.05), row_of("pooled", scales[3], 0.4)]
+    rows += [row_of("MS", Rates(4, 0), 0.4, 0.0), row_of("MS", scales[0], 0.3, 0.0)]
+    rows += [row_of("MS", scales[0], 0.44, 0.0, "shuffled video")]
     table = comparison_table("all", rows, "MS")
     assert table is not None
-    assert [row[2] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 1.5, 35.0])
-    assert comparison_table("none", [heard("MS", Rates(4), 0.1)], "MS") is None
+    assert [row[1] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 1.5, 35.0])
+    assert comparison_table("none", [row_of("MS", Rates(4), 0.1)], "MS") is None
 
 
-def test_promises_that_were_not_measured_are_named() -> None:
-    rows = [heard("MS", r, 0.1, 0.0) for r in (Rates(4, 2), Rates(16, 5), Rates(4))]
+def test_comparisons_that_were_not_measured_are_shown() -> None:
+    rows = [row_of("MS", r, 0.1, 0.0) for r in (Rates(4, 2), Rates(16, 5), Rates(4))]
     table = comparison_table("all", rows, "MS")
     assert table is not None
-    assert [row[2] for row in table.rows] == [None, 0.0, None, None, None]
+    assert [row[1] for row in table.rows] == [None, 0.0, None, None, None]
 
 
 def test_sets_taken_together_have_all_errors_over_all_words() -> None:
-    long = heard("MS", Rates(4, 2), 0.1)
+    long = row_of("MS", Rates(4, 2), 0.1)
     short = replace(
         long, words=ErrorCount(hits=50, deletions=50), characters=ErrorCount(hits=9, insertions=1), tokens=4
     )
-    alone = heard("MS", Rates(16, 2), 0.3)
+    alone = row_of("MS", Rates(16, 2), 0.3)
     (found,) = together([([alone, long], 30), ([short], 10)])
     assert (found.rates, found.words.total, found.words.errors) == (Rates(4, 2), 1100, 150)
     assert found.characters.errors == 101
@@ -208,7 +209,7 @@ def test_sets_taken_together_have_all_errors_over_all_words() -> None:
 def test_the_plot_has_a_line_for_each_set_of_streams() -> None:
     scales = [Rates(4, 2), Rates(16, 5), Rates(4), Rates(16), Rates(0, 2)]
     levels = [None, 5.0, -5.0, 0.0]
-    rows = [heard("MS", r, 0.1, snr) for r in scales for snr in levels] + [heard("independent", scales[0], 0.1)]
+    rows = [row_of("MS", r, 0.1, snr) for r in scales for snr in levels] + [row_of("independent", scales[0], 0.1)]
     panels = error_plot(rows, levels).axes
     assert [panel.get_title() for panel in panels] == ["clean", "-5 dB"]
     streams = ["MS, both streams", "MS, audio alone", "MS, video alone"]
@@ -217,7 +218,7 @@ def test_the_plot_has_a_line_for_each_set_of_streams() -> None:
 
 
 def test_budgets_learn_errors_and_times() -> None:
-    rows = [heard("MS", Rates(4, 2), wer) for wer in (0.1, 0.3)] + [heard("MS", Rates(16, 5), 0.5)]
+    rows = [row_of("MS", Rates(4, 2), wer) for wer in (0.1, 0.3)] + [row_of("MS", Rates(16, 5), 0.5)]
     fine, coarse = measured(rows, "MS", {Rates(4, 2): 12.3456})
     assert (fine.wer, fine.milliseconds) == (0.2, 12.346)
     assert (coarse.wer, coarse.milliseconds) == (0.5, None)
@@ -234,9 +235,9 @@ def test_costs_fall_with_the_rates() -> None:
     assert fine[2] == coarse[2] > 0, "the encoders run once"
     assert fine[3] > coarse[3] > 0
     assert fine[4] > 0
-    heard_alone, seen_alone = cells["(4, 0)"][2], cells["(0, 2)"][2]
-    assert heard_alone + seen_alone == pytest.approx(fine[2]), "one stream pays for its own encoder"
-    assert min(heard_alone, seen_alone) > 0
+    audio_alone, video_alone = cells["(4, 0)"][2], cells["(0, 2)"][2]
+    assert audio_alone + video_alone == pytest.approx(fine[2]), "one stream pays for its own encoder"
+    assert min(audio_alone, video_alone) > 0
 
 
 def test_attention_is_counted_and_time_is_that_of_a_second() -> None:
@@ -323,11 +324,11 @@ def test_the_command_compares_every_kind_of_model_and_takes_synthetic_sets_toget
     assert [table["title"] for table in joint] == [
         "all synthetic sets: 6 items, 12 words",
         "all synthetic sets: controls",
-        *(f"all synthetic sets: what was promised of {name}" for name in ("MS", "SS", "MSS")),
+        *(f"all synthetic sets: {name} beside its baselines" for name in ("MS", "SS", "MSS")),
     ]
     assert joint[0]["note"].endswith("All errors of synthetic, synthetic-b over all their words.")
     assert [row["WER clean"] for row in joint[0]["rows"]] == [row["WER clean"] for row in tables[0]["rows"]]
     counts = Counter(row["model"] for row in joint[0]["rows"])
     assert counts == {"MS": 8, "SS": 8, "MSS": 4, "independent": 1, "pooled": 4}, "a row for every pair of rates"
     assert all(row[f"{unit} {level}"] >= 0 for row in joint[0]["rows"] for unit in ("WER", "CER") for level in LEVELS)
-    assert "all synthetic sets: what was promised of MS" in capsys.readouterr().out
+    assert "all synthetic sets: MS beside its baselines" in capsys.readouterr().out

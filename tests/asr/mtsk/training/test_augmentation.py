@@ -14,18 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.asr.tiny_mtsk import lips, speech
-from tokenthrift.mtsk.audiovisual.lips import MEAN_GREY
-from tokenthrift.mtsk.training.augmentation import (
-    TRAINING_SNRS,
-    Augmentation,
-    active,
-    mask_audio,
-    mask_video,
-    mix,
-    snr_of,
-)
+from tokenthrift.mtsk.audiovisual.lips import MEAN_GRAY
+from tokenthrift.mtsk.audiovisual.noise import active, mix, snr_of
+from tokenthrift.mtsk.training.augmentation import TRAINING_SNRS, Augmentation, mask_audio, mask_video
 
-NOISE = Path(__file__).resolve().parents[3] / "shared" / "data" / "noise"
+NOISE = Path(__file__).resolve().parents[5] / "shared" / "data" / "noise"
 
 
 def noise(samples: int, seed: int = 9) -> Tensor:
@@ -73,7 +66,7 @@ def test_masks_take_one_stretch_of_every_started_second(seconds: float, most: in
     assert max(lost) > most * 2_000
     frames = torch.full((round(seconds * 25), 4, 4), 7, dtype=torch.uint8)
     masked = [mask_video(frames, random.Random(i)) for i in range(200)]
-    counts = [int((m == MEAN_GREY).all((1, 2)).sum()) for m in masked]
+    counts = [int((m == MEAN_GRAY).all((1, 2)).sum()) for m in masked]
     assert max(counts) <= min(most * 10, len(frames))
     assert max(counts) > most * 4 - 1
     assert (frames == 7).all(), "the clip itself is left as it is"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from hypothesis import strategies as st
 from tests.asr.talking import write_states, write_video
 from tests.asr.tiny_mtsk import speech
 from tokenthrift.mtsk.training.augmentation import Augmentation
-from tokenthrift.mtsk.training.data import BucketBatches, CachedStates, ManifestClips, MtskDataModule, collate, held_out
+from tokenthrift.mtsk.training.clips import CachedStates, ManifestClips, collate
+from tokenthrift.mtsk.training.data import MtskDataModule, held_out
 
 TEXTS = ["the lazy dog", "a fox", "five six seven", "there is", "no", "one two", "lay red now", "set blue again"]
 few = settings(deadline=None, max_examples=40)
@@ -46,16 +46,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_of_a_manifest(manifest: Path) -> None:
     data = ManifestClips(manifest)
     assert data.frames == [30, 50, 20, 30]
-    both, longer, heard, seen = (data[i] for i in range(4))
+    both, longer, audio_only, video_only = (data[i] for i in range(4))
     assert (both.audio is not None, both.video is not None) == (True, True)
     assert longer.audio is not None
     assert longer.video is not None
     # Streams of different length stay so: the model reads each by its own length.
     assert (len(longer.audio), len(longer.video)) == (32_000, 30)
-    assert heard.video is None
-    assert seen.audio is None
-    assert seen.video is not None
-    assert seen.video.shape == (30, 96, 96)
+    assert audio_only.video is None
+    assert video_only.audio is None
+    assert video_only.video is not None
+    assert video_only.video.shape == (30, 96, 96)
 
 
 @pytest.mark.parametrize(
@@ -117,44 +117,6 @@ def test_states_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert not batch.audio[0, 30:].any()
 
 
-lengths = st.lists(st.integers(1, 600), min_size=1, max_size=80)
-
-
-@few
-@given(lengths, st.integers(100, 1500))
-def test_batches_hold_every_item_once_within_the_budget(frames: list[int], most: int) -> None:
-    order = BucketBatches(frames, most, seed=1)
-    batches = list(order)
-    assert len(batches) == len(order)
-    assert Counter(i for batch in batches for _, i in batch) == Counter(range(len(frames)))
-    for batch in batches:
-        assert sum(frames[i] for _, i in batch) <= most or len(batch) == 1
-        assert {epoch for epoch, _ in batch} == {0}
-
-
-@few
-@given(lengths)
-def test_the_order_is_new_each_epoch_and_the_same_each_run(frames: list[int]) -> None:
-    first, second = BucketBatches(frames, 300, seed=2), BucketBatches(frames, 300, seed=2)
-    epochs = [list(first) for _ in range(3)]
-    assert epochs == [list(second) for _ in range(3)]
-    resumed = BucketBatches(frames, 300, seed=2)
-    resumed.epoch, resumed.skip = 1, len(resumed) // 2
-    assert [*resumed] == epochs[1][len(resumed) // 2 :]
-    assert [*resumed] == epochs[2]
-    if len(first) > 5:
-        assert [[i for _, i in batch] for batch in epochs[0]] != [[i for _, i in batch] for batch in epochs[1]]
-
-
-def test_batches_are_of_like_length() -> None:
-    frames = torch.randint(10, 400, (500,), generator=torch.Generator().manual_seed(0)).tolist()
-    padding = sum(
-        max(frames[i] for _, i in batch) * len(batch) - sum(frames[i] for _, i in batch)
-        for batch in BucketBatches(frames, 1000)
-    )
-    assert padding < 0.05 * sum(frames)
-
-
 @few
 @given(st.lists(st.text("abc ", max_size=4), max_size=100), st.floats(0, 1))
 def test_development_texts_are_no_training_texts(texts: list[str], share: float) -> None:
@@ -189,11 +151,25 @@ def test_a_data_module_goes_on_where_it_was(tmp_path: Path) -> None:
     write_states(tmp_path / "0.safetensors", [f"{text} {n}" for n in "abc" for text in TEXTS])
     whole = MtskDataModule(str(tmp_path), str(tmp_path), max_frames=100)
     whole.setup("fit")
-    texts = [batch.texts for _ in range(2) for batch in whole.train_dataloader()]
-    resumed = MtskDataModule(str(tmp_path), str(tmp_path), max_frames=100)
-    resumed.setup("fit")
-    resumed.load_state_dict({"consumed": 4})
-    assert [batch.texts for batch in resumed.train_dataloader()] == texts[4 : len(resumed.order)]
+    epochs = [[batch.texts for batch in whole.train_dataloader()]]
+    whole.sampler.start(1, 0)
+    epochs.append([batch.texts for batch in whole.train_dataloader()])
+    for state, expected in (({"epoch": 0, "step": 4}, epochs[0][4:]), ({"consumed": 4}, epochs[0][4:])):
+        resumed = MtskDataModule(str(tmp_path), str(tmp_path), max_frames=100)
+        resumed.setup("fit")
+        resumed.load_state_dict(state)
+        assert [batch.texts for batch in resumed.train_dataloader()] == expected
+    assert sorted(text for texts in epochs[0] for text in texts) == sorted(whole.train.texts)
+
+
+def test_batches_keep_to_the_frames_with_their_padding(tmp_path: Path) -> None:
+    write_states(tmp_path / "0.safetensors", [f"{text} {n}" for n in ("", "a", "bcd") for text in TEXTS])
+    data = MtskDataModule(str(tmp_path), str(tmp_path), max_frames=150)
+    data.setup("fit")
+    frames = dict(zip(data.train.texts, data.train.frames, strict=True))
+    batches = [[frames[text] for text in batch.texts] for batch in data.train_dataloader()]
+    assert all(max(batch) * len(batch) <= 150 or len(batch) == 1 for batch in batches)
+    assert max(map(len, batches)) > 2
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_left_out(manifest: Path, tmp_path: Path) -> None:
@@ -204,11 +180,11 @@ def test_a_clip_that_cannot_be_read_is_named_and_left_out(manifest: Path, tmp_pa
     data.setup("fit")
     with pytest.warns(UserWarning, match=r"left out: .*b\.flac.* \(1 of 4 items so far\)"):
         batches = list(data.train_dataloader())
-    read = [text for batch in batches if batch is not None for text in batch.texts]
+    read = [text for batch in batches for text in batch.texts]
     assert (len(batches), sorted(read)) == (4, sorted([TEXTS[0], *TEXTS[2:4]]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert sum(batch is not None for batch in data.train_dataloader()) == 3, "named once"
+        assert sum(bool(batch.texts) for batch in data.train_dataloader()) == 3, "named once"
 
 
 def test_clips_of_which_none_can_be_read_are_an_error(manifest: Path, tmp_path: Path) -> None:

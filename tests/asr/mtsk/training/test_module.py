@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch import Tensor
 from tests.asr.talking import write_parts, write_states, write_video
 from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.convert import mtsk
-from tokenthrift.mtsk.training.data import Batch, Clip, collate
-from tokenthrift.mtsk.training.module import Origin, carried_over
+from tokenthrift.mtsk.training.assembly import AssemblyConfig
+from tokenthrift.mtsk.training.clips import Batch, Clip, collate
 from tokenthrift.mtsk.training.scales import backward_by_scale
+from tokenthrift.mtsk.training.start import Origin, carried_over
+from tokenthrift.training.optim import OptimConfig
 from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 
 # Advice about loaders, folders and the next release of torch.
@@ -53,15 +56,22 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def module_of(parts: dict[str, str], **options: Any) -> MtskModule:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "audio_rates": [2, 6],
-        "video_rates": [1, 3],
+        "audio_rates": (2, 6),
+        "video_rates": (1, 3),
         "bottleneck": 4,
         "projector_hidden_size": 32,
         "include_frozen": True,
         "train_language_model": True,
-        "learning_rate": 4e-3,
     }
-    return MtskModule(**{**settings, **parts, **options})
+    return MtskModule(**options_of({**settings, **parts, **options}))
+
+
+def options_of(flat: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `MtskModule` from the fields of its configuration beside the others."""
+    names = {field.name for field in dataclasses.fields(AssemblyConfig)}
+    config = AssemblyConfig(**{name: value for name, value in flat.items() if name in names})
+    more = {name: value for name, value in flat.items() if name not in names}
+    return {"config": config, "optim": OptimConfig(learning_rate=4e-3, weight_decay=0.1), **more}
 
 
 def fit(
@@ -150,7 +160,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(parts: dict[str, str], states
 
 @pytest.mark.parametrize("strategy", ["MS", "SS", "MSS"])
 def test_one_pair_of_rates_starts_many(parts: dict[str, str], states: Path, tmp_path: Path, strategy: str) -> None:
-    one = module_of(parts, audio_rates=[2], video_rates=[1])
+    one = module_of(parts, audio_rates=(2,), video_rates=(1,))
     fit(one, states, 3, tmp_path)
     many = module_of(parts, strategy=strategy, start_from=str(tmp_path / "step=3.ckpt"))
     assert same(weights_of(many, "language_model"), weights_of(one, "language_model"))
@@ -166,7 +176,7 @@ def test_one_pair_of_rates_starts_many(parts: dict[str, str], states: Path, tmp_
 
 @pytest.mark.parametrize("strategy", ["SS", "MSS"])
 def test_one_adapter_for_all_scales_starts_those_of_each(parts: dict[str, str], strategy: str) -> None:
-    one = module_of(parts, audio_rates=[2], video_rates=[1]).model.eval()
+    one = module_of(parts, audio_rates=(2,), video_rates=(1,)).model.eval()
     with torch.no_grad():
         for name, weight in one.lora.named_parameters():
             if "down" in name:
@@ -192,10 +202,10 @@ def test_adapters_of_scales_do_not_start_others(parts: dict[str, str]) -> None:
         filled = carried_over(other, for_scales.state_dict(), Origin.of(for_scales.config))
         assert all(torch.equal(filled[f"lora.{name}"], own) for name, own in other.lora.state_dict().items())
     # Of the four pairs of (2, 6) and (1, 3) this one has the two with 6.
-    again = module_of(parts, strategy="SS", audio_rates=[6]).model
+    again = module_of(parts, strategy="SS", audio_rates=(6,)).model
     filled = carried_over(again, for_scales.state_dict(), Origin.of(for_scales.config))
     assert all(filled[f"lora.{name}"].eq(1).all() for name in again.lora.state_dict())
-    coarser = module_of(parts, strategy="SS", audio_rates=[12]).model
+    coarser = module_of(parts, strategy="SS", audio_rates=(12,)).model
     filled = carried_over(coarser, for_scales.state_dict(), Origin.of(for_scales.config))
     assert all(torch.equal(filled[f"lora.{name}"], own) for name, own in coarser.lora.state_dict().items())
 
@@ -203,7 +213,7 @@ def test_adapters_of_scales_do_not_start_others(parts: dict[str, str]) -> None:
 def test_a_projector_starts_as_that_of_the_nearest_rate(parts: dict[str, str], tmp_path: Path) -> None:
     many = module_of(parts).model
     many.save_pretrained(tmp_path / "model")
-    one = module_of(parts, audio_rates=[5], video_rates=[1], start_from=str(tmp_path / "model")).model
+    one = module_of(parts, audio_rates=(5,), video_rates=(1,), start_from=str(tmp_path / "model")).model
     name = "0.weight"
     assert torch.equal(one.state_dict()[f"audio_proj.0.{name}"], many.state_dict()[f"audio_proj.1.{name}"])
     assert torch.equal(one.state_dict()[f"video_proj.0.{name}"], many.state_dict()[f"video_proj.0.{name}"])
@@ -288,7 +298,7 @@ def test_sounds_and_positions_are_exact_whatever_the_default_precision() -> None
 
 def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str], tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, ["audio video", "audio", "audio video", "audio"])
-    module = module_of(parts, tasks=["avsr", "asr", "vsr"])
+    module = module_of(parts, tasks=("avsr", "asr", "vsr"))
     losses, trainer = fit(module, Path(manifest), 2)
     assert all(math.isfinite(value) for value in losses.values)
     assert {"val/loss_a2_v0", "val/wer_a6_v0"} <= set(trainer.callback_metrics)
@@ -321,7 +331,7 @@ def test_a_validation_outlives_a_batch_that_cannot_be_read(
     module, logged = module_of(parts), []
     monkeypatch.setattr(module, "log", lambda name, *_, **__: logged.append(name))
     module.on_validation_epoch_start()
-    module.validation_step(None, 0)
+    module.validation_step(collate([]), 0)
     module.on_validation_epoch_end()
     assert not logged
     mouth = torch.randint(0, 256, (10, 96, 96), dtype=torch.uint8)
@@ -331,13 +341,13 @@ def test_a_validation_outlives_a_batch_that_cannot_be_read(
 
 
 def test_items_without_a_stream_in_common_are_refused() -> None:
-    heard, seen = Clip("a", torch.zeros(800)), Clip("b", None, torch.zeros(2, 96, 96, dtype=torch.uint8))
+    sound, lips = Clip("a", torch.zeros(800)), Clip("b", None, torch.zeros(2, 96, 96, dtype=torch.uint8))
     with pytest.raises(ValueError, match="of 3 items of a batch 2 have audio and 1 have video"):
-        collate([heard, seen, heard])
+        collate([sound, lips, sound])
 
 
 def test_both_streams_train_the_adapters_of_the_visual_encoder(parts: dict[str, str]) -> None:
-    module = module_of(parts, tasks=["avsr"], video_lora=4)
+    module = module_of(parts, tasks=("avsr",), video_lora=4)
     assert module.model.video_lora is not None
     frozen = weights_of(module, "video_encoder")
     clips = [Clip("no", torch.randn(6_400) * 0.1, torch.randint(0, 256, (10, 96, 96), dtype=torch.uint8))]
@@ -384,8 +394,8 @@ def test_a_trained_model_loads_alone(parts: dict[str, str], states: Path, tmp_pa
     module.model.save_pretrained(tmp_path / "model")
     model = LlamaMtsk.from_pretrained(tmp_path / "model")
     sound, crops = torch.randn(8_000) * 0.1, torch.zeros(12, 96, 96, dtype=torch.uint8)
-    (said,) = model.transcribe([sound], [crops], Rates(6, 3))
-    (expected,) = module.model.eval().transcribe([sound], [crops], Rates(6, 3))
+    (said,) = model.transcribe([sound], [crops], rates=Rates(6, 3))
+    (expected,) = module.model.eval().transcribe([sound], [crops], rates=Rates(6, 3))
     assert said.text == expected.text
     assert said.usage.used == 5 + 4
 
