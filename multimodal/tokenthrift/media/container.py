@@ -25,6 +25,8 @@ __all__ = ["LOST_SECONDS", "display_rotation", "opened", "preferred", "start_of"
 LOST_SECONDS: Final = 0.5
 """Less than this may be missing of a whole file."""
 
+# The whitelist crashes FFmpeg 7 (PyAV 15) on these two; read as what they say they are, they can name no other file.
+_PLAIN: Final = ((b"\0\0\1\xba", "mpeg"), (b"FLV\1", "flv"))
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
@@ -56,11 +58,16 @@ def opened(
         raise error(path, "empty: a file of 0 bytes")
     if (stated := _stated_size(path, magic)) > size:
         raise error(path, f"cut short: {size} bytes of {stated}")
+    options = dict(options or {})
+    if form is None and (plain := next((name for start, name in _PLAIN if magic.startswith(start)), None)):
+        form = plain
+    else:
+        options["protocol_whitelist"] = "file"
     try:
         container = av.open(
             f"file:{path}",
             format=form,
-            options={"protocol_whitelist": "file", **(options or {})},
+            options=options,
             metadata_errors="replace",
         )
     except Exception as problem:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.
