@@ -4,6 +4,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -344,3 +345,11 @@ def test_without_pyav_the_message_says_what_to_install(
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(extras.MissingExtraError, match="pip install"):
         probe(path)
+
+
+def test_a_stream_without_its_index_is_read_by_its_packets(films: Callable[[str], Path]) -> None:
+    """PyAV 15 does not show the index of a file."""
+    with picture_track.open_track(films("mp4")) as (container, stream):
+        assert picture_track._header_times(container, stream) is not None
+        old = SimpleNamespace(frames=stream.frames, duration=stream.duration, time_base=stream.time_base)
+        assert picture_track._header_times(container, old) is None

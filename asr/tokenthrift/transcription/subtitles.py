@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tokenthrift.transcription.results import Segment
@@ -48,12 +48,26 @@ def make_cues(segments: Iterable[Segment]) -> list[Cue]:
     """Divides segments into cues.
 
     Args:
-        segments: Segments in order, without overlap.
+        segments: Segments in order; only those of different channels or tracks overlap.
 
     Returns:
         Cues in order; each starts at or after the end of the one before and lasts at least a millisecond. Their lines
-        hold all words of the segments in order.
+        hold all words of the segments in order. With several channels or tracks that is so for each of them; a cue
+        begins with the name of its own.
     """
+    segments = list(segments)
+    voices = sorted({segment.voice for segment in segments})
+    if len(voices) < 2:
+        return _cues(segments)
+    cues = [
+        replace(cue, lines=tuple(_wrap(f"{voice}: {' '.join(cue.lines)}")))
+        for voice in voices
+        for cue in _cues([segment for segment in segments if segment.voice == voice])
+    ]
+    return sorted(cues, key=lambda cue: cue.start)
+
+
+def _cues(segments: list[Segment]) -> list[Cue]:
     groups = [(group, segment.end) for segment in segments for group in _groups(_words(segment))]
     cues: list[Cue] = []
     for index, (group, limit) in enumerate(groups):
