@@ -174,13 +174,17 @@ def test_strings_with_a_right_checksum_are_still_checked() -> None:
         (one[:-1] + bytes([one[-1] | 1]), "more data"),
         (too_many, "fewer data"),
         (one[:1] + b"\x80\x80\x80\x80\x80\x01" + one[2:], "has no end"),
-        # Length 2 in three bits, then the codes 9 and 12, of which there are only ten.
-        (bytes([one[0], 1, 0b001_1001_1, 0b100_00000]), "do not fit together"),
+        # Length 2 in three bits, then the codes 9 and 10, of which the largest is 9.
+        (bytes([one[0], 1, 0b001_1001_1, 0b010_00000]), "do not fit together"),
         # Length 7 where an image has at most 6 tokens.
         (bytes([one[0], 1, 0b110_0000_0, 0, 0, 0]), "do not fit together"),
     ):
         with pytest.raises(BitStringError, match=message):
             read_codes(sealed(frame, layout), layout)
+    whole = BitFormat(16, 16, True)  # four bits of length and four of one code: a byte without padding
+    full = write_codes(torch.tensor([[3]]), torch.tensor([[0]]), whole)[:-2]
+    with pytest.raises(BitStringError, match="more data"):
+        read_codes(sealed(full + b"\x00", whole), whole)
     subset = BitFormat(10, 6, False)
     two = write_codes(torch.tensor([[9, 3]]), torch.tensor([[0, 5]]), subset)[:-2]
     fewer_positions = bytes([two[0], 1, two[2] ^ 0b000_10000, *two[3:]])
