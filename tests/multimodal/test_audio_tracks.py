@@ -82,11 +82,10 @@ KINDS = {
 def test_sound_that_starts_late_or_pauses_is_heard_at_its_time(suffix: str, tmp_path: Path) -> None:
     codec, picture = KINDS[suffix]
     late = talk(tmp_path / f"late{suffix}", [(2.5, tone(1))], codec, picture)
-    assert stretches(read_audio(late)) == [pytest.approx((2.5, 3.5), abs=0.1)]
+    assert np.allclose(stretches(read_audio(late)), [(2.5, 3.5)], atol=0.1)
     assert len(read_frames_at(late, 25).pixels) == pytest.approx(150, abs=1)
     gap = talk(tmp_path / f"gap{suffix}", [(0, tone(1)), (4, tone(1))], codec, picture)
-    found = stretches(read_audio(gap))
-    assert found == [pytest.approx((0, 1), abs=0.1), pytest.approx((4, 5), abs=0.1)]
+    assert np.allclose(stretches(read_audio(gap)), [(0, 1), (4, 5)], atol=0.1)
     assert torch.equal(torch.cat(list(stream_audio(gap))), read_audio(gap))
 
 
