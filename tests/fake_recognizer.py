@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeBudget, DecodeLike, ItemSize, SizeLike, TokenUsage
-from tokenthrift.cli import SYSTEMS
+from tokenthrift.registry import SYSTEMS, System
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-SYSTEMS["fake"] = "tests.fake_recognizer:FakeRecognizer"
+SYSTEMS["fake"] = System(name="fake", model="tests.fake_recognizer:FakeRecognizer")
 
 
 class FakeRecognizer:

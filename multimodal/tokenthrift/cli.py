@@ -1,15 +1,16 @@
 """`tokenthrift`: one command over everything, from one table.
 
-A command is a function that takes its arguments and returns an exit code (0 done, 1 something failed, 2 wrong usage).
-It is imported when it is called, so `tokenthrift --help` needs neither torch nor a second.
+A command is a function that takes its arguments and returns an exit code (0 done, 1 something failed, 2 wrong usage or
+a path that leads nowhere). It is imported when it is called, so `tokenthrift --help` needs neither torch nor a second.
 """
 
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
+
+from tokenthrift.registry import resolve
 
 # Heading, then command: (function, one line of help).
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
@@ -21,48 +22,17 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Use": {
         "transcribe": ("tokenthrift.transcription.cli:main", "write transcripts of recordings"),
-        "tokenize": ("tokenthrift.tokenize:tokenize", "turn pictures or clips into tokens under a budget"),
-        "plan": ("tokenthrift.tokenize:plan", "say what they will cost at most, before anything runs"),
+        "tokenize": ("tokenthrift.commands.tokenize:main", "turn pictures or clips into tokens under a budget"),
+        "plan": ("tokenthrift.commands.plan:main", "say what files will cost at most, before anything runs"),
     },
-    "Judge (a report with tables and plots)": {
-        "evaluate": ("tokenthrift.evaluation.cli:main", "measure a model against its rivals at equal tokens"),
+    "Evaluate (a report with tables and plots)": {
+        "evaluate": ("tokenthrift.commands.evaluate:main", "measure a model against its baselines at equal tokens"),
     },
     "Models (a folder, or owner/name on the Hugging Face Hub)": {
-        "info": ("tokenthrift.models:info", "show what a model is and which budgets it honours"),
-        "push": ("tokenthrift.models:push", "upload a model's folder to the Hub"),
-        "convert": ("tokenthrift.models:convert", "make a model's folder of checkpoints"),
+        "info": ("tokenthrift.commands.info:main", "show what a model is and which budgets it honors"),
+        "push": ("tokenthrift.commands.push:main", "upload a model's folder to the Hub"),
+        "convert": ("tokenthrift.commands.convert:main", "make a model's folder of checkpoints"),
     },
-}
-# The word in a model's config.json, and its class.
-SYSTEMS: Final = {
-    "dllm_asr": "tokenthrift.dllm_asr:DllmAsr",
-    "dllm_asr_autoregressive": "tokenthrift.dllm_asr.autoregressive:AutoregressiveDecoder",
-    "mtsk": "tokenthrift.mtsk:LlamaMtsk",
-    "karl": "tokenthrift.karl:Karl",
-    "vqtoken": "tokenthrift.vqtoken:VQToken",
-    "vqtoken_answerer": "tokenthrift.vqtoken:VideoAnswerer",
-}
-# What `tokenthrift convert` reads, and the function that makes a model of checkpoint files.
-CONVERTERS: Final = {
-    "dllm_asr": "tokenthrift.dllm_asr.convert:dllm_asr",
-    "dllm_asr_autoregressive": "tokenthrift.dllm_asr.convert:autoregressive",
-    "avhubert": "tokenthrift.mtsk.convert:avhubert",
-    "mtsk": "tokenthrift.mtsk.convert:mtsk",
-    "karl": "tokenthrift.karl.convert:karl",
-    "vqtoken": "tokenthrift.vqtoken.convert:vqtoken",
-}
-
-# What `tokenthrift tokenize` and `plan` do with files, by the system of the model: see tokenthrift.tokenize.
-FILE_TOKENIZERS: Final[dict[str, str]] = {
-    "karl": "tokenthrift.karl.files:ImageFiles",
-    "vqtoken": "tokenthrift.vqtoken.files:VideoFiles",
-    "vqtoken_answerer": "tokenthrift.vqtoken.files:VideoFiles",
-}
-# What `tokenthrift evaluate SYSTEM` runs: a function of the other arguments that returns an exit code.
-EVALUATORS: Final[dict[str, str]] = {
-    "karl": "tokenthrift.karl.evaluation.evaluate:main",
-    "mtsk": "tokenthrift.mtsk.evaluation.evaluate:main",
-    "vqtoken": "tokenthrift.vqtoken.evaluation.evaluate:main",
 }
 
 
@@ -94,17 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"tokenthrift: unknown {'option' if name.startswith('-') else 'command'} {name!r}; {hint}", file=sys.stderr
         )
         return 2
-    command: Callable[[Sequence[str]], int] = load(targets[name])
+    command: Callable[[Sequence[str]], int] = resolve(targets[name])
     try:
         return command(rest)
     except KeyboardInterrupt:
         return 130
-
-
-def load(target: str) -> Any:
-    """Imports what `module:name` stands for."""
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _help() -> str:

@@ -6,6 +6,7 @@ with ``strict=False``, falls back to ``pytorch_model.bin`` and drops configurati
 
 Loading goes from cheap to expensive and stops at the first thing that is wrong: configuration (types, then ranges),
 then the header of the weights against the model built on the meta device (shapes without memory), then the memory.
+Parameters are taken from the file as they are: nothing is initialized at random only to be overwritten.
 """
 
 import json
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
@@ -25,7 +26,14 @@ from torch import nn
 
 from tokenthrift.config import ConfigError, from_plain, read_json, to_plain
 from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, is_folder
-from tokenthrift.weights import check_header, read_header, read_weights, unique_tensors, write_weights
+from tokenthrift.weights import (
+    assign_weights,
+    check_header,
+    empty_parameters,
+    read_header,
+    unique_tensors,
+    write_weights,
+)
 
 __all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folder", "read_config"]
 
@@ -39,7 +47,7 @@ class HubModel(nn.Module):
 
     A subclass names its ``system`` and its ``config_class``, and takes the configuration first and everything else that
     it needs from files (a tokenizer, say) as keyword arguments: ``cls(config, **cls.read_assets(folder))``. It must be
-    possible to build it under ``torch.device("meta")``, so constructors do not read values out of tensors.
+    possible to build it under ``torch.device("meta")``, so constructors do not read values out of parameters.
 
     Attributes:
         system: the word in ``config.json`` that says whose model it is.
@@ -79,7 +87,8 @@ class HubModel(nn.Module):
         token: str | None = None,
         local_files_only: bool = False,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
+        device_map: str | Mapping[str, str | int | torch.device] | None = None,
     ) -> Self:
         """Loads a model, in evaluation mode. Neither reads nor changes the global random state.
 
@@ -90,13 +99,16 @@ class HubModel(nn.Module):
             token: access token for private repositories.
             local_files_only: never use the network.
             device: where the model goes.
-            dtype: precision of its floating-point tensors, whatever the file holds.
+            dtype: precision of its floating-point tensors, whatever the file holds; also by name, as "bfloat16".
+            device_map: one device for the whole model, as transformers writes it: "cuda:0" or {"": 0}.
 
         Raises:
+            ValueError: no such precision, or a map that spreads the model over several devices.
             SourceError: the source leads nowhere.
             ConfigError: the configuration is not of this system, or not valid.
             WeightsError: a pickle, a damaged file, or tensors other than the model's.
         """
+        precision, place = _precision(dtype), _device(device, device_map)
         get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         folder = get((CONFIG,), revision=revision)
         config = read_config(folder, cls)
@@ -106,9 +118,10 @@ class HubModel(nn.Module):
             with torch.device("meta"):
                 expected = unique_tensors(cls(config, **assets))
             check_header(read_header(folder / WEIGHTS), expected, folder / WEIGHTS)
-            model = cls(config, **assets)
-        read_weights(model, folder / WEIGHTS)
-        return model.to(device=device, dtype=dtype).eval()
+            with empty_parameters():
+                model = cls(config, **assets)
+        assign_weights(model, folder / WEIGHTS, place, precision)
+        return model.to(device=place, dtype=precision).eval()
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Writes the model's files; other files in the folder stay. Each file appears complete or not at all.
@@ -219,6 +232,29 @@ def push_folder(
     except (HfHubHTTPError, HFValidationError) as error:
         raise SourceError(f"cannot upload to {repo_id}: {error}") from error
     return str(commit.commit_url)
+
+
+def _precision(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {dtype!r}; a model's numbers are float32, bfloat16, float16 or float64")
+    return found
+
+
+def _device(
+    device: str | torch.device, device_map: str | Mapping[str, str | int | torch.device] | None
+) -> torch.device:
+    """The device of the whole model."""
+    if device_map is None:
+        return torch.device(device)
+    place = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+    try:
+        return torch.device(place)  # type: ignore[arg-type]
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device_map={device_map!r}: these models lie on one device as a whole; give device='cuda', "
+            "or a device_map that names one device"
+        ) from None
 
 
 def _replace_files(folder: Path, write: Callable[[Path], None]) -> None:

@@ -1,93 +1,41 @@
-"""`tokenthrift info`, `push` and `convert`: look at a model, share it, and make one of checkpoints.
+"""Whatever model a folder or a Hub repository holds: loaded, built without memory, or described.
 
-Both load by the same strict rules as everything else. `info` builds the model without memory (on the meta device) and
-reads only the header of its weights; `push` loads the folder in full first, so that nothing broken is ever uploaded.
+Every way of reading one is by the same strict rules (see `tokenthrift.hub`); the class comes from this release's own
+table, never from the folder.
 """
 
-import argparse
-import pickle
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tokenthrift.budget import BudgetSupport, DecodeBudget
-from tokenthrift.cli import CONVERTERS, SYSTEMS, load
+from tokenthrift.budget import BudgetSupport, DecodeBudget, NativeCost
 from tokenthrift.config import ConfigError, read_json, to_plain
-from tokenthrift.extras import MissingExtraError
-from tokenthrift.hub import CONFIG, WEIGHTS, HubModel, push_folder, read_config
-from tokenthrift.sources import SourceError, fetch, is_folder
+from tokenthrift.hub import CONFIG, WEIGHTS, HubModel, read_config
+from tokenthrift.registry import resolve, those_with
+from tokenthrift.sources import fetch, is_folder
 from tokenthrift.weights import check_header, read_header, unique_tensors
 
-
-def info(argv: Sequence[str]) -> int:
-    """Prints a model's system, size, budget support and configuration."""
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift info", description="Show what a model is, how large, and which budgets it honours."
-    )
-    _add_model(parser)
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--local-files-only", action="store_true", help="never use the network")
-    arguments = parser.parse_args(argv)
-    try:
-        print(describe(arguments.model, arguments.revision, arguments.local_files_only))
-    except (MissingExtraError, OSError, ValueError) as error:
-        return _fail("info", error)
-    return 0
+__all__ = ["Found", "describe", "find", "load", "model_class"]
 
 
-def push(argv: Sequence[str]) -> int:
-    """Checks a folder and uploads it."""
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift push",
-        description="Upload a model's folder, card (README.md) included, after checking that it loads. "
-        "Log in once with `hf auth login`, or set HF_TOKEN.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="the folder with config.json and model.safetensors")
-    parser.add_argument("repository", metavar="REPOSITORY", help="owner/name on the Hub; created if needed")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    parser.add_argument("--revision", help="branch to upload to, created if needed (default: main)")
-    parser.add_argument("--message", default="Upload model", help="what the commit says (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        if not is_folder(arguments.model):
-            raise SourceError(f"there is no folder {arguments.model!r} to upload")
-        model_class(fetch(arguments.model, (CONFIG,))).from_pretrained(arguments.model)
-        address = push_folder(
-            arguments.model,
-            arguments.repository,
-            private=arguments.private,
-            revision=arguments.revision,
-            commit_message=arguments.message,
-        )
-    except (MissingExtraError, OSError, ValueError) as error:
-        return _fail("push", error)
-    print(address)
-    return 0
+def load(source: str | Path, *, revision: str | None = None, **options: Any) -> HubModel:
+    """Loads the model of a folder or of a repository on the Hub, of whichever system it is.
 
+    Args:
+        source: a folder, or `owner/name`.
+        revision: branch, tag or commit on the Hub.
+        options: what `HubModel.from_pretrained` takes besides: device, dtype, cache_dir, token, local_files_only.
 
-def convert(argv: Sequence[str]) -> int:
-    """Makes a model's folder of checkpoint files."""
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift convert",
-        description="Make a model's folder (fp16 safetensors) of checkpoints, which are read without running code.",
-    )
-    known = sorted(CONVERTERS)
-    parser.add_argument("system", choices=known, metavar="SYSTEM", help=" or ".join(known))
-    parser.add_argument(
-        "checkpoints", nargs="+", type=Path, metavar="FILE", help="checkpoint; several give their parts"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    arguments = parser.parse_args(argv)
-    try:
-        make: Callable[[Sequence[Path]], HubModel] = load(CONVERTERS[arguments.system])
-        make(arguments.checkpoints).save_pretrained(arguments.out, dtype=torch.float16)
-    except (MissingExtraError, OSError, ValueError, pickle.UnpicklingError) as error:
-        return _fail("convert", error)
-    print(f"{arguments.out}: {sum(f.stat().st_size for f in arguments.out.iterdir()) / 1e6:.1f} MB")
-    return 0
+    Raises:
+        SourceError, ConfigError, WeightsError: as `HubModel.from_pretrained`.
+    """
+    hub = {name: options[name] for name in ("cache_dir", "token", "local_files_only") if name in options}
+    kind = model_class(fetch(source, (CONFIG,), revision=revision, **hub))
+    return kind.from_pretrained(source, revision=revision, **options)
 
 
 def model_class(folder: Path) -> type[HubModel]:
@@ -96,51 +44,95 @@ def model_class(folder: Path) -> type[HubModel]:
     Raises:
         ConfigError: the configuration names no system of this release.
     """
+    known = those_with("model")
     system = read_json(folder / CONFIG).get("system")
-    if not isinstance(system, str) or system not in SYSTEMS:
-        known = ", ".join(SYSTEMS)
-        raise ConfigError(f"{folder / CONFIG}: system is {system!r}; this release knows {known}")
-    found: type[HubModel] = load(SYSTEMS[system])
+    if not isinstance(system, str) or system not in known:
+        raise ConfigError(f"{folder / CONFIG}: system is {system!r}; this release knows {', '.join(known)}")
+    found: type[HubModel] = resolve(known[system])
     return found
 
 
-def describe(source: str, revision: str | None = None, local_files_only: bool = False) -> str:
-    """What `tokenthrift info` prints.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model without its weights.
+
+    Attributes:
+        source: as it was named.
+        folder: where its files are on this machine.
+        commit: of a repository on the Hub.
+        model: on the meta device; its configuration can be asked, its budgets planned, and nothing run.
+    """
+
+    source: str
+    folder: Path
+    commit: str | None
+    model: HubModel
+
+
+def find(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False, weights: bool = False
+) -> Found:
+    """Builds a model without memory.
+
+    Args:
+        source: a folder, or `owner/name` on the Hub.
+        revision: branch, tag or commit on the Hub.
+        local_files_only: never use the network.
+        weights: fetch the weights too, and compare their header with the model.
 
     Raises:
-        SourceError, ConfigError, WeightsError: as when loading the model.
+        SourceError, ConfigError, WeightsError: as `HubModel.from_pretrained`.
     """
     folder = fetch(source, (CONFIG,), revision=revision, local_files_only=local_files_only)
     kind = model_class(folder)
     config = read_config(folder, kind)
     commit = None if is_folder(source) else folder.name
-    fetch(source, (WEIGHTS, *kind.asset_files), revision=commit, local_files_only=local_files_only)
+    files = (WEIGHTS, *kind.asset_files) if weights else kind.asset_files
+    fetch(source, files, revision=commit, local_files_only=local_files_only)
     with torch.device("meta"):
         model = kind(config, **kind.read_assets(folder))
-    header = read_header(folder / WEIGHTS)
-    check_header(header, unique_tensors(model), folder / WEIGHTS)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    if weights:
+        check_header(read_header(folder / WEIGHTS), unique_tensors(model), folder / WEIGHTS)
+    return Found(str(source), folder, commit, model)
+
+
+def describe(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> str:
+    """A model's system, size, budgets and configuration, as `tokenthrift info` prints them.
+
+    Raises:
+        SourceError, ConfigError, WeightsError: as `HubModel.from_pretrained`.
+    """
+    found = find(source, revision=revision, local_files_only=local_files_only, weights=True)
+    kind = type(found.model)
+    count = sum(parameter.numel() for parameter in found.model.parameters())
     lines = [
         f"system      {kind.system} ({kind.__module__}.{kind.__qualname__})",
-        f"from        {source}" + (f" at {commit}" if commit else ""),
-        f"parameters  {count:,} in {len(header)} tensors",
-        f"size        {(folder / WEIGHTS).stat().st_size / 1e6:.1f} MB",
+        f"from        {source}" + (f" at {found.commit}" if found.commit else ""),
+        f"parameters  {count:,} in {len(read_header(found.folder / WEIGHTS))} tensors",
+        f"size        {(found.folder / WEIGHTS).stat().st_size / 1e6:.1f} MB",
     ]
-    return "\n".join([*lines, *_budgets(model), "config", *_tree(to_plain(config))])
+    return "\n".join([*lines, *_budgets(found.model), "config", *_tree(to_plain(found.model.config))])
 
 
 def _budgets(model: HubModel) -> list[str]:
-    """The budget fields that a model honours: of tokens where it has a `support`, of decoding where it transcribes."""
+    """What a model costs by unit of its input, and the budget fields that it honors."""
     lines = []
+    cost = getattr(model, "native_cost", None)
+    if isinstance(cost, NativeCost):
+        units = [(f.name.replace("per_", "a "), getattr(cost, f.name)) for f in fields(cost)]
+        rates = ", ".join(f"{value:g} {unit}" for unit, value in units if value is not None)
+        lines.append(
+            "native      " + (f"{rates} (tokens before any reduction)" if rates else "as its input has tokens")
+        )
     support = getattr(model, "support", None)
     if isinstance(support, BudgetSupport):
-        words = [name for name in ("nested", "adaptive", "training_free") if getattr(support, name)]
+        words = [name.replace("_", " ") for name in ("nested", "adaptive", "training_free") if getattr(support, name)]
         if support.max_tokens is not None:
             words.append(f"at most {support.max_tokens} tokens")
         if support.choices is not None:
             words.append(f"one of {', '.join(map(str, support.choices))} tokens")
-        honoured = ", ".join(sorted(support.fields)) or "no ceilings, the rate is fixed"
-        lines.append("tokens      " + honoured + (f" ({'; '.join(words)})" if words else ""))
+        honored = ", ".join(sorted(support.fields)) or "no ceilings, the rate is fixed"
+        lines.append("tokens      " + honored + (f" ({'; '.join(words)})" if words else ""))
     if hasattr(model, "transcribe"):
         lines.append("decoding    " + ", ".join(field.name for field in fields(DecodeBudget)))
     return lines
@@ -154,12 +146,3 @@ def _tree(config: dict[str, object], indent: str = "  ") -> list[str]:
         else:
             lines.append(f"{indent}{name}: {value}")
     return lines
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, or owner/name on the Hugging Face Hub")
-
-
-def _fail(command: str, error: Exception) -> int:
-    print(f"tokenthrift {command}: {error}", file=sys.stderr)
-    return 1

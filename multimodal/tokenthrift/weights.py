@@ -1,11 +1,15 @@
 """The tensors of a module as one safetensors file: written once each, read back strictly.
 
 Reading compares the file's header with the module's own names and shapes before a byte of data is touched. A missing,
-an extra and a mis-shaped tensor are all errors: loaders that only warn have shipped models with random layers.
+an extra and a mis-shaped tensor are all errors: loaders that only warn have shipped models with random layers. A module
+that is built to be filled has its parameters on the meta device, without memory, and its buffers as they are computed;
+those that no file holds (positions, rotary frequencies) are then exact without a rule of their own.
 Tensors tied inside the module (one Parameter under two names) are stored under their first name.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tokenthrift.sources import WeightsError
 
@@ -72,20 +77,54 @@ def check_header(header: Header, expected: Mapping[str, Tensor], path: Path) -> 
         raise WeightsError(f"{path} does not fit the model: {shown}{rest}")
 
 
-def read_weights(module: nn.Module, path: Path) -> None:
-    """Fills a module from a file, one tensor at a time; the module keeps its own precision and device.
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Parameters that this thread makes in here lie on the meta device: they have shapes, no memory and no values."""
+    owner = threading.get_ident()
+
+    def empty(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != owner or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(empty)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def assign_weights(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Puts a file's tensors in place of a module's, tensor by tensor; tied ones stay tied.
+
+    Args:
+        module: built in `empty_parameters`.
+        path: the file.
+        device: where the tensors go.
+        dtype: precision of the floating-point ones.
 
     Raises:
         WeightsError: see :func:`read_header` and :func:`check_header`.
     """
-    tensors = unique_tensors(module)
-    check_header(read_header(path), tensors, path)
+    expected = unique_tensors(module)
+    check_header(read_header(path), expected, path)
+    filled: dict[int, Tensor] = {}
     try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(file.get_tensor(name))
+        for name, tensor in expected.items():
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            # Opened for each tensor, since what was read stays mapped in memory until the file is closed; and a copy,
+            # since a mapped tensor would change, or fail, with the file.
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(name).to(device=device, dtype=kind, copy=True)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            filled[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, own in table.items():
+                if own is not None and id(own) in filled:
+                    table[name] = filled[id(own)]  # type: ignore[assignment]
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:

@@ -12,9 +12,10 @@ import pytest
 from torch import nn
 
 from tests.hub_server import HubServer
-from tokenthrift import cli
-from tokenthrift.budget import BudgetSupport
+from tokenthrift import cli, models
+from tokenthrift.budget import BudgetSupport, NativeCost
 from tokenthrift.hub import ConfigError, HubModel
+from tokenthrift.registry import SYSTEMS, System, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,7 @@ class Small(HubModel):
     config_class = SmallConfig
     config: SmallConfig
     support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset({"max_tokens", "retention"}), nested=True)
+    native_cost = NativeCost(per_second=12.5, per_frame=4)
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__(config)
@@ -51,7 +53,7 @@ class Small(HubModel):
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A saved model of a system that this release knows."""
-    monkeypatch.setitem(cli.SYSTEMS, "small", f"{__name__}:Small")
+    monkeypatch.setitem(SYSTEMS, "small", System(name="small", model=f"{__name__}:Small"))
     Small(SmallConfig()).save_pretrained(tmp_path / "small")
     return tmp_path / "small"
 
@@ -68,15 +70,24 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("target", [t for group in cli.COMMANDS.values() for t, _ in group.values()])
 def test_every_command_in_the_table_exists(target: str) -> None:
-    assert callable(cli.load(target))
+    assert callable(resolve(target))
 
 
 # Test helpers add recognisers of their own to the table.
-@pytest.mark.parametrize("target", [t for t in cli.SYSTEMS.values() if t.startswith("tokenthrift.")])
-def test_every_system_in_the_table_is_a_model(target: str) -> None:
-    system = cli.load(target)
-    assert issubclass(system, HubModel)
-    assert cli.SYSTEMS[system.system] == target
+OWN = [s for s in SYSTEMS.values() if not (s.model or "").startswith("tests.")]
+
+
+@pytest.mark.parametrize("system", OWN, ids=lambda system: system.name)
+def test_everything_in_the_table_of_systems_is_there(system: System) -> None:
+    assert SYSTEMS[system.name] is system
+    if system.model is not None:
+        model = resolve(system.model)
+        assert issubclass(model, HubModel)
+        assert model.system == system.name
+    for target in (system.converter, system.files, system.evaluator):
+        assert target is None or callable(resolve(target))
+    if system.files is not None:
+        assert {"noun", "suffixes", "add_options", "plan"} <= set(dir(resolve(system.files)))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +145,7 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"from        {small}",
         "parameters  900 in 2 tensors",
         "size        0.0 MB",
+        "native      12.5 a second, 4 a frame (tokens before any reduction)",
         "tokens      max_tokens, retention (nested)",
         "decoding    max_new_tokens, max_rounds, confidence_threshold",
         "config",
@@ -141,6 +153,50 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
         "    width: 8",
         "  name: small",
     ]
+
+
+def test_a_missing_path_is_wrong_usage_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["info", "./nowhere"],
+        ["push", "./nowhere", "owner/name"],
+        ["convert", "karl", "./nowhere.pt", str(tmp_path / "out")],
+        ["plan", "./nowhere.png", "--model", "./nowhere"],
+        ["tokenize", "./nowhere.png", "--model", "./nowhere"],
+        ["transcribe", "./nowhere.wav", "--model", "./nowhere"],
+    ):
+        assert cli.main(command) == 2, command
+        captured = capsys.readouterr()
+        assert "nowhere" in captured.err
+        assert captured.out == ""
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "weights.pt").write_bytes(b"")
+    assert cli.main(["convert", "karl", str(tmp_path / "old"), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'old'} is a folder; name the files in it: weights.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "tokenize", "info", "convert", "push", "transcribe", "evaluate"])
+def test_the_help_of_a_command_waits_for_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys; from tokenthrift.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    roots = os.pathsep.join(str(ROOT / root) for root in ("multimodal", "tokenizers", "asr"))
+    environment = {**os.environ, "PYTHONPATH": roots}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if command not in ("convert", "evaluate"):
+        assert "--revision" in done.stdout
+
+
+def test_a_model_that_exists_only_at_a_revision(hub: HubServer, small: Path) -> None:
+    hub.add("org/small", {path.name: path.read_bytes() for path in small.iterdir()}, branch="v2")
+    assert type(models.load("org/small", revision="v2")).__name__ == "Small"
+    assert models.find("org/small", revision="v2", weights=True).commit
+    assert type(models.load(small, dtype="bfloat16")).__name__ == "Small"
 
 
 def test_info_of_the_rival_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +210,7 @@ def test_info_of_a_repository(hub: HubServer, small: Path, capsys: pytest.Captur
     commit = hub.add("org/small", {path.name: path.read_bytes() for path in small.iterdir()})
     assert cli.main(["info", "org/small"]) == 0
     assert f"from        org/small at {commit}\n" in capsys.readouterr().out
-    assert cli.main(["info", "org/small", "--revision", "v2"]) == 1
+    assert cli.main(["info", "org/small", "--revision", "v2"]) == 2
     assert "tokenthrift info: org/small has no revision 'v2'" in capsys.readouterr().err
     hub.requests.clear()
     assert cli.main(["info", "org/small", "--local-files-only"]) == 0
@@ -204,7 +260,7 @@ def test_push_uploads_nothing_that_does_not_load(
     (small / "model.safetensors").write_bytes(weights[:-1])
     assert cli.main(["push", str(small), "tester/small"]) == 1
     assert "tokenthrift push: " in capsys.readouterr().err
-    assert cli.main(["push", "org/small", "tester/small"]) == 1
+    assert cli.main(["push", "org/small", "tester/small"]) == 2
     assert "there is no folder 'org/small' to upload" in capsys.readouterr().err
     assert hub.requests == []
     with pytest.raises(SystemExit) as caught:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from tests.hub_server import HubServer
 from tests.multimodal.tiny_hub import IDS, WORDS, Tiny, TinyConfig, files_of
-from tokenthrift.hub import ConfigError, SourceError, WeightsError
+from tokenthrift.hub import ConfigError, HubModel, SourceError, WeightsError
+from tokenthrift.weights import empty_parameters
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_saved_and_loaded_are_equal(model: Tiny, saved: Path) -> None:
 def test_the_folder_holds_plain_files(saved: Path) -> None:
     assert sorted(files_of(saved)) == ["config.json", "model.safetensors", "words/list.txt"]
     fields = json.loads((saved / "config.json").read_text())
-    assert fields == {"system": "tiny", "format_version": 1, "width": 4, "words": 6}
+    assert fields == {"system": "tiny", "format_version": 2, "width": 4, "words": 6}
     # The tied matrix is stored once, the unsaved buffer not at all.
     assert sorted(load_file(saved / "model.safetensors")) == ["embedding.weight", "head.bias", "steps"]
 
@@ -123,7 +125,7 @@ def test_every_size_and_precision_round_trips(width: int, words: int, dtype: tor
         ({"widht": 4}, "unknown field 'widht'; did you mean 'width'"),
         ({"system": "other"}, "system is 'other', but Tiny reads 'tiny'"),
         ({"system": ...}, "system is None"),
-        ({"format_version": 2}, "format_version is 2, but this release reads 1"),
+        ({"format_version": 3}, "format_version is 3, but this release reads 1 to 2"),
         ({"format_version": True}, "format_version is True"),
         ({"format_version": ...}, "format_version is None"),
     ],
@@ -244,3 +246,79 @@ def test_a_file_and_an_incomplete_folder(saved: Path) -> None:
     (saved / "words/list.txt").unlink()
     with pytest.raises(SourceError, match="has no words/list.txt"):
         Tiny.from_pretrained(saved)
+
+
+# How the memory is filled
+
+
+class Rotary(HubModel):
+    """A language model of transformers, whose rotary frequencies no file holds, beside a table of our own."""
+
+    system = "rotary"
+    config_class = TinyConfig
+    frequencies: torch.Tensor
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__(config)
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = LlamaConfig(
+            vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
+        self.lm = LlamaForCausalLM(sizes)
+        self.lm.lm_head.weight = self.lm.model.embed_tokens.weight
+        self.register_buffer("frequencies", torch.arange(5.0).sin(), persistent=False)
+
+
+def test_what_no_file_holds_is_exact_after_loading(tmp_path: Path) -> None:
+    model = Rotary(TinyConfig()).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = Rotary.from_pretrained(tmp_path / "model")
+    names = dict(model.named_buffers())
+    assert any("inv_freq" in name for name in names)
+    for name, buffer in loaded.named_buffers():
+        assert torch.equal(buffer, names[name]), name
+    assert loaded.lm.lm_head.weight is loaded.lm.model.embed_tokens.weight
+    ids = torch.tensor([[1, 5, 3]])
+    assert torch.equal(model.lm(ids).logits, loaded.lm(ids).logits)
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+
+
+def test_loading_initializes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rotary(TinyConfig()).save_pretrained(tmp_path / "model")
+    drawn: list[torch.device] = []
+    normal = torch.Tensor.normal_
+
+    def watched(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(self.device)
+        return normal(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "normal_", watched)
+    Rotary.from_pretrained(tmp_path / "model")
+    assert {device.type for device in drawn} <= {"meta"}
+
+
+def test_precision_and_device_by_name(tmp_path: Path) -> None:
+    Tiny(TinyConfig(), WORDS).save_pretrained(tmp_path / "model")
+    for name in ("bfloat16", "torch.bfloat16"):
+        loaded = Tiny.from_pretrained(tmp_path / "model", dtype=name)
+        assert loaded.embedding.weight.dtype == torch.bfloat16
+        assert loaded.steps.dtype == torch.long
+    for device_map in ("cpu", {"": "cpu"}):
+        assert Tiny.from_pretrained(tmp_path / "model", device_map=device_map).embedding.weight.device.type == "cpu"
+    with pytest.raises(ValueError, match="dtype 'int8'; a model's numbers are float32"):
+        Tiny.from_pretrained(tmp_path / "model", dtype="int8")
+    for bad in ("auto", {"embedding": 0, "head": 1}):
+        with pytest.raises(ValueError, match="lie on one device as a whole"):
+            Tiny.from_pretrained(tmp_path / "model", device_map=bad)
+
+
+def test_other_threads_build_real_parameters_meanwhile() -> None:
+    made: list[torch.nn.Linear] = []
+    with empty_parameters():
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        thread.start()
+        thread.join()
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    assert not made[0].weight.is_meta
+    assert not torch.nn.Linear(2, 2).weight.is_meta

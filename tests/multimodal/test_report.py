@@ -11,6 +11,7 @@ import torch
 from tokenthrift import cli
 from tokenthrift.evaluation.report import Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval, mean_and_interval
+from tokenthrift.registry import SYSTEMS, System
 
 TABLE = Table(
     title="Errors",
@@ -92,14 +93,9 @@ def evaluator(argv: Sequence[str]) -> int:
 
 
 def test_evaluate_hands_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(cli.EVALUATORS, "small", f"{__name__}:evaluator")
+    monkeypatch.setitem(SYSTEMS, "small", System(name="small", evaluator=f"{__name__}:evaluator"))
     assert cli.main(["evaluate", "small", "--model", "m"]) == 0
     assert cli.main(["evaluate", "small", "fail"]) == 1
     assert "tokenthrift evaluate small: no such data" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "nothing"])
-
-
-@pytest.mark.parametrize("target", [t for t in cli.EVALUATORS.values() if t.startswith("tokenthrift.")])
-def test_every_evaluator_in_the_table_exists(target: str) -> None:
-    assert callable(cli.load(target))

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.media_files import film, write
 from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_config, tiny_karl
+from tokenthrift.budget import BudgetSupport, ItemSize, NativeCost, TokenUsage
 from tokenthrift.cli import main
+from tokenthrift.hub import HubModel
 from tokenthrift.karl.bits import BitFormat
 from tokenthrift.karl.model import Karl
 from tokenthrift.media.image import read_image
+from tokenthrift.registry import SYSTEMS, System
+from tokenthrift.vqtoken import VQToken
+from tokenthrift.vqtoken.config import VQTokenConfig
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def test_budgets_in_tokens_and_bits(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_a_plan_bounds_what_is_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = (folder / "in", "--model", folder / "model", "--budget", "50%,e0.1")
-    code, planned, log = run(capsys, "plan", *at)
+    code, planned, log = run(capsys, "plan", *at, "--json")
     _, used, _ = run(capsys, "tokenize", *at)
     assert code == 1  # the broken one has no header either
     assert "at most" in log
@@ -94,7 +102,9 @@ def test_a_plan_bounds_what_is_used(folder: Path, capsys: pytest.CaptureFixture[
 def test_plan_reads_no_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
-    code, rows, _ = run(capsys, "plan", folder / "in" / "a.png", "--model", tmp_path / "model", "--budget", "3")
+    code, rows, _ = run(
+        capsys, "plan", "--json", folder / "in" / "a.png", "--model", tmp_path / "model", "--budget", "3"
+    )
     assert (code, rows["a.png"]["cap"]) == (0, 3)
 
 
@@ -133,3 +143,64 @@ def test_help_and_other_models(folder: Path, tmp_path: Path, capsys: pytest.Capt
     code, _, log = run(capsys, "tokenize", folder / "in", "--model", tmp_path)
     assert code == 2
     assert "makes no tokens of files" in log
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    rate: int = 3
+
+
+class Speech(HubModel):
+    """Hears windows of 10 s, and keeps a third of its 50 states a second."""
+
+    system = "speech"
+    config_class = SpeechConfig
+    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset({"max_tokens"}))
+    native_cost: ClassVar[NativeCost] = NativeCost(per_second=50)
+    max_seconds = 10.0
+
+    def plan(self, items: Sequence[ItemSize], budget: Any = None) -> tuple[TokenUsage, ...]:
+        found = []
+        for item in items:
+            native = round(item.require("seconds") * 50)
+            found.append(TokenUsage(native=native, cap=native // 3, used=native // 3))
+        return tuple(found)
+
+
+def test_a_mixed_folder_is_priced_by_every_model_that_reads_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures, a clip, a recording and a talking video; what a model does not read is named."""
+    speech = System(name="speech", model=f"{__name__}:Speech", files="tokenthrift.transcription.files:SpeechFiles")
+    monkeypatch.setitem(SYSTEMS, "speech", speech)
+    models = {"karl": folder / "model", "vqtoken": tmp_path / "clips", "speech": tmp_path / "speech"}
+    VQToken(VQTokenConfig()).save_pretrained(models["vqtoken"])
+    Speech(SpeechConfig()).save_pretrained(models["speech"])
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "a.png").write_bytes((folder / "in" / "a.png").read_bytes())
+    write(media / "b.wav", np.zeros(16_000 * 45, np.float32))
+    film(media / "c.mp4", 16)
+    arguments = [str(part) for model in models.values() for part in ("--model", model)]
+    assert main(["plan", str(media), *arguments, "--frames", "4", "--json"]) == 0
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    priced = {(Path(row["file"]).name, row["model"]): row for row in rows}
+    assert len(priced) == 9
+    read = {key: row["native"] for key, row in priced.items() if "native" in row}
+    assert set(read) == {
+        ("a.png", str(models["karl"])),
+        ("b.wav", str(models["speech"])),
+        ("c.mp4", str(models["vqtoken"])),
+    }
+    assert read["b.wav", str(models["speech"])] == 45 * 50
+    assert priced["b.wav", str(models["speech"])]["cap"] == 4 * 166 + 83, (
+        "windows of 10 s and a rest, each reduced to a third"
+    )
+    assert "left out: " in captured.err
+    assert "6 left out" in captured.err
+    assert main(["plan", str(media), *arguments]) == 0
+    table = capsys.readouterr().out
+    assert "at most" in table
+    assert "2,250" in table
+    assert main(["plan", str(media), *arguments, "--budget", "e0.1"]) == 2, "a ceiling that one does not honor"

@@ -7,9 +7,8 @@ recordings fail. Results go to stdout, the progress bar and complaints to stderr
 from __future__ import annotations
 
 import argparse
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.commands.arguments import add_any_suffix, add_model_option, count, number, working_device
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.media.files import InputError, find_files
 from tokenthrift.media.suffixes import MEDIA_SUFFIXES
@@ -193,7 +193,7 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
 
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        model = load_recognizer(arguments.model, _device(arguments.device), arguments.revision)
+        model = load_recognizer(arguments.model, working_device(arguments.device), arguments.revision)
         return Transcriber(
             model,
             budget=budget,
@@ -204,19 +204,6 @@ def _transcriber(arguments: argparse.Namespace, console: Console) -> Transcriber
             track=arguments.track,
             channels=arguments.channels,
         )
-
-
-def _device(wanted: str | None) -> str:
-    """The device asked for, once it is known to work, or the best there is."""
-    import torch
-
-    if wanted is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {wanted}: {str(error).splitlines()[0]}") from error
-    return wanted
 
 
 def _wrong(console: Console, error: Exception) -> int:
@@ -243,11 +230,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
     )
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a recording, a folder, or a pattern in quotes")
-    parser.add_argument("--model", required=True, help="a model folder, or owner/name on the Hugging Face Hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
-    parser.add_argument(
-        "--any-suffix", action="store_true", help="in folders, also read what holds sound under another suffix, or none"
-    )
+    add_model_option(parser)
+    add_any_suffix(parser)
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where the files go; made if it does not exist")
     parser.add_argument(
         "--format", nargs="+", choices=list(WRITERS), metavar="FORMAT", help="any of txt json srt vtt (default: txt)"
@@ -277,14 +261,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
     decoding.add_argument(
-        "--max-rounds", type=_count, metavar="N", help="most denoising rounds (default: the model's own)"
+        "--max-rounds", type=count, metavar="N", help="most denoising rounds (default: the model's own)"
     )
     decoding.add_argument(
-        "--max-new-tokens", type=_count, metavar="N", help="most tokens to write (default: the model's own)"
+        "--max-new-tokens", type=count, metavar="N", help="most tokens to write (default: the model's own)"
     )
     decoding.add_argument(
         "--confidence-threshold",
-        type=_number(0, 1),
+        type=number(0, 1),
         metavar="P",
         help="probability from which a token is kept; lower is faster and less exact (default: the model's own)",
     )
@@ -297,13 +281,13 @@ def _parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-seconds",
-        type=_number(0),
+        type=number(0),
         default=120.0,
         metavar="S",
         help="seconds of audio the model sees at once; less needs less memory (default: %(default)g)",
     )
     machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    machine.add_argument("--threads", type=_count, metavar="N", help="processor threads (default: PyTorch's choice)")
+    machine.add_argument("--threads", type=count, metavar="N", help="processor threads (default: PyTorch's choice)")
     return parser
 
 
@@ -313,24 +297,3 @@ def _track(text: str) -> int | str:
     if not text.replace("-", "").isalpha():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1, a language such as eng, or all")
     return text.lower()
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _number(above: float, at_most: float = math.inf) -> Callable[[str], float]:
-    limits = f"above {above:g}" + (f" and at most {at_most:g}" if math.isfinite(at_most) else "")
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and above < value <= at_most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
-        return value
-
-    return parse

@@ -20,6 +20,7 @@ from tests.asr.tiny_dllm import tiny_model
 from tests.hub_server import HubServer
 from tests.media_files import encode, voice, write
 from tokenthrift import cli
+from tokenthrift.registry import SYSTEMS, System
 from tokenthrift.transcription import Transcription
 from tokenthrift.transcription import cli as command_line
 
@@ -249,7 +250,7 @@ def test_a_model_that_cannot_hear(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(cli.SYSTEMS, "deaf", "pathlib:Path")
+    monkeypatch.setitem(SYSTEMS, "deaf", System(name="deaf", model="pathlib:Path"))
     (tmp_path / "config.json").write_text(f'{{"system": {system}}}')
     assert run(calls, "--model", tmp_path) == 2
     assert complaint in capsys.readouterr().err

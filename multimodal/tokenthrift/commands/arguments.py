@@ -1,0 +1,132 @@
+"""What the commands share: options, numbers, devices and exit codes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+__all__ = [
+    "BUDGETS",
+    "DONE",
+    "FAILED",
+    "WRONG_USAGE",
+    "add_any_suffix",
+    "add_model",
+    "add_model_option",
+    "add_revision",
+    "count",
+    "fail",
+    "make_parser",
+    "number",
+    "working_device",
+]
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+
+BUDGETS: Final = """\
+budgets: 64 (tokens), 25% (of the native ones), 12.5/s, e0.05 (target error), or
+  several joined by commas: 64,e0.05"""
+
+
+def make_parser(command: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose texts keep their lines."""
+    return argparse.ArgumentParser(
+        prog=f"tokenthrift {command}",
+        description=description,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
+        allow_abbrev=False,
+        **options,
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL, as the first argument, and `--revision`."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, or owner/name on the Hugging Face Hub")
+    add_revision(parser)
+
+
+def add_model_option(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """`--model` and `--revision`."""
+    help_text = options.pop("help", "a model folder, or owner/name on the Hugging Face Hub")
+    parser.add_argument("--model", required=True, metavar="MODEL", help=help_text, **options)
+    add_revision(parser)
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """`--revision` of a model on the Hub."""
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
+
+
+def add_any_suffix(parser: argparse.ArgumentParser) -> None:
+    """`--any-suffix`, of commands that look into folders."""
+    parser.add_argument(
+        "--any-suffix", action="store_true", help="in folders, also take files by their content, whatever their suffix"
+    )
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def number(above: float, at_most: float = math.inf) -> Callable[[str], float]:
+    """A reader of numbers in a range."""
+    limits = f"above {above:g}" + (f" and at most {at_most:g}" if math.isfinite(at_most) else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and above < value <= at_most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+        return value
+
+    return parse
+
+
+def working_device(name: str | None) -> str:
+    """The device of that name, once it is known to work, or the best there is.
+
+    Raises:
+        ValueError: it does not work here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def fail(command: str, error: Exception, code: int | None = None) -> int:
+    """Says what went wrong, in one line on stderr.
+
+    Args:
+        command: its name.
+        error: what it raised.
+        code: the exit code; if not given, 2 for a path or a model that is not there, and 1 for everything else.
+
+    Returns:
+        The exit code.
+    """
+    print(f"tokenthrift {command}: {error}", file=sys.stderr)
+    if code is not None:
+        return code
+    # A missing name is wrong usage; so are tokenthrift's own errors about one, which are kinds of OSError.
+    from tokenthrift.media.files import InputError
+    from tokenthrift.sources import SourceError
+
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError, SourceError, InputError)
+    return WRONG_USAGE if isinstance(error, absent) else FAILED

@@ -1,0 +1,89 @@
+"""The systems of this release: one table of what each brings, and nothing imported before it is needed.
+
+A model's folder says in its `config.json` which system it is of, by the name in this table. A new system is a subclass
+of `tokenthrift.hub.HubModel` and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+__all__ = ["SYSTEMS", "System", "resolve", "those_with"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """What a system brings, each as `module:name`.
+
+    Attributes:
+        name: the word in `config.json`.
+        model: a subclass of `HubModel`; none for a part of a model that is only converted.
+        converter: makes something with `save_pretrained` of a list of checkpoint files.
+        files: how the model reads files, see `tokenthrift.tokenize`.
+        evaluator: takes the arguments of `tokenthrift evaluate NAME` and returns an exit code.
+    """
+
+    name: str
+    model: str | None = None
+    converter: str | None = None
+    files: str | None = None
+    evaluator: str | None = None
+
+
+SYSTEMS: Final[dict[str, System]] = {
+    system.name: system
+    for system in (
+        System(
+            name="dllm_asr",
+            model="tokenthrift.dllm_asr:DllmAsr",
+            converter="tokenthrift.dllm_asr.convert:dllm_asr",
+            files="tokenthrift.transcription.files:SpeechFiles",
+        ),
+        System(
+            name="dllm_asr_autoregressive",
+            model="tokenthrift.dllm_asr.autoregressive:AutoregressiveDecoder",
+            converter="tokenthrift.dllm_asr.convert:autoregressive",
+        ),
+        System(
+            name="mtsk",
+            model="tokenthrift.mtsk:LlamaMtsk",
+            converter="tokenthrift.mtsk.convert:mtsk",
+            files="tokenthrift.transcription.files:SpeechFiles",
+            evaluator="tokenthrift.mtsk.evaluation.evaluate:main",
+        ),
+        System(name="avhubert", converter="tokenthrift.mtsk.convert:avhubert"),
+        System(
+            name="karl",
+            model="tokenthrift.karl:Karl",
+            converter="tokenthrift.karl.convert:karl",
+            files="tokenthrift.karl.files:ImageFiles",
+            evaluator="tokenthrift.karl.evaluation.evaluate:main",
+        ),
+        System(
+            name="vqtoken",
+            model="tokenthrift.vqtoken:VQToken",
+            converter="tokenthrift.vqtoken.convert:vqtoken",
+            files="tokenthrift.vqtoken.files:VideoFiles",
+            evaluator="tokenthrift.vqtoken.evaluation.evaluate:main",
+        ),
+        System(
+            name="vqtoken_answerer",
+            model="tokenthrift.vqtoken:VideoAnswerer",
+            files="tokenthrift.vqtoken.files:VideoFiles",
+        ),
+    )
+}
+"""By name."""
+
+
+def resolve(target: str) -> Any:
+    """Imports what `module:name` stands for."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def those_with(part: str) -> dict[str, str]:
+    """Systems that bring a part ("model", "converter", "files", "evaluator"), and its target."""
+    return {name: target for name, system in SYSTEMS.items() if (target := getattr(system, part)) is not None}

@@ -1,0 +1,1 @@
+"""Quality against tokens: reports, baselines, reconstruction, pictures of the clusters and counted operations."""

@@ -1,0 +1,1 @@
+"""Adapters of evaluation harnesses: lmms-eval and VLMEvalKit."""

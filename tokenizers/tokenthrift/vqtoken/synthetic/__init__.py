@@ -1,0 +1,1 @@
+"""Synthetic clips with questions: scenes, what is asked of them, and a small model that answers."""

@@ -1,0 +1,1 @@
+"""Language models that watch: a chat over published checkpoints, their encoders, fine-tuning and its data."""
