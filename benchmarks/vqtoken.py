@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tokenthrift.budget import TokenBudget
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken
 from tokenthrift.vqtoken.clustering import Clusters, unit_tokens
@@ -36,13 +35,13 @@ from tokenthrift.vqtoken.streaming import Stream
 WIDTH = 896
 
 
-def features(frames: int, side: int, start: int = 0, things: int = 40) -> Tensor:
-    """(frames, side, side, WIDTH): a scene of `things` directions, eight of them at a time, on 4 x 4 blocks."""
+def features(frames: int, side: int, start: int = 0, clusters: int = 40) -> Tensor:
+    """(frames, side, side, WIDTH): a scene of `clusters` directions, eight of them at a time, on 4 x 4 blocks."""
     generator = torch.Generator().manual_seed(start)
-    directions = torch.randn(things, WIDTH, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(clusters, WIDTH, generator=torch.Generator().manual_seed(0))
     scene = (start + torch.arange(frames)) // 4 * 3
     blocks = torch.randint(0, 8, (frames, -(-side // 4), -(-side // 4)), generator=generator) + scene[:, None, None]
-    which = (blocks % things).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :side, :side]
+    which = (blocks % clusters).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :side, :side]
     return directions[which] + torch.randn(frames, side, side, WIDTH, generator=generator)
 
 
@@ -132,7 +131,7 @@ def stream_hour(frames: int, chunk: int) -> list[dict[str, Any]]:
         work += time.process_time() - started
         if {m for m in marks if start < m <= start + chunk}:
             usage = stream.finish(32).tokens.usage[0]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # told in KiB
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # in KiB
             rows.append(
                 {
                     "frames": stream.frames,
@@ -185,7 +184,7 @@ def main() -> None:
 
     def ours(budget: str) -> Callable[[], tuple[Tensor, int]]:
         def work() -> tuple[Tensor, int]:
-            done = model.compress(batch, TokenBudget.parse(budget))
+            done = model.compress(batch, budget)
             return done.maps[0].flatten(), done.tokens.usage[0].used
 
         return work

@@ -6,7 +6,7 @@ keeps:
 
 * One matrix product an iteration. Tokens are normalized once, and only those that change cluster move between the sums.
 * No random numbers unless a generator is given. On an even sample of the clip, seeds are taken in rounds where the
-  squared distance to the nearest seed accumulates; twice as many as asked for, merged pairwise by least loss
+  squared distance to the nearest seed accumulates; twice as many as needed, merged pairwise by least loss
   (`hierarchy.py`), then improved on the sample and last on all tokens.
 * The same labels on every device, in every batch and at every thread count. Unit tokens lie on a grid of 2^-26, so
   float64 sums of them do not round, whatever the order. A token whose best two similarities nearly tie in float32 is
@@ -113,7 +113,7 @@ def cluster(
         max_iterations: At most so many passes over the tokens.
 
     Raises:
-        ValueError: A real token is NaN or infinite, fewer than one cluster is asked for, or a grid does not fit.
+        ValueError: A real token is NaN or infinite, `clusters` is below 1, or a grid does not fit.
     """
     unit, mask = unit_tokens(tokens, mask)
     layout = layout_of(mask, grids)

@@ -188,7 +188,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path, part: st
 
 
 def _config(state: Mapping[str, Tensor], settings: Mapping[str, Any], folder: Path) -> Any:
-    """transformers' configuration; what a LLaVA config.json does not tell is read off the tensors."""
+    """transformers' configuration; what a LLaVA config.json lacks is read off the tensors."""
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     tower = "model.vision_tower."

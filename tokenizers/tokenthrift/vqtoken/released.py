@@ -263,7 +263,7 @@ def search_2025(
 ) -> Fit:
     """The search of 2025: a fit for every K, 21 of them from 12 to 32, and one more at the K that they lead to.
 
-    The last fit draws seeds of its own, so it is not the one that was judged. The silhouette is the same for all, so
+    The last fit draws seeds of its own, so it is not the one that was scored. The silhouette is the same for all, so
     only its last fit is made.
 
     Args:

@@ -52,7 +52,7 @@ def overlay(frame: NDArray[np.uint8], regions: NDArray[np.int64], palette: NDArr
     columns = np.arange(width) * regions.shape[1] // width
     large = regions[rows][:, columns]
     gray = frame.astype(np.float32).mean(2, keepdims=True)
-    # Half of the color of the frame itself goes, so that only the regions' colors speak.
+    # Half of the color of the frame itself goes, so that the regions' colors stand out.
     mixed = (1 - _OPACITY) * (0.5 * frame + 0.5 * gray) + _OPACITY * palette[large]
     edge = np.zeros((height, width), dtype=bool)
     edge[1:] |= large[1:] != large[:-1]

@@ -104,7 +104,7 @@ class VideoChat:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the frames it takes."""
+        """Height and width of the frames that it reads."""
         side = self.model.config.vision_config.image_size
         return side, side
 
