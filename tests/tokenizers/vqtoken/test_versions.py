@@ -136,8 +136,7 @@ def test_both_spellings_of_color_are_read() -> None:
 
 
 def test_a_released_compat_alone_has_the_published_values() -> None:
-    for compat in ("released", "released_2025"):
-        config = VQTokenConfig(compat=compat)  # type: ignore[arg-type]
+    for config in (VQTokenConfig(compat="released"), VQTokenConfig(compat="released_2025")):
         assert (config.min_clusters, config.max_clusters, config.max_iterations) == (12, 32, 50)
     plain = VQTokenConfig()
     assert (plain.min_clusters, plain.max_clusters, plain.max_iterations) == (1, 256, 20)

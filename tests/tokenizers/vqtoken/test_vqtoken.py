@@ -18,7 +18,7 @@ from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
 from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift import vqtoken as package
 from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetError, ItemSize, TokenBudget
+from tokenthrift.budget import BudgetError, BudgetLike, ItemSize, TokenBudget
 from tokenthrift.config import ConfigError
 from tokenthrift.models import describe
 from tokenthrift.reducers import AveragePooling, TokenReducer
@@ -299,7 +299,8 @@ def test_a_plan_needs_native_tokens_or_the_grid_of_tokens() -> None:
 
 @EVERY
 def test_every_clip_may_have_a_budget_of_its_own(model: VQToken) -> None:
-    lengths, limits = [24, 30, 12, 9], [5, {"retention": 0.25}, None, "4/s,3"]
+    lengths = [24, 30, 12, 9]
+    limits: list[BudgetLike] = [5, {"retention": 0.25}, None, "4/s,3"]
     if "target_error" in model.support.fields:
         limits[0] = "12,e0.4"
     tokens = batch_of(lengths)

@@ -252,13 +252,13 @@ def plot(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Figure:
         tokens = sum(run[i].mean_tokens for run in runs) / len(runs)
         lines[row.name].append((tokens, *mean_and_interval([run[i].accuracy for run in runs])))
     for name, points in lines.items():
-        tokens, accuracy, sure = zip(*sorted(points), strict=True)
+        counts, accuracy, sure = zip(*sorted(points), strict=True)
         bars = [width if width < 100 else 0.0 for width in sure]
         if name == FULL:
-            axes.axhline(accuracy[0], color="black", linestyle=":", label=f"{name} ({tokens[0]:.0f})")
+            axes.axhline(accuracy[0], color="black", linestyle=":", label=f"{name} ({counts[0]:.0f})")
         else:
             bold = 2.5 if name in (OURS, ADAPTIVE) else 1.0
-            axes.errorbar(tokens, accuracy, yerr=bars, marker="o", capsize=2, linewidth=bold, label=name)
+            axes.errorbar(counts, accuracy, yerr=bars, marker="o", capsize=2, linewidth=bold, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a clip")
     axes.set_ylabel("accuracy on synthetic questions, %")

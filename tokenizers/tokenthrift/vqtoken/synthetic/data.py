@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -72,8 +72,14 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on another device."""
-        parts = (self.frames, self.question_ids, self.answer_ids, self.patch_labels, self.shape_words)
-        return ClipBatch(*(part.to(device) for part in parts), self.questions, self.seeds)
+        return replace(
+            self,
+            frames=self.frames.to(device),
+            question_ids=self.question_ids.to(device),
+            answer_ids=self.answer_ids.to(device),
+            patch_labels=self.patch_labels.to(device),
+            shape_words=self.shape_words.to(device),
+        )
 
 
 class SyntheticClips(Dataset[Clip]):

@@ -72,8 +72,7 @@ class VQTokenModule(L.LightningModule):
     ) -> None:
         super().__init__()
         # A checkpoint holds plain data, so that it is read without running code.
-        config = config if isinstance(config, AnswererConfig) else from_plain(AnswererConfig, config)
-        self.optim = optim if isinstance(optim, OptimConfig) else from_plain(OptimConfig, optim)
+        config, self.optim = from_plain(AnswererConfig, to_plain(config)), from_plain(OptimConfig, to_plain(optim))
         self.save_hyperparameters(ignore=["config", "optim"])
         self.save_hyperparameters({"config": to_plain(config), "optim": to_plain(self.optim)})
         self.mix = mix or {"full": 0.25, "vqtoken": 0.5, **dict.fromkeys(BASELINES, 0.05)}

@@ -66,7 +66,7 @@ class LlavaVQTokenModule(L.LightningModule):
         super().__init__()
         self.budget = TokenBudget.parse(budget)
         # A checkpoint holds plain data, so that it is read without running code.
-        self.optim = optim if isinstance(optim, OptimConfig) else from_plain(OptimConfig, optim)
+        self.optim = from_plain(OptimConfig, to_plain(optim))
         self.save_hyperparameters(ignore=["budget", "optim"])
         self.save_hyperparameters({"budget": self.budget.to_dict(), "optim": to_plain(self.optim)})
         self.model = LlavaOnevisionForConditionalGeneration.from_pretrained(
