@@ -21,6 +21,7 @@ class System:
         name: the word in `config.json`.
         model: a subclass of `HubModel`; none for a part of a model that is only converted.
         converter: makes something with `save_pretrained` of a list of checkpoint files.
+        converts_folders: whether the converter also takes a folder of a published checkpoint.
         files: how the model reads files, see `tokenthrift.tokenize`.
         evaluator: takes the arguments of `tokenthrift evaluate NAME` and returns an exit code.
     """
@@ -28,6 +29,7 @@ class System:
     name: str
     model: str | None = None
     converter: str | None = None
+    converts_folders: bool = False
     files: str | None = None
     evaluator: str | None = None
 
@@ -65,6 +67,7 @@ SYSTEMS: Final[dict[str, System]] = {
             name="vqtoken",
             model="tokenthrift.vqtoken:VQToken",
             converter="tokenthrift.vqtoken.convert:vqtoken",
+            converts_folders=True,
             files="tokenthrift.vqtoken.files:VideoFiles",
             evaluator="tokenthrift.vqtoken.evaluation.evaluate:main",
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenthrift.commands.arguments import DONE, fail, make_parser
-from tokenthrift.registry import resolve, those_with
+from tokenthrift.registry import SYSTEMS, resolve, those_with
 
 __all__ = ["main"]
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         for path in arguments.checkpoints:
-            _check_file(path)
+            _check_file(path, folders=SYSTEMS[arguments.system].converts_folders)
         import torch
 
         convert: Callable[[Sequence[Path]], Any] = resolve(converters[arguments.system])
@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, *, folders: bool) -> None:
     """Raises what a person can act on where a file is a folder, or is not there."""
-    if path.is_dir():
+    if path.is_dir() and not folders:
         files = sorted(file.name for file in path.iterdir() if file.is_file())
         inside = f"name the files in it: {', '.join(files[:8])}" if files else "and it holds no files"
         raise IsADirectoryError(f"{path} is a folder; {inside}")

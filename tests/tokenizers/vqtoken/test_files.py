@@ -53,6 +53,7 @@ def rows(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, dict[str, Any]],
     return {Path(row["file"]).name: row for row in found}, captured.err
 
 
+JSON = {"plan": ["--json"], "tokenize": []}
 BAD = {
     "cut.mp4": "cut short",
     "empty.mp4": "empty: a file of 0 bytes",
@@ -68,7 +69,7 @@ def test_plan_tells_the_cost_without_decoding_and_tokenize_keeps_to_it(
     arguments = [str(clips), "--model", str(model), "--budget", "50,10/s", "--frames", "8"]
     with monkeypatch.context() as patch:
         patch.setattr(video, "decode", lambda *_: pytest.fail("decoded"))
-        assert cli.main(["plan", *arguments]) == 1
+        assert cli.main(["plan", "--json", *arguments]) == 1
     planned, summary = rows(capsys)
     assert set(planned) == {*BAD, "a.mp4", "uneven.mkv", "av1.mp4"}
     assert {name for name, row in planned.items() if "failed" in row} == set(BAD)
@@ -90,8 +91,8 @@ def test_plan_tells_the_cost_without_decoding_and_tokenize_keeps_to_it(
     assert made["uneven.mkv"]["frames"] == 5
     assert made["a.mp4"]["encoder"] == "pixels"
     one = [str(clips / "short.mp4"), "--model", str(model), "--budget"]
-    assert cli.main(["plan", *one, "3"]) == 0
-    assert rows(capsys)[0]["short.mp4"] == {"file": one[0], "native": 196, "cap": 3}
+    assert cli.main(["plan", "--json", *one, "3"]) == 0
+    assert rows(capsys)[0]["short.mp4"] == {"file": one[0], "model": str(model), "native": 196, "cap": 3}
     assert cli.main(["tokenize", *one, "1000/s"]) == 0
     assert rows(capsys)[0]["short.mp4"]["tokens"] == 40
 
@@ -101,17 +102,17 @@ def test_a_converted_model_prices_its_own_patches_and_newline(
 ) -> None:
     vqtoken([write(tmp_path / "published", tensors(language_model(), attention()))]).save_pretrained(tmp_path / "ours")
     arguments = [str(clips / "a.mp4"), "--model", str(tmp_path / "ours"), "--budget", "9", "--frames", "4"]
-    assert cli.main(["plan", *arguments]) == 0
+    assert cli.main(["plan", "--json", *arguments]) == 0
     planned, _ = rows(capsys)
     assert (planned["a.mp4"]["native"], planned["a.mp4"]["cap"]) == (4 * 9 + 1, 9)
     assert cli.main(["tokenize", *arguments]) == 0
     made, _ = rows(capsys)
     assert (made["a.mp4"]["native"], made["a.mp4"]["tokens"]) == (37, 9)
-    assert cli.main(["plan", *arguments[:-1], "0"]) == 2
+    assert cli.main(["plan", "--json", *arguments[:-1], "0"]) == 2
     assert "at least one frame" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "ours" / "vlm")
     for command in ("plan", "tokenize"):
-        assert cli.main([command, *arguments]) == 2
+        assert cli.main([command, *arguments, *JSON[command]]) == 2
         captured = capsys.readouterr()
         assert "ours holds no vlm/config.json" in captured.err
         assert captured.out == ""
@@ -124,7 +125,7 @@ def test_a_clip_too_short_for_the_published_attention_fails_alone(
     files = [str(clips / "a.mp4"), str(clips / "uneven.mkv")]  # of 1.2 and 2 seconds and more: 4 and 7 tokens
     arguments = [*files, "--model", str(tmp_path / "ours"), "--budget", "4/s", "--frames", "5"]
     for command in ("plan", "tokenize"):
-        assert cli.main([command, *arguments]) == 1
+        assert cli.main([command, *arguments, *JSON[command]]) == 1
         made, _ = rows(capsys)
         assert "4 tokens for 5 frames" in made["a.mp4"]["failed"]
         assert made["uneven.mkv"]["cap"] >= 6
@@ -171,7 +172,7 @@ def test_an_answerer_uses_its_own_encoder_and_frames(
     )
     VideoAnswerer(config).save_pretrained(tmp_path / "model")
     arguments = [str(clips / "a.mp4"), str(clips / "short.mp4"), "--model", str(tmp_path / "model"), "--budget", "5"]
-    assert cli.main(["plan", *arguments]) == 0
+    assert cli.main(["plan", "--json", *arguments]) == 0
     planned, _ = rows(capsys)
     assert cli.main(["tokenize", *arguments]) == 0
     made, _ = rows(capsys)

@@ -340,7 +340,7 @@ def test_questions_are_read_without_drawing() -> None:
 
 def test_what_cannot_be_read_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "vqtoken", "--data", str(tmp_path), "--out", str(tmp_path), "--model"]
-    assert main([*command, str(tmp_path / "none")]) == 1
+    assert main([*command, str(tmp_path / "none")]) == 2
     tiny_answerer().save_pretrained(tmp_path / "model")
     assert main([*command, str(tmp_path / "model")]) == 1
     assert "no backgrounds" in capsys.readouterr().err

@@ -374,7 +374,7 @@ def test_a_model_without_weights_is_saved_and_described(tmp_path: Path) -> None:
     assert loaded.config == MEDOID.config
     text = describe(str(tmp_path / "model"))
     assert "parameters  0 in 0 tensors" in text
-    assert "training_free" in text
+    assert "training free" in text
 
 
 @pytest.mark.parametrize(
