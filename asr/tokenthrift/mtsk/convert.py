@@ -2,7 +2,7 @@
 
 Source: state dicts of Llama-AVSR, Llama-MTSK and Omni-AVSR, whose names are
 
-    {audio,video}_proj[.k].{0,2,3}                                    k the place in the list of rates
+    {audio,video}_proj[.k].{0,2,3}                                    k the index in the list of rates
     llm.model.layers.l.self_attn.lora_{down,up}_{Q,V}                 one adapter (MS)
     ... .lora_{down,up}_{Q,V}.{audio,video,audiovisual}, ..._shared   Omni-AVSR: one per task, one for all
     ... .local_loras.k.lora_..., ... .global_lora.lora_...            one per scale (SS), and one for all (MSS)
@@ -199,10 +199,10 @@ def published_weights(state: Mapping[str, Tensor], config: MtskConfig) -> dict[s
         elif head == "llm":
             out[f"language_model.{rest}"] = value
         elif head in ("audio_proj", "video_proj"):
-            # Without a place in front the layer serves every rate.
+            # Without an index in front the layer serves every rate.
             rates = getattr(config, f"{head.removesuffix('_proj')}_rates")
-            places = range(len(rates)) if rest.count(".") == 1 else [None]
-            out |= {f"{head}.{rest}" if k is None else f"{head}.{k}.{rest}": value for k in places}
+            indices = range(len(rates)) if rest.count(".") == 1 else [None]
+            out |= {f"{head}.{rest}" if k is None else f"{head}.{k}.{rest}": value for k in indices}
         elif head == "audio_encoder" and "embed_positions" not in key:
             out[key] = value
     if config.video is not None and not config.video.features_only:
@@ -218,16 +218,16 @@ def _adapter_names(found: re.Match[str], config: MtskConfig) -> list[str]:
     visual = found["owner"].startswith("video")
     count = len(config.scales)
     if visual or not (found["local"] or found["whole"] or found["task"] or found["shared"]):
-        places = [0]
+        indices = [0]
     elif found["whole"] or found["shared"]:
-        places = [count]
+        indices = [count]
     elif found["local"]:
-        places = [int(found["local"])]
+        indices = [int(found["local"])]
     else:
         streams = {"asr": (True, False), "vsr": (False, True), "avsr": (True, True)}[_TASKS[found["task"]]]
-        places = [k for k, r in enumerate(config.scales) if (bool(r.audio), bool(r.video)) == streams]
+        indices = [k for k, r in enumerate(config.scales) if (bool(r.audio), bool(r.video)) == streams]
     owner, name = "video_lora" if visual else "lora", found["name"].lower()
-    return [f"{owner}.layers.{found['layer']}.{name}.{k}.{found['way']}.weight" for k in places]
+    return [f"{owner}.layers.{found['layer']}.{name}.{k}.{found['way']}.weight" for k in indices]
 
 
 def _adapters(state: Mapping[str, Tensor]) -> tuple[Strategy, int]:

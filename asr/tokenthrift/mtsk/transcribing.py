@@ -221,7 +221,7 @@ def _transcribe_batch(
 
 
 def token_limit(config: MtskConfig, seconds: float, decode: DecodeBudget | None = None) -> int:
-    """Most tokens to write for an item, its end included."""
+    """Most tokens to generate for an item, its end included."""
     decoding = config.decoding
     limit = decoding.max_new_tokens
     if math.isfinite(decoding.tokens_per_second):

@@ -44,7 +44,8 @@ def assembled(folder: Path, **options: Any) -> LlamaMtsk:
     """A model around the parts of `write_parts`."""
     torch.manual_seed(0)
     own: dict[str, Any] = {"bos": "<bos>", "eos": "<eos>", "audio_rates": (4,), "video_rates": (2,)}
-    return assemble(AssemblyConfig(**write_parts(folder), **own, projector_hidden_size=16, **options))
+    own |= write_parts(folder) | {"projector_hidden_size": 16} | options
+    return assemble(AssemblyConfig(**own))
 
 
 def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

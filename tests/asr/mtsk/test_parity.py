@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tests.asr.tiny_mtsk import BOS, EOS, LLAMA3, characters
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, avhubert_weights
-from tokenthrift.mtsk.config import LanguageModelConfig
+from tokenthrift.mtsk.config import LanguageModelConfig, Strategy
 from tokenthrift.mtsk.convert import published_config, published_weights
 from tokenthrift.mtsk.language_model import build
-from tokenthrift.mtsk.lora import Lora, Strategy, attentions
+from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.reducers.pooling import pool_by_rate

@@ -36,7 +36,7 @@ class Cost:
         rates: the pair.
         tokens: of audio and video.
         positions: before the text, with markers and prompt.
-        text: most tokens written.
+        text: most tokens generated.
         encoders: FLOPs of the encoders of the streams that the pair takes.
         prefix: FLOPs of projectors and language model until the first token.
         decoding: FLOPs of the further tokens.

@@ -67,7 +67,7 @@ def evaluate(
         seed: of the noise.
 
     Raises:
-        ValueError: there is no clip, the encoders differ, only some clips have a stream, a level is asked for without
+        ValueError: there is no clip, the encoders differ, only some clips have a stream, a level is given without
             noise, or no two clips differ in what is said, so that their lips cannot be shuffled.
     """
     if not clips:
@@ -80,7 +80,7 @@ def evaluate(
     if not streams[0]:
         snrs = [None]
     if babble is None and any(snr is not None for snr in snrs):
-        raise ValueError("levels of noise were asked for, but no noise was given")
+        raise ValueError("there are levels of noise, but no noise")
     passes = conditions(snrs, controls=all(streams))
     versions = {control: degraded(clips, control) for _, control in passes}
     out = []

@@ -53,8 +53,8 @@ class Augmentation:
     Attributes:
         noises: recorded noise or babble, (n,) each at 16 kHz; none leaves the audio clean.
         rooms: impulse responses, (n,) each at 16 kHz.
-        snrs: levels to draw from; None is clean.
-        room_share: share of clips that are heard in a room.
+        snrs: levels, of which one is chosen at random; None is clean.
+        room_share: share of clips that get the reverberation of a room.
     """
 
     noises: Sequence[Tensor] = ()
@@ -80,7 +80,7 @@ class Augmentation:
         return cls(noises, rooms, snrs)
 
     def noise(self, samples: int, rng: random.Random) -> Tensor:
-        """A stretch of one noise, from a drawn place on, of at most so many samples."""
+        """A random stretch of one noise, of at most so many samples."""
         source = rng.choice(self.noises)
         start = rng.randrange(max(1, len(source) - samples))
         return source[start : start + samples]

@@ -1,4 +1,4 @@
-"""Clips, batches of them, and the two places that they are read from: manifests, and shards of encoder states.
+"""Clips, batches of them, and their two sources: manifests, and shards of encoder states.
 
 A manifest has a JSON object a line: `audio_filepath`, `video_filepath` (either may be absent; paths are relative to the
 manifest), `text` and `duration` in seconds. Video is talking-face video or mouth crops (see `audiovisual.lips`), audio
@@ -84,7 +84,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
     if not clips:
         return batch
     for name in ("audio", "video"):
-        rows = [getattr(clip, name) for clip in clips]
+        rows: Any = [getattr(clip, name) for clip in clips]
         if any(row is None for row in rows):
             continue
         if rows[0].ndim == 2:

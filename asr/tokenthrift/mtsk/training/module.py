@@ -41,7 +41,7 @@ class MtskModule(L.LightningModule):
         config: the parts of the model and what is trained between them.
         optim: AdamW and its schedule.
         train_language_model: train the language model too, for one too small to be prompted; needs include_frozen.
-        scales_per_step: scales drawn at random for each step; all of them if not given, as published.
+        scales_per_step: scales chosen at random for each step; all of them if not given, as published.
         gradient_clip: largest norm of the gradient.
         start_from: model folder or training checkpoint to begin with, see `carried_over`. The schedule starts anew. One
             that does not exist is an error when training begins, unless it goes on from a checkpoint.
@@ -151,8 +151,8 @@ class MtskModule(L.LightningModule):
             return None
         scales = self.fitting(audio=audio, video=video)
         if h.scales_per_step is not None:
-            draw = random.Random(f"{h.seed}-{self.global_step}")
-            scales = draw.sample(scales, min(h.scales_per_step, len(scales)))
+            rng = random.Random(f"{h.seed}-{self.global_step}")
+            scales = rng.sample(scales, min(h.scales_per_step, len(scales)))
         optimizer.zero_grad()
         share = float(tokens / everything)
         means = torch.zeros(len(scales), dtype=torch.float32, device=self.device)
@@ -208,8 +208,8 @@ class MtskModule(L.LightningModule):
             self.log(f"val/loss_{_name(rates)}", sum(s for s, _ in sums) / sum(n for _, n in sums), sync_dist=True)
         error_rates = []
         for rates in dict.fromkeys(rates for _, texts in found for rates in texts):
-            truth, written = zip(*[pair for _, texts in found for pair in texts.get(rates, [])], strict=True)
-            error_rates.append(word_errors(truth, written, str).rate)
+            truth, generated = zip(*[pair for _, texts in found for pair in texts.get(rates, [])], strict=True)
+            error_rates.append(word_errors(truth, generated, str).rate)
             self.log(f"val/wer_{_name(rates)}", error_rates[-1], prog_bar=True, sync_dist=True)
         if error_rates:
             self.log("val/wer", sum(error_rates) / len(error_rates), sync_dist=True)

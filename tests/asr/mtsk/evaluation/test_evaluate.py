@@ -332,3 +332,14 @@ def test_the_command_compares_every_kind_of_model_and_takes_synthetic_sets_toget
     assert counts == {"MS": 8, "SS": 8, "MSS": 4, "independent": 1, "pooled": 4}, "a row for every pair of rates"
     assert all(row[f"{unit} {level}"] >= 0 for row in joint[0]["rows"] for unit in ("WER", "CER") for level in LEVELS)
     assert "all synthetic sets: MS beside its baselines" in capsys.readouterr().out
+
+
+def test_released_models_are_counted_as_they_compute() -> None:
+    """The published code leaves out the states that fill no window, and keeps 25 states at least."""
+    model = tiny_model(compat="released", audio_rates=(16,), video_rates=(5,))
+    items = clips()
+    (row,) = [r for r in evaluate([("published", model)], items, None, [None], beams=1) if not r.control]
+    # 1.0, 0.5 and 0.8 s: 50, 25 and 40 states of sound, 25, 12 and 20 frames.
+    assert row.tokens == pytest.approx((3 + 5 + 1 + 2 + 2 + 4) / 3)
+    (cost,) = costs(model, items[2], repeats=1)
+    assert cost.tokens == 2 + 4

@@ -21,6 +21,7 @@ from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.convert import mtsk
 from tokenthrift.mtsk.training.assembly import AssemblyConfig
 from tokenthrift.mtsk.training.clips import Batch, Clip, collate
+from tokenthrift.mtsk.training.module import module_options
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.mtsk.training.start import Origin, carried_over
 from tokenthrift.training.optim import OptimConfig
@@ -403,3 +404,31 @@ def test_a_trained_model_loads_alone(parts: dict[str, str], states: Path, tmp_pa
 def test_tokens_that_the_language_model_lacks_are_named(parts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"no token '<\|end_of_text\|>'"):
         module_of(parts, eos="<|end_of_text|>")
+
+
+def test_checkpoints_of_the_first_release_are_read() -> None:
+    flat = {"language_model": "llama", "whisper": None, "tasks": None, "video_rates": [3], "projector_width": 16}
+    more = {"learning_rate": 2e-3, "warmup_steps": 4, "strategy": "SS", "seed": 3, "start_from": None, "_class": "x"}
+    options = module_options(flat | more)
+    config = options.pop("config")
+    assert (config.whisper, config.tasks, config.video_rates, config.strategy) == (None, ("avsr",), (3,), "SS")
+    assert config.projector_hidden_size == 16
+    optim = options.pop("optim")
+    assert (optim.learning_rate, optim.warmup_steps) == (2e-3, 4)
+    assert options == {"seed": 3, "start_from": None}
+
+
+def test_a_checkpoint_holds_plain_data(parts: dict[str, str]) -> None:
+    module = module_of(parts, scales_per_step=2)
+    saved = json.loads(json.dumps(dict(module.hparams)))
+    again = MtskModule(**module_options(saved))
+    assert again.hparams == module.hparams
+    assert again.model.config == module.model.config
+
+
+def test_a_model_of_video_features_trains_on_states(parts: dict[str, str], states: Path) -> None:
+    own = {name: part for name, part in parts.items() if name != "avhubert"}
+    module = module_of(own, video_features=64)
+    assert module.model.video_encoder is None
+    losses, _ = fit(module, states, 2)
+    assert all(math.isfinite(value) for value in losses.values)
