@@ -72,6 +72,9 @@ class HubModel(nn.Module):
     def write_assets(self, folder: Path) -> None:
         """Writes ``asset_files``."""
 
+    def load_external(self, **options: Any) -> None:
+        """Fills parts whose weights lie in other folders or repositories; ``options`` are those of ``fetch``."""
+
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
         """The plain data of an older ``format_version`` under today's names; unknown names stay, so that they raise."""
@@ -121,6 +124,7 @@ class HubModel(nn.Module):
             with empty_parameters():
                 model = cls(config, **assets)
         assign_weights(model, folder / WEIGHTS, place, precision)
+        model.load_external(cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         return model.to(device=place, dtype=precision).eval()
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -70,6 +69,7 @@ def load_external(
 
 def assign_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Puts tensors in place of a module's own, in its precision and on its device, without a copy where both fit.
+    A module without memory takes them as they are.
 
     Raises:
         WeightsError: a tensor is missing, unknown or of another shape. Nothing is changed then.
@@ -88,8 +88,7 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) 
     placed = {}
     for name, value in own.items():
         given = state[name]
-        device = torch.device("cpu") if value.is_meta else value.device
-        placed[name] = moved.setdefault(id(given), given.to(device=device, dtype=value.dtype))
+        placed[name] = moved.setdefault(id(given), given if value.is_meta else given.to(value))
     module.load_state_dict(placed, assign=True)
     if isinstance(module, PreTrainedModel):
         module.tie_weights()

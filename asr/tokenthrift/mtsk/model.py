@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -57,14 +57,6 @@ class LlamaMtsk(MtskNetwork):
     def write_assets(self, folder: Path) -> None:
         """The tokenizer."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """Loads a model and the external parts that it names; see `HubModel.from_pretrained`."""
-        model = super().from_pretrained(source, **options)
-        kept = ("cache_dir", "token", "local_files_only")
-        model.load_external(**{name: options[name] for name in kept if name in options})
-        return model
 
     def load_external(self, **options: Any) -> None:
         """Fills the parts that the configuration names by folder or Hub id; see `external.load_external`."""

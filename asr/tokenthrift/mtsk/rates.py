@@ -90,7 +90,7 @@ def error_of(table: Iterable[Measured], rates: Rates, snr: float | None) -> Meas
         rates: the pair.
         snr: of the item in dB; None for clean.
     """
-    level = CLEAN_DB if snr is None else min(snr, CLEAN_DB)
+    level = CLEAN_DB if snr is None else snr
     lines = [line for line in table if line.rates == rates]
     return min(lines, key=lambda line: abs((CLEAN_DB if line.snr is None else line.snr) - level), default=None)
 

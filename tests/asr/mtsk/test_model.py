@@ -331,3 +331,42 @@ def test_streams_that_a_model_cannot_read_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         VideoConfig(hidden_size=24, num_attention_heads=2)
     assert isinstance(MtskConfig(eos_id=1).audio, AudioConfig)
+
+
+def test_streams_that_do_not_belong_together_are_refused() -> None:
+    states, lengths = torch.zeros(2, 3, 4), torch.tensor([3, 2])
+    for given_states, problem in (
+        ({"audio": states}, "audio states and audio_lengths go together"),
+        ({"video_lengths": lengths}, "video states and video_lengths go together"),
+        ({}, "neither audio nor video"),
+        (
+            {"audio": states, "audio_lengths": lengths, "video": states[:1], "video_lengths": lengths[:1]},
+            "2 items with audio but 1 with video",
+        ),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            Encoded(**given_states)
+    chosen = Encoded(video=states, video_lengths=lengths).select([1])
+    assert len(chosen) == 1
+    assert chosen.video_lengths is not None
+    assert chosen.video_lengths.tolist() == [2]
+
+
+def test_gradients_go_back_through_both_encoders() -> None:
+    sources = {name: torch.ones(1, 2, 3, requires_grad=True) for name in ("audio", "video")}
+    lengths = torch.tensor([2])
+    encoded = Encoded(
+        audio=sources["audio"] * 2, audio_lengths=lengths, video=sources["video"] * 3, video_lengths=lengths
+    )
+
+    def loss(states: Encoded, scale: int) -> Tensor:
+        assert states.audio is not None
+        assert states.video is not None
+        return scale * (states.audio.sum() + states.video.sum())
+
+    losses = backward_by_scale(loss, encoded, [1, 3])
+    assert [value.item() for value in losses.values()] == [30.0, 90.0]
+    for name, factor in (("audio", 2), ("video", 3)):
+        gradient = sources[name].grad
+        assert gradient is not None
+        assert torch.equal(gradient, torch.full((1, 2, 3), factor * 2.0))

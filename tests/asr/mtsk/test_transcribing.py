@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
@@ -18,9 +18,12 @@ from transformers import GenerationConfig
 from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import EOS, lips, speech, tiny_config, tiny_model
 from tests.media_files import voice, write
+from tokenthrift.backbones.generation import Generation
 from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize, NativeCost, TokenBudget
 from tokenthrift.cli import main
+from tokenthrift.mtsk import transcribing
 from tokenthrift.mtsk.audiovisual.noise import estimate_snr
+from tokenthrift.mtsk.coarse_to_fine import decode_in_two_passes
 from tokenthrift.mtsk.config import MtskConfig, Strategy
 from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.planning import ItemPlan, audio_states, plan_items
@@ -111,6 +114,55 @@ def test_native_tokens_are_those_of_the_streams_that_the_model_reads() -> None:
     assert both.plan([ItemSize(seconds=2.0)], "10%")[0].cap == 10
 
 
+def test_a_floor_rules_pairs_out_and_the_nearest_count_is_named() -> None:
+    # At 500 states and 250 frames: 250 tokens at (4, 2), 157 at (16, 2), 175 at (4, 5), 82 at (16, 5).
+    config = replace(tiny_config(), table=(Measured(audio=16, video=5, wer=0.0),))
+    assert plan_one(config, 500, 250).last.rates == Rates(16, 5)
+    assert plan_one(config, 500, 250, {"min_tokens": 100}).last.rates == Rates(4, 2)
+    with pytest.raises(BudgetError, match="nearest legal value: max_tokens=175"):
+        plan_one(config, 500, 250, {"max_tokens": 171, "min_tokens": 160})
+
+
+def test_two_passes_read_the_audio_twice_unless_the_second_continues_the_first() -> None:
+    config = tiny_config()
+    greedy, searched = (
+        plan_one(config, 500, 250, rates=None, coarse_to_fine=True, beams=beams).last.usage.used for beams in (1, 3)
+    )
+    assert greedy == searched == 82 + 250, "the finest pair has another audio rate"
+    same_audio = replace(config, audio_rates=(16,))
+    # (16, 5) reads 32 + 50 tokens, (16, 2) reads 32 + 125.
+    counts = [plan_one(same_audio, 500, 250, coarse_to_fine=True, beams=beams).last.usage.used for beams in (1, 3)]
+    assert counts == [82 + 125, 82 + 157]
+    published = replace(same_audio, compat="released")
+    # Whole windows only: 31 + 50 and 31 + 125.
+    assert plan_one(published, 500, 250, coarse_to_fine=True, beams=1).last.usage.used == 81 + 125
+    assert plan_one(published, 500, 250, coarse_to_fine=True).last.usage.used == 81 + 156, "15 beams as published"
+
+
+def test_batches_hold_so_many_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcribing, "BATCH_SECONDS", 1.0)
+    model = tiny_model(tasks=ALL)
+    sizes: list[int] = []
+    lm: Any = model.language_model.model
+    lm.register_forward_pre_hook(lambda m, a, k: sizes.append(len(k["inputs_embeds"])), with_kwargs=True)
+    audio = [speech(seconds, 1) for seconds in (0.3, 0.6, 0.5, 0.4)]
+    model.transcribe(audio, rates=Rates(4), decode={"max_new_tokens": 1})
+    assert sizes == [1, 2, 1], "0.6; 0.5 and 0.4; 0.3"
+
+
+def test_a_text_exactly_at_the_threshold_is_kept() -> None:
+    read: list[Rates] = []
+
+    def generate(rates: Rates, rows: list[int]) -> list[Generation]:
+        read.append(rates)
+        return [Generation((1,), (chance, chance)) for chance in (0.5, 0.49)][: len(rows)]
+
+    coarse, fine = Rates(16), Rates(4)
+    outcomes = decode_in_two_passes([coarse] * 2, [fine] * 2, [(3, 13)] * 2, generate, 0.5)
+    assert [(outcome.rounds, outcome.used) for outcome in outcomes] == [(1, 3), (2, 13)]
+    assert read == [coarse, fine]
+
+
 def test_each_item_may_have_a_budget_of_its_own() -> None:
     model = tiny_model(tasks=ALL)
     audio, video = [speech(1.0, 1), speech(1.0, 2)], [lips(1.0, 1), lips(1.0, 2)]
@@ -123,6 +175,8 @@ def test_each_item_may_have_a_budget_of_its_own() -> None:
 
 
 @given(st.integers(1, 480_000))
+@example(8_001)
+@example(32_321)
 def test_states_of_a_recording(samples: int) -> None:
     assert audio_states(samples) == -(-samples // 320)
     assert audio_states(samples, released=True) == max(samples // 320, 25)
