@@ -68,7 +68,7 @@ def test_other_files_are_refused(content: Any, system: str, tmp_path: Path, caps
 
 def test_a_missing_file_is_called_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "dllm_asr", str(tmp_path / "nowhere.ckpt"), str(tmp_path / "out")]) == 2
-    assert "No such file" in capsys.readouterr().err
+    assert "there is no file" in capsys.readouterr().err
 
 
 def test_options_of_another_release_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

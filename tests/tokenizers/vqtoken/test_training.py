@@ -319,7 +319,7 @@ def test_the_command_measures_real_clips_too_and_first(
     assert [row["clip"] for row in report["tables"][-1]["rows"]] == ["a.mp4"]
     monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured before the clips were found"))
     capsys.readouterr()
-    assert main([*command, str(tmp_path / "misspelt")]) == 1
+    assert main([*command, str(tmp_path / "misspelt")]) == 2
     assert "misspelt: no such file" in capsys.readouterr().err
 
 
@@ -342,6 +342,6 @@ def test_what_cannot_be_read_ends_the_command(tmp_path: Path, capsys: pytest.Cap
     command = ["evaluate", "vqtoken", "--data", str(tmp_path), "--out", str(tmp_path), "--model"]
     assert main([*command, str(tmp_path / "none")]) == 2
     tiny_answerer().save_pretrained(tmp_path / "model")
-    assert main([*command, str(tmp_path / "model")]) == 1
+    assert main([*command, str(tmp_path / "model")]) == 2
     assert "no backgrounds" in capsys.readouterr().err
     assert isinstance(VideoAnswerer.from_pretrained(tmp_path / "model"), VideoAnswerer)
