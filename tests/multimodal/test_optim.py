@@ -39,7 +39,7 @@ def rates(config: OptimConfig, steps: int) -> list[float]:
 def test_matrices_decay_and_vectors_do_not() -> None:
     module, config = Small(), OptimConfig(weight_decay=0.3, learning_rate=0.1)
     decaying, others = parameter_groups(module, config, no_decay=("*table",), learning_rate=0.2)
-    assert decaying["params"] == [module.model["read"].weight]
+    assert decaying["params"] == [module.model["read"].get_parameter("weight")]
     assert {id(p) for p in others["params"]} == {
         id(p) for p in (module.table, module.model["read"].bias, *module.model["norm"].parameters())
     }
@@ -75,7 +75,7 @@ def test_every_group_keeps_its_own_rate() -> None:
 def sources(tmp_path: Path) -> dict[str, Path]:
     """One set of weights, as a training checkpoint and as a model folder."""
     module = Small()
-    nn.init.ones_(module.model["read"].weight)
+    nn.init.ones_(module.model["read"].get_parameter("weight"))
     checkpoint = tmp_path / "run.ckpt"
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": {"stage": "answers"}}, checkpoint)
     folder = tmp_path / "model"
@@ -90,7 +90,7 @@ def test_a_training_begins_with_given_weights(sources: dict[str, Path], kind: st
     module = Small()
     names = load_start_weights(module, sources[kind], keep=lambda name: name.startswith("model.read"))
     assert names == {"model.read.weight", "model.read.bias"}
-    assert torch.equal(module.model["read"].weight, torch.ones(4, 3))
+    assert torch.equal(module.model["read"].get_parameter("weight"), torch.ones(4, 3))
     found = read_start_weights(sources[kind])
     assert (found.options, found.config) == (
         ({"stage": "answers"}, {}) if kind == "checkpoint" else ({}, {"system": "small"})

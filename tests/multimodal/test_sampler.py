@@ -169,7 +169,7 @@ def keys_and_gradient() -> dict[str, Any]:
     parallel = nn.parallel.DistributedDataParallel(net)
     share = torch.tensor([[float(index)] for _, index in next(iter(random_batches(range(3), 2)))])
     loss = balanced(parallel(share).square().mean(), len(share))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert net.weight.grad is not None
     return {
         "keys": keys,
@@ -195,7 +195,7 @@ def test_two_processes_share_the_items_and_have_the_gradient_of_one(tmp_path: Pa
     torch.manual_seed(0)
     net = nn.Linear(1, 1)
     loss = net(torch.arange(3.0)[:, None]).square().mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.testing.assert_close(first["gradient"], net.weight.grad)
     torch.testing.assert_close(first["gradient"], second["gradient"])
     torch.testing.assert_close((first["loss"] + second["loss"]) / 2, loss.detach())

@@ -97,7 +97,7 @@ class ResumableDataModule(L.LightningDataModule):
         if self._sampler is None:
             return {"epoch": 0, "step": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1}
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current
+        done: Any = progress.current
         if progress.is_last_batch and done.processed == done.ready:
             return {"epoch": self._sampler.current_epoch + 1, "step": 0}
         return {"epoch": self._sampler.current_epoch, "step": done.processed}
