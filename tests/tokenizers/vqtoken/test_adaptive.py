@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,10 @@ from torch import Tensor
 from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift.budget import TokenBudget
 from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken import adaptive
 from tokenthrift.vqtoken.adaptive import by_elbow, by_error, by_silhouette, errors, merged, silhouettes, tree_of
-from tokenthrift.vqtoken.clustering import Clusters, cluster, unit_tokens
+from tokenthrift.vqtoken.clustering import Clusters, cluster, lloyd, unit_tokens
+from tokenthrift.vqtoken.hierarchy import merge_all
 from tokenthrift.vqtoken.model import VQToken
 from tokenthrift.vqtoken.released import (
     distortion_2025,
@@ -159,3 +163,114 @@ def test_a_few_passes_only_improve_the_merged_partition() -> None:
         better = merged(unit, mask, found, tree, wanted)
         assert better.loss() <= raw.loss()
         assert better.live.sum() == 9
+
+
+def chosen(rule: Any, curve: list[float], least: int, most: int) -> int:
+    values = torch.tensor([curve], dtype=torch.float64)
+    return int(rule(values, torch.tensor([least]), torch.tensor([most])))
+
+
+@pytest.mark.parametrize(
+    ("curve", "least", "most", "expected"),
+    [
+        ([1.0, 0.0, 0.0], 1, 3, 2),  # three to select from are enough
+        ([1.0, 0.0, 0.0], 1, 2, 1),  # of two the fewest
+        ([10.0, 9.2, 9.1, 9.05, 9.0], 1, 5, 2),  # the curve is scaled between its own ends
+        ([1.0, 0.5, 0.25, 0.125 - 1e-12, 0.0], 1, 5, 2),  # three are as far from the chord but for rounding
+        ([5.0, 1.0, 0.9, 0.1, 0.05], 2, 5, 4),  # below the fewest nothing counts
+        ([5.0, 4.0, 2.0, 1.9, 0.0], 1, 4, 3),  # nor above the most
+    ],
+)
+def test_the_elbow_of_known_curves(curve: list[float], least: int, most: int, expected: int) -> None:
+    assert chosen(by_elbow, curve, least, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "most", "expected"),
+    [
+        ([-1.0, 0.5, 0.5 + 1e-9, 0.2], 1, 4, 2),  # equal but for rounding: the fewest
+        ([-1.0, 0.9, 0.3, 0.4, 0.8], 3, 4, 4),  # the best of those allowed
+    ],
+)
+def test_the_best_silhouette_of_known_scores(scores: list[float], least: int, most: int, expected: int) -> None:
+    assert chosen(by_silhouette, scores, least, most) == expected
+
+
+def test_equal_tokens_have_no_error_whatever_the_clusters() -> None:
+    found = cluster(torch.full((1, 60, 7), 0.3), 4)
+    assert errors(found, tree_of(found)).tolist() == [[0.0] * 4]
+
+
+def test_silhouettes_of_clips_side_by_side_are_those_of_each_alone() -> None:
+    outlier = torch.cat([mixture(2, 30, width=6, spread=0.1)[0], 9 * noise(7, 1, 6)])  # alone in its cluster
+    clips = [outlier, mixture(3, 12, width=6, spread=0.2, seed=5)[0], noise(8, 1, 6)]
+    counts = [5, 3, 1]
+    tokens = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=torch.nan)
+    unit, mask = unit_tokens(tokens, _mask([len(x) for x in clips]))
+    found = cluster(tokens, counts, mask=mask)
+    scores = silhouettes(unit, found, tree_of(found))
+    for i, (x, count) in enumerate(zip(clips, counts, strict=True)):
+        own, _ = unit_tokens(x[None], None)
+        alone = cluster(x[None], count)
+        tree = tree_of(alone)
+        torch.testing.assert_close(scores[i, :count], silhouettes(own, alone, tree)[0], rtol=0, atol=1e-6)
+        for k in range(2, count + 1):
+            labels = alone.mapped(tree.at(torch.tensor([k])), k).labels[0]
+            assert float(scores[i, k - 1]) == pytest.approx(silhouette_2026(own[0], labels), abs=1e-5)
+    assert scores[2].tolist() == [-1.0] * 5, "a single cluster has no silhouette"
+
+
+@pytest.mark.parametrize("fault", ["worse", "empty"])
+def test_passes_that_do_not_improve_a_partition_are_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, mask, found = partition(50, 8, 2)
+    tree, four = tree_of(found), torch.tensor([4])
+    raw = found.mapped(tree.at(four), 4)
+
+    def spoiled(*_: Any) -> Clusters:
+        if fault == "worse":
+            return Clusters(3 - raw.labels, raw.sums * 0.9, raw.counts)
+        counts = raw.counts.clone()
+        counts[0, 3] = 0
+        return Clusters(raw.labels, raw.sums * 1.01, counts)  # a lower loss, and a cluster without tokens
+
+    monkeypatch.setattr(adaptive, "lloyd", spoiled)
+    assert torch.equal(merged(unit, mask, found, tree, four).labels, raw.labels)
+    assert torch.equal(merged(unit, mask, found, tree, four).counts, raw.counts)
+
+
+def test_a_merged_partition_is_improved_by_three_passes() -> None:
+    seeds = range(12)
+    losses = []
+    for passes in (1, adaptive.REFINEMENTS):
+        total = 0.0
+        for seed in seeds:
+            unit, mask, found = partition(300, 16, seed)
+            part = found.mapped(tree_of(found).at(torch.tensor([5])), 5)
+            total += float(lloyd(unit, mask, torch.nn.functional.normalize(part.sums, dim=2), passes).loss())
+        losses.append(total)
+    done = 0.0
+    for seed in seeds:
+        unit, mask, found = partition(300, 16, seed)
+        done += float(merged(unit, mask, found, tree_of(found), torch.tensor([5])).loss())
+    assert losses[1] < losses[0]
+    assert done == pytest.approx(losses[1], rel=1e-9)
+
+
+def test_pairs_that_differ_by_rounding_merge_in_order_and_the_arguments_stay() -> None:
+    sums = torch.eye(4, dtype=torch.float64)[None] * 3
+    sums[0, 2, 3] = 1e-13  # the last two would cost a little less
+    counts, live = torch.full((1, 4), 3), torch.ones(1, 4, dtype=torch.bool)
+    tree = merge_all(sums, counts, live)
+    assert tree.at(torch.tensor([3])).tolist() == [[0, 0, 1, 2]]
+    assert tree.at(torch.tensor([9])).tolist() == [[0, 1, 2, 3]], "no more clusters than there were"
+    assert bool(live.all())
+    assert counts.tolist() == [[3] * 4]
+
+
+def test_an_item_that_is_down_to_one_cluster_waits_for_the_others() -> None:
+    sums = torch.cat([noise(0, 1, 5, 6), noise(1, 1, 5, 6)]).double()
+    live = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    tree = merge_all(sums, live.long() * 4, live)
+    assert bool(tree.losses.isfinite().all())
+    assert tree.losses[1, 1:].unique().numel() == 1
+    assert tree.at(torch.tensor([1, 1])).tolist()[1][:2] == [0, 0]

@@ -71,6 +71,13 @@ def test_every_cluster_wanted_exists_whatever_the_tokens(distinct: int, tokens: 
     assert found.counts.sum() == tokens
 
 
+def test_clusters_of_one_token_have_no_loss_below_zero() -> None:
+    found = cluster(noise(0, 4, 30, 7), 30)
+    assert found.counts.unique().tolist() == [1]
+    assert (found.loss() >= 0).all()
+    assert found.loss().max() < 1e-5
+
+
 def test_equal_frames_fall_into_equal_runs() -> None:
     found = cluster(torch.ones(1, 64, 8), 8, grids=[(16, 2, 2)])
     assert found.labels[0].tolist() == [i // 8 for i in range(64)]
