@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import speech
 from tests.asr.tiny_dllm import tiny_model as tiny_dllm
+from tests.asr.tiny_mtsk import lips
+from tests.asr.tiny_mtsk import speech as swell
+from tests.asr.tiny_mtsk import tiny_model as tiny_mtsk
 from tests.tokenizers.karl.tiny_karl import pictures, tiny_karl
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.budget import ItemSize, TokenUsage
@@ -144,6 +147,11 @@ def recordings(seed: int) -> list[Tensor]:
     return [speech(seconds, seed=seed + i) for i, seconds in enumerate((0.7, 2.1, 1.3))]
 
 
+def talks(seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Three talking videos: sound (samples,) at 16 kHz and mouth crops (T, 36, 36)."""
+    return [(swell(seconds, seed + i), lips(seconds, seed + i)) for i, seconds in enumerate((0.4, 1.1, 0.7))]
+
+
 def transcripts(found: Sequence[Transcript]) -> list[Row]:
     """Their rows: text and pieces exactly, confidences up to rounding."""
     return [
@@ -186,6 +194,16 @@ SUBJECTS: list[Subject] = [
         lambda item: ItemSize(seconds=len(item) / 16_000),
         lambda model, items, budget: transcripts(model.transcribe(items, budget)),
         ("{}", '{"min_tokens": 2}', '{"min_tokens": 1}'),
+        examples=5,
+    ),
+    Subject(
+        "LlamaMtsk",
+        # In double precision, as random weights can turn the last digit of a float into another text.
+        lambda: tiny_mtsk(tasks=("avsr", "asr", "vsr")).double(),
+        talks,
+        lambda item: ItemSize(seconds=len(item[0]) / 16_000, frames=len(item[1])),
+        lambda model, items, budget: transcripts(model.transcribe(*zip(*items, strict=True), budget)),
+        ("8", "9", "25%", "25/s", "40,50%", "100%"),
         examples=5,
     ),
 ]

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import distributed
 
 from tests.asr.talking import write_parts, write_states
 from tests.processes import in_this_group, together
@@ -20,6 +21,7 @@ from tokenthrift.mtsk import MtskDataModule, MtskModule
 from tokenthrift.mtsk.training import data as data_file
 from tokenthrift.mtsk.training.assembly import AssemblyConfig
 from tokenthrift.mtsk.training.clips import Batch
+from tokenthrift.mtsk.training.processes import common_streams
 from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.sampler import Epoch, ResumableBatchSampler, bucketed_epoch
 
@@ -178,3 +180,14 @@ def test_processes_share_every_epoch_out(root: Path, tmp_path: Path) -> None:
         assert mine
         assert theirs
     assert one[0] != one[1]
+
+
+def streams_in_group() -> list[bool]:
+    """The common streams where process 0 has both and process 1 only sound."""
+    return list(common_streams(True, distributed.get_rank() == 0, torch.device("cpu")))
+
+
+def test_a_step_uses_the_streams_that_all_processes_have(tmp_path: Path) -> None:
+    """As one process would, whose batch lacks a stream that any of its clips lacks."""
+    assert together(tmp_path, streams_in_group) == [[True, False]] * 2
+    assert common_streams(True, False, torch.device("cpu")) == (True, False)
