@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,13 +118,30 @@ def _results(
     with Bar(len(tasks), console) as bar:
         results = transcriber.stream([task.path for task in tasks], bar.advance)
         for task, result in zip(tasks, results, strict=True):
-            result = _write(result, task.files)
-            tally.add(result)
+            with _uninterrupted():
+                result = _write(result, task.files)
+                tally.add(result)
             for note in result.notes:
                 _complain(console, "note", f"{result.path}: {note}")
             if result.error is not None:
                 _complain(console, "failed", f"{result.path}: {result.error}")
             yield result, references.score(result) if references is not None else None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until a file that was written is counted, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _write(result: Transcription, files: dict[str, Path]) -> Transcription:
