@@ -89,7 +89,14 @@ def test_one_frame_does_not_move() -> None:
     assert torch.equal(features[:, LIFE], torch.tensor([[0.0, 1.0, 1.0]]).expand(4, 3))
 
 
-def test_places_rise_and_stay_as_near_as_they_can() -> None:
+def test_a_cluster_of_one_frame_does_not_move_by_rounding_either() -> None:
+    index_map = torch.zeros(4, 2, 5, dtype=torch.long)
+    index_map[3, 0, 1:] = 1  # 5 cells, of which 1 are a row lower: the mean row is no binary number
+    index_map[3, 1, :1] = 1
+    assert not described(index_map, 2)[1, MOTION].any()
+
+
+def test_positions_rise_and_stay_as_near_as_they_can() -> None:
     labels = torch.tensor([[0, 1, 1, 0, 2, 2, 2, 3]])
     cells = central_cells(labels, layout_of(labels >= 0, None), 4)
     assert cells.tolist() == [[2, 2, 5, 7]]
@@ -102,7 +109,7 @@ def test_places_rise_and_stay_as_near_as_they_can() -> None:
 def described_in_words(index_map: Tensor, k: int) -> list[float]:
     """The features of one cluster by their definition, cell by cell."""
     sides = index_map.shape
-    cells = [tuple(cell) for cell in (index_map == k).nonzero().tolist()]
+    cells: list[list[int]] = (index_map == k).nonzero().tolist()
     size, total = len(cells), index_map.numel()
     mean = [sum(cell[axis] for cell in cells) / size for axis in range(3)]
     center = [(mean[axis] + 0.5) / sides[axis] for axis in range(3)]
