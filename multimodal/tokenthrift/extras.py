@@ -17,6 +17,7 @@ EXTRAS: Final = {
     "matplotlib": "evaluation",
     "peft": "lora",
     "PIL": "video",
+    "scipy": "evaluation",
     "timm": "vision",
     "torchaudio": "audio",
     "torchvision": "vision",

@@ -60,8 +60,10 @@ def test_report_files(tmp_path: Path) -> None:
 def test_interval_of_runs() -> None:
     mean, half = mean_and_interval([1.0, 2.0, 3.0])
     assert mean == 2.0
-    assert half == pytest.approx(4.303 / math.sqrt(3))
+    assert half == pytest.approx(4.302653 / math.sqrt(3))
     assert mean_and_interval([5.0]) == (5.0, math.inf)
+    assert mean_and_interval(list(range(41)))[1] == pytest.approx(2.0211 * math.sqrt(143.5 / 41), rel=1e-4)
+    assert bootstrap_interval([5.0]) == (5.0, 5.0, 5.0)
     with pytest.raises(ValueError, match="at least one"):
         mean_and_interval([])
 
