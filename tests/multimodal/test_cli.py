@@ -145,7 +145,7 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"from        {small}",
         "parameters  900 in 2 tensors",
         "size        0.0 MB",
-        "native      12.5 a second, 4 a frame (tokens before any reduction)",
+        "native      12.5 per second, 4 per frame (tokens before any reduction)",
         "tokens      max_tokens, retention (nested)",
         "decoding    max_new_tokens, max_rounds, confidence_threshold",
         "config",

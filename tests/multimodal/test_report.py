@@ -11,7 +11,7 @@ import torch
 from tokenthrift import cli
 from tokenthrift.evaluation.report import Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval, mean_and_interval
-from tokenthrift.registry import SYSTEMS, System
+from tokenthrift.registry import SYSTEMS, System, resolve
 
 TABLE = Table(
     title="Errors",
@@ -101,3 +101,23 @@ def test_evaluate_hands_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "tokenthrift evaluate small: no such data" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("system", "model"),
+    [
+        ("karl", "tokenthrift.karl.model:Karl"),
+        ("vqtoken", "tokenthrift.vqtoken:VideoAnswerer"),
+        ("mtsk", "tokenthrift.mtsk:LlamaMtsk"),
+    ],
+)
+def test_every_evaluation_takes_a_revision(
+    system: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(source: str, *, revision: str | None = None, **options: object) -> None:
+        raise ValueError(f"{source} at {revision}")
+
+    monkeypatch.setattr(resolve(model), "from_pretrained", load)
+    arguments = ["--model", "org/model", "--revision", "v2", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(["evaluate", system, *arguments]) == 1
+    assert "org/model at v2" in capsys.readouterr().err
