@@ -73,7 +73,7 @@ def test_a_shard_of_speech_holds_every_clip_that_could_be_spoken(
 @pytest.mark.parametrize("engine", ["flite", "espeak-ng"])
 def test_engines_speak(engine: str) -> None:
     if shutil.which(engine) is None:
-        pytest.skip(f"{engine} is not installed")
+        pytest.skip(f"{engine} is not installed (Debian: apt-get install {engine})")
     speak, voice = (synthesise.flite, "slt") if engine == "flite" else (synthesise.espeak, "en-gb+f2")
     short, long = (speak(voice, text, random.Random(0)) for text in ("no", "one hundred twenty four people"))
     assert short.dtype == np.float32
