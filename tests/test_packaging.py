@@ -22,6 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / root / "tokenthrift" for root in ("multimodal", "tokenizers", "asr")]
 MODULES = [path for source in SOURCES for path in sorted(source.rglob("*.py"))]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Modules that whoever imports them has installed the extra `train` for: every `training` package, and these.
+FOR_TRAINING = ("tokenthrift.vqtoken.synthetic.module", "tokenthrift.vqtoken.video_lm.module")
+# What cannot be imported without that extra, because it uses a module that belongs to it.
+USES_TRAINING = (
+    "tokenthrift.dllm_asr.convert",
+    "tokenthrift.vqtoken.evaluation.evaluate",
+    "tokenthrift.vqtoken.synthetic.data",
+    "tokenthrift.vqtoken.video_lm.data",
+)
+LIGHT = [f"tokenthrift.{name}" for name in ["cli", "dllm_asr", "karl", "mtsk", "reducers", "transcription", "vqtoken"]]
 
 
 def python(*arguments: str | Path, cwd: Path, path: Path | None = None, isolated: bool = False) -> str:
@@ -111,15 +121,17 @@ def test_the_installed_wheel_runs_elsewhere(elsewhere: Path, tmp_path: Path) -> 
 
 @pytest.mark.timeout(300)
 def test_every_module_of_the_wheel_imports_elsewhere(elsewhere: Path, tmp_path: Path) -> None:
-    """All of them in one process, from the wheel, and no optional dependency for the asking at import."""
+    """All of them in one process, from the wheel; at import only what trains asks for an optional dependency."""
     code = f"""
 import builtins, importlib, pkgutil, sys
 sys.path[:] = [{str(elsewhere)!r}, *[p for p in sys.path if p not in {[str(source.parent) for source in SOURCES]!r}]]
-optional, plain_import = {import_names(optional())!r}, builtins.__import__
+optional, training, plain_import = {import_names(optional())!r}, {import_names(extra("train"))!r}, builtins.__import__
 
 def guarded(name, globals=None, *rest, **named):
     ours = ((globals or {{}}).get("__name__") or "").startswith("tokenthrift")
-    if ours and name.partition(".")[0] in optional:
+    path = ours and globals["__name__"]
+    own = training if path in {FOR_TRAINING!r} or ".training" in str(path) else set()
+    if ours and name.partition(".")[0] in optional - own:
         raise ImportError(f"{{globals['__name__']}} imports {{name}}")
     return plain_import(name, globals, *rest, **named)
 
@@ -142,9 +154,21 @@ def core() -> set[str]:
     return {str(canonicalize_name(Requirement(line).name)) for line in PROJECT["dependencies"]}
 
 
+def extra(name: str) -> set[str]:
+    return {str(canonicalize_name(Requirement(line).name)) for line in PROJECT["optional-dependencies"][name]}
+
+
 def optional() -> set[str]:
-    lines = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
-    return {str(canonicalize_name(Requirement(line).name)) for line in lines} - core() - {"tokenthrift"}
+    return set().union(*map(extra, PROJECT["optional-dependencies"])) - core() - {"tokenthrift"}
+
+
+def dotted(path: Path) -> str:
+    (source,) = (source for source in SOURCES if path.is_relative_to(source))
+    return ".".join(path.relative_to(source.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_for_training(module: str) -> bool:
+    return "training" in module.split(".") or module in FOR_TRAINING
 
 
 @cache
@@ -184,10 +208,41 @@ def test_imports_are_declared_and_optional_ones_come_late(path: Path) -> None:
     for name, later in imports(path):
         if name in sys.stdlib_module_names or name == "tokenthrift":
             continue
-        allowed = core() | (optional() if later else set())
+        allowed = core() | (optional() if later else extra("train") if is_for_training(dotted(path)) else set())
         assert owners().get(name, {name}) & allowed, (
             f"{path}: {name} is not declared, or optional and imported too early"
         )
+
+
+def test_only_training_needs_the_extra_train(tmp_path: Path) -> None:
+    """With nothing of that extra to be had, every other module imports, and so do the models that packages name."""
+    needless = [name for path in MODULES if not is_for_training(name := dotted(path)) and name not in USES_TRAINING]
+    code = f"""
+import sys
+from importlib import import_module
+sys.modules |= dict.fromkeys({sorted(import_names(extra("train")))!r})
+for name in {needless!r}:
+    import_module(name)
+from tokenthrift.registry import SYSTEMS, resolve
+for system in SYSTEMS.values():
+    for target in filter(None, (system.model, system.files)):
+        resolve(target)
+for name in {USES_TRAINING!r}:
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{{name}} does not need the extra")
+"""
+    python("-c", code, cwd=tmp_path, path=Path(os.pathsep.join(str(source.parent) for source in SOURCES)))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_importing_a_package_loads_nothing_heavy_beside_torch(name: str, tmp_path: Path) -> None:
+    heavy = {"jsonargparse", "lightning", "matplotlib", "pytorch_lightning", "scipy", "torchmetrics", "transformers"}
+    code = f"import sys, {name}; print(*sorted({heavy!r} & set(sys.modules)))"
+    path = Path(os.pathsep.join(str(source.parent) for source in SOURCES))
+    assert python("-c", code, cwd=tmp_path, path=path).split() == []
 
 
 @pytest.mark.parametrize("name", ["tokenthrift.budget", "tokenthrift.config", "tokenthrift.extras", "tokenthrift.cli"])

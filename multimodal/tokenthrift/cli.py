@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
+from tokenthrift.extras import MissingExtraError
 from tokenthrift.registry import resolve
 
 # Heading, then command: (function, one line of help).
@@ -64,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"tokenthrift: unknown {'option' if name.startswith('-') else 'command'} {name!r}; {hint}", file=sys.stderr
         )
         return 2
-    command: Callable[[Sequence[str]], int] = resolve(targets[name])
     try:
+        command: Callable[[Sequence[str]], int] = resolve(targets[name])
         return command(rest)
+    except MissingExtraError as error:
+        print(f"tokenthrift {name}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

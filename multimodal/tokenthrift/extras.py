@@ -1,5 +1,8 @@
 """Optional dependencies, imported at first use: ``torchaudio = extras.require("torchaudio")`` inside a function.
 
+Modules that are themselves optional, as Lightning's are, import theirs at the top; `registry.resolve` asks `missing`
+what to say where that fails.
+
 An installed package can still fail to load (torchvision and torchaudio raise ``RuntimeError`` or ``OSError`` when they
 were built for another torch), so every such failure gets the same answer: the extra to install, and the cause.
 """
@@ -14,11 +17,16 @@ EXTRAS: Final = {
     "cv2": "lips",
     "decord": "video",
     "jiwer": "evaluation",
+    "jsonargparse": "train",
+    "lightning": "train",
     "matplotlib": "evaluation",
     "peft": "lora",
     "PIL": "video",
+    "rapidfuzz": "train",
+    "scipy": "evaluation",
     "timm": "vision",
     "torchaudio": "audio",
+    "torchmetrics": "evaluation",
     "torchvision": "vision",
     "whisper": "evaluation",
 }
@@ -34,10 +42,15 @@ def require(module: str) -> ModuleType:
     Raises:
         MissingExtraError: it is not installed, or it is and does not load.
     """
-    extra = EXTRAS[module.partition(".")[0]]
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"{module} could not be imported ({error}); install it with: pip install 'tokenthrift[{extra}]'"
-        ) from error
+        raise missing(module, error) from error
+
+
+def missing(module: str, cause: Exception) -> MissingExtraError:
+    """What to raise where an optional dependency does not load."""
+    extra = EXTRAS[module.partition(".")[0]]
+    return MissingExtraError(
+        f"{module} could not be imported ({cause}); install it with: pip install 'tokenthrift[{extra}]'"
+    )

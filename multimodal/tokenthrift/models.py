@@ -119,7 +119,7 @@ def _budgets(model: HubModel) -> list[str]:
     lines = []
     cost = getattr(model, "native_cost", None)
     if isinstance(cost, NativeCost):
-        units = [(f.name.replace("per_", "a "), getattr(cost, f.name)) for f in fields(cost)]
+        units = [(f.name.replace("_", " "), getattr(cost, f.name)) for f in fields(cost)]
         rates = ", ".join(f"{value:g} {unit}" for unit, value in units if value is not None)
         lines.append(
             "native      " + (f"{rates} (tokens before any reduction)" if rates else "as its input has tokens")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
+from tokenthrift.extras import EXTRAS, missing
+
 __all__ = ["SYSTEMS", "System", "resolve", "those_with"]
 
 
@@ -82,9 +84,18 @@ SYSTEMS: Final[dict[str, System]] = {
 
 
 def resolve(target: str) -> Any:
-    """Imports what `module:name` stands for."""
+    """Imports what `module:name` stands for.
+
+    Raises:
+        MissingExtraError: the module is for those who installed an extra, and it is not installed.
+    """
     module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+            raise
+        raise missing(error.name, error) from error
 
 
 def those_with(part: str) -> dict[str, str]:

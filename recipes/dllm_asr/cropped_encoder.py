@@ -32,7 +32,7 @@ from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
 from tokenthrift.sources import fetch
-from tokenthrift.training.schedule import warmup_cosine
+from tokenthrift.training.optim import OptimConfig, cosine_schedule
 from tokenthrift.whisper import WhisperEncoder, length_mask, log_mel, pad_mels, states_of
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -155,7 +155,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     teacher, student = load_encoder(str(source)).requires_grad_(False), load_encoder(str(source)).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
-    schedule = warmup_cosine(optimizer, arguments.steps, 20)
+    rates = OptimConfig(learning_rate=arguments.learning_rate, warmup_steps=20, min_lr=1e-6)
+    schedule = cosine_schedule(optimizer, rates, arguments.steps)
     first, state = 0, arguments.out / "training.pt"
     begun = {name: getattr(arguments, name) for name in ("steps", "batch", "trailing_silence", "learning_rate")}
     begun["encoder"] = fingerprint(teacher)

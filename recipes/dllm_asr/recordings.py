@@ -1,14 +1,19 @@
-"""Real recordings, split for training, development and test: `python recordings.py OUT [--fsdd TAR] [--lj DIR]`.
+"""Real recordings, split for training, development and test: `python recordings.py OUT [--speech TAR ...]`.
 
 Debian packages give the Asterisk telephone prompts (`asterisk-core-sounds-en-g722`, CC-BY-SA-3.0, one speaker) and five
 LibriVox sentences (`pocketsphinx-testdata`, BSD); both are fetched with `apt-get download` and unpacked without being
 installed. The Free Spoken Digit Dataset (CC-BY-SA-4.0) and LJ Speech sentences (public domain) are in no package: name
 a copy of them.
 
-Split rules, by name only: an Asterisk clip is for test where sha1(name) % 5 == 0 and for development where sha1(name) %
-25 is 1 or 6; the digit speakers theo and lucas, all LJ and all LibriVox sentences are for test. `OUT/speech` gets the
-shards that `features.py` reads, `OUT/test/<set>` and `OUT/dev/<set>` get FLAC files with a `manifest.jsonl`
-(`audio_filepath`, `text`, `duration`).
+`--speech` takes folders of transcribed recordings, or tar files of one, with a `manifest.jsonl` (`audio_filepath`,
+`text`; `split` and `source` where known): rows of split "train" become training shards by source, the others the set
+`dev/FOLDER` or, without a split, `test/FOLDER`. `--librispeech` takes LibriSpeech as openslr.org/12 has it: `train-*`
+is for training, `dev-*` for development and `test-*` for test.
+
+Split rules of the rest, by name only: an Asterisk clip is for test where sha1(name) % 5 == 0 and for development where
+sha1(name) % 25 is 1 or 6; the digit speakers theo and lucas, all LJ and all LibriVox sentences are for test.
+`OUT/speech` gets the shards that `features.py` and `together.py` read, `OUT/test/<set>` and `OUT/dev/<set>` get FLAC
+files with a `manifest.jsonl` (`audio_filepath`, `text`, `duration`, and `source` where known).
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -31,6 +36,8 @@ import torchaudio.functional as AF
 from sentences import UNITS, normalise
 
 RATE = 16_000
+SHARD_CLIPS = 500  # of one training shard, about an hour
+FIRST_SHARD = 9100  # number of the first shard of `--speech` and `--librispeech`; the packages' come before
 Clip = tuple[str, np.ndarray, str]  # name, float32 samples at 16 kHz, text as written
 
 
@@ -99,26 +106,76 @@ def hashed(name: str) -> int:
     return int(hashlib.sha1(name.encode()).hexdigest(), 16)
 
 
-def write_set(folder: Path, clips: list[Clip]) -> None:
+def speech_folder(source: Path, work: Path) -> Path:
+    """The folder with a `manifest.jsonl` that a path is, or that a tar file of it was unpacked to."""
+    if source.is_dir():
+        return source
+    with tarfile.open(source) as tar:
+        manifest = next((name for name in tar.getnames() if Path(name).name == "manifest.jsonl"), None)
+        if manifest is None:
+            raise SystemExit(f"{source} holds no manifest.jsonl")
+        tar.extractall(work, filter="data")
+    return (work / manifest).parent
+
+
+def spoken(folder: Path) -> Iterator[tuple[str, str, Clip]]:
+    """Split ("test" where none is said), source, and clip of each row of a manifest."""
+    for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        path = folder / row["audio_filepath"]
+        yield row.get("split", "test"), row.get("source", folder.name), (path.stem, decode(str(path)), row["text"])
+
+
+def librispeech(folder: Path) -> Iterator[tuple[str, str, Clip]]:
+    """Split, source (`train-clean-100` and the like) and clip of every utterance of a LibriSpeech tree."""
+    for table in sorted(folder.glob("*/*/*/*.trans.txt")):
+        source = table.relative_to(folder).parts[0]
+        for line in table.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.partition(" ")
+            yield source.partition("-")[0], source, (name, decode(str(table.parent / f"{name}.flac")), text.lower())
+
+
+def write_spoken(out: Path, name: str, clips: Iterable[tuple[str, str, Clip]], first: int) -> int:
+    """Writes recordings as they come, training shards from number `first` on; the number after the last."""
+    train: dict[str, list[Clip]] = {}
+    held: dict[str, list[tuple[Clip, str]]] = {}
+    for split, source, clip in clips:
+        if split != "train":
+            held.setdefault(split, []).append((clip, source))
+            continue
+        shard = train.setdefault(source, [])
+        shard.append(clip)
+        if len(shard) == SHARD_CLIPS:
+            write_shard(out / "speech" / f"{first}-{source}.npz", train.pop(source))
+            first += 1
+    for source, rest in sorted(train.items()):
+        write_shard(out / "speech" / f"{first}-{source}.npz", rest)
+        first += 1
+    for split, pairs in held.items():
+        write_set(out / split / name, [clip for clip, _ in pairs], [source for _, source in pairs])
+    return first
+
+
+def write_set(folder: Path, clips: list[Clip], sources: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "manifest.jsonl").open("w") as manifest:
-        for name, samples, text in clips:
+        for i, (name, samples, text) in enumerate(clips):
             soundfile.write(folder / f"{name}.flac", samples, RATE)
             row = {"audio_filepath": f"{name}.flac", "duration": round(len(samples) / RATE, 3), "text": text}
-            manifest.write(json.dumps(row) + "\n")
-    print(f"{folder}: {len(clips)} clips, {sum(len(s) for _, s, _ in clips) / RATE:.0f} s")
+            manifest.write(json.dumps(row | ({"source": sources[i]} if sources else {})) + "\n")
+    print(f"{folder}: {len(clips)} clips, {sum(len(s) for _, s, _ in clips) / RATE:.0f} s", flush=True)
 
 
 def write_shard(path: Path, clips: list[Clip]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    spoken = [(name, samples, target) for name, samples, text in clips if (target := normalise(text))]
+    heard = [(name, samples, target) for name, samples, text in clips if (target := normalise(text))]
     audio = [
         (np.clip(samples / max(1e-4, float(np.abs(samples).max())) * 0.7, -1, 1) * 32767).astype(np.int16)
-        for _, samples, _ in spoken
+        for _, samples, _ in heard
     ]
-    rows = json.dumps([{"id": name, "text": target, "split": "train"} for name, _, target in spoken])
+    rows = json.dumps([{"id": name, "text": target, "split": "train"} for name, _, target in heard])
     np.savez(path, audio=np.concatenate(audio), offset=np.cumsum([0, *map(len, audio)]), rows=np.array(rows))
-    print(f"{path}: {len(audio)} clips, {sum(map(len, audio)) / RATE / 60:.1f} min")
+    print(f"{path}: {len(audio)} clips, {sum(map(len, audio)) / RATE / 60:.1f} min", flush=True)
 
 
 def main() -> None:
@@ -126,7 +183,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--fsdd", type=Path, help="tar file of the Free Spoken Digit Dataset")
     parser.add_argument("--lj", type=Path, help="folder of LJ Speech sentences with a manifest.jsonl")
+    parser.add_argument("--speech", type=Path, nargs="+", default=[], help="tar files or folders with a manifest.jsonl")
+    parser.add_argument("--librispeech", type=Path, help="folder of train-*, dev-* and test-* as unpacked")
     arguments = parser.parse_args()
+    for path in (*arguments.speech, *([arguments.librispeech] if arguments.librispeech else ())):
+        if not path.exists():
+            parser.error(f"there is no {path}")
     for option in ("fsdd", "lj"):
         path = getattr(arguments, option)
         if path is not None and not path.exists():
@@ -150,6 +212,12 @@ def main() -> None:
         write_set(out / "test" / "fsdd", [c for speaker in ("theo", "lucas") for c in by_speaker.pop(speaker)])
         for i, (speaker, clips) in enumerate(sorted(by_speaker.items()), 9001):
             write_shard(out / "speech" / f"{i}-fsdd-{speaker}.npz", clips)
+    number = FIRST_SHARD
+    for source in arguments.speech:
+        folder = speech_folder(source, work)
+        number = write_spoken(out, folder.name, spoken(folder), number)
+    if arguments.librispeech:
+        write_spoken(out, "librispeech", librispeech(arguments.librispeech), number)
 
 
 if __name__ == "__main__":

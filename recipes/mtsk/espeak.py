@@ -2,12 +2,14 @@
 
 `espeak-ng --pho` prints nothing for the ordinary voices, but libespeak-ng sends phoneme events to its callback (the
 flag `espeakINITIALIZE_PHONEME_EVENTS` of `speak_lib.h`), which is all that lips in step with the sound need. One voice
-speaks at a time in a process: the library holds its state in globals.
+speaks at a time in a process: the library holds its state in globals. It is the system's (Debian: `apt-get install
+espeak-ng`), and where there is none that of the Python package `espeakng-loader`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 
 SYNCHRONOUS, PHONEME_EVENTS, UTF8, PHONEME = 2, 1, 1, 7
 RATE, PITCH, RANGE, WORD_GAP = 1, 3, 4, 7  # espeak_PARAMETER
+STRESS = "',%"  # Some builds of the library put its marks before the vowel; lips do not need them.
 
 
 class _Id(ctypes.Union):
@@ -66,12 +69,26 @@ class Spoken:
     phonemes: list[tuple[int, str]]
 
 
+def _library() -> tuple[ctypes.CDLL, bytes | None]:
+    """The library and the folder of its data, None where the library knows that itself."""
+    try:
+        return ctypes.CDLL("libespeak-ng.so.1"), None
+    except OSError as error:
+        if importlib.util.find_spec("espeakng_loader") is None:
+            raise RuntimeError(
+                "libespeak-ng is not installed: apt-get install espeak-ng, or pip install espeakng-loader"
+            ) from error
+    import espeakng_loader
+
+    return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path().encode()
+
+
 class _Engine:
     def __init__(self) -> None:
-        self.library = ctypes.CDLL("libespeak-ng.so.1")
-        self.rate: int = self.library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+        self.library, data = _library()
+        self.rate: int = self.library.espeak_Initialize(SYNCHRONOUS, 0, data, PHONEME_EVENTS)
         if self.rate <= 0:
-            raise RuntimeError("libespeak-ng did not start; install the Debian package espeak-ng")
+            raise RuntimeError("libespeak-ng did not start: its data was not found")
         self.pieces: list[np.ndarray] = []
         self.phonemes: list[tuple[int, str]] = []
         self.callback = _Callback(self._receive)  # kept, or it is freed while the library holds it
@@ -84,7 +101,7 @@ class _Engine:
         while events[i].type:
             if events[i].type == PHONEME:
                 name = ctypes.string_at(ctypes.addressof(events[i].id), 8).split(b"\0")[0].decode()
-                self.phonemes.append((events[i].sample, name))
+                self.phonemes.append((events[i].sample, name.lstrip(STRESS)))
             i += 1
         return 0
 

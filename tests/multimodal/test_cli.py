@@ -106,6 +106,35 @@ def test_wrong_usage(argv: list[str], message: str, capsys: pytest.CaptureFixtur
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("argv", [["fit", "--help"], ["evaluate", "vqtoken", "--help"]])
+def test_a_command_without_its_extra_says_which_one_to_install(argv: list[str]) -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['jsonargparse', 'lightning', 'pytorch_lightning']); "
+        f"from tokenthrift.cli import main; sys.exit(main({argv!r}))"
+    )
+    roots = os.pathsep.join(str(ROOT / root) for root in ("multimodal", "tokenizers", "asr"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": roots},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "pip install 'tokenthrift[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_module_that_no_extra_brings_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needs_nonesuch.py").write_text("import nonesuch\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="nonesuch"):
+        resolve("needs_nonesuch:main")
+
+
 def test_arguments_and_exit_code_are_passed_through(monkeypatch: pytest.MonkeyPatch) -> None:
     group = {"count": (f"{__name__}:count", "count"), "stop": (f"{__name__}:stop", "stop")}
     monkeypatch.setitem(cli.COMMANDS, "Test", group)
@@ -145,7 +174,7 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"from        {small}",
         "parameters  900 in 2 tensors",
         "size        0.0 MB",
-        "native      12.5 a second, 4 a frame (tokens before any reduction)",
+        "native      12.5 per second, 4 per frame (tokens before any reduction)",
         "tokens      max_tokens, retention (nested)",
         "decoding    max_new_tokens, max_rounds, confidence_threshold",
         "config",

@@ -11,7 +11,7 @@ import torch
 from tokenthrift import cli
 from tokenthrift.evaluation.report import Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import bootstrap_interval, mean_and_interval
-from tokenthrift.registry import SYSTEMS, System
+from tokenthrift.registry import SYSTEMS, System, resolve
 
 TABLE = Table(
     title="Errors",
@@ -60,8 +60,10 @@ def test_report_files(tmp_path: Path) -> None:
 def test_interval_of_runs() -> None:
     mean, half = mean_and_interval([1.0, 2.0, 3.0])
     assert mean == 2.0
-    assert half == pytest.approx(4.303 / math.sqrt(3))
+    assert half == pytest.approx(4.302653 / math.sqrt(3))
     assert mean_and_interval([5.0]) == (5.0, math.inf)
+    assert mean_and_interval(list(range(41)))[1] == pytest.approx(2.0211 * math.sqrt(143.5 / 41), rel=1e-4)
+    assert bootstrap_interval([5.0]) == (5.0, 5.0, 5.0)
     with pytest.raises(ValueError, match="at least one"):
         mean_and_interval([])
 
@@ -99,3 +101,23 @@ def test_evaluate_hands_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "tokenthrift evaluate small: no such data" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("system", "model"),
+    [
+        ("karl", "tokenthrift.karl.model:Karl"),
+        ("vqtoken", "tokenthrift.vqtoken:VideoAnswerer"),
+        ("mtsk", "tokenthrift.mtsk:LlamaMtsk"),
+    ],
+)
+def test_every_evaluation_takes_a_revision(
+    system: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(source: str, *, revision: str | None = None, **options: object) -> None:
+        raise ValueError(f"{source} at {revision}")
+
+    monkeypatch.setattr(resolve(model), "from_pretrained", load)
+    arguments = ["--model", "org/model", "--revision", "v2", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(["evaluate", system, *arguments]) == 1
+    assert "org/model at v2" in capsys.readouterr().err

@@ -267,3 +267,21 @@ def test_help_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: tokenthrift fit --config RECIPE.yaml [--NAME VALUE ...]\n\nTrain a model.")
+
+
+def test_a_class_of_the_current_folder_is_found(recipe: Path, tmp_path: Path) -> None:
+    """As the installed program runs, whose path does not begin with the current folder (-P)."""
+    (tmp_path / "mydata.py").write_text(f"from {HERE} import TinyData\n\nclass MyData(TinyData): pass\n")
+    fields = yaml.safe_load(recipe.read_text())
+    fields["data"]["class_path"] = "mydata.MyData"
+    recipe.write_text(yaml.safe_dump(fields))
+    roots = (ROOT, ROOT / "multimodal", ROOT / "tokenizers", ROOT / "asr")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tokenthrift.cli", "fit", "--config", str(recipe), "--print_config"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "class_path: mydata.MyData" in done.stdout

@@ -73,7 +73,7 @@ def test_a_shard_of_speech_holds_every_clip_that_could_be_spoken(
 @pytest.mark.parametrize("engine", ["flite", "espeak-ng"])
 def test_engines_speak(engine: str) -> None:
     if shutil.which(engine) is None:
-        pytest.skip(f"{engine} is not installed")
+        pytest.skip(f"{engine} is not installed (Debian: apt-get install {engine})")
     speak, voice = (synthesise.flite, "slt") if engine == "flite" else (synthesise.espeak, "en-gb+f2")
     short, long = (speak(voice, text, random.Random(0)) for text in ("no", "one hundred twenty four people"))
     assert short.dtype == np.float32
@@ -145,6 +145,65 @@ def test_recordings_are_split_by_name(
     ]
     assert read_speech(tmp_path / "speech" / "9001-fsdd-george.npz")[1][0]["text"] == "three"
     assert "test/asterisk" in captured.out
+
+
+def test_transcribed_recordings_are_split_as_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [(f"prompt-{i}", speech(0.3).numpy(), "a prompt") for i in range(8)]
+    monkeypatch.setattr(recordings, "asterisk", lambda work: iter(prompts))
+    monkeypatch.setattr(recordings, "librivox", lambda work: iter(()))
+    monkeypatch.setattr(recordings, "SHARD_CLIPS", 2)
+    rows = {"a": "train", "b": "train", "c": "train", "d": "dev", "e": ""}
+    voices = tmp_path / "voices"
+    (voices / "audio").mkdir(parents=True)
+    with (voices / "manifest.jsonl").open("w") as manifest:
+        for name, split in rows.items():
+            soundfile.write(voices / "audio" / f"{name}.flac", speech(0.3).numpy(), RATE)
+            row = {"audio_filepath": f"audio/{name}.flac", "text": f"the letter {name}", "source": "letters"}
+            manifest.write(json.dumps(row | ({"split": split} if split else {})) + "\n")
+    archive = tmp_path / "voices.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(voices, "voices")
+    tree = tmp_path / "LibriSpeech"
+    for part in ("train-clean-100", "dev-clean", "test-other"):
+        chapter = tree / part / "19" / "198"
+        chapter.mkdir(parents=True)
+        (chapter / "19-198.trans.txt").write_text("19-198-0000 IT ISN'T FAR\n")
+        soundfile.write(chapter / "19-198-0000.flac", speech(0.4).numpy(), RATE)
+
+    run(monkeypatch, recordings, tmp_path / "out", "--speech", archive, "--librispeech", tree)
+    shards = sorted(p.name for p in (tmp_path / "out" / "speech").glob("91*"))
+    assert shards == ["9100-letters.npz", "9101-letters.npz", "9102-train-clean-100.npz"]
+    spoken = [row for name in shards for row in read_speech(tmp_path / "out" / "speech" / name)[1]]
+    assert [row["text"] for row in spoken] == ["the letter a", "the letter b", "the letter c", "it isn't far"]
+    assert {row["split"] for row in spoken} == {"train"}
+    held = {}
+    for manifest_path in (tmp_path / "out").glob("[dt]e*/*/manifest.jsonl"):
+        for line in manifest_path.read_text().splitlines():
+            row = json.loads(line)
+            assert len(soundfile.read(manifest_path.parent / row["audio_filepath"])[0]) / RATE == row["duration"]
+            place = manifest_path.parent.relative_to(tmp_path / "out").as_posix()
+            if "source" in row:
+                held[place] = (row["text"], row["source"])
+    assert held == {
+        "dev/voices": ("the letter d", "letters"),
+        "test/voices": ("the letter e", "letters"),
+        "dev/librispeech": ("it isn't far", "dev-clean"),
+        "test/librispeech": ("it isn't far", "test-other"),
+    }
+    # The folder is read as its tar file is.
+    run(monkeypatch, recordings, tmp_path / "again", "--speech", voices)
+    clips = [read_speech(tmp_path / out / "speech" / "9100-letters.npz")[0] for out in ("out", "again")]
+    assert all(np.array_equal(one, other) for one, other in zip(*clips, strict=True))
+
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(SystemExit, match=r"empty\.tar holds no manifest\.jsonl"):
+        run(monkeypatch, recordings, tmp_path / "out", "--speech", tmp_path / "empty.tar")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, recordings, tmp_path / "out", "--librispeech", tmp_path / "nowhere")
+    assert f"there is no {tmp_path}/nowhere" in capsys.readouterr().err
 
 
 # Features

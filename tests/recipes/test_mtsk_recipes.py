@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
 import json
 import sys
@@ -45,7 +44,6 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
 
 
 phrases, visemes, mouth, espeak, grid = map(script, ("phrases", "visemes", "mouth", "espeak", "grid"))
-speaks = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="libespeak-ng is not installed")
 
 
 # Phrases
@@ -109,7 +107,6 @@ def test_real_clips_become_a_manifest(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("group", phrases.EAR)
-@speaks
 def test_pairs_for_the_ear_look_alike(group: str) -> None:
     looks = {
         visemes.viseme_string(n for _, n in espeak.speak(word, espeak.Voice("en-us")).phonemes)
@@ -119,14 +116,12 @@ def test_pairs_for_the_ear_look_alike(group: str) -> None:
 
 
 @pytest.mark.parametrize("group", phrases.LIPS)
-@speaks
 def test_pairs_for_the_lips_differ_on_the_lips(group: str) -> None:
     words = group.split()
     looks = {visemes.viseme_string(n for _, n in espeak.speak(word, espeak.Voice("en-us")).phonemes) for word in words}
     assert len(looks) == len(words)
 
 
-@speaks
 def test_phonemes_come_with_their_samples() -> None:
     slow, fast = (espeak.speak("bin blue at F two now", espeak.Voice("en-us+f2", rate=rate)) for rate in (110, 170))
     for spoken in (slow, fast):
@@ -142,7 +137,6 @@ def test_phonemes_come_with_their_samples() -> None:
         espeak.speak("no", espeak.Voice("xx-none"))
 
 
-@speaks
 def test_every_phoneme_of_every_accent_has_a_viseme() -> None:
     talk = script("talk")
     text = (
@@ -180,7 +174,6 @@ def test_the_homophene_bound_counts_what_looks_alike() -> None:
     assert visemes.homophene_bound([("bat", (1,)), ("din", (4,))]) == 0.0
 
 
-@speaks
 def test_the_homophene_bound_is_that_of_a_kind_and_of_a_slot() -> None:
     talk = script("talk")
     grid_rows = [{"kind": "grid", "spoken": f"bin blue at {letter} two now"} for letter in "PBBT"]
@@ -222,7 +215,6 @@ def test_faces_differ_and_clips_of_a_face_too() -> None:
 # Clips and shards
 
 
-@speaks
 def test_clips_shards_and_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(phrases.collect({"train": 5, "dev": 2, "test": 2}, [], 0))
     (tmp_path / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

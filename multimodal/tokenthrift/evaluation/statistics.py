@@ -1,22 +1,17 @@
 """How sure a mean is: Student's interval over runs, and a bootstrap over items.
 
-Source: textbook statistics. Published results of the four systems come without any interval.
-Rank correlations: `torchmetrics.functional.spearman_corrcoef`.
+Source: scipy.stats. Published results of the four systems come without any interval. Rank correlations:
+`torchmetrics.functional.spearman_corrcoef`.
 """
 
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+
+from tokenthrift.extras import require
 
 __all__ = ["bootstrap_interval", "mean_and_interval"]
-
-# Two-sided 95 % quantiles of Student's distribution for 1 to 30 degrees of freedom; 1.96 beyond.
-_STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -33,13 +28,11 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """
     if not values:
         raise ValueError("a mean needs at least one value")
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
         return mean, math.inf
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    quantile = _STUDENT[count - 2] if count - 1 <= len(_STUDENT) else 1.96
-    return mean, quantile * deviation / math.sqrt(count)
+    stats = require("scipy.stats")
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def bootstrap_interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -58,10 +51,15 @@ def bootstrap_interval(values: Sequence[float], *, draws: int = 2000, seed: int 
     """
     if not values:
         raise ValueError("a mean needs at least one value")
-    items = torch.tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [items[torch.randint(len(items), (len(items),), generator=generator)].mean() for _ in range(draws)]
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, mean, mean
+    found = require("scipy.stats").bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=draws,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
     )
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return items.mean().item(), low, high
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,13 +1,14 @@
 """`tokenthrift fit|validate|test|predict`: Lightning's command line over every model and every data set.
 
 A recipe names a LightningModule and a LightningDataModule (`class_path`) and their arguments (`init_args`); flags on
-the command line win over it. What differs from a plain LightningCLI: only the parser of the command at hand is built,
-arguments saved in a checkpoint neither override the recipe nor choose which class is built, runs are seeded, and the
-random state is part of every checkpoint.
+the command line win over it. Classes of one's own are found in the current folder, as `mydata.MyData`. What differs
+from a plain LightningCLI: only the parser of the command at hand is built, arguments saved in a checkpoint neither
+override the recipe nor choose which class is built, runs are seeded, and the random state is part of every checkpoint.
 """
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -83,6 +84,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         The exit code; wrong usage raises SystemExit(2) as argparse does.
     """
     _silence_known_noise()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a recipe's own classes lie; last, so that it hides no package
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields of configurations explain themselves
     TrainingCLI(command, argv)
     return 0

@@ -91,11 +91,9 @@ class ResumableDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and step of the batch that comes next."""
-        if self.trainer is None or self.trainer.fit_loop.epoch_loop.total_batch_idx < 0:
+        if self._sampler is None or self.trainer is None or self.trainer.fit_loop.epoch_loop.total_batch_idx < 0:
             epoch, step = self.position
             return {"epoch": epoch, "step": step}
-        if self._sampler is None:
-            return {"epoch": 0, "step": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1}
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         done: Any = progress.current
         if progress.is_last_batch and done.processed == done.ready:
@@ -107,8 +105,3 @@ class ResumableDataModule(L.LightningDataModule):
         if "consumed" in state:  # a checkpoint of release 0.1.0 counts the batches of all epochs
             state = {"epoch": 0, "step": state["consumed"]}
         self.position = (int(state["epoch"]), int(state["step"]))
-
-    @property
-    def consumed(self) -> int:
-        """Batches that each process has used, for a loader of another kind than `training_loader`."""
-        return self.position[1]

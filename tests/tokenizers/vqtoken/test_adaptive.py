@@ -176,7 +176,7 @@ def chosen(rule: Any, curve: list[float], least: int, most: int) -> int:
         ([1.0, 0.0, 0.0], 1, 3, 2),  # three to select from are enough
         ([1.0, 0.0, 0.0], 1, 2, 1),  # of two the fewest
         ([10.0, 9.2, 9.1, 9.05, 9.0], 1, 5, 2),  # the curve is scaled between its own ends
-        ([1.0, 0.5, 0.25, 0.125 - 1e-12, 0.0], 1, 5, 2),  # three are as far from the chord but for rounding
+        ([1.0, 0.5, 0.25 - 1e-12, 0.125, 0.0], 1, 5, 2),  # two are as far from the chord but for rounding
         ([5.0, 1.0, 0.9, 0.1, 0.05], 2, 5, 4),  # below the fewest nothing counts
         ([5.0, 4.0, 2.0, 1.9, 0.0], 1, 4, 3),  # nor above the most
     ],
@@ -274,3 +274,10 @@ def test_an_item_that_is_down_to_one_cluster_waits_for_the_others() -> None:
     assert bool(tree.losses.isfinite().all())
     assert tree.losses[1, 1:].unique().numel() == 1
     assert tree.at(torch.tensor([1, 1])).tolist()[1][:2] == [0, 0]
+
+
+def test_merging_never_lowers_the_loss_however_large_the_clusters() -> None:
+    counts = torch.randint(1, 10**9, (1, 40), generator=torch.Generator().manual_seed(0))
+    direction = torch.nn.functional.normalize(noise(1, 1, 1, 7).double(), dim=2)
+    tree = merge_all(counts[..., None] * direction, counts, counts > 0)
+    assert (tree.losses.diff() >= 0).all()

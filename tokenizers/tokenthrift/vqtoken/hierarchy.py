@@ -77,9 +77,8 @@ def merge_all(sums: Tensor, counts: Tensor, live: Tensor) -> Tree:
         cheapest = costs[rows, first, second]
         more = cheapest.isfinite()
         losses.append(losses[-1] + cheapest.where(more, 0.0))
-        # An item that is down to one cluster merges an empty nothing into its slot 0.
-        second = second.where(more, first)
-        maps = torch.where((maps == second[:, None]) & more[:, None], first[:, None], maps)
+        # An item that is down to one cluster has no finite cost: its slot 0 merges with itself, which changes nothing.
+        maps = torch.where(maps == second[:, None], first[:, None], maps)
         history.append(maps)
         moved = more[:, None].to(gram.dtype)
         gram[rows, first] += gram[rows, second] * moved

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tokenthrift import extras
 from tokenthrift.dllm_asr.canvas import Canvas, num_open_slots, stack_canvases
 from tokenthrift.dllm_asr.draft import DraftWord
 from tokenthrift.dllm_asr.training.config import ExampleConfig
@@ -66,12 +67,11 @@ def align_words(draft: Sequence[str], words: Sequence[str]) -> list[int]:
     Returns:
         `len(draft) + 1` ascending indices, the first 0 and the last `len(words)`.
     """
-    from rapidfuzz.distance import Levenshtein
-
+    levenshtein = extras.require("rapidfuzz.distance").Levenshtein
     starts = [0]
     for word in words:
         starts.append(starts[-1] + len(word) + 1)
-    moves = list(Levenshtein.opcodes(" ".join(draft), " ".join(words)))
+    moves = list(levenshtein.opcodes(" ".join(draft), " ".join(words)))
     bounds, position, at = [0], 0, 0
     for word in draft[:-1]:
         position += len(word) + 1

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.evaluation.cost import Cost, cost_table, costs
@@ -44,6 +45,7 @@ from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.training.clips import Clip, ManifestClips
 from tokenthrift.mtsk.transcribing import Recording
+from tokenthrift.sources import is_folder
 
 __all__ = ["main"]
 
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="tokenthrift evaluate mtsk", description="Errors against tokens.")
     parser.add_argument("--model", action="append", required=True, metavar="[NAME=]MODEL", help="may be repeated")
+    add_revision(parser)
     base = "independent model of the finest pair of rates, to be pooled without training"
     parser.add_argument("--pool", metavar="MODEL", help=base)
     sets_help = "folder of a manifest.jsonl; sets named synthetic... are also taken together"
@@ -76,7 +79,13 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--data: two sets have one name; tell them apart with NAME=DIR")
     if not arguments.babble:
         snrs = [None]
-    models = [(name or "model", LlamaMtsk.from_pretrained(path)) for name, path in map(_named, arguments.model)]
+    # A folder has no revisions; of several models the one on the Hub is meant.
+    named = [(name or "model", path) for name, path in map(_named, arguments.model)]
+    of = arguments.revision
+    models = [
+        (name, LlamaMtsk.from_pretrained(path, revision=None if len(named) > 1 and is_folder(path) else of))
+        for name, path in named
+    ]
     if arguments.pool:
         rates = models[0][1].config
         finest = LlamaMtsk.from_pretrained(arguments.pool)

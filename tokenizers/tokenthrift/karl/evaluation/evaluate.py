@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenthrift.budget import BudgetError
+from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import write_report
 from tokenthrift.karl.evaluation import plots, tables
 from tokenthrift.karl.evaluation.complexity import complexity_of, complexity_table, families
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
     torch.manual_seed(arguments.seed)
-    karl = Karl.from_pretrained(arguments.model, device=arguments.device)
+    karl = Karl.from_pretrained(arguments.model, revision=arguments.revision, device=arguments.device)
     height, width = karl.config.size
     if height != width:
         raise ValueError(f"evaluation reads square images; this model is trained on {height} x {width} pixels")
@@ -155,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "images, a .npy array, a .npz of JPEG files, or a .jsonl manifest; give several sets as NAME=SOURCE.",
     )
     parser.add_argument("--model", required=True, help="a folder, or owner/name on the Hugging Face Hub")
+    add_revision(parser)
     parser.add_argument("--data", required=True, nargs="+", metavar="SOURCE", help="test images")
     parser.add_argument(
         "--dev",

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenthrift import extras
 from tokenthrift.karl.latent.conditioning import pixel_error
 
 __all__ = ["METRICS", "gmsd", "perceptual", "psnr", "spearman", "ssim"]
@@ -29,17 +30,15 @@ _GMSD_CONSTANT = 170 / 255**2  # of the published method, for images in [0, 1]
 
 def psnr(made: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio `(B,)` in dB, of images `(B, 3, H, W)` in [0, 1]; at most 100, so that means exist."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    found: Tensor = peak_signal_noise_ratio(made, images, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    image = extras.require("torchmetrics.functional.image")
+    found: Tensor = image.peak_signal_noise_ratio(made, images, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return found.reshape(len(images)).clamp(max=100)
 
 
 def ssim(made: Tensor, images: Tensor) -> Tensor:
     """Structural similarity `(B,)`, 1 for equal images; at least 11 px a side."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    found: Any = structural_similarity_index_measure(made, images, data_range=1.0, reduction="none")
+    image = extras.require("torchmetrics.functional.image")
+    found: Any = image.structural_similarity_index_measure(made, images, data_range=1.0, reduction="none")
     return cast(Tensor, found).reshape(len(images))
 
 
@@ -75,9 +74,8 @@ def perceptual(weights: Path | None = None) -> tuple[str, Callable[[Tensor, Tens
     folder = Path(torch.hub.get_dir(), "checkpoints") if weights is None else weights
     for net, name in _LPIPS_WEIGHTS.items():
         if (folder / name).is_file():
-            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-            model: Any = LearnedPerceptualImagePatchSimilarity(net_type=net).net.eval()  # type: ignore[arg-type]
+            lpip = extras.require("torchmetrics.image.lpip")
+            model: Any = lpip.LearnedPerceptualImagePatchSimilarity(net_type=net).net.eval()
 
             def lpips(made: Tensor, images: Tensor, model: Any = model) -> Tensor:
                 return cast(Tensor, model.to(images.device)(2 * made - 1, 2 * images - 1)).flatten()
@@ -90,6 +88,4 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """Rank correlation; NaN where one of them is constant."""
     if len(torch.unique(a)) < 2 or len(torch.unique(b)) < 2:
         return float("nan")
-    from torchmetrics.functional import spearman_corrcoef
-
-    return float(spearman_corrcoef(a.double(), b.double()))
+    return float(extras.require("torchmetrics.functional").spearman_corrcoef(a.double(), b.double()))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenthrift import extras
+
 __all__ = ["Lpips", "adaptive_weight", "discriminator_hinge", "generator_hinge", "halting_loss"]
 
 
@@ -72,9 +74,7 @@ class Lpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        metric = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
+        metric = extras.require("torchmetrics.image.lpip").LearnedPerceptualImagePatchSimilarity(net_type="vgg")
         self.net = cast(nn.Module, metric.net).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Lpips:

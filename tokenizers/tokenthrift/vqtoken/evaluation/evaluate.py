@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenthrift.budget import TokenBudget
+from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
 from tokenthrift.reducers import TokenReducer
@@ -294,6 +295,7 @@ def main(argv: Sequence[str]) -> int:
         prog="tokenthrift evaluate vqtoken", description="Accuracy against tokens on synthetic video questions."
     )
     parser.add_argument("--model", required=True, help="folder of a VideoAnswerer, or owner/name on the Hub")
+    add_revision(parser)
     parser.add_argument(
         "--data", required=True, type=Path, help="backgrounds, as recipes/vqtoken/backgrounds.py writes"
     )
@@ -306,7 +308,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--errors", type=_share, nargs="*", default=ERRORS, help="of adaptive VQToken, 0 to 1")
     parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
     arguments = parser.parse_args(argv)
-    model = VideoAnswerer.from_pretrained(arguments.model)
+    model = VideoAnswerer.from_pretrained(arguments.model, revision=arguments.revision)
     backgrounds = read_backgrounds(arguments.data / arguments.part)
     more, plots, remarks = list[Table](), dict[str, "Figure"](), list[str]()
     if arguments.clips is not None:  # first, so that a wrong folder is noticed before the long part

@@ -1,0 +1,193 @@
+"""Encoder, draft and decoder trained together on real speech, and the error rates of the readings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from tests.asr.tiny_dllm import LINES, speech, tiny_model, write_whisper
+from tests.recipes.dllm_scripts import RATE, run, script
+from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.config import AdapterConfig
+from tokenthrift.dllm_asr.pretrained import assemble
+
+together, evaluate = script("together"), script("evaluate")
+
+TEXTS = [line for line in LINES if line.replace(" ", "").isalpha() and line.islower()]
+
+
+def write_shard(path: Path, clips: list[tuple[float, str, str]]) -> None:
+    """Clips of so many seconds, with their text and split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio = [(speech(seconds, i).numpy() * 20_000).astype(np.int16) for i, (seconds, *_) in enumerate(clips)]
+    rows = [{"id": str(i), "text": text, "split": split} for i, (_, text, split) in enumerate(clips)]
+    np.savez(
+        path, audio=np.concatenate(audio), offset=np.cumsum([0, *map(len, audio)]), rows=np.array(json.dumps(rows))
+    )
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> tuple[Any, ...]:
+    """Arguments of a training, its steps apart."""
+    write_shard(tmp_path / "speech" / "9100-voice.npz", [(3.5, text, "train") for text in TEXTS])
+    tiny_model().save_pretrained(tmp_path / "start")
+    rates = ("--encoder-rate", 0.002, "--draft-rate", 0.004, "--decoder-rate", 0.004)
+    options = ("--start", tmp_path / "start", "--seconds", 20, "--distance-every", 2, *rates)
+    return tmp_path / "speech", tmp_path / "out", *options
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[dict[str, float]]:
+    """The losses of every line."""
+    lines = [line.split(" | ")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    return [{name: float(value) for name, value in (cell.split() for cell in line)} for line in lines]
+
+
+def test_all_parts_learn_but_the_frozen_layers(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(together, "WARMUP", 1)
+    run(monkeypatch, together, *training, "--steps", 60)
+    first, *_, last = shown(capsys)
+    assert set(first) == {"ctc", "causal", "denoising", "distance"}
+    assert all(last[name] < 0.95 * first[name] for name in ("ctc", "causal", "denoising"))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name].half(), after[name])}
+    lowest = {name for name in before if name.startswith(("encoder.conv", "encoder.layers.0."))}
+    assert lowest
+    assert same == lowest, "only the convolutions and the lowest layer stay"
+    assert DllmAsr.from_pretrained(tmp_path / "out").transcribe([speech(1.0)])
+    with pytest.raises(SystemExit):  # the schedule of a run is that of its options
+        run(monkeypatch, together, *training, "--steps", 80)
+    assert "was begun with" in capsys.readouterr().err
+
+
+def test_a_stopped_training_ends_as_one_that_went_through(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, *options = training
+    run(monkeypatch, together, folder, out, *options, "--steps", 4)
+    monkeypatch.setattr(together, "SAVE_SECONDS", -1.0)  # before every step
+    whole = together.batches
+
+    def stops(*given: Any, **named: Any) -> Iterator[Any]:
+        yield from itertools.islice(whole(*given, **named), 2)
+        raise KeyboardInterrupt
+
+    again = (folder, tmp_path / "again", *options, "--steps", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "batches", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch, together, *again)
+    run(monkeypatch, together, *again)
+    through, stopped = (load_file(path / "model.safetensors") for path in (out, tmp_path / "again"))
+    assert all(torch.equal(through[name], stopped[name]) for name in through)
+
+
+def test_the_decoder_may_be_that_of_whisper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "speech" / "9100-voice.npz", [(3.5, text, "train") for text in TEXTS])
+    whisper = write_whisper(tmp_path / "whisper")
+    adapter = AdapterConfig(pool=2, stride=1)
+    start = assemble(str(whisper), None, vocab_size=120, max_position_embeddings=128, adapter=adapter)
+    expected = {name: weight.clone() for name, weight in start.backbone.state_dict().items()}
+    with torch.no_grad():
+        for parameter in start.backbone.parameters():
+            parameter.zero_()
+    start.save_pretrained(tmp_path / "start")
+    arguments = (tmp_path / "speech", tmp_path / "out", "--start", tmp_path / "start", "--seconds", 20)
+    still = ("--encoder-rate", 0, "--draft-rate", 0, "--decoder-rate", 0)
+    run(monkeypatch, together, *arguments, *still, "--decoder", whisper, "--steps", 1)
+    found = DllmAsr.from_pretrained(tmp_path / "out").backbone.state_dict()
+    assert all(torch.allclose(found[name].float(), expected[name], atol=1e-3) for name in expected)
+    tiny_model().save_pretrained(tmp_path / "start")
+    data = json.loads((tmp_path / "start" / "tokenizer.json").read_text())
+    data["model"]["merges"] = data["model"]["merges"][:-1]
+    (tmp_path / "start" / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(SystemExit, match="another vocabulary"):
+        run(monkeypatch, together, *arguments, "--decoder", whisper, "--steps", 1)
+
+
+def test_a_training_without_speech_is_refused(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, together, tmp_path / "empty", *training[1:])
+    assert "holds no shards" in capsys.readouterr().err
+
+
+def test_batches_hold_training_clips_of_like_length_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    clips = [(2.5 + 0.5 * (i % 8), f"text {i}", "dev" if i == 3 else "train") for i in range(24)]
+    write_shard(tmp_path / "9100-voice.npz", [*clips, (21.0, "too long", "train")])
+    write_shard(tmp_path / "9000-prompts.npz", [(4.0, "prompt", "train")])
+    shards = sorted(tmp_path.glob("*.npz"))
+
+    def taken(start: int, count: int) -> list[list[str]]:
+        feed = together.batches(shards, [], [], seconds=20, together=2, repeats=2, start=start)
+        made = list(itertools.islice(feed, count))
+        for rows, _ in made:
+            lengths = [len(audio) / RATE for audio, _ in rows]
+            assert max(lengths) * len(rows) <= 20 * 1.4
+        return [[text for _, text in rows] for rows, _ in made]
+
+    through = taken(0, 12)
+    assert taken(5, 7) == through[5:]
+    epoch = list(itertools.accumulate(through, lambda seen, rows: seen + rows))
+    whole = next(texts for texts in epoch if sum(texts.count(f"text {i}") for i in range(24)) >= 23)
+    spoken = [text for text in whole if text.startswith("text")]
+    assert sorted(spoken) == sorted(text for _, text, split in clips if split == "train"), "once an epoch"
+    assert whole.count("prompt") <= 2
+    assert not {"text 3", "too long"} & set(whole)
+
+
+def test_clips_of_very_short_ones_are_joined(tmp_path: Path) -> None:
+    audio = [(torch.ones(RATE, dtype=torch.int16), str(i)) for i in range(20)]
+    joined = together.utterances(tmp_path, audio, random.Random(0))
+    assert sorted(" ".join(text for _, text in joined).split()) == sorted(text for _, text in audio)
+    assert len(joined) < 20
+    apart = [(torch.ones(4 * RATE, dtype=torch.int16), "a")] * 3
+    assert [text for _, text in together.utterances(tmp_path, apart, random.Random(0))] == ["a"] * 3
+
+
+def test_parts_of_the_spectrogram_are_hidden() -> None:
+    mels = torch.randn(3, 80, 200)
+    frames = torch.tensor([200, 120, 2])
+    hidden = together.hide(mels, frames, random.Random(1))
+    changed = hidden != mels
+    assert 0.02 < changed[:2].float().mean() < 0.5
+    for row, before, length in zip(hidden, mels, frames.tolist(), strict=True):
+        assert torch.all((row == before) | (row == before[:, :length].mean()))
+
+
+def test_error_rates_are_shown_by_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(draft="confident", max_rounds=2).save_pretrained(tmp_path / "model")
+    data = tmp_path / "voices"
+    data.mkdir()
+    rows = []
+    for i, source in enumerate(["one", "two", "two"]):
+        soundfile.write(data / f"{i}.flac", speech(1.0 + 0.1 * i, i).numpy(), RATE)
+        rows.append(json.dumps({"audio_filepath": f"{i}.flac", "text": TEXTS[0], "source": source}))
+    (data / "manifest.jsonl").write_text("\n".join(rows))
+    run(monkeypatch, evaluate, tmp_path / "model", data, "--json", tmp_path / "texts.jsonl")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line.split(" clips")[0] for line in lines] == ["voices: 3", "one: 1", "two: 2"]
+    assert all(f"{name} " in line for line in lines for name in ("draft", "left to right", "denoised"))
+    texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    model = DllmAsr.from_pretrained(tmp_path / "model")
+    for row in texts:
+        audio, _ = soundfile.read(data / row["audio_filepath"], dtype="float32")
+        assert row["denoised"] == model.transcribe([torch.from_numpy(audio)])[0].text
