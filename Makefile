@@ -32,8 +32,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes of one thread each: two of two threads would wait for each other.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Only uv can choose the oldest versions; each run makes the environment anew. PyAV 15 cannot write a turned film.
 oldest: $(INSTALLED)
