@@ -100,7 +100,7 @@ def plain(path: Path) -> list[int]:
         return [number_in(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 
-def places(job: str, frames: int) -> list[int]:
+def frame_indices(job: str, frames: int) -> list[int]:
     """Which frames a job asks for."""
     if job == "8 frames":
         return [int(place) for place in np.linspace(0, frames - 1, 8)]
@@ -109,7 +109,7 @@ def places(job: str, frames: int) -> list[int]:
 
 def read(reader: str, path: Path, job: str, frames: int) -> Iterator[np.ndarray]:
     """The frames of a job as (height, width, 3)."""
-    wanted = places(job, frames)
+    wanted = frame_indices(job, frames)
     if reader.startswith("ours"):
         from tokenthrift.media.video import read_frames, stream_frames
 
@@ -140,7 +140,7 @@ def work(reader: str, path: Path, job: str, expected: list[int]) -> dict[str, An
     """One job: frames a second, wrong frames, growth of peak memory in MB."""
     list(_try(lambda: [next(read(reader, path, "8 frames", len(expected)))]))  # imports are not reading
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wanted = [expected[place] for place in places(job, len(expected))]
+    wanted = [expected[i] for i in frame_indices(job, len(expected))]
     best, numbers = 0.0, list[int]()
     for _ in range(3):
         start, numbers, spent = time.perf_counter(), [], 0.0

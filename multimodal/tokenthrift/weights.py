@@ -123,13 +123,7 @@ def assign_weights(module: nn.Module, path: Path, device: torch.device, dtype: t
     for part in module.modules():
         for table in (part._parameters, part._buffers):
             for name, own in table.items():
-                if own is None:
-                    continue
-                if id(own) not in filled and own.is_meta:  # kept in no file of this folder: the model fills it itself
-                    kind = dtype if own.is_floating_point() else own.dtype
-                    empty = torch.empty(own.shape, dtype=kind, device=device)
-                    filled[id(own)] = nn.Parameter(empty, own.requires_grad) if isinstance(own, nn.Parameter) else empty
-                if id(own) in filled:
+                if own is not None and id(own) in filled:
                     table[name] = filled[id(own)]  # type: ignore[assignment]
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift import extras
+from tokenthrift.padding import length_mask
 
 SAMPLE_RATE = 16_000
 HOP = 160  # samples per mel frame
@@ -67,11 +68,6 @@ def pad_mels(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     frames = max(m.shape[1] for m in mels)
     batch = torch.stack([F.pad(m, (0, frames - m.shape[1])) for m in mels])
     return batch, torch.tensor([m.shape[1] // 2 for m in mels], device=batch.device)
-
-
-def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """`(B, size)` bool, true in the first `lengths[b]` places."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -31,9 +31,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
+from tokenthrift.padding import length_mask
 from tokenthrift.sources import fetch
 from tokenthrift.training.optim import OptimConfig, cosine_schedule
-from tokenthrift.whisper import WhisperEncoder, length_mask, log_mel, pad_mels, states_of
+from tokenthrift.whisper import WhisperEncoder, log_mel, pad_mels, states_of
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 SHARE_WHOLE, LONGEST_WHOLE = 0.5, 20.0  # seconds

@@ -44,9 +44,9 @@ from tokenthrift.dllm_asr.training.config import ExampleConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss
 from tokenthrift.dllm_asr.training.examples import build_batch
 from tokenthrift.dllm_asr.vocabulary import SPECIAL
-from tokenthrift.padding import pad_rows
+from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.training.optim import OptimConfig, adamw, parameter_groups
-from tokenthrift.whisper import length_mask, log_mel, pad_mels
+from tokenthrift.whisper import log_mel, pad_mels
 
 SHORT_CLIPS, JOINED = 3.0, 12.0  # seconds: mean clip of a shard whose clips are joined, and the longest string
 LONGEST = 20.0  # seconds; longer clips are left out

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift.dllm_asr.config import DraftConfig
-from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer, length_mask
+from tokenthrift.padding import length_mask
+from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer
 
 __all__ = [
     "CHARACTERS",

@@ -65,12 +65,10 @@ class PrefixCache:
 
     def select(self, rows: Sequence[int] | Tensor) -> PrefixCache:
         """Some of the rows, in the order given."""
-        places = torch.as_tensor(rows, device=self.mask.device)
+        index = torch.as_tensor(rows, device=self.mask.device)
         cache = self.fork()
-        cache.batch_select_indices(places)
-        return PrefixCache(
-            self.embeddings[places], self.mask[places], self.positions[places], self.states[places], cache
-        )
+        cache.batch_select_indices(index)
+        return PrefixCache(self.embeddings[index], self.mask[index], self.positions[index], self.states[index], cache)
 
 
 def prefill(lm: PreTrainedModel, rows: Sequence[Tensor], positions: Sequence[Tensor] | None = None) -> PrefixCache:
@@ -82,12 +80,12 @@ def prefill(lm: PreTrainedModel, rows: Sequence[Tensor], positions: Sequence[Ten
         positions: (P_i,) int64 position of each embedding, in place of 0, 1, 2 and so on.
     """
     embeddings, mask = pad_rows(rows, side="left")
-    places = _positions(mask) if positions is None else pad_rows(positions, side="left")[0]
+    position_ids = _positions(mask) if positions is None else pad_rows(positions, side="left")[0]
     cache = DynamicCache(config=lm.config)
     states = embeddings
     if embeddings.shape[1]:
-        states = _call(lm.base_model, embeddings, mask, places, cache)[0]
-    return PrefixCache(embeddings, mask, places, states, cache)
+        states = _call(lm.base_model, embeddings, mask, position_ids, cache)[0]
+    return PrefixCache(embeddings, mask, position_ids, states, cache)
 
 
 @torch.no_grad()
@@ -138,12 +136,12 @@ def generate(
         cache = prefix.fork()
     logits = _logits(lm, embeddings, mask, positions, cache, 1)[:, 0]
 
-    def step(tokens: Tensor, places: Tensor) -> Tensor:
+    def step(tokens: Tensor, kept_rows: Tensor) -> Tensor:
         nonlocal mask, positions
-        if len(places) < len(mask):
-            cache.batch_select_indices(places)
-        mask = F.pad(mask[places], (0, 1), value=True)
-        positions = positions[places, -1:] + 1
+        if len(kept_rows) < len(mask):
+            cache.batch_select_indices(kept_rows)
+        mask = F.pad(mask[kept_rows], (0, 1), value=True)
+        positions = positions[kept_rows, -1:] + 1
         return _logits(lm, lm.get_input_embeddings()(tokens)[:, None], mask, positions, cache, 1)[:, 0]
 
     return greedy(logits, step, limits, end, forbidden=forbidden)
@@ -155,10 +153,10 @@ def _beam_search(
     out: dict[int, Generation] = {}
     for limit in sorted(set(limits)):
         # A beam search that may go on longer can end up elsewhere, so each limit has a search of its own.
-        places = [i for i, own in enumerate(limits) if own == limit]
-        embeddings, mask = pad_rows([rows[i] for i in places], side="left")
+        same = [i for i, own in enumerate(limits) if own == limit]
+        embeddings, mask = pad_rows([rows[i] for i in same], side="left")
         texts = _search(lm, embeddings, mask, limit, end, beams, forbidden)
-        out.update(zip(places, _rescore(lm, embeddings, mask, texts, end, forbidden), strict=True))
+        out.update(zip(same, _rescore(lm, embeddings, mask, texts, end, forbidden), strict=True))
     return [out[i] for i in range(len(limits))]
 
 
@@ -272,9 +270,9 @@ class CausalBackbone(nn.Module):
         # Logits are needed from the last token of the shortest prefix on.
         keep = rows.shape[1] - int(starts.min())
         logits = _logits(self.lm, rows, seen, _positions(seen), None, keep)
-        places = starts - starts.min() + torch.arange(ids.shape[1], device=ids.device)
-        places = places.clamp(max=keep - 1)  # only padding points beyond its row
-        return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
+        columns = starts - starts.min() + torch.arange(ids.shape[1], device=ids.device)
+        columns = columns.clamp(max=keep - 1)  # only padding points beyond its row
+        return logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[-1]))
 
     def prefill(self, tokens: Tensor, token_mask: Tensor) -> PrefixCache:
         """Reads the tokens once, for any number of texts after them.

@@ -51,7 +51,7 @@ def greedy(
 
     Args:
         logits: (B, V) scores of the first token of each row.
-        step: takes the tokens (n,) of the rows that go on and their places (n,) among the rows of the call before, and
+        step: takes the tokens (n,) of the rows that go on and their indices (n,) among the rows of the call before, and
             returns the scores (n, V) of their next tokens.
         limits: most tokens of each row, its end included; at least 1.
         end: token that ends a text.
@@ -74,8 +74,8 @@ def greedy(
         if not going:
             break
         rows = [rows[place] for place in going]
-        places = torch.tensor(going, device=tokens.device)
-        logits = step(tokens[places], places)
+        indices = torch.tensor(going, device=tokens.device)
+        logits = step(tokens[indices], indices)
     return [without_end(row, chances, end) for row, chances in zip(ids, probabilities, strict=True)]
 
 
