@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["AudioVisualRecognizer", "Recognizer", "Transcript", "TranscriptToken"]
+__all__ = ["AudioVisualRecognizer", "Recognizer", "Transcript", "TranscriptToken", "Word"]
 
 __getattr__ = deprecated(__name__, {"AudioVisualRecogniser": "AudioVisualRecognizer", "Recogniser": "Recognizer"})
 
@@ -43,6 +43,23 @@ class TranscriptToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a transcript and when it is spoken.
+
+    Attributes:
+        text: The word as written, with the marks that belong to it and without space.
+        start: Seconds from the start of the audio given; starts and ends never go back from word to word.
+        end: Seconds from the start of the audio given, never before ``start``.
+        confidence: Probability in [0, 1] that the recognizer gives the word.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The text of one piece of audio, its pieces in order, and what it cost.
 
@@ -50,11 +67,15 @@ class Transcript:
         text: The whole text, without surrounding space; empty for silence.
         tokens: The written pieces of ``text`` in order.
         usage: Native, cap and used tokens and the denoising rounds spent.
+        words: The words of ``text`` in order, or empty where the recognizer gives no times.
+        alternatives: Other texts for the same audio, the likeliest first, where several were asked for.
     """
 
     text: str
     tokens: tuple[TranscriptToken, ...]
     usage: TokenUsage
+    words: tuple[Word, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
 @runtime_checkable
