@@ -32,6 +32,9 @@ class TokenBatch:
         codes: (B, N) int64 discrete ids where the method has them, -1 in padding.
         sizes: (B, N) float32, how many native tokens each stands for, 0 in padding; None where tokens were dropped
             instead of merged, or nothing was done.
+        sources: (B, M) int64 where tokens were merged: for each of the M native tokens of an item the index among its
+            real tokens of the one that it became part of, -1 where it was dropped or there is none. None where every
+            token stands for the native one at its position alone, or the reducer does not say.
         seconds: duration of every item, where known; `tokens_per_second` needs it.
         grids: frames, rows and columns of every item, where known: its first tokens fill them in raster order, and any
             that are left after them (a newline) belong to no frame. Tokens that were reduced have none.
@@ -43,6 +46,7 @@ class TokenBatch:
     positions: Tensor
     codes: Tensor | None = None
     sizes: Tensor | None = None
+    sources: Tensor | None = None
     seconds: tuple[float, ...] | None = None
     grids: tuple[tuple[int, int, int], ...] | None = None
     usage: tuple[TokenUsage, ...]
@@ -58,7 +62,7 @@ class TokenBatch:
                 raise ValueError(
                     f"{name} must be {tuple(self.embeddings.shape[:2])} like the embeddings, not {tuple(tensor.shape)}"
                 )
-        for name in ("usage", "seconds", "grids"):
+        for name in ("usage", "seconds", "grids", "sources"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.embeddings):
                 raise ValueError(f"{len(self.embeddings)} items but {len(values)} entries in {name}")
@@ -124,7 +128,7 @@ class TokenBatch:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The batch on another device, its embeddings in another precision."""
         changed: dict[str, Tensor | None] = {"embeddings": self.embeddings.to(device=device, dtype=dtype)}
-        for name in ("mask", "positions", "codes", "sizes"):
+        for name in ("mask", "positions", "codes", "sizes", "sources"):
             tensor: Tensor | None = getattr(self, name)
             changed[name] = None if tensor is None else tensor.to(device=device)
         return replace(self, **changed)  # type: ignore[arg-type]
@@ -143,6 +147,7 @@ class TokenBatch:
             positions=self.positions[index],
             codes=None if self.codes is None else self.codes[index],
             sizes=None if self.sizes is None else self.sizes[index],
+            sources=None if self.sources is None else self.sources[index],
             seconds=None if self.seconds is None else tuple(self.seconds[row] for row in rows),
             grids=None if self.grids is None else tuple(self.grids[row] for row in rows),
             usage=tuple(self.usage[row] for row in rows),
@@ -158,7 +163,7 @@ class TokenBatch:
         counts = [count] * len(self.usage) if isinstance(count, int) else list(count)
         if len(counts) != len(self.usage) or min(counts, default=0) < 0:
             raise ValueError(f"{len(self.usage)} items need one count from 0, or one for each, not {counts}")
-        kept = self.mask & (self.mask.long().cumsum(1) <= torch.tensor(counts, device=self.mask.device)[:, None])
+        kept = self.mask & (self.mask.long().cumsum(1) <= self._column(counts))
         width = int(kept.sum(1).max())
         order = (~kept).int().argsort(dim=1, stable=True)[:, :width]
         mask = kept.gather(1, order)
@@ -173,20 +178,23 @@ class TokenBatch:
             positions=self.positions.gather(1, order).masked_fill(~mask, -1),
             codes=None if self.codes is None else self.codes.gather(1, order).masked_fill(~mask, -1),
             sizes=None if self.sizes is None else self.sizes.gather(1, order).masked_fill(~mask, 0.0),
+            sources=None if self.sources is None else self.sources.where(self.sources < self._column(counts), -1),
             grids=None,
             usage=tuple(usage),
         )
+
+    def _column(self, counts: Sequence[int]) -> Tensor:
+        return torch.tensor(counts, device=self.mask.device)[:, None]
 
     @classmethod
     def cat(cls, batches: Sequence[Self]) -> Self:
         """The items of several batches in one, padded on the right to the widest.
 
-        Codes, seconds and grids stay where all batches have them; sizes where any has some, 1 for the others.
+        Codes, sources, seconds and grids stay where all batches have them; sizes where any has some, 1 for the others.
 
         Args:
             batches: at least one, of one embedding width, dtype and device.
         """
-        width = max(batch.mask.shape[1] for batch in batches)
         sized = any(batch.sizes is not None for batch in batches)
 
         def joined(name: str, fill: float) -> Any:
@@ -195,6 +203,7 @@ class TokenBatch:
                 parts = [batch.mask.float() if p is None else p for p, batch in zip(parts, batches, strict=True)]
             if any(part is None for part in parts):
                 return None
+            width = max(part.shape[1] for part in parts)
             return torch.cat(
                 [pad(part, (0,) * (2 * part.ndim - 4) + (0, width - part.shape[1]), value=fill) for part in parts]
             )
@@ -209,6 +218,7 @@ class TokenBatch:
             positions=joined("positions", -1),
             codes=joined("codes", -1),
             sizes=joined("sizes", 0),
+            sources=joined("sources", -1),
             seconds=known("seconds"),
             grids=known("grids"),
             usage=known("usage"),

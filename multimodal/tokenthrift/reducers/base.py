@@ -52,17 +52,40 @@ class TokenReducer(Protocol):
 
 
 class Item(NamedTuple):
-    """The real tokens of one item: embeddings (N, D), positions (N,), and where known codes (N,) and sizes (N,)."""
+    """The real tokens of one item: embeddings (N, D), positions (N,), and where known codes, sizes and sources.
+
+    `sources` (M,) is for tokens that were merged: of each of the M native ones, the index among the N, -1 if dropped.
+    """
 
     embeddings: Tensor
     positions: Tensor
     codes: Tensor | None
     sizes: Tensor | None
+    sources: Tensor | None = None
 
     def select(self, indices: Tensor) -> Item:
         """Keeps the tokens at `indices` (n,) int64."""
         codes, sizes = (None if values is None else values[indices] for values in (self.codes, self.sizes))
-        return Item(self.embeddings[indices], self.positions[indices], codes, sizes)
+        sources = self.sources
+        if sources is not None:
+            new = sources.new_full((len(self.positions) + 1,), -1)
+            new[indices] = torch.arange(len(indices), device=new.device)
+            sources = new[sources]  # -1 reads the last entry, which stays -1
+        return Item(self.embeddings[indices], self.positions[indices], codes, sizes, sources)
+
+    def merged(self, embeddings: Tensor, positions: Tensor, sizes: Tensor, group: Tensor) -> Item:
+        """The item with its tokens joined.
+
+        Args:
+            embeddings: (n, D), of every group.
+            positions: (n,), of its first member.
+            sizes: (n,), its native tokens.
+            group: (N,) int64, the group of each token.
+        """
+        sources = group
+        if self.sources is not None:
+            sources = torch.cat([group, group.new_full((1,), -1)])[self.sources]
+        return Item(embeddings, positions, None, sizes, sources)
 
     def weights(self) -> Tensor:
         """(N,) float32: how many native tokens each stands for; 1 where nothing was merged yet."""
@@ -121,15 +144,19 @@ def unpad(tokens: TokenBatch) -> list[Item]:
     """The items of a batch, without padding."""
     columns = (tokens.embeddings, tokens.positions, tokens.codes, tokens.sizes)
     rows = ((None if values is None else values[i][real] for values in columns) for i, real in enumerate(tokens.mask))
-    return [Item(*row) for row in rows]  # type: ignore[arg-type]
+    items = [Item(*row) for row in rows]  # type: ignore[arg-type]
+    if tokens.sources is None:
+        return items
+    return [item._replace(sources=sources) for item, sources in zip(items, tokens.sources, strict=True)]
 
 
 def pad_items(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: tuple[TokenUsage, ...]) -> TokenBatch:
-    """Items of one width as a batch, left-aligned; sizes and codes where any of them has some."""
+    """Items of one width as a batch, left-aligned; sizes, codes and sources where any of them has some."""
     embeddings, mask = pad_rows([item.embeddings for item in items])
-    coded, sized = (
+    coded, sized, merged = (
         any(values is not None for values in column) for column in zip(*(i[2:] for i in items), strict=True)
     )
+    sources = [_by_position(i.positions) if i.sources is None else i.sources for i in items] if merged else []
     codes = [torch.full_like(i.positions, -1) if i.codes is None else i.codes for i in items]
     return TokenBatch(
         embeddings=embeddings,
@@ -137,6 +164,14 @@ def pad_items(items: Sequence[Item], seconds: tuple[float, ...] | None, usage: t
         positions=pad_sequence([item.positions for item in items], batch_first=True, padding_value=-1),
         codes=pad_sequence(codes, batch_first=True, padding_value=-1) if coded else None,
         sizes=pad_sequence([item.weights() for item in items], batch_first=True) if sized else None,
+        sources=pad_sequence(sources, batch_first=True, padding_value=-1) if merged else None,
         seconds=seconds,
         usage=usage,
     )
+
+
+def _by_position(positions: Tensor) -> Tensor:
+    """The sources of tokens (n,) that were not merged."""
+    sources = positions.new_full((int(positions.max()) + 1 if len(positions) else 0,), -1)
+    sources[positions] = torch.arange(len(positions), device=positions.device)
+    return sources

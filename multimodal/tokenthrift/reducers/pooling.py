@@ -122,7 +122,8 @@ class AveragePooling(ItemReducer):
             return item.select(item.positions[:0])
         starts = window_starts(len(item.positions), cap)
         embeddings, sizes = average_windows(item.embeddings, item.weights(), starts)
-        return Item(embeddings, item.positions[starts[:-1].to(item.positions.device)], None, sizes)
+        first, window = starts[:-1].to(item.positions.device), torch.arange(cap).repeat_interleave(starts.diff())
+        return item.merged(embeddings, item.positions[first], sizes, window.to(item.positions.device))
 
 
 class Stacking(ItemReducer):
