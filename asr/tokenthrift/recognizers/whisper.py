@@ -1,0 +1,175 @@
+"""Whisper of every size, turbo and distilled ones included, by a greedy decoder of our own.
+
+Source: Radford et al. 2022 (arXiv 2212.04356), sections 2.1 to 2.4. What differs from transformers' `generate` and from
+openai-whisper: no timestamps are decoded (a window is at most 30 s), nothing is sampled again at a higher temperature,
+rows of a batch stop by themselves and never see each other, and every token has its probability. Word times come from
+the cross-attention (`cross_attention`), whatever `generation_config` says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenthrift.budget import DecodeBudget
+from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
+from tokenthrift.recognizers.cross_attention import align
+from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, log_mel, states_of
+
+__all__ = ["WhisperRecognizer"]
+
+_ENGLISH_ONLY = 51_865  # fewer tokens than this, and there are no languages
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+
+
+class WhisperRecognizer(TransformersRecognizer):
+    """A `Recognizer` of a Whisper; rows are padded to 30 s, as in training, so that any share a batch."""
+
+    decode_fields = frozenset({"max_new_tokens"})
+    pads = True
+
+    def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:
+        added = parts.tokenizer.get_added_vocab()
+        self._special = {str(token): int(index) for token, index in added.items()}
+        self._multilingual = int(parts.model.config.vocab_size) >= _ENGLISH_ONLY
+        self._languages = {
+            found[1]: index for token, index in self._special.items() if (found := _LANGUAGE.fullmatch(token))
+        }
+        super().__init__(parts, language=language, task=task)
+        if language is not None:
+            self.language = self._code(language)
+        config = self.model.config
+        generation = self.model.generation_config
+        self._end = int(self._special.get("<|endoftext|>", config.eos_token_id))
+        never = [index for index in self._special.values() if index != self._end]
+        never += generation.suppress_tokens or config.__dict__.get("suppress_tokens") or []
+        first = generation.begin_suppress_tokens or config.__dict__.get("begin_suppress_tokens") or []
+        size = int(config.vocab_size)
+        self._never = torch.tensor(sorted({i for i in never if 0 <= i < size}), dtype=torch.long, device=self.device)
+        self._not_first = torch.tensor(
+            sorted({i for i in first if 0 <= i < size}), dtype=torch.long, device=self.device
+        )
+
+    @property
+    def takes_language(self) -> bool:
+        """Multilingual ones do."""
+        return self._multilingual
+
+    @property
+    def translates(self) -> bool:
+        """Multilingual ones do."""
+        return self._multilingual
+
+    def native_tokens(self, samples: int) -> int:
+        """The encoder always reads 30 s."""
+        return MAX_STATES
+
+    def _code(self, language: str) -> str:
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        code = language.strip().lower()
+        code = code if code in self._languages else str(TO_LANGUAGE_CODE.get(code, code))
+        if code not in self._languages:
+            known = ", ".join(sorted(self._languages))
+            raise ValueError(f"language={language!r}: this Whisper knows {known}")
+        return code
+
+    def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
+        """Transcribes recordings of any lengths."""
+        bins = int(self.model.config.num_mel_bins)
+        most = MAX_STATES * SAMPLE_RATE // 50
+        mels = torch.stack([log_mel(F.pad(samples, (0, most - len(samples))), bins) for samples in audio])
+        dtype = next(self.model.parameters()).dtype
+        states = self.model.get_encoder()(mels.to(self.device, dtype)).last_hidden_state
+        prompts = self._prompts(states)
+        rows = self._generate(states, prompts, self._most(audio, prompts, limits))
+        return [
+            self._transcript(states[i : i + 1], prompts[i], ids, confidences, len(audio[i]))
+            for i, (ids, confidences) in enumerate(rows)
+        ]
+
+    def _most(self, audio: Sequence[Tensor], prompts: Tensor, limits: DecodeBudget) -> list[int]:
+        room = int(self.model.config.max_target_positions) - prompts.shape[1] - 1
+        # Whisper writes at most half of its positions, the other half is for a prompt.
+        room = min(room, int(self.model.config.max_target_positions) // 2)
+        return [min(room, self.most_tokens(len(samples), limits)) for samples in audio]
+
+    def _prompts(self, states: Tensor) -> Tensor:
+        """`(B, P)`: start, language and task where there are any, no timestamps."""
+        start = self._special.get("<|startoftranscript|>", self.model.config.decoder_start_token_id)
+        ids: list[int | None] = [int(start)]
+        if self._multilingual and self._languages:
+            ids.append(None if self.language is None else self._languages[self.language])
+            if (task := self._special.get(f"<|{self.task}|>")) is not None:
+                ids.append(task)
+        if (plain := self._special.get("<|notimestamps|>")) is not None:
+            ids.append(plain)
+        prompts = torch.tensor([[0 if i is None else i for i in ids]] * len(states), device=states.device)
+        if None in ids:
+            known = torch.tensor(sorted(self._languages.values()), device=states.device)
+            logits = self._decode(states, prompts[:, :1], None)[0][:, -1, known]
+            prompts[:, 1] = known[logits.argmax(-1)]
+        return prompts
+
+    def _decode(self, states: Tensor, ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        out = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.logits.float(), out.past_key_values
+
+    def _generate(self, states: Tensor, prompts: Tensor, most: Sequence[int]) -> list[tuple[list[int], list[float]]]:
+        written: list[tuple[list[int], list[float]]] = [([], []) for _ in most]
+        alive = list(range(len(most)))
+        ids, cache = prompts, None
+        for step in range(max(most)):
+            logits, cache = self._decode(states, ids, cache)
+            scores = logits[:, -1].index_fill(1, self._never, float("-inf"))
+            if step == 0:
+                scores = scores.index_fill(1, self._not_first, float("-inf"))
+            best, chosen = scores.log_softmax(-1).max(-1)
+            keep = []
+            pairs = zip(alive, chosen.tolist(), best.exp().tolist(), strict=True)
+            for place, (row, token, p) in enumerate(pairs):
+                if token == self._end:
+                    continue
+                written[row][0].append(token)
+                written[row][1].append(p)
+                if len(written[row][0]) < most[row]:
+                    keep.append(place)
+            if not keep:
+                break
+            if len(keep) < len(alive):
+                # Rows that are done leave the batch; the others do not notice.
+                places = torch.tensor(keep, device=states.device)
+                states, chosen = states[places], chosen[places]
+                cache.batch_select_indices(places)
+                alive = [alive[place] for place in keep]
+            ids = chosen[:, None]
+        return written
+
+    def _transcript(
+        self, states: Tensor, prompt: Tensor, ids: list[int], confidences: list[float], samples: int
+    ) -> Transcript:
+        pieces = text_pieces(self.tokenizer, ids)
+        seconds = samples / self.sample_rate
+        times: list[tuple[float, float]] = []
+        if ids:
+            row = torch.cat([prompt, torch.tensor([*ids, self._end], device=prompt.device)])[None]
+            times = align(self.model, states, row, len(prompt), states_of(samples))
+        tokens = tuple(
+            TranscriptToken(piece, min(1.0, p), min(start, seconds), min(end, seconds))
+            for piece, p, (start, end) in zip(pieces, confidences, times, strict=True)
+            if piece
+        )
+        return Transcript("".join(pieces).strip(), tokens, usage_of(self.native_tokens(samples), len(ids) + 1))
