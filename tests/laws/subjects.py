@@ -27,10 +27,14 @@ from tokenthrift.padding import pad_rows
 from tokenthrift.reducers import (
     AveragePooling,
     BipartiteMerging,
+    ConditionalDiversity,
+    MaxMinDiversity,
     NormPruning,
     Prefix,
+    QuerySelection,
     RandomSubset,
     Stacking,
+    TemporalMerging,
     Uniform,
 )
 from tokenthrift.tokens import TokenBatch
@@ -168,6 +172,10 @@ SUBJECTS: list[Subject] = [
     reducer("AveragePooling", AveragePooling),
     reducer("Stacking", lambda: Stacking(rate=40)),
     reducer("BipartiteMerging", BipartiteMerging),
+    reducer("MaxMinDiversity", MaxMinDiversity),
+    reducer("ConditionalDiversity", ConditionalDiversity),
+    reducer("QuerySelection", QuerySelection),
+    reducer("TemporalMerging", TemporalMerging),
     reducer("VQToken", VQToken, ("3", "25%", "4/s", "e0.3", "9,e0.1", "9,50%", "100%")),
     Subject(
         "VideoAnswerer",

@@ -25,6 +25,8 @@ from tokenthrift.commands.arguments import (
     fail,
     make_parser,
 )
+from tokenthrift.commands.plan_prompt import is_prompt
+from tokenthrift.commands.plan_prompt import main as plan_prompt
 
 if TYPE_CHECKING:
     from tokenthrift.budget import BudgetSupport, TokenBudget
@@ -38,6 +40,7 @@ _EPILOG = f"""\
 examples:
   tokenthrift plan photos/ --model model_cards/karl-tiny-64 --budget 16
   tokenthrift plan media/ --model owner/video --model owner/speech --json
+  tokenthrift plan PROMPT.yaml --context 2048 # one window over many media; see plan PROMPT.yaml --help
 
 exit status: 0 done, 1 some files failed and are named on stderr, 2 wrong usage"""
 
@@ -52,6 +55,8 @@ class _Model:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
+    if is_prompt(argv):
+        return plan_prompt(argv)
     parser = _parser()
     # Which options there are depends on the models, so their names are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

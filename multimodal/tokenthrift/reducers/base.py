@@ -11,7 +11,7 @@ one item at a time, a row cannot depend on its neighbours.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -114,13 +114,22 @@ class ItemReducer(ABC):
 
     def reduce(self, tokens: TokenBatch, budget: BudgetLike | Sequence[BudgetLike]) -> TokenBatch:
         """See `TokenReducer.reduce`."""
+        return self.reduce_each(tokens, budget, [self.shrink] * len(tokens.mask))
+
+    def reduce_each(
+        self,
+        tokens: TokenBatch,
+        budget: BudgetLike | Sequence[BudgetLike],
+        rules: Sequence[Callable[[Item, int], Item]],
+    ) -> TokenBatch:
+        """`reduce` with a rule for every item: `shrink`, told what it should know of the item besides."""
         usage = self.plan(tokens.item_sizes(), budget)
         check_finite(tokens)
         if all(item.used == item.native for item in usage):
             return self.keep_all(replace(tokens, usage=usage))
         items = [
-            self.shrink(item, planned.used) if planned.used < planned.native else self.keep(item)
-            for item, planned in zip(unpad(tokens), usage, strict=True)
+            shrink(item, planned.used) if planned.used < planned.native else self.keep(item)
+            for shrink, item, planned in zip(rules, unpad(tokens), usage, strict=True)
         ]
         return pad_items(items, tokens.seconds, usage)
 
