@@ -1,23 +1,36 @@
-# make demo   transcribe samples/speech with the shipped model
-# make test   ruff, mypy --strict and the whole test suite
-# make oldest tests of budgets, reducers and media with the oldest versions that pyproject.toml allows, in .venv-oldest
+# make demo      transcribe samples/speech with the shipped model
+# make test      ruff, mypy --strict and the whole test suite
+# make lint      ruff and mypy alone
+# make docs      the documentation as pages in site/, any warning an error
+# make gallery   draw docs/images from the shipped models and samples
+# make minimal   install the wheel with no extra into .venv-minimal and import every module
+# make oldest    tests of budgets, reducers and media with the oldest versions that pyproject.toml allows, in .venv-oldest
+# make newest    the same tests with the newest versions of everything, in .venv-newest
+# make harness   tests inside the real lmms-eval, in an environment of its own, .venv-harness
+# make build     wheel and source distribution in dist/, checked
+# make clean     remove environments, caches and builds
 #
-# The first two first make an environment in .venv (about 6 GB, a minute or two), from Python 3.11 or newer and a package index.
-# VENV=/elsewhere puts it somewhere else, PYTHON=python3.12 makes it from another interpreter.
+# The first ones make an environment in .venv before (about 6 GB, a minute or two), from Python 3.11 or newer and a
+# package index. VENV=/elsewhere puts it somewhere else, PYTHON=python3.12 makes it from another interpreter; MINIMAL,
+# OLDEST, NEWEST and HARNESS do the same for the others.
 
 VENV ?= .venv
 PYTHON ?= python3
 
+MINIMAL ?= .venv-minimal
 OLDEST ?= .venv-oldest
+NEWEST ?= .venv-newest
+HARNESS ?= .venv-harness
 
 BIN := $(VENV)/bin
 MODEL := model_cards/dllm-asr-tiny-en
 # An environment holds one checkout at a time; the name says which one it is.
 INSTALLED := $(VENV)/.tokenthrift-$(shell pwd | cksum | cut -d ' ' -f 1)
+LIGHT_TESTS := $(addprefix tests/multimodal/test_,budget.py reducers.py video.py audio.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test oldest lint clean
+.PHONY: help install demo test lint docs gallery minimal oldest newest harness build clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -36,16 +49,45 @@ lint: $(INSTALLED)
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+docs: $(INSTALLED)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+gallery: $(INSTALLED)
+	$(BIN)/python docs/gallery.py
+
+minimal: $(INSTALLED)
+	$(BIN)/python -m build --wheel --outdir $(MINIMAL)/dist
+	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(MINIMAL)/env
+	VIRTUAL_ENV=$(abspath $(MINIMAL)/env) $(BIN)/python -m uv pip install $(MINIMAL)/dist/*.whl
+	cd $(MINIMAL) && env/bin/python $(CURDIR)/.ci/import_everything.py
+
 # Only uv can choose the oldest versions; each run makes the environment anew. PyAV 15 cannot write a turned film.
 oldest: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet 'uv>=0.5'
-	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(OLDEST)
-	VIRTUAL_ENV=$(abspath $(OLDEST)) $(BIN)/uv pip install --resolution lowest-direct --editable '.[train,audio,video,test]'
-	$(OLDEST)/bin/python -m pytest $(addprefix tests/multimodal/test_,budget.py reducers.py video.py audio.py) \
+	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(OLDEST)
+	VIRTUAL_ENV=$(abspath $(OLDEST)) $(BIN)/python -m uv pip install --resolution lowest-direct --editable '.[train,audio,video,test]'
+	$(OLDEST)/bin/python -m pytest $(LIGHT_TESTS) \
 		--deselect tests/multimodal/test_video.py::test_a_turned_phone_gives_upright_frames
 
+newest: $(INSTALLED)
+	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(NEWEST)
+	VIRTUAL_ENV=$(abspath $(NEWEST)) $(BIN)/python -m uv pip install --upgrade --editable '.[train,audio,video,test]'
+	$(NEWEST)/bin/python -m pytest $(LIGHT_TESTS) tests/multimodal/test_auto.py
+
+# lmms-eval asks for PyAV below 16 and a filelock that newer ones broke; docs/harnesses.md says what and why.
+harness: $(INSTALLED)
+	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(HARNESS)
+	VIRTUAL_ENV=$(abspath $(HARNESS)) $(BIN)/python -m uv pip install --constraint tests/harnesses/constraints.txt \
+		--editable '.[video,vision]' lmms-eval pytest pytest-timeout
+	$(HARNESS)/bin/python -m pytest tests/harnesses
+
+build: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python .ci/check_distribution.py dist
+
 clean:
-	rm -rf .venv .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) $(OLDEST) $(NEWEST) $(HARNESS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in seconds what takes pip minutes, but it is a convenience: pip alone does the same.
 # With pip, constraints come by its environment variable, so that a machine's own constraints do not contradict ours.

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / root / "tokenthrift" for root in ("multimodal", "tokenizers", "asr")]
 MODULES = [path for source in SOURCES for path in sorted(source.rglob("*.py"))]
+VERSION = (ROOT / "multimodal/tokenthrift/version.py").read_text().split('"')[-2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules that whoever imports them has installed the extra `train` for: every `training` package, and these.
 FOR_TRAINING = ("tokenthrift.vqtoken.synthetic.module", "tokenthrift.vqtoken.video_lm.module")
@@ -59,13 +60,17 @@ def test_from_the_root_tokenizers_is_hugging_faces() -> None:
     assert Path(file).is_relative_to(Path(sysconfig.get_path("platlib")).resolve())
 
 
-def test_the_namespace_has_no_owner() -> None:
-    """An `__init__.py` in any root would hide the other two."""
+def test_one_root_makes_the_package_and_finds_the_others() -> None:
+    """A second `__init__.py` would be lost in the wheel; the one that there is must not hide the other roots."""
     for source in SOURCES:
         assert source.is_dir()
         assert not (source.parent / "__init__.py").exists()
-        assert not (source / "__init__.py").exists()
+        assert (source / "__init__.py").exists() == (source.parent.name == "multimodal")
         assert (source / "py.typed").is_file()
+    for roots in (SOURCES, SOURCES[::-1]):
+        path = Path(os.pathsep.join(str(source.parent) for source in roots))
+        code = "import tokenthrift.budget, tokenthrift.karl, tokenthrift.transcript; print(tokenthrift.__version__)"
+        assert python("-c", code, cwd=ROOT, path=path).strip() == VERSION
 
 
 def test_no_module_is_in_two_roots() -> None:
@@ -111,10 +116,7 @@ def test_the_installed_wheel_runs_elsewhere(elsewhere: Path, tmp_path: Path) -> 
     assert "transcribe" in shown
     program = elsewhere / "bin" / "tokenthrift"
     assert python(program, "--help", cwd=tmp_path, path=elsewhere, isolated=True) == shown
-    assert (
-        python(program, "--version", cwd=tmp_path, path=elsewhere, isolated=True)
-        == f"tokenthrift {PROJECT['version']}\n"
-    )
+    assert python(program, "--version", cwd=tmp_path, path=elsewhere, isolated=True) == f"tokenthrift {VERSION}\n"
     code = "import tokenthrift.budget as module; print(module.__file__)"
     assert Path(python("-c", code, cwd=tmp_path, path=elsewhere, isolated=True).strip()).is_relative_to(elsewhere)
 
@@ -137,14 +139,14 @@ def guarded(name, globals=None, *rest, **named):
 
 builtins.__import__ = guarded
 import tokenthrift
-tokenthrift.__path__ = [{str(elsewhere / "tokenthrift")!r}]
+tokenthrift.__path__[:] = [{str(elsewhere / "tokenthrift")!r}]
 modules = [m.name for m in pkgutil.walk_packages(tokenthrift.__path__, "tokenthrift.")]
 for name in modules:
     file = importlib.import_module(name).__file__
     assert file.startswith({str(elsewhere)!r}), file
 print(len(modules))
 """
-    assert int(python("-c", code, cwd=tmp_path)) == len(MODULES)
+    assert int(python("-c", code, cwd=tmp_path)) == len(MODULES) - 1  # `tokenthrift` itself is not counted
 
 
 # Dependencies

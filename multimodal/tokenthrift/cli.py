@@ -7,11 +7,11 @@ a path that leads nowhere). It is imported when it is called, so `tokenthrift --
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Final
 
 from tokenthrift.extras import MissingExtraError
 from tokenthrift.registry import resolve
+from tokenthrift.version import __version__
 
 # Heading, then command: (function, one line of help).
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if name == "--version":
-        print(f"tokenthrift {version('tokenthrift')}")
+        print(f"tokenthrift {__version__}")
         return 0
     targets = {command: target for group in COMMANDS.values() for command, (target, _) in group.items()}
     if name not in targets:

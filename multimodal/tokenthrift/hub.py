@@ -40,6 +40,9 @@ __all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folde
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 FORMAT_VERSION: Final = 2
+MODEL_TYPE_PREFIX: Final = "tokenthrift_"  # transformers finds a class by `model_type`; see `tokenthrift.auto`
+# What transformers writes into config.json beside the model's own fields; it says nothing about the model.
+OF_TRANSFORMERS: Final = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 class HubModel(nn.Module):
@@ -71,6 +74,10 @@ class HubModel(nn.Module):
 
     def write_assets(self, folder: Path) -> None:
         """Writes ``asset_files``."""
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """More files for `save_pretrained`, by which transformers finds a processor; our loading reads none."""
+        return {}
 
     def load_external(self, **options: Any) -> None:
         """Fills parts whose weights lie in other folders or repositories; ``options`` are those of ``fetch``."""
@@ -111,7 +118,7 @@ class HubModel(nn.Module):
             ConfigError: the configuration is not of this system, or not valid.
             WeightsError: a pickle, a damaged file, or tensors other than the model's.
         """
-        precision, place = _precision(dtype), _device(device, device_map)
+        precision, place = parse_dtype(dtype), parse_device(device, device_map)
         get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         folder = get((CONFIG,), revision=revision)
         config = read_config(folder, cls)
@@ -140,12 +147,19 @@ class HubModel(nn.Module):
         """
         folder = Path(folder).resolve()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fields = {"system": self.system, "format_version": FORMAT_VERSION, **to_plain(self.config)}
+        head = {
+            "system": self.system,
+            "format_version": FORMAT_VERSION,
+            "model_type": MODEL_TYPE_PREFIX + self.system,
+            "dtype": "float32",  # to compute in, whatever the file holds
+        }
+        files = {**self.processor_files(), CONFIG: {**head, **to_plain(self.config)}}
 
         def write(draft: Path) -> None:
             write_weights(self, draft / WEIGHTS, dtype)
             self.write_assets(draft)
-            (draft / CONFIG).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for name, fields in files.items():
+                (draft / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
         _replace_files(folder, write)
 
@@ -188,6 +202,8 @@ def read_config(folder: Path, model_class: type[HubModel]) -> Any:
     path = folder / CONFIG
     fields = read_json(path)
     system, version = fields.pop("system", None), fields.pop("format_version", None)
+    for name in OF_TRANSFORMERS:
+        fields.pop(name, None)
     if system != model_class.system:
         raise ConfigError(f"{path}: system is {system!r}, but {model_class.__name__} reads {model_class.system!r}")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
@@ -238,17 +254,26 @@ def push_folder(
     return str(commit.commit_url)
 
 
-def _precision(dtype: str | torch.dtype) -> torch.dtype:
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A precision of floating-point numbers, by name or as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r}; a model's numbers are float32, bfloat16, float16 or float64")
     return found
 
 
-def _device(
+def parse_device(
     device: str | torch.device, device_map: str | Mapping[str, str | int | torch.device] | None
 ) -> torch.device:
-    """The device of the whole model."""
+    """The device of the whole model.
+
+    Raises:
+        ValueError: the map spreads the model over several.
+    """
     if device_map is None:
         return torch.device(device)
     place = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map

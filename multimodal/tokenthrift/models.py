@@ -6,11 +6,13 @@ table, never from the folder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from huggingface_hub import CacheNotFound, scan_cache_dir
 
 from tokenthrift.budget import BudgetSupport, DecodeBudget, NativeCost
 from tokenthrift.config import ConfigError, read_json, to_plain
@@ -19,7 +21,9 @@ from tokenthrift.registry import resolve, those_with
 from tokenthrift.sources import fetch, is_folder
 from tokenthrift.weights import check_header, read_header, unique_tensors
 
-__all__ = ["Found", "describe", "find", "load", "model_class"]
+__all__ = ["Found", "describe", "find", "list_models", "load", "model_class"]
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]  # of a checkout; in a wheel there is no `model_cards` there
 
 
 def load(source: str | Path, *, revision: str | None = None, **options: Any) -> HubModel:
@@ -36,6 +40,48 @@ def load(source: str | Path, *, revision: str | None = None, **options: Any) -> 
     hub = {name: options[name] for name in ("cache_dir", "token", "local_files_only") if name in options}
     kind = model_class(fetch(source, (CONFIG,), revision=revision, **hub))
     return kind.from_pretrained(source, revision=revision, **options)
+
+
+def list_models(*folders: str | Path, system: str | None = None, cache_dir: str | Path | None = None) -> list[str]:
+    """The models on this machine, each as `load` takes it.
+
+    Args:
+        folders: where model folders lie; `model_cards` in the current folder and beside a checkout's sources if none is
+            given.
+        system: only those of a system, by its name in `registry.SYSTEMS`.
+        cache_dir: the Hub client's cache, whose repositories count too; its own default if not given.
+
+    Returns:
+        Paths of folders, and `owner/name` of repositories in the cache, each sorted.
+    """
+    places = [Path(folder) for folder in folders] or [Path("model_cards"), CHECKOUT / "model_cards"]
+    found = {}
+    for place in places:
+        for config in sorted(place.glob(f"*/{CONFIG}")):
+            found.setdefault(config.parent.resolve(), str(config.parent))
+    names = [name for folder, name in found.items() if _is_complete(folder, system)]
+    return names + sorted(_cached(system, cache_dir))
+
+
+def _cached(system: str | None, cache_dir: str | Path | None) -> Iterator[str]:
+    try:
+        cache = scan_cache_dir(cache_dir)
+    except CacheNotFound:
+        return
+    for repository in cache.repos:
+        if any(_is_complete(revision.snapshot_path, system) for revision in repository.revisions):
+            yield repository.repo_id
+
+
+def _is_complete(folder: Path, system: str | None) -> bool:
+    """Whether a folder holds a model of this release, weights included."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        return False
+    try:
+        own = read_json(folder / CONFIG).get("system")
+    except ConfigError:
+        return False
+    return own in those_with("model") and system in (None, own)
 
 
 def model_class(folder: Path) -> type[HubModel]:

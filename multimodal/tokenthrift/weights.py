@@ -8,7 +8,7 @@ Tensors tied inside the module (one Parameter under two names) are stored under 
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -94,12 +94,15 @@ def empty_parameters() -> Iterator[None]:
         handle.remove()
 
 
-def assign_weights(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+def assign_weights(
+    module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, shards: Sequence[Path] = ()
+) -> None:
     """Puts a file's tensors in place of a module's, tensor by tensor; tied ones stay tied.
 
     Args:
         module: built in `empty_parameters`.
-        path: the file.
+        path: the file, or the index of several.
+        shards: the files of an index.
         device: where the tensors go.
         dtype: precision of the floating-point ones.
 
@@ -107,14 +110,16 @@ def assign_weights(module: nn.Module, path: Path, device: torch.device, dtype: t
         WeightsError: see :func:`read_header` and :func:`check_header`.
     """
     expected = unique_tensors(module)
-    check_header(read_header(path), expected, path)
+    headers = {file: read_header(file) for file in shards or (path,)}
+    check_header({name: shape for header in headers.values() for name, shape in header.items()}, expected, path)
+    homes = {name: file for file, header in headers.items() for name in header}
     filled: dict[int, Tensor] = {}
     try:
         for name, tensor in expected.items():
             kind = dtype if tensor.is_floating_point() else tensor.dtype
             # Opened for each tensor, since what was read stays mapped in memory until the file is closed; and a copy,
             # since a mapped tensor would change, or fail, with the file.
-            with safe_open(path, framework="pt") as file:
+            with safe_open(homes[name], framework="pt") as file:
                 value = file.get_tensor(name).to(device=device, dtype=kind, copy=True)
             is_parameter = isinstance(tensor, nn.Parameter)
             filled[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenthrift.auto.processing import speech_files
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
 from tokenthrift.budget import (
     BudgetLike,
@@ -39,7 +40,7 @@ from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
 from tokenthrift.dllm_asr.denoise import Denoised, denoise
 from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, ctc_log_likelihood, draft_words
-from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.dllm_asr.vocabulary import SPECIAL, Vocabulary
 from tokenthrift.hub import HubModel
 from tokenthrift.padding import length_mask
 from tokenthrift.transcript import Transcript, TranscriptToken
@@ -127,6 +128,10 @@ class DllmAsr(HubModel):
     def write_assets(self, folder: Path) -> None:
         """The vocabulary."""
         self.vocabulary.save(folder / "tokenizer.json")
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """For the speech pipeline of transformers."""
+        return speech_files(SAMPLE_RATE, SPECIAL[1])
 
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tokenthrift.auto.processing import speech_files
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, NativeCost, SizeLike, TokenUsage
 from tokenthrift.lazy import deprecated
 from tokenthrift.mtsk.config import MtskConfig, upgraded
@@ -57,6 +58,10 @@ class LlamaMtsk(MtskNetwork):
     def write_assets(self, folder: Path) -> None:
         """The tokenizer."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """For the speech pipeline of transformers."""
+        return speech_files(SAMPLE_RATE, self.tokenizer.id_to_token(self.config.eos_id))
 
     def load_external(self, **options: Any) -> None:
         """Fills the parts that the configuration names by folder or Hub id; see `external.load_external`."""

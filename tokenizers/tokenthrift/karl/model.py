@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokenthrift.auto.processing import image_files
 from tokenthrift.budget import (
     BudgetLike,
     BudgetSupport,
@@ -104,6 +105,10 @@ class Karl(HubModel):
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
         """The fields of format_version 1 under the names of today."""
         return upgraded(fields)
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """For `AutoImageProcessor` of transformers."""
+        return image_files(*self.config.size)
 
     @property
     def quantizer(self) -> CosineQuantizer | None:
