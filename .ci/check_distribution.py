@@ -1,6 +1,6 @@
 """Looks into a folder of distributions: one wheel, one source distribution, metadata that an index shows, no surprises.
 
-    python .ci/check_distribution.py dist
+python .ci/check_distribution.py dist
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ def main(folder: str) -> int:
     for source in sources:
         with tarfile.open(source) as archive:
             names = [member.name.partition("/")[2] for member in archive if member.isfile()]
-        problems += [f"{source.name} lacks {name}" for name in ("LICENSE", "README.md", "pyproject.toml") if name not in names]
-    problems += [f"{path.name} is larger than {LIMIT:,} bytes" for path in wheels + sources if path.stat().st_size > LIMIT]
+        problems += [
+            f"{source.name} lacks {name}" for name in ("LICENSE", "README.md", "pyproject.toml") if name not in names
+        ]
+    problems += [
+        f"{path.name} is larger than {LIMIT:,} bytes" for path in wheels + sources if path.stat().st_size > LIMIT
+    ]
     print("\n".join(problems or [f"{path.name}  {path.stat().st_size / 1e3:.0f} kB" for path in wheels + sources]))
     return 1 if problems else 0
 

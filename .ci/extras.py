@@ -1,7 +1,7 @@
 """What each extra brings beyond the core, and its size on disk, from the environment that this runs in.
 
-    python .ci/extras.py            a table in Markdown
-    python .ci/extras.py --write    puts it into docs/install.md
+python .ci/extras.py            a table in Markdown
+python .ci/extras.py --write    puts it into docs/install.md
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def closure(name: str, extra: str) -> set[str]:
 def _own(extra: str) -> list[str]:
     """What this project asks for; its installed metadata may be older."""
     lines: list[str] = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
-    return [f"{line} and extra == '{extra}'" if ";" in line else f"{line}; extra == '{extra}'" for line in lines] if extra else lines
+    return (
+        [f"{line} and extra == '{extra}'" if ";" in line else f"{line}; extra == '{extra}'" for line in lines]
+        if extra
+        else lines
+    )
 
 
 def installed(name: str) -> bool:

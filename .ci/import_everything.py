@@ -17,7 +17,9 @@ from tokenthrift.extras import EXTRAS
 
 def main() -> int:
     """Returns 1 if a module fails for another reason than a missing extra, or needs one other than `train`."""
-    imported, needing, failed = 0, [], []
+    imported = 0
+    needing: list[str] = []
+    failed: list[str] = []
     for module in pkgutil.walk_packages(tokenthrift.__path__, "tokenthrift.", onerror=lambda name: None):
         try:
             importlib.import_module(module.name)

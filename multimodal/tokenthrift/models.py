@@ -55,7 +55,7 @@ def list_models(*folders: str | Path, system: str | None = None, cache_dir: str 
         Paths of folders, and `owner/name` of repositories in the cache, each sorted.
     """
     places = [Path(folder) for folder in folders] or [Path("model_cards"), CHECKOUT / "model_cards"]
-    found = {}
+    found: dict[Path, str] = {}
     for place in places:
         for config in sorted(place.glob(f"*/{CONFIG}")):
             found.setdefault(config.parent.resolve(), str(config.parent))

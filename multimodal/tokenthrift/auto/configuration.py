@@ -49,7 +49,7 @@ class TokenthriftConfig(PreTrainedConfig):  # type: ignore[misc]
         theirs = {name: fields.pop(name) for name in list(fields) if name in _OF_TRANSFORMERS or name.startswith("_")}
         if version < FORMAT_VERSION:
             fields = model_class.upgrade_config(fields, version)
-        self.tokenthrift = from_plain(model_class.config_class, fields, "config.json") if fields else None
+        self.tokenthrift: Any = from_plain(model_class.config_class, fields, "config.json") if fields else None
         super().__init__(**theirs)
         for name, value in self.plain().items():
             setattr(self, name, value)
@@ -103,7 +103,7 @@ class TokenthriftConfig(PreTrainedConfig):  # type: ignore[misc]
 def _classes() -> Iterator[type[TokenthriftConfig]]:
     for system in those_with("model"):
         name = "".join(part.capitalize() for part in system.split("_")) + "AutoConfig"
-        own = {"system": system, "model_type": MODEL_TYPE_PREFIX + system, "__module__": __name__}
+        own: dict[str, Any] = {"system": system, "model_type": MODEL_TYPE_PREFIX + system, "__module__": __name__}
         own["__annotations__"] = {"system": "ClassVar[str]", "model_type": "ClassVar[str]"}
         own["__init__"] = TokenthriftConfig.__init__
         yield type(name, (TokenthriftConfig,), own)

@@ -53,6 +53,7 @@ class TokenthriftModel(PreTrainedModel):  # type: ignore[misc]
 
     config_class: ClassVar[type[TokenthriftConfig]]
     base_model_prefix = "model"
+    model: Any
 
     def __init__(self, config: TokenthriftConfig, **assets: Any) -> None:
         super().__init__(config)
@@ -97,7 +98,7 @@ class TokenthriftModel(PreTrainedModel):  # type: ignore[misc]
             WeightsError: tensors are missing, unknown or mis-shaped.
         """
         dtype = options.pop("torch_dtype", None) or dtype
-        where = {name: options.pop(name) for name in _WHERE if name in options}
+        where: dict[str, Any] = {name: options.pop(name) for name in _WHERE if name in options}
         if unknown := sorted(set(options) - _WITHOUT_EFFECT):
             raise TypeError(f"{cls.__name__}.from_pretrained has no option {', '.join(unknown)}")
         if use_safetensors is False:
@@ -206,7 +207,7 @@ class SpeechAuto(TokenthriftModel):
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """As `generate`. `transcribe` takes recordings of unequal lengths as a list and gives times and usage too."""
-        return self.generate(input_values, attention_mask, **options)  # type: ignore[no-any-return]
+        return self.generate(input_values, attention_mask, **options)
 
     @property
     def _tokenizer(self) -> Any:

@@ -1,0 +1,208 @@
+"""Draws docs/images from the shipped models and samples: `make gallery`. Every number and every text is the models' own.
+
+karl_tokens.png    two pictures from more and more tokens of KARL
+vqtoken_codes.png  codes of VQToken over the frames of a synthetic clip, at 8, 16 and 32
+mtsk_rates.png     errors of Llama-MTSK against tokens, from the table in its config.json
+dllm_rounds.svg    a decoding of dLLM-ASR, round by round, animated
+attention.png      what the small video language model looks at when it answers
+
+Charts are for a phone: few lines, each named where it ends.
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from tokenthrift.budget import DecodeBudget
+from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.karl import Karl
+from tokenthrift.media.audio import read_audio
+from tokenthrift.media.image import read_image, square
+from tokenthrift.mtsk import LlamaMtsk
+from tokenthrift.vqtoken import VideoAnswerer
+from tokenthrift.vqtoken.evaluation.visualize import draw_clip
+from tokenthrift.vqtoken.synthetic.data import SyntheticClips
+
+ROOT = Path(__file__).resolve().parents[1]
+CARDS, SAMPLES = ROOT / "model_cards", ROOT / "samples"
+RECORDING = "librivox-0920.flac"
+
+
+def karl_tokens(out: Path) -> None:
+    """Rows of pictures, columns of tokens, the error of each below it."""
+    karl, counts = Karl.from_pretrained(CARDS / "karl-tiny-64"), (1, 2, 4, 8, 16, 32)
+    images = torch.stack([square(read_image(path), 64) for path in sorted((SAMPLES / "pictures").glob("*.jpg"))])
+    figure, axes = plt.subplots(len(images), len(counts) + 2, figsize=(10, 1.5 * len(images)), squeeze=False)
+    shown = [karl.decode(karl.encode(images, count)) for count in counts]
+    adaptive = karl.encode(images, "e0.12")
+    for row, image in enumerate(images):
+        own = [image, *(pictures[row] for pictures in shown), karl.decode(adaptive)[row]]
+        titles = ["picture", *(str(count) for count in counts), f"e0.12: {adaptive.usage[row].used}"]
+        for axis, picture, title in zip(axes[row], own, titles, strict=True):
+            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0), interpolation="nearest")
+            error = "" if title == "picture" else f"L1 {float((picture - image).abs().mean()):.3f}"
+            axis.set(title=title, xlabel=error, xticks=[], yticks=[])
+    _save(figure, out / "karl_tokens.png")
+
+
+def vqtoken_codes(out: Path) -> None:
+    """The regions of every code keep their color over the frames."""
+    model, clip = VideoAnswerer.from_pretrained(CARDS / "vqtoken-tiny"), SyntheticClips("test", 4)[1]
+    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    tokens = model.encode(frames[None].float() / 255)
+    maps = {f"{count} codes of 512 tokens": model.vqtoken.compress(tokens, count).maps[0] for count in (8, 16, 32)}
+    draw_clip(out / "vqtoken_codes.png", "synthetic clip", frames, torch.arange(len(frames)) / 4, maps)
+
+
+def mtsk_rates(out: Path) -> None:
+    """Development errors against tokens a second, clean and at 0 dB."""
+    table = LlamaMtsk.from_pretrained(CARDS / "mtsk-tiny-en").config.table
+    figure, axis = plt.subplots(figsize=(5, 3.6))
+    kinds = {"sound and lips": (True, True), "sound": (True, False), "lips": (False, True)}
+    for color, (name, (audio, video)) in zip(("#00695c", "#c62828", "#5c6bc0"), kinds.items(), strict=True):
+        rows = [row for row in table if (row.audio > 0, row.video > 0) == (audio, video)]
+        for snr, style in ((None, "-"), (0.0, "--")):
+            own = sorted((_tokens(row), 100 * row.wer) for row in rows if row.snr == snr)
+            if own:
+                x, y = zip(*own, strict=True)
+                axis.plot(x, y, style, color=color, marker="o", markersize=4)
+                axis.annotate(f"{name}, {'clean' if snr is None else '0 dB'}", own[-1], color=color, fontsize=8,
+                              xytext=(6, 0), textcoords="offset points", va="center")  # fmt: skip
+    axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 38), ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, out / "mtsk_rates.png")
+
+
+def _tokens(row: Any) -> float:
+    return (50 / row.audio if row.audio else 0) + (25 / row.video if row.video else 0)
+
+
+def rounds_of(model: DllmAsr, audio: Tensor) -> list[list[tuple[str, bool]]]:
+    """What stands on the canvas before each round and at the end: words, and whether all their slots are committed."""
+    seen: list[list[int]] = []
+    hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].tolist()))
+    try:
+        (final,) = model.transcribe([audio])
+    finally:
+        hook.remove()
+    vocabulary, states = model.vocabulary, []
+    for ids in seen:
+        words: list[tuple[str, bool]] = []
+        for token in ids:
+            if token in (vocabulary.eos_id, vocabulary.delete_id, vocabulary.start_id):
+                continue
+            text = "▁" if token == vocabulary.mask_id else vocabulary.piece(token)
+            if words and not text.startswith(" ") and text != "▁":
+                words[-1] = (words[-1][0] + text, words[-1][1])
+            else:
+                words.append((text.strip(), token != vocabulary.mask_id))
+        states.append(words)
+    return [*states, [(word, True) for word in final.text.split()]]
+
+
+def dllm_rounds(out: Path) -> None:
+    """An animated SVG: one line for each round, open slots as boxes."""
+    model = DllmAsr.from_pretrained(CARDS / "dllm-asr-tiny-en")
+    audio = read_audio(SAMPLES / "speech" / RECORDING)
+    states = rounds_of(model, audio)
+    (draft,) = model.transcribe([audio], decode=DecodeBudget(max_rounds=1))
+    lines = [("one round alone", [(word, True) for word in draft.text.split()])]
+    lines += [(f"before round {i + 1}", words) for i, words in enumerate(states[:-1])]
+    lines.append(("text", states[-1]))
+    (out / "dllm_rounds.svg").write_text(_animated(lines), encoding="utf-8")
+
+
+def _animated(lines: Sequence[tuple[str, Sequence[tuple[str, bool]]]], width: int = 760) -> str:
+    parts, y = [], 0
+    for number, (caption, words) in enumerate(lines):
+        y += 18
+        block = [f'<text class="c" x="8" y="{y}">{html.escape(caption)}</text>']
+        x, y = 8.0, y + 22
+        for word, committed in words:
+            size = 16 if not committed else 8.2 * len(word)
+            if x + size > width - 8:
+                x, y = 8.0, y + 22
+            if committed:
+                block.append(f'<text class="w" x="{x:.0f}" y="{y}">{html.escape(word)}</text>')
+            else:
+                block.append(f'<rect class="o" x="{x:.0f}" y="{y - 12}" width="14" height="14" rx="2"/>')
+            x += size + 7
+        fade = f'<animate attributeName="opacity" values="0;0;1;1" keyTimes="0;{number / (len(lines) + 1):.2f};' \
+            f'{(number + 0.4) / (len(lines) + 1):.2f};1" dur="{len(lines) + 2}s" repeatCount="indefinite"/>'  # fmt: skip
+        parts.append(f"<g>{fade}{''.join(block)}</g>")
+        y += 10
+    style = ".c{font:12px sans-serif;fill:#888}.w{font:15px monospace;fill:#00695c}.o{fill:#ffe0b2;stroke:#fb8c00}"
+    box = f'viewBox="0 0 {width} {y + 8}" width="{width}" height="{y + 8}"'
+    background = f'<rect width="{width}" height="{y + 8}" fill="#fff" rx="6"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}><style>{style}</style>{background}{"".join(parts)}</svg>\n'
+
+
+def attention(out: Path) -> None:
+    """The attention of the question's last token over 32 codes, painted where the codes are."""
+    model, clip = VideoAnswerer.from_pretrained(CARDS / "vqtoken-tiny"), SyntheticClips("test", 4)[1]
+    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    clips, question = frames[None].float() / 255, clip.questions[0].text
+    maps: list[Tensor] = []
+    language = model.lm
+    language.set_attn_implementation("eager")
+    kept = language.forward
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        result = kept(*inputs, **{**named, "output_attentions": True})
+        maps.append(torch.stack(result.attentions).mean((0, 2)))
+        return result
+
+    language.forward = forward
+    try:
+        answer = model.answer(clips, [[question]], budget=32)[0][0]
+    finally:
+        language.forward = kept
+    coded = model.vqtoken.compress(model.encode(clips), 32)
+    weights = maps[-1][0, -1]
+    share = weights[: coded.tokens.usage[0].used]
+    picture = share[coded.maps[0]]
+    figure, axes = plt.subplots(2, 8, figsize=(10, 2.8))
+    for column in range(8):
+        axes[0, column].imshow(frames[column].permute(1, 2, 0))
+        axes[1, column].imshow(picture[column], cmap="viridis", vmin=0, vmax=float(picture.max()))
+        for axis in axes[:, column]:
+            axis.axis("off")
+    figure.suptitle(
+        f"{question}  →  {answer.word} ({answer.confidence:.0%}); below, attention over 32 codes", fontsize=9
+    )
+    _save(figure, out / "attention.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+DRAWINGS = {f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, dllm_rounds, attention)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draws all, or those named; `--out FOLDER` puts them elsewhere."""
+    out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else ROOT / "docs" / "images"
+    out.mkdir(parents=True, exist_ok=True)
+    named = [name for name in arguments if name in DRAWINGS]
+    for name in named or DRAWINGS:
+        DRAWINGS[name](out)
+        print(name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
