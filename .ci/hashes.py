@@ -3,8 +3,8 @@
     python .ci/hashes.py            writes model_cards/*/SHA256SUMS
     python .ci/hashes.py --check    says which are stale, exit code 1
 
-A user checks a download by `sha256sum --check SHA256SUMS` in its folder. The card itself is left out: it may be corrected
-without the model being another one.
+A user checks a download by `sha256sum --check SHA256SUMS` in its folder. The card itself is left out: it may be
+corrected without the model being another one.
 """
 
 from __future__ import annotations

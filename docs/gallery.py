@@ -1,4 +1,4 @@
-"""Draws docs/images from the shipped models and samples: `make gallery`. Every number and every text is the models' own.
+"""Draws docs/images from the shipped models and samples: `make gallery`. All numbers and texts are the models' own.
 
 karl_tokens.png    two pictures from more and more tokens of KARL
 vqtoken_codes.png  codes of VQToken over the frames of a synthetic clip, at 8, 16 and 32
@@ -138,8 +138,9 @@ def _animated(lines: Sequence[tuple[str, Sequence[tuple[str, bool]]]], width: in
             else:
                 block.append(f'<rect class="o" x="{x:.0f}" y="{y - 12}" width="14" height="14" rx="2"/>')
             x += size + 7
-        fade = f'<animate attributeName="opacity" values="0;0;1;1" keyTimes="0;{number / (len(lines) + 1):.2f};' \
-            f'{(number + 0.4) / (len(lines) + 1):.2f};1" dur="{len(lines) + 2}s" repeatCount="indefinite"/>'  # fmt: skip
+        start, seconds = number / (len(lines) + 1), len(lines) + 2
+        times = f"0;{start:.2f};{start + 0.4 / (len(lines) + 1):.2f};1"
+        fade = f'<animate attributeName="opacity" values="0;0;1;1" keyTimes="{times}" dur="{seconds}s"/>'
         parts.append(f"<g>{fade}{''.join(block)}</g>")
         y += 10
     style = ".c{font:12px sans-serif;fill:#888}.w{font:15px monospace;fill:#00695c}.o{fill:#ffe0b2;stroke:#fb8c00}"
