@@ -68,6 +68,11 @@ class HubModel(nn.Module):
         self.config = config
 
     @classmethod
+    def needed_files(cls, config: Any) -> tuple[str, ...]:
+        """Those of ``asset_files`` that a model of this configuration cannot do without."""
+        return cls.asset_files
+
+    @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
         """Reads ``asset_files`` and returns them as keyword arguments of the constructor."""
         return {}
@@ -122,7 +127,7 @@ class HubModel(nn.Module):
         get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         folder = get((CONFIG,), revision=revision)
         config = read_config(folder, cls)
-        get((WEIGHTS, *cls.asset_files), revision=None if is_folder(source) else folder.name)
+        get((WEIGHTS, *cls.needed_files(config)), revision=None if is_folder(source) else folder.name)
         assets = cls.read_assets(folder)
         with torch.random.fork_rng(devices=[]):
             with torch.device("meta"):

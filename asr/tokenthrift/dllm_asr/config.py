@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tokenthrift.backbones.shape import BackboneShape
 from tokenthrift.config import ConfigError, check_within
 
 __all__ = [
+    "SOURCE_FAMILIES",
     "AdapterConfig",
     "BackboneConfig",
     "DecodeConfig",
@@ -21,11 +23,18 @@ __all__ = [
     "DraftConfig",
     "DraftUse",
     "EncoderConfig",
+    "LoraConfig",
     "upgrade_version_1",
 ]
 
 
 DraftUse = Literal["confident", "length", "both", "none"]
+
+SOURCE_FAMILIES = ("llada", "dream", "a2d", "fast_dllm_v2", "modernbert", "bert")
+"""Families whose published weights `backbones.families` reads."""
+
+
+_BACKBONE_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,11 @@ class EncoderConfig:
     """Width of the feed-forward."""
     num_mel_bins: int = 80
     """Mel bins of the spectrogram: 80, or 128 for large-v3."""
+    kind: Literal["whisper", "step_audio"] = "whisper"
+    """"step_audio" is that of Step-Audio-2-mini, which the released dLLM-ASR reads: a Whisper encoder without the norm
+    at its end; what comes after it is part of the adapter."""
+    source: str | None = None
+    """Folder or Hub id that holds its weights; None where they lie in this model's own file."""
     trailing_silence: float = 0.0
     """Seconds of silence that the encoder reads after a recording. Whisper was trained on 30 s always and reads speech
     that ends at once badly. The states of the silence are not kept."""
@@ -88,11 +102,55 @@ class DraftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """The masked-diffusion language model."""
+class LoraConfig:
+    """Low-rank adapters (PEFT's) in a language model whose own weights stay as they are."""
 
-    family: Literal["whisper", "bert", "modernbert", "llama"] = "whisper"
-    """"whisper" cross-attends to the memory; the others read it as a prefix."""
+    rank: int = 16
+    """Rank of each adapter."""
+    alpha: float = 32.0
+    """Scale; an adapter's output counts `alpha / rank`."""
+    dropout: float = 0.05
+    """Share of an adapter's input that is left out in training."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Projections; LLaDA's own names (`attn_out`, `ff_proj`, `ff_out` of its blocks) are understood for LLaDA."""
+
+    def __post_init__(self) -> None:
+        check_within("lora.rank", self.rank, 1, 4096)
+        check_within("lora.alpha", self.alpha, 1e-6, 65_536)
+        check_within("lora.dropout", self.dropout, 0.0, 0.99)
+        if not self.targets:
+            raise ConfigError("lora.targets names no projection; leave lora out to train none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The masked-diffusion language model.
+
+    A published one is named by its family and its source, which is all that has to be said:
+    `{family: llada, source: GSAI-ML/LLaDA-8B-Instruct}`. Its sizes are read from there, and its weights are not copied
+    into this model's file.
+    """
+
+    family: Literal[
+        "whisper", "bert", "modernbert", "llama", "qwen2", "qwen3", "llada", "dream", "a2d", "fast_dllm_v2"
+    ] = "whisper"
+    """"whisper" cross-attends to the memory; the others read it as a prefix. Those of `source` are llada, dream, a2d (a
+    Qwen2, Qwen3 or Llama turned bidirectional), fast_dllm_v2, modernbert and bert."""
+    source: str | None = None
+    """Folder or Hub id of published weights; None where they lie in this model's own file."""
+    language_model: BackboneShape | None = None
+    """What the prefix model is made of, grouped key and value heads included; the five sizes below are then its own.
+    None has it read from `source`, or made of those sizes."""
+    lora: LoraConfig | None = None
+    """Adapters in it, which are in this model's file."""
+    prompt: str | None = None
+    """Text around the memory, which stands at `{audio}`; None has the chat template of the family. Only with a whole
+    vocabulary."""
+    end_id: int | None = None
+    """Token that ends a text, where the whole vocabulary of a published model is used; None where the tokenizer has the
+    four special tokens of a cut vocabulary."""
+    delete_id: int | None = None
+    """Token of a slot that leaves no text, of a whole vocabulary."""
     hidden_size: int = 384
     """Width of its layers."""
     num_hidden_layers: int = 4
@@ -105,6 +163,19 @@ class BackboneConfig:
     """Longest input: start tokens and response, and for prefix models the memory too."""
 
     def __post_init__(self) -> None:
+        if self.source is not None and self.family not in SOURCE_FAMILIES:
+            raise ConfigError(
+                f"backbone.family {self.family!r} has no published weights; backbone.source needs one of "
+                f"{', '.join(SOURCE_FAMILIES)}"
+            )
+        if self.source is None and self.language_model is None and self.family in SOURCE_FAMILIES[:4]:
+            raise ConfigError(f"backbone.family {self.family!r} needs backbone.source, a folder or Hub id")
+        if self.prompt is not None and self.prompt.count("{audio}") != 1:
+            raise ConfigError(f"backbone.prompt {self.prompt!r} must have {{audio}} once, where the memory stands")
+        if (shape := self.language_model) is not None:
+            for name in (*_BACKBONE_SIZES, "max_position_embeddings"):
+                object.__setattr__(self, name, getattr(shape, name))
+            return
         _check_sizes("backbone", self, hidden_size=8192, num_hidden_layers=128, num_attention_heads=128)
         check_within("backbone.intermediate_size", self.intermediate_size, 1, 65_536)
         check_within("backbone.max_position_embeddings", self.max_position_embeddings, 16, 16_384)
@@ -171,7 +242,8 @@ class DllmAsrConfig:
 
     def __post_init__(self) -> None:
         check_within("vocab_size", self.vocab_size, 8, 300_000)
-        if self.adapter.stride == 1 and self.encoder.hidden_size != self.backbone.hidden_size:
+        known = self.backbone.source is None or self.backbone.language_model is not None
+        if self.adapter.stride == 1 and known and self.encoder.hidden_size != self.backbone.hidden_size:
             raise ConfigError(
                 f"without a convolution (adapter.stride 1) the backbone reads encoder states as they are: "
                 f"backbone.hidden_size {self.backbone.hidden_size} must equal "

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.auto.processing import speech_files
-from tokenthrift.backbones.masked import MaskedDiffusionBackbone
 from tokenthrift.budget import (
     BudgetLike,
     BudgetSupport,
@@ -37,46 +36,27 @@ from tokenthrift.budget import (
 )
 from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
-from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
+from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
 from tokenthrift.dllm_asr.denoise import Denoised, denoise
 from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, ctc_log_likelihood, draft_words
-from tokenthrift.dllm_asr.vocabulary import SPECIAL, Vocabulary
-from tokenthrift.hub import HubModel
+from tokenthrift.dllm_asr.language_model import (
+    completed,
+    make_backbone,
+    prompt_positions,
+    read_vocabulary,
+)
+from tokenthrift.dllm_asr.sources import fill_external, leave_out_external, miss_external
+from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.hub import HubModel, read_config
 from tokenthrift.padding import length_mask
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
-__all__ = ["STATE_RATE", "DllmAsr", "make_backbone"]
+__all__ = ["STATE_RATE", "DllmAsr"]
 
 STATE_RATE = 50.0  # encoder states a second
 BATCH_STATES = 12_000  # encoder states, padding included, that go through the encoder at once: 4 minutes
-
-
-def make_backbone(config: BackboneConfig, vocab_size: int, vocabulary: Vocabulary) -> MaskedDiffusionBackbone:
-    """The language model of a configuration, with random weights.
-
-    Args:
-        config: family and sizes.
-        vocab_size: rows of the embedding.
-        vocabulary: gives the ids of MASK and START.
-    """
-    if config.family == "whisper":
-        from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
-
-        decoder = WhisperDecoder(
-            vocab_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.max_position_embeddings,
-        )
-        return WhisperDecoderBackbone(decoder, vocabulary.mask_id, (vocabulary.start_id,))
-    from tokenthrift.backbones.prefix import PrefixBackbone, language_model
-
-    sizes = {name: value for name, value in vars(config).items() if name != "family"}
-    lm = language_model({"model_type": config.family, "vocab_size": vocab_size, **sizes})
-    return PrefixBackbone(lm, vocabulary.mask_id, prompt=(vocabulary.start_id,))
 
 
 class DllmAsr(HubModel):
@@ -85,6 +65,7 @@ class DllmAsr(HubModel):
     Args:
         config: sizes and decoding defaults.
         vocabulary: words to tokens; `config.vocab_size` of them.
+        base_dir: the model's folder, against which relative names of sources are read first.
     """
 
     system: ClassVar[str] = "dllm_asr"
@@ -96,8 +77,10 @@ class DllmAsr(HubModel):
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
 
-    def __init__(self, config: DllmAsrConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: DllmAsrConfig, vocabulary: Vocabulary, base_dir: Path | None = None) -> None:
+        config = completed(config, base_dir)
         super().__init__(config)
+        self.base_dir = base_dir
         if vocabulary.size != config.vocab_size:
             raise ValueError(f"the tokenizer has {vocabulary.size} tokens, the configuration says {config.vocab_size}")
         self.vocabulary = vocabulary
@@ -110,9 +93,15 @@ class DllmAsr(HubModel):
             sizes.num_mel_bins,
         )
         self.encoder.requires_grad_(False)
+        has_frontend = sizes.kind == "step_audio"
+        if has_frontend:
+            self.encoder.layer_norm = torch.nn.Identity()
         self.draft = DraftHead(config.draft, sizes.hidden_size)
         self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
-        self.adapter = Adapter(config.adapter, sizes.hidden_size, self.backbone.memory_size)
+        widths = (sizes.hidden_size, self.backbone.memory_size)
+        self.adapter = StepAudioAdapter(*widths) if has_frontend else Adapter(config.adapter, *widths)
+        self.register_state_dict_post_hook(leave_out_external)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(miss_external)  # type: ignore[no-untyped-call]
         self.eval()
 
     @classmethod
@@ -121,9 +110,15 @@ class DllmAsr(HubModel):
         return upgrade_version_1(fields)
 
     @classmethod
+    def needed_files(cls, config: DllmAsrConfig) -> tuple[str, ...]:
+        """The vocabulary may be that of a published language model."""
+        return cls.asset_files if config.backbone.source is None else ()
+
+    @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
-        """The vocabulary."""
-        return {"vocabulary": Vocabulary.load(folder / "tokenizer.json")}
+        """The vocabulary, and the model's folder."""
+        config = completed(read_config(folder, cls), folder)
+        return {"vocabulary": read_vocabulary(folder, config.backbone), "base_dir": folder}
 
     def write_assets(self, folder: Path) -> None:
         """The vocabulary."""
@@ -131,7 +126,12 @@ class DllmAsr(HubModel):
 
     def processor_files(self) -> dict[str, dict[str, Any]]:
         """For the speech pipeline of transformers."""
-        return speech_files(SAMPLE_RATE, SPECIAL[1])
+        vocabulary = self.vocabulary
+        return speech_files(SAMPLE_RATE, vocabulary.tokenizer.id_to_token(vocabulary.eos_id))
+
+    def load_external(self, **options: Any) -> None:
+        """Fills the parts that the configuration names by folder or Hub id; see `sources.fill_external`."""
+        fill_external(self, self.base_dir, **options)
 
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
@@ -168,7 +168,7 @@ class DllmAsr(HubModel):
         """
         positions = self.config.backbone.max_position_embeddings
         prefix = 0 if self.config.backbone.family == "whisper" else adapted_length(states, self.config.adapter)
-        slots = positions - prefix - 1  # one for the token that comes before the response
+        slots = positions - prefix - prompt_positions(self.backbone)
         if slots < 1:
             seconds = states / STATE_RATE
             raise ValueError(f"{seconds:.1f} s of audio leave no room for text in a model of {positions} positions")

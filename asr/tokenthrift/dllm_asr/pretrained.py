@@ -1,27 +1,42 @@
-"""A fresh dLLM-ASR model around pretrained parts: a Whisper encoder, and a language model cut to a small vocabulary.
+"""A fresh dLLM-ASR model around pretrained parts: an encoder, and a language model, cut to a small vocabulary or whole.
 
 Source: dLLM-ASR (arXiv 2601.17902) freezes a published encoder and adapts a published language model. What differs: the
-language model may be Whisper's own decoder, whose weights already read the encoder, or a BERT-like model, and its
-vocabulary is cut (see `vocabulary`).
+language model may be Whisper's own decoder, whose weights already read the encoder, or any family of
+`backbones.families`, and its vocabulary may be cut (see `vocabulary`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from tokenthrift.backbones.shape import BackboneShape
 from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone, decoder_weights
-from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, DraftConfig, EncoderConfig
+from tokenthrift.dllm_asr.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DllmAsrConfig,
+    DraftConfig,
+    EncoderConfig,
+)
+from tokenthrift.dllm_asr.language_model import add_lora, completed, read_vocabulary
 from tokenthrift.dllm_asr.model import DllmAsr
+from tokenthrift.dllm_asr.sources import fill_external
 from tokenthrift.dllm_asr.vocabulary import SPECIAL, trim
 from tokenthrift.sources import fetch
 from tokenthrift.whisper import encoder_weights
 
-__all__ = ["assemble"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["assemble", "assemble_around", "encoder_of"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Parts of the names of configuration fields that do not change what a language model says of a text.
@@ -30,6 +45,8 @@ UNCHECKED = (
     *("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version"),
 )
 BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its position predicts the first word
+FAMILIES: Final = {"llada": "llada", "Dream": "dream", "Fast_dLLM_Qwen": "fast_dllm_v2"}
+"""Published diffusion models by their `model_type`; all other decoders are read as a2d."""
 
 
 def assemble(
@@ -41,62 +58,154 @@ def assemble(
     adapter: AdapterConfig,
     draft: DraftConfig | None = None,
 ) -> DllmAsr:
-    """Puts a model together; draft head, adapter and new token rows are random or means.
+    """Puts a model with a small vocabulary together; draft head, adapter and new token rows are random or means.
 
     Args:
         whisper: transformers checkpoint of an English Whisper, folder or Hub id.
-        language_model: transformers checkpoint of a BERT-like or Llama-like model; None takes Whisper's decoder.
+        language_model: checkpoint of a BERT, ModernBERT, Llama, Qwen2, Qwen3, LLaDA or Dream; None takes Whisper's
+            decoder.
         vocab_size: most tokens to keep of the language model's vocabulary.
         max_position_embeddings: longest input of Whisper's decoder; others keep their own.
         adapter: rates of the memory.
         draft: sizes of the CTC head.
 
     Raises:
-        ValueError: the language model is not what its family makes of the sizes that a model folder can say.
+        ValueError: the language model has a setting that a model folder cannot say.
     """
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
-    encoder = EncoderConfig(
+    text = source if language_model is None else fetch(language_model, ("config.json", "tokenizer.json"))
+    vocabulary, keep = trim(text / "tokenizer.json", vocab_size)
+    parts: dict[str, Any] = {
+        "vocab_size": vocabulary.size,
+        "encoder": replace(encoder_of(whisper), source=None),
+        "adapter": adapter,
+        "draft": draft or DraftConfig(),
+    }
+    if language_model is not None:
+        # Widths are compared before weights are read.
+        width = _read(text).get("hidden_size") or _read(text)["d_model"]
+        DllmAsrConfig(backbone=BackboneConfig(hidden_size=width, num_attention_heads=1), **parts)
+        lm, backbone = _cut(language_model, text, keep, vocabulary.mask_id)
+        model = DllmAsr(DllmAsrConfig(backbone=backbone, **parts), vocabulary)
+        own: Any = model.backbone
+        _check_family(lm.config.to_dict(), own.lm.config.to_dict())
+        own.lm.load_state_dict(lm.state_dict())
+        own.lm.train(False)
+    else:
+        backbone = BackboneConfig(
+            family="whisper",
+            hidden_size=sizes["d_model"],
+            num_hidden_layers=sizes["decoder_layers"],
+            num_attention_heads=sizes["decoder_attention_heads"],
+            intermediate_size=sizes["decoder_ffn_dim"],
+            max_position_embeddings=max_position_embeddings,
+        )
+        model = DllmAsr(DllmAsrConfig(backbone=backbone, **parts), vocabulary)
+        weights = decoder_weights(state, keep, len(SPECIAL), max_position_embeddings)
+        embedding = state["model.decoder.embed_tokens.weight"]
+        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
+        weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
+        cast(WhisperDecoderBackbone, model.backbone).decoder.load_state_dict(weights)
+    model.encoder.load_state_dict(encoder_weights(state))
+    return model
+
+
+def assemble_around(
+    encoder: EncoderConfig,
+    backbone: BackboneConfig,
+    *,
+    adapter: AdapterConfig,
+    draft: DraftConfig | None = None,
+    copy_encoder: bool = False,
+    copy_language_model: bool = False,
+) -> DllmAsr:
+    """Puts a model around a published language model with its whole vocabulary; draft head and adapter are random.
+
+    Args:
+        encoder: see `encoder_of`.
+        backbone: family and source, and low-rank adapters where these are trained.
+        adapter: rates of the memory.
+        draft: sizes of the CTC head.
+        copy_encoder: the encoder's weights go into the model's file; otherwise its folder names their source.
+        copy_language_model: likewise; all of its weights are trained then.
+
+    Raises:
+        SourceError, ValueError: a source leads nowhere, or to another model.
+    """
+    if copy_language_model and backbone.lora is not None:
+        raise ValueError("low-rank adapters leave the language model as it is; leave lora out to train all of it")
+    parts: dict[str, Any] = {"encoder": encoder, "adapter": adapter, "draft": draft or DraftConfig()}
+    # The vocabulary of the source takes the place of this size.
+    config = completed(DllmAsrConfig(vocab_size=8, backbone=replace(backbone, lora=None), **parts))
+    model = DllmAsr(config, read_vocabulary(Path(), config.backbone))
+    fill_external(model)
+    named = config.backbone
+    if copy_language_model:
+        shape = named.language_model
+        assert shape is not None
+        named = replace(named, family=cast(Any, shape.model_type), source=None)
+        model.backbone.requires_grad_(True)
+    elif backbone.lora is not None:
+        add_lora(cast(Any, model.backbone), backbone.lora, backbone.family)
+        named = replace(named, lora=backbone.lora)
+    encoder = replace(encoder, source=None) if copy_encoder else encoder
+    model.config = replace(config, backbone=named, encoder=encoder)
+    return model.eval()
+
+
+def encoder_of(source: str, kind: str = "whisper") -> EncoderConfig:
+    """The sizes of a published encoder, and its name.
+
+    Args:
+        source: checkpoint of a Whisper in transformers' format, or of Step-Audio-2-mini; folder or Hub id.
+        kind: "whisper" or "step_audio".
+    """
+    sizes = _read(fetch(source, ("config.json",)))
+    if kind == "step_audio":
+        audio: Mapping[str, Any] = sizes["audio_encoder_config"]
+        width = audio["n_audio_state"]
+        return EncoderConfig(
+            kind="step_audio",
+            source=source,
+            hidden_size=width,
+            num_hidden_layers=audio["n_audio_layer"],
+            num_attention_heads=audio["n_audio_head"],
+            intermediate_size=4 * width,
+            num_mel_bins=audio["n_mels"],
+        )
+    return EncoderConfig(
+        source=source,
         hidden_size=sizes["d_model"],
         num_hidden_layers=sizes["encoder_layers"],
         num_attention_heads=sizes["encoder_attention_heads"],
         intermediate_size=sizes["encoder_ffn_dim"],
         num_mel_bins=sizes["num_mel_bins"],
     )
-    text = source if language_model is None else fetch(language_model, FILES)
-    vocabulary, keep = trim(text / "tokenizer.json", vocab_size)
-    lm = sizes if language_model is None else _read(text)
-    backbone = BackboneConfig(
-        family="whisper" if language_model is None else lm["model_type"],
-        hidden_size=lm["d_model" if language_model is None else "hidden_size"],
-        num_hidden_layers=lm["decoder_layers" if language_model is None else "num_hidden_layers"],
-        num_attention_heads=lm["decoder_attention_heads" if language_model is None else "num_attention_heads"],
-        intermediate_size=lm["decoder_ffn_dim" if language_model is None else "intermediate_size"],
-        max_position_embeddings=(max_position_embeddings if language_model is None else lm["max_position_embeddings"]),
-    )
-    config = DllmAsrConfig(
-        vocab_size=vocabulary.size,
-        encoder=encoder,
-        adapter=adapter,
-        draft=draft or DraftConfig(),
-        backbone=backbone,
-    )
-    model = DllmAsr(config, vocabulary)
-    model.encoder.load_state_dict(encoder_weights(state))
-    if isinstance(model.backbone, WhisperDecoderBackbone):
-        weights = decoder_weights(state, keep, len(SPECIAL), max_position_embeddings)
-        embedding = state["model.decoder.embed_tokens.weight"]
-        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
-        weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
-        model.backbone.decoder.load_state_dict(weights)
-    else:
-        from tokenthrift.backbones.prefix import PrefixBackbone, trim_vocabulary
-        from tokenthrift.backbones.prefix import language_model as load_language_model
 
-        trimmed = trim_vocabulary(load_language_model(text), keep, len(SPECIAL))
-        _check_family(trimmed.config.to_dict(), cast(PrefixBackbone, model.backbone).lm.config.to_dict())
-        model.backbone = PrefixBackbone(trimmed.eval(), vocabulary.mask_id, prompt=(vocabulary.start_id,))
-    return model
+
+def _cut(source: str, text: Path, keep: list[int], mask_id: int) -> tuple[PreTrainedModel, BackboneConfig]:
+    """A language model with the rows `keep` of its vocabulary and four new ones, and its configuration."""
+    from tokenthrift.backbones.config import PrefixBackboneConfig
+    from tokenthrift.backbones.families import load_backbone
+    from tokenthrift.backbones.prefix import PrefixBackbone, language_model, trim_vocabulary
+
+    family = FAMILIES.get(str(_read(text).get("model_type")))
+    if family is None:
+        trimmed = trim_vocabulary(language_model(fetch(source, FILES)), keep, len(SPECIAL))
+        cut = PrefixBackbone(trimmed.eval(), mask_id)
+    else:
+        whole = load_backbone(cast(Any, family), source, dtype=torch.float32)
+        trimmed = trim_vocabulary(whole.lm, keep, len(SPECIAL))
+        with torch.no_grad():
+            # It knows what MASK is.
+            old, new = (cast(Any, lm.get_input_embeddings()).weight for lm in (whole.lm, trimmed))
+            new[mask_id] = old[whole.mask_id]
+        block = whole.block_size
+        settings: dict[str, Any] = {"shifted": whole.shifted, "attention": whole.attention, "block_size": block}
+        cut = PrefixBackbone(trimmed.eval(), mask_id, **settings)
+    shape = PrefixBackboneConfig.of(cut)
+    return trimmed, BackboneConfig(family=shape.model_type, language_model=BackboneShape(**vars(shape)))
 
 
 def _check_family(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""A small vocabulary cut out of a pretrained one, so that its embeddings can be kept and the model stays small.
+"""Words to tokens: a small vocabulary cut out of a pretrained one, so that its embeddings can be kept and the model
+stays small, or the whole one of a published language model.
 
 Not in the paper, which uses all of LLaDA's 126,464 tokens: transcripts are lower-case words, so only tokens of letters
 and apostrophes are kept. A byte-pair vocabulary is cut by merge rank (every merge is made of earlier ones, so the cut
@@ -8,9 +9,11 @@ that leaves no text) and START.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,22 +23,56 @@ from tokenthrift.config import ConfigError
 
 SPECIAL = ("<|mask|>", "<|end|>", "<|delete|>", "<|start|>")
 UNKNOWN = "[UNK]"
+
+
+def _byte_characters() -> dict[str, int]:
+    """The character that a byte-level BPE writes for each byte: itself where it can be seen, one from 256 on if not."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_characters()
 _BPE_PIECE = re.compile(r"\u0120?[a-z']+|\u0120")
 _WORD_PIECE = re.compile(r"(##)?[a-z']+")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """The tokens of a whole vocabulary that mean more than their text."""
+
+    mask: int
+    eos: int
+    delete: int
+    start: int
 
 
 class Vocabulary:
     """Words to token ids and back.
 
     Args:
-        tokenizer: holds the four special tokens as its last ones.
+        tokenizer: a byte-level BPE or WordPiece tokenizer. A cut vocabulary holds the four special tokens as its last
+            ones.
+        special: those of a whole vocabulary, which may have more rows than the tokenizer has tokens.
+        size: rows of a whole vocabulary.
 
     Raises:
-        ValueError: it lacks one of them, or an id is not below the number of tokens.
+        ValueError: a cut vocabulary lacks one of them, or an id is not below the number of tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: SpecialIds | None = None, size: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self._encode = lru_cache(maxsize=65_536)(self._encode_word)
+        added = tokenizer.get_added_tokens_decoder()
+        self._silent = {i for i, token in added.items() if token.special}
+        if special is not None:
+            self.size = max(size or 0, tokenizer.get_vocab_size())
+            self.mask_id, self.eos_id = special.mask, special.eos
+            self.delete_id, self.start_id = special.delete, special.start
+            self._silent |= {special.mask, special.eos, special.delete, special.start}
+            if (highest := max(self._silent)) >= self.size:
+                raise ValueError(f"there are {self.size} tokens, so none is {highest}")
+            return
         self.size = tokenizer.get_vocab_size()
         found = [i for t in SPECIAL if (i := tokenizer.token_to_id(t)) is not None]
         if len(found) != len(SPECIAL):
@@ -43,7 +80,6 @@ class Vocabulary:
         if (last := max(tokenizer.get_vocab().values())) >= self.size:
             raise ValueError(f"the tokenizer has {self.size} tokens, but ids up to {last}")
         self.mask_id, self.eos_id, self.delete_id, self.start_id = found
-        self._encode = lru_cache(maxsize=65_536)(self._encode_word)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
@@ -65,21 +101,24 @@ class Vocabulary:
         """Token ids of one word of letters and apostrophes."""
         return self._encode(word)
 
-    def piece(self, token: int) -> str:
-        """The text of one token, with a leading space where it starts a word; empty for tokens that write nothing."""
-        text = self.tokenizer.id_to_token(token)
-        if text is None or text in SPECIAL or text == UNKNOWN:
-            return ""
-        if self._is_bpe:
-            return text.replace("\u0120", " ")
-        return text.removeprefix("##") if text.startswith("##") else f" {text}"
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text as it is, special tokens by their names."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """What each token writes after those before it; joined and stripped they are `text`."""
+        """What each token writes after those before it, with a leading space where it starts a word; joined and
+        stripped they are `text`. A character of several tokens is written by the last of them."""
         out: list[str] = []
         last = ""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            piece = self.piece(token)
+            text = "" if token in self._silent else self.tokenizer.id_to_token(token) or ""
+            if self._is_bpe:
+                piece = decoder.decode(bytes(_BYTES[c] for c in text) if set(text) <= _BYTES.keys() else text.encode())
+            elif text == UNKNOWN:
+                piece = ""
+            else:
+                piece = text.removeprefix("##") if text.startswith("##") or not text else f" {text}"
             # BERT's pre-tokeniser parts words at apostrophes.
             glued = not self._is_bpe and (piece == " '" or last == "'")
             out.append(piece[1:] if piece.startswith(" ") and (glued or last == " ") else piece)

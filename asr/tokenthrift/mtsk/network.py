@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from tokenthrift.backbones.causal import PrefixCache, generate, prefill
 from tokenthrift.backbones.generation import Generation
+from tokenthrift.external import allow_missing, drop_external_keys
 from tokenthrift.hub import HubModel
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.audiovisual.encoders import audio_states_of, padded_states, video_states_of
 from tokenthrift.mtsk.config import Compression, MtskConfig
-from tokenthrift.mtsk.external import PARTS, allow_missing, drop_external_keys, external_sources
+from tokenthrift.mtsk.external import PARTS, external_sources
 from tokenthrift.mtsk.language_model import build, exact_positions
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.rates import Rates

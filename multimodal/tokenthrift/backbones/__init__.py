@@ -3,7 +3,8 @@
 masked           the protocol of masked-diffusion backbones, `MaskedDiffusionBackbone`, and what they cache, `Context`
 prefix           BERT, ModernBERT or a decoder without causal mask, with the memory as a prefix
 families         published diffusion models as such backbones: LLaDA, Dream, A2D, Fast-dLLM v2, ModernBERT, BERT
-config           such a backbone as plain data, `PrefixBackboneConfig`
+shape            such a backbone as plain data, `BackboneShape`
+config           one from plain data and to plain data, `PrefixBackboneConfig`
 language_models  the models of transformers behind them: fresh, loaded, cut smaller
 llada            LLaDA's published weights as a Llama
 cached           a prefix backbone that keeps keys and values, for the samplers

@@ -1,6 +1,7 @@
 """Published diffusion language models as masked-diffusion backbones, by family and source, without remote code.
 
     backbone = load_backbone("llada", "GSAI-ML/LLaDA-8B-Instruct", prompt=ids)
+    shape = backbone_shape("llada", "GSAI-ML/LLaDA-8B-Instruct")  # sizes alone, no weights
 
 | family | models | size | what loads |
 | --- | --- | --- | --- |
@@ -31,20 +32,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig
 
-from tokenthrift.backbones.language_models import DECODERS, decoder_from_state, language_model
-from tokenthrift.backbones.llada import llama_from_llada
-from tokenthrift.backbones.prefix import AttentionMask, PrefixBackbone
+from tokenthrift.backbones.language_models import decoder_from_state, language_model
+from tokenthrift.backbones.llada import llada_settings, llada_state
+from tokenthrift.backbones.prefix import PrefixBackbone
+from tokenthrift.backbones.shape import BIDIRECTIONAL, DECODERS, AttentionMask, BackboneShape
 from tokenthrift.config import ConfigError, read_json
 from tokenthrift.sources import SourceError, fetch
 
-__all__ = ["Family", "load_backbone"]
+__all__ = ["Family", "backbone_shape", "backbone_state", "load_backbone"]
 
 Family = Literal["llada", "dream", "a2d", "fast_dllm_v2", "modernbert", "bert"]
 
@@ -62,8 +64,14 @@ _MASK_TOKENS: Final = ("<|mdm_mask|>", "<|mask|>", "|<MASK>|", "[MASK]", "<mask>
 _FAST_DLLM_MASK: Final = 151665  # its config.json does not name it
 _KEPT: Final = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
     *("attention_bias", "mlp_bias", "tie_word_embeddings"),
+)
+# Parts of the names of configuration fields that do not change what a language model says of a text.
+_UNCHECKED: Final = (
+    *("architectures", "auto_map", "cache", "chunk", "classifier", "deterministic", "dropout", "dtype", "initializer"),
+    *("label", "name", "output", "pad", "position_embedding_type", "pretraining", "problem", "reference", "repad"),
+    *("return", "sparse", "token_id", "version"),
 )
 
 
@@ -72,6 +80,7 @@ def load_backbone(
     source: str | Path,
     *,
     prompt: Sequence[int] = (),
+    header: Sequence[int] = (),
     mask_id: int | None = None,
     attention: AttentionMask | None = None,
     dtype: torch.dtype | None = None,
@@ -83,6 +92,7 @@ def load_backbone(
         family: see the table above.
         source: a folder, or a repository on the Hub, with config.json and model.safetensors (or its shards).
         prompt: token ids between memory and response.
+        header: token ids before the memory.
         mask_id: id of MASK; from config.json or tokenizer.json if not given.
         attention: who sees whom; what the family was trained with if not given. "prefix" gives a model that is trained
             on with that mask an exact cache of its prefix.
@@ -97,36 +107,67 @@ def load_backbone(
         SourceError: there is no such source, or a file is missing.
         RuntimeError: a tensor is missing, unknown or of another shape.
     """
-    if family not in get_args(Family):
-        raise ValueError(f"family {family!r} is not one of {', '.join(get_args(Family))}")
-    config = read_json(fetch(source, ["config.json"], revision=revision) / "config.json")
-    found, types = str(config.get("model_type")), _MODEL_TYPES[family]
-    if found not in types:
-        raise ConfigError(f"{source} holds a {found!r}; family {family!r} reads {', '.join(map(repr, types))}")
-    mask_id = _mask_id(family, config, source, revision) if mask_id is None else mask_id
-    if family in ("bert", "modernbert"):
-        lm = language_model(fetch(source, ["config.json", "model.safetensors"], revision=revision))
+    shape = backbone_shape(family, source, mask_id=mask_id, attention=attention, revision=revision)
+    if shape.model_type in DECODERS:
+        lm = decoder_from_state(shape.for_transformers(), backbone_state(family, source, revision=revision))
     else:
-        lm = _decoder(family, config, types[found], _tensors(source, revision))
+        lm = language_model(fetch(source, ["config.json", "model.safetensors"], revision=revision))
     lm.train(False)
     if dtype is not None:
         lm.to(dtype)
-    blocks = family == "fast_dllm_v2"
     return PrefixBackbone(
         lm,
-        mask_id,
+        shape.mask_id,
         prompt=prompt,
-        shifted=family in _SHIFTED,
-        attention=attention or ("blocks" if blocks else "full"),
-        block_size=int(config.get("bd_size", 32)),
+        header=header,
+        shifted=shape.shifted,
+        attention=shape.attention,
+        block_size=shape.block_size,
     ).train(False)
 
 
-def _decoder(family: str, config: Mapping[str, Any], model_type: str, state: dict[str, Tensor]) -> PreTrainedModel:
+def backbone_shape(
+    family: Family,
+    source: str | Path,
+    *,
+    mask_id: int | None = None,
+    attention: AttentionMask | None = None,
+    **options: Any,
+) -> BackboneShape:
+    """What a diffusion language model is made of, from its config.json; no weights are read.
+
+    Args:
+        family: see the table above.
+        source: a folder, or a repository on the Hub.
+        mask_id: as for `load_backbone`.
+        attention: as for `load_backbone`.
+        options: of `sources.fetch`.
+
+    Raises:
+        ValueError: as `load_backbone`, or a setting that a saved backbone cannot say.
+        SourceError: there is no such source.
+    """
+    if family not in get_args(Family):
+        raise ValueError(f"family {family!r} is not one of {', '.join(get_args(Family))}")
+    folder = fetch(source, ["config.json"], **options)
+    config = read_json(folder / "config.json")
+    found, types = str(config.get("model_type")), _MODEL_TYPES[family]
+    if found not in types:
+        raise ConfigError(f"{source} holds a {found!r}; family {family!r} reads {', '.join(map(repr, types))}")
+    own: dict[str, Any] = {
+        "mask_id": _mask_id(family, config, source, options) if mask_id is None else mask_id,
+        "attention": attention or ("blocks" if family == "fast_dllm_v2" else "full"),
+        "block_size": int(config.get("bd_size", 32)),
+        "shifted": family in _SHIFTED,
+    }
     if family == "llada":
-        return llama_from_llada(config, state)
+        return BackboneShape(**llada_settings(config), **own)
+    if types[found] in BIDIRECTIONAL:
+        return _bidirectional(folder, source, own)
     if config.get("use_sliding_window"):
         raise ConfigError("use_sliding_window is true; a backbone's mask has no sliding window")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{source}: hidden_act is {config['hidden_act']!r}; a saved backbone has 'silu'")
     settings = {name: config[name] for name in _KEPT if config.get(name) is not None}
     rotary = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if "type" in rotary:
@@ -134,27 +175,61 @@ def _decoder(family: str, config: Mapping[str, Any], model_type: str, state: dic
     rotary.setdefault("rope_type", "default")
     if "rope_theta" in config:
         rotary.setdefault("rope_theta", config["rope_theta"])
-    return decoder_from_state({**settings, "model_type": model_type, "rope_parameters": rotary}, state)
+    return BackboneShape(**settings, model_type=cast(Any, types[found]), rope_parameters=rotary, **own)
 
 
-def _tensors(source: str | Path, revision: str | None) -> dict[str, Tensor]:
+def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[str, Tensor]:
+    """The weights of a diffusion language model under the names of transformers, in the precision of the file.
+
+    Args:
+        family: see the table above.
+        source: a folder, or a repository on the Hub.
+        options: of `sources.fetch`.
+
+    Raises:
+        SourceError: there is no such source, or a file is missing.
+        KeyError: a tensor name that LLaDA does not have.
+    """
+    if family in BIDIRECTIONAL:
+        # transformers knows the names that its older checkpoints have.
+        lm = language_model(fetch(source, ["config.json", "model.safetensors"], **options))
+        return {name: tensor.detach() for name, tensor in lm.state_dict().items()}
+    state = _tensors(source, options)
+    return llada_state(state) if family == "llada" else state
+
+
+def _bidirectional(folder: Path, source: str | Path, own: Mapping[str, Any]) -> BackboneShape:
+    """The shape of a BERT or ModernBERT; what it cannot say has to be as in a fresh model."""
+    found = AutoConfig.from_pretrained(folder)
+    kept = [name for name in _KEPT if name in BackboneShape.__dataclass_fields__ and name != "head_dim"]
+    settings = {name: value for name in kept if (value := getattr(found, name, None)) is not None}
+    shape = BackboneShape(model_type=found.model_type, **settings, **own)
+    expected: Any = AutoConfig.for_model(**shape.for_transformers())
+    for name, value in expected.to_dict().items():
+        if any(word in name for word in _UNCHECKED) or getattr(found, name, value) == value:
+            continue
+        raise ConfigError(f"{source}: {name} is {getattr(found, name)}; a saved backbone has {value}")
+    return shape
+
+
+def _tensors(source: str | Path, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of one file, or of all shards that an index names."""
     index = "model.safetensors.index.json"
     try:
-        folder = fetch(source, ["model.safetensors"], revision=revision)
+        folder = fetch(source, ["model.safetensors"], **options)
         names = {"model.safetensors"}
     except SourceError:
-        folder = fetch(source, [index], revision=revision)
+        folder = fetch(source, [index], **options)
         names = set(read_json(folder / index)["weight_map"].values())
-        folder = fetch(source, sorted(names), revision=revision)
+        folder = fetch(source, sorted(names), **options)
     return {key: tensor for name in sorted(names) for key, tensor in load_file(folder / name).items()}
 
 
-def _mask_id(family: str, config: Mapping[str, Any], source: str | Path, revision: str | None) -> int:
+def _mask_id(family: str, config: Mapping[str, Any], source: str | Path, options: Mapping[str, Any]) -> int:
     if config.get("mask_token_id") is not None:
         return int(config["mask_token_id"])
     try:
-        text = (fetch(source, ["tokenizer.json"], revision=revision) / "tokenizer.json").read_text(encoding="utf-8")
+        text = (fetch(source, ["tokenizer.json"], **options) / "tokenizer.json").read_text(encoding="utf-8")
         added = {token["content"]: token["id"] for token in json.loads(text).get("added_tokens", [])}
     except SourceError:
         added = {}

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from tokenthrift.backbones.shape import BIDIRECTIONAL, DECODERS
+
 __all__ = [
     "BIDIRECTIONAL",
     "DECODERS",
@@ -29,8 +31,6 @@ __all__ = [
     "vocabulary_logits",
 ]
 
-BIDIRECTIONAL = ("bert", "modernbert")
-DECODERS = ("llama", "qwen2", "qwen3")
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 

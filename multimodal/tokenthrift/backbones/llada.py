@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tokenthrift.backbones.language_models import decoder_from_state
 
-__all__ = ["llama_from_llada"]
+__all__ = ["llada_projection", "llada_settings", "llada_state", "llama_from_llada"]
 
 _TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
 _BLOCK = {
@@ -47,13 +47,22 @@ def llama_from_llada(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         KeyError: a tensor name that LLaDA does not have.
         RuntimeError: a tensor is missing or has the wrong shape.
     """
+    return decoder_from_state(llada_settings(config), llada_state(state))
+
+
+def llada_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the Llama, as plain data.
+
+    Raises:
+        ValueError: an architecture switch that a Llama does not have.
+    """
     expected = {"layer_norm_type": "rms", "block_type": "llama", "activation_type": "silu", "rope": True}
     expected |= {"alibi": False, "include_bias": False, "include_qkv_bias": False, "scale_logits": False}
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise ValueError(f"LLaDA's {name} is {config[name]!r}; a Llama has {value!r}")
     heads = config["n_heads"]
-    settings = {
+    return {
         "model_type": "llama",
         "vocab_size": config.get("embedding_size") or config["vocab_size"],
         "hidden_size": config["d_model"],
@@ -66,7 +75,20 @@ def llama_from_llada(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
         "tie_word_embeddings": config["weight_tying"],
     }
-    return decoder_from_state(settings, {_llama_name(name): tensor for name, tensor in state.items()})
+
+
+def llada_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LLaDA's tensors under the names of a Llama.
+
+    Raises:
+        KeyError: a tensor name that LLaDA does not have.
+    """
+    return {_llama_name(name): tensor for name, tensor in state.items()}
+
+
+def llada_projection(name: str) -> str:
+    """The name that a Llama has for a projection of LLaDA's blocks (`attn_out` is `o_proj`); others stay."""
+    return _BLOCK.get(name, name).rpartition(".")[2]
 
 
 def _llama_name(name: str) -> str:

@@ -15,27 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tokenthrift.backbones.language_models import (
-    DECODERS,
     check_model_type,
     language_model,
     trim_vocabulary,
     vocabulary_logits,
 )
 from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, hinted, zero_padding
+from tokenthrift.backbones.shape import DECODERS, AttentionMask
 from tokenthrift.padding import gather_rows, pack
 
 __all__ = ["AttentionMask", "Keys", "PrefixBackbone", "language_model", "pack", "trim_vocabulary"]
-
-AttentionMask = Literal["full", "prefix", "blocks"]
-"""Who sees whom. "full": all see all. "prefix": memory and prompt do not see the response. "blocks": a position sees
-its own block and those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +50,13 @@ class Keys:
 
 
 class PrefixBackbone(MaskedDiffusionBackbone):
-    """A language model whose input is [memory, prompt, response].
+    """A language model whose input is [header, memory, prompt, response].
 
     Args:
         lm: a masked or causal language model, see `language_model`; `memory_size` is its embedding width.
         mask_id: id of MASK in its vocabulary.
         prompt: token ids between memory and response, the same for every row.
+        header: token ids before the memory, the same for every row: what a chat template says before a user speaks.
         shifted: True where the model was pretrained to predict the token after each position (Dream, or any
             autoregressive start); the logits of a slot are then read one position earlier.
         attention: who sees whom; anything but "full" needs a decoder, was trained with, and lets `context` compute the
@@ -72,6 +69,7 @@ class PrefixBackbone(MaskedDiffusionBackbone):
     """
 
     prompt: Tensor
+    header: Tensor
 
     def __init__(
         self,
@@ -79,6 +77,7 @@ class PrefixBackbone(MaskedDiffusionBackbone):
         mask_id: int,
         *,
         prompt: Sequence[int] = (),
+        header: Sequence[int] = (),
         shifted: bool = False,
         attention: AttentionMask = "full",
         block_size: int = 32,
@@ -92,24 +91,28 @@ class PrefixBackbone(MaskedDiffusionBackbone):
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         self.vocab_size, self.memory_size = cast(Tensor, lm.get_input_embeddings().weight).shape
-        if not all(0 <= token < self.vocab_size for token in (mask_id, *prompt)):
-            raise ValueError(f"mask_id {mask_id} and prompt {list(prompt)} must lie within 0..{self.vocab_size - 1}")
+        if not all(0 <= token < self.vocab_size for token in (mask_id, *header, *prompt)):
+            raise ValueError(
+                f"mask_id {mask_id} and prompt {[*header, *prompt]} must lie within 0..{self.vocab_size - 1}"
+            )
         self.lm = lm
         self.mask_id = mask_id
         self.shifted = shifted
         self.attention: AttentionMask = attention
         self.block_size = block_size
         self.register_buffer("prompt", torch.tensor(list(prompt), dtype=torch.int64), persistent=False)
+        self.register_buffer("header", torch.tensor(list(header), dtype=torch.int64), persistent=False)
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
-        """Packs memory and prompt, and computes the part of them that never sees the response.
+        """Packs header, memory and prompt, and computes the part of them that never sees the response.
 
         See `MaskedDiffusionBackbone.context`. The states are the packed embeddings and, unless all see all, the last
         hidden state of that part and its keys and values, layer by layer.
         """
-        prompt = self.embed(self.prompt).expand(len(memory), -1, -1)
-        states = torch.cat([zero_padding(memory, memory_mask).to(prompt.dtype), prompt], 1)
-        states, mask = pack(states, torch.cat([memory_mask, memory_mask.new_ones(prompt.shape[:2])], 1))
+        header, prompt = (self.embed(ids).expand(len(memory), -1, -1) for ids in (self.header, self.prompt))
+        states = torch.cat([header, zero_padding(memory, memory_mask).to(prompt.dtype), prompt], 1)
+        there = (memory_mask.new_ones(header.shape[:2]), memory_mask, memory_mask.new_ones(prompt.shape[:2]))
+        states, mask = pack(states, torch.cat(there, 1))
         if self.attention == "full":
             return Context(mask, (states,))
         done = self._done(mask)

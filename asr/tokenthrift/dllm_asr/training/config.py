@@ -7,9 +7,10 @@ key of a recipe (`model.init_args.config`) and a flag of `tokenthrift fit`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from tokenthrift.config import check_within
-from tokenthrift.dllm_asr.config import AdapterConfig, DraftConfig
+from tokenthrift.config import ConfigError, check_within
+from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DraftConfig
 
 __all__ = ["ExampleConfig", "TrainingConfig"]
 
@@ -39,7 +40,17 @@ class TrainingConfig:
     whisper: str = "openai/whisper-tiny.en"
     """Transformers checkpoint of an English Whisper, folder or Hub id."""
     language_model: str | None = None
-    """Transformers checkpoint to denoise with (BERT, ModernBERT, Llama); Whisper's own decoder if not given."""
+    """Checkpoint to denoise with, cut to a small vocabulary and trained as a whole (BERT, ModernBERT, Llama, Qwen2,
+    Qwen3, LLaDA, Dream); Whisper's own decoder if not given."""
+    backbone: BackboneConfig | None = None
+    """Published language model in place of it, by family and source, with its whole vocabulary; frozen, or with
+    adapters (`lora`)."""
+    encoder: Literal["whisper", "step_audio"] = "whisper"
+    """What `whisper` names: a Whisper, or Step-Audio-2-mini. The latter needs a `backbone`."""
+    copy_encoder: bool = True
+    """Copy the encoder's weights into the model's file; otherwise its folder names their source. With a `backbone`."""
+    copy_language_model: bool = False
+    """Train all weights of `backbone` and copy them into the model's file."""
     vocab_size: int = 5000
     """Most tokens to keep of its vocabulary."""
     max_position_embeddings: int = 256
@@ -65,5 +76,11 @@ class TrainingConfig:
     """Share of the encoder states that are set to zero, in spans of up to 0.3 s."""
 
     def __post_init__(self) -> None:
+        if self.backbone is not None and self.language_model is not None:
+            raise ConfigError("language_model and backbone both name a language model; give one of them")
+        if self.backbone is not None and self.backbone.source is None:
+            raise ConfigError("backbone.source names the published language model to begin with")
+        if self.backbone is None and (self.encoder != "whisper" or not self.copy_encoder or self.copy_language_model):
+            raise ConfigError("encoder, copy_encoder and copy_language_model are settings of a model around a backbone")
         check_within("visible_weight", self.visible_weight, 0.0, 10.0)
         check_within("time_mask_prob", self.time_mask_prob, 0.0, 0.9)

@@ -17,8 +17,8 @@ from torch import Tensor
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.config import to_plain
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
-from tokenthrift.dllm_asr.model import STATE_RATE
-from tokenthrift.dllm_asr.pretrained import assemble
+from tokenthrift.dllm_asr.model import STATE_RATE, DllmAsr
+from tokenthrift.dllm_asr.pretrained import assemble, assemble_around, encoder_of
 from tokenthrift.dllm_asr.training.batch import AudioBatch, Batch
 from tokenthrift.dllm_asr.training.config import TrainingConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss, time_mask
@@ -43,6 +43,27 @@ class ValidationRow(NamedTuple):
     rounds: int
 
 
+def assembled(config: TrainingConfig) -> DllmAsr:
+    """The model that a training begins with, around the pretrained parts that its configuration names."""
+    if config.backbone is not None:
+        return assemble_around(
+            encoder_of(config.whisper, config.encoder),
+            config.backbone,
+            adapter=config.adapter,
+            draft=config.draft,
+            copy_encoder=config.copy_encoder,
+            copy_language_model=config.copy_language_model,
+        )
+    return assemble(
+        config.whisper,
+        config.language_model,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        adapter=config.adapter,
+        draft=config.draft,
+    )
+
+
 class DllmAsrModule(L.LightningModule):
     """Trains the draft head, the adapter and the language model.
 
@@ -62,14 +83,8 @@ class DllmAsrModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters({"config": to_plain(config), "optim": to_plain(optim)})
         self.config, self.optim = config, optim
-        self.model = assemble(
-            config.whisper,
-            config.language_model,
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_position_embeddings,
-            adapter=config.adapter,
-            draft=config.draft,
-        )
+        self.model = assembled(config)
+        trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self.has_draft = config.train_draft
         for source in config.start_from:
             try:
@@ -79,8 +94,10 @@ class DllmAsrModule(L.LightningModule):
             self.has_draft |= any(name.startswith(DRAFT) for name in filled)
         self.model.train().encoder.eval()
         self.model.draft.requires_grad_(config.train_draft)
-        for part in (self.model.adapter, self.model.backbone):
-            part.requires_grad_(config.train_denoiser)
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(("adapter.", "backbone.")):
+                # A published language model is frozen but for its adapters.
+                parameter.requires_grad_(config.train_denoiser and name in trainable)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay; the CTC head has a learning rate of its own."""
