@@ -11,10 +11,10 @@ from torch import Tensor
 from tests.multimodal.tiny_vlms import IMAGE, Clip, Picture, Row, build, encode, shared
 from tokenthrift import attachment
 from tokenthrift.attachment import attach
+from tokenthrift.attachment.items import Encoded, encoded_items
 from tokenthrift.budget import BudgetError, BudgetLike, TokenBudget
 from tokenthrift.reducers import Uniform
 from tokenthrift.tokens import TokenBatch
-from tokenthrift.visual_grids import grids_of_rows
 from tokenthrift.vqtoken import VQToken
 
 FAMILIES = pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl"])
@@ -122,16 +122,24 @@ def test_beams_know_the_grids_too(family: str) -> None:
     assert spy.seen[0].grids == (GRID[family],) * 6
 
 
-def test_grids_of_copied_rows() -> None:
+def test_items_of_rows_that_were_copied_for_beams() -> None:
     small, large = (1, 2, 2), (2, 2, 2)
-    assert grids_of_rows([small, large, small], [0, 0, 1, 1, 2, 3], [4, 8, 4, 8, 4, 5]) == [
-        *(small, large, small, large, small, small)
-    ]
-    assert grids_of_rows([], [0, 1], [4, 3]) == [(4, 1, 1), (3, 1, 1)]
-    assert grids_of_rows([large], [0], [4]) == [(4, 1, 1)]
-    assert grids_of_rows([small, large], [0, 0, 1], [4, 8, 4]) == [(4, 1, 1), (8, 1, 1), (4, 1, 1)]
-    # Rows 0 and 1 would be copies of each other, yet hold another number of items than were encoded.
-    assert grids_of_rows([small, large], [0, 1, 1, 1], [4] * 4) == [(4, 1, 1)] * 4
+
+    def found(counts: list[int], lengths: list[int], grids: list[Any], within: bool = False) -> list[Any]:
+        placeholders = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        items = encoded_items("video", placeholders, Encoded(lengths, grids, within))
+        return [(item.row, item.columns[0].item(), len(item.columns), item.grid) for item in items]
+
+    once = [(0, 0, 4, small), (0, 4, 8, large)]
+    assert found([12, 4], [4, 8, 4], [small, large, small]) == [*once, (1, 0, 4, small)]
+    copied = [(row + 1, *rest) for row, *rest in once]
+    assert found([12, 12], [4, 8], [small, large]) == [*once, *copied]
+    assert found([5, 5], [4, 4], [small, small], within=True) == [(0, 0, 5, small), (1, 0, 5, small)]  # a newline each
+    assert found([4], [4], [large]) == [(0, 0, 4, (4, 1, 1))]
+    with pytest.raises(ValueError, match="13 placeholders for 12 video tokens in 2 rows"):
+        found([12, 1], [4, 8], [small, large])
+    with pytest.raises(ValueError, match="more than one row"):
+        found([6, 6], [4, 8], [small, large], within=True)
 
 
 @FAMILIES
