@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.multimodal.tiny_families import Clip, Picture, Recording, Row, encode, shared
-from tests.multimodal.tiny_vlms import logits
+from tests.multimodal.tiny_families import Recording, Row, encode, shared
+from tests.multimodal.tiny_vlms import Clip, Picture, logits
 from tokenthrift.attachment import attach, reducer_from
 from tokenthrift.budget import BudgetError
-from tokenthrift.reducers import AveragePooling, BipartiteMerging, NormPruning, Uniform
+from tokenthrift.reducers import AveragePooling, BipartiteMerging, NormPruning, QuerySelection, Uniform
+from tokenthrift.tokens import TokenBatch
 
 OMNI = "qwen2_5_omni_thinker"
 # 8 and 4 tokens of pictures, 8 of a clip, 16 of a recording; then 4 of a picture.
@@ -112,3 +113,24 @@ def test_text_names_a_reducer_and_a_budget() -> None:
         attach(model, "tom:25%").__enter__()
     with pytest.raises(ValueError, match="a budget twice"):
         attach(model, "tome:25%", "50%").__enter__()
+
+
+def test_a_reducer_that_reads_the_question_is_given_the_text_of_the_row() -> None:
+    model = shared("llava")
+    rows: list[Row] = [[10, Picture(1), 11, 12], [20, Picture(2), 21, 22, 23, 24]]
+    seen: list[Any] = []
+
+    class Spy(QuerySelection):
+        def reduce(self, tokens: TokenBatch, budget: Any, query: Any = None) -> TokenBatch:
+            seen.append(query)
+            return super().reduce(tokens, budget, query)
+
+    with attach(model, Spy(), "25%"):
+        alone = [logits(model, encode("llava", [row]))[0] for row in rows]
+        inputs = encode("llava", rows, "right")
+        for got, real, expected in zip(logits(model, inputs), inputs["attention_mask"].bool(), alone, strict=True):
+            torch.testing.assert_close(got[real], expected, rtol=0, atol=1e-4)
+    words = [[10, 1, 2, 11, 12], [20, 1, 2, 21, 22, 23, 24]]  # START and END are text
+    table = model.get_input_embeddings().weight
+    for query in ([*seen[0], *seen[1]], seen[2]):
+        assert all(torch.equal(found, table[ids]) for found, ids in zip(query, words, strict=True))

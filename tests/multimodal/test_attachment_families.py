@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.multimodal.test_attachment_limits import traces
-from tests.multimodal.tiny_families import AUDIO, TINY, Clip, Picture, Recording, build, encode, rows_of, shared
-from tests.multimodal.tiny_vlms import IMAGE, VIDEO, generated, logits
+from tests.multimodal.tiny_families import AUDIO, TINY, Recording, build, encode, rows_of, shared
+from tests.multimodal.tiny_vlms import IMAGE, VIDEO, Clip, Picture, generated, logits
 from tokenthrift.attachment import FAMILIES, attach
 from tokenthrift.reducers import AveragePooling, BipartiteMerging, ItemReducer, Uniform
 from tokenthrift.tokens import TokenBatch
@@ -39,7 +39,7 @@ def shrunk_by_hand(family: str, row: Any, reducer: ItemReducer, budget: str) -> 
     layers, seen = seam(model, inputs)
     embeddings, ids = seen["inputs_embeds"][0].clone(), inputs["input_ids"][0]
     deep = [feature.clone() for feature in seen.get("deepstack_visual_embeds") or ()]
-    marked = seen.get("visual_pos_masks")
+    marked: Any = seen.get("visual_pos_masks")
     keep = torch.ones(len(ids), dtype=torch.bool)
     queues = {kind: (ids == token).nonzero().flatten().tolist() for kind, token in SLOTS.items()}
     for part in row:

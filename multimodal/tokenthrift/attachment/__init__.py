@@ -31,7 +31,8 @@ call of a shallow copy or of a DataParallel replica, which would read another mo
 """
 
 from tokenthrift.attachment.attaching import attach
+from tokenthrift.attachment.choices import reducer_from
 from tokenthrift.attachment.families import FAMILIES, Family, Medium, register_family
 from tokenthrift.attachment.handle import Attachment
 
-__all__ = ["FAMILIES", "Attachment", "Family", "Medium", "attach", "register_family"]
+__all__ = ["FAMILIES", "Attachment", "Family", "Medium", "attach", "reducer_from", "register_family"]

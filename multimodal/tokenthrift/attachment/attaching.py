@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
@@ -35,7 +35,8 @@ def attach(
 
     Args:
         model: A transformers model of a known family, bare, with a head, or wrapped (PEFT, torch.compile).
-        reducer: Anything that keeps the width of the embeddings; or a mapping from modalities to reducers.
+        reducer: Anything that keeps the width of the embeddings; a mapping from modalities to reducers; or the name of
+            a training-free one (`reducer_from`), with a budget after a colon: "tome:25%".
         budget: Ceilings per item; a mapping from modalities; or a list with one budget for each item that every call
             reduces, in reading order, row by row.
         total: Most tokens of all items of a row (a prompt) together, shared by their native tokens when a call is
@@ -56,7 +57,7 @@ def attach(
     """
     inner, family = find_model(model)
     choice = choose(reducer, budget, total, modalities, tuple(family.media))
-    limits = choice.budgets if isinstance(choice.budgets, list) else list(choice.budgets.values())  # type: ignore[attr-defined]
+    limits = list(choice.budgets.values()) if isinstance(choice.budgets, Mapping) else choice.budgets
     rate = next((limit.tokens_per_second for limit in limits if limit.tokens_per_second is not None), None)
     if rate is not None and seconds is None:
         raise BudgetError(

@@ -12,17 +12,38 @@ from typing import Any, TypeAlias
 
 from tokenthrift.allocation import allocate
 from tokenthrift.budget import BudgetError, BudgetLike, ItemSize, TokenBudget, budgets_for
-from tokenthrift.reducers.base import TokenReducer
+from tokenthrift.reducers import REDUCERS, TokenReducer
 
-__all__ = ["Budgets", "Choice", "Reducers", "choose"]
+__all__ = ["Budgets", "Choice", "Reducers", "choose", "reducer_from"]
 
-Reducers: TypeAlias = TokenReducer | Mapping[str, TokenReducer]
-"""One reducer, or one for each modality."""
+Reducers: TypeAlias = TokenReducer | str | Mapping[str, TokenReducer | str]
+"""One reducer, or one for each modality; text names one, and its budget after a colon: "tome:25%"."""
 Budgets: TypeAlias = BudgetLike | Mapping[str, BudgetLike] | Sequence[BudgetLike]
 """One budget, one for each modality, or a list with one for each item."""
 
 
+_SHORT = {
+    "tome": "merging",
+    "norm": "norm-pruning",
+    "pool": "average-pooling",
+    "divprune": "max-min-diversity",
+    "cdpruner": "conditional-diversity",
+    "sparsevlm": "query-selection",
+    "evs": "temporal-merging",
+}
 _COMMON = ("image", "video", "audio")
+
+
+def reducer_from(name: str) -> TokenReducer:
+    """The training-free reducer of that name, or of the short name of its method: "merging" is "tome".
+
+    Raises:
+        ValueError: There is none.
+    """
+    build = REDUCERS.get(_SHORT.get(name, name))
+    if build is None:
+        raise ValueError(f"no reducer named {name!r}; there are {', '.join([*REDUCERS, *_SHORT])}")
+    return build()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,34 +115,44 @@ def choose(
         BudgetError: A reducer does not honor a field of its budget, or the total is no count of tokens.
         ValueError: A modality is not one of the model.
     """
-    by_modality = isinstance(budget, Mapping) and bool(budget) and not set(budget).difference({*known, *_COMMON})
-    mappings = [value for value, is_one in ((reducer, isinstance(reducer, Mapping)), (budget, by_modality)) if is_one]
+    if isinstance(reducer, str):
+        name, colon, text = (part.strip() for part in reducer.partition(":"))
+        if colon and budget is not None:
+            raise ValueError(f"{reducer!r} with budget={budget!r} names a budget twice")
+        reducer, budget = reducer_from(name), text if colon else budget
+    by_modality: Mapping[str, Any] | None = None
+    if isinstance(budget, Mapping) and budget and not set(budget).difference({*known, *_COMMON}):
+        by_modality = budget
+    mappings = [value for value in (reducer, by_modality) if isinstance(value, Mapping)]
     if modalities is not None:
         named = set(modalities)
     elif mappings:
-        named = set(mappings[0])  # type: ignore[arg-type]
+        named = set(mappings[0])
     else:
         named = set(getattr(reducer, "modalities", known)).intersection(known)
-    for names in (named, *mappings):
-        if unknown := set(names).difference(known):  # type: ignore[arg-type]
+    for names in (named, *map(set, mappings)):
+        if unknown := names.difference(known):
             raise ValueError(
                 f"no modalities that can be reduced: {', '.join(sorted(unknown))}; this model reads {', '.join(known)}"
             )
-    for names in mappings:
-        if named != set(names):  # type: ignore[arg-type]
+        if names != named:
             raise ValueError(
-                f"{', '.join(sorted(named))} is reduced, but reducers or budgets are for {', '.join(sorted(names))}"  # type: ignore[arg-type]
+                f"{', '.join(sorted(named))} is reduced, but reducers or budgets are for {', '.join(sorted(names))}"
             )
     chosen = [modality for modality in known if modality in named]
-    reducers = {m: reducer[m] if isinstance(reducer, Mapping) else reducer for m in chosen}
+    reducers: dict[str, TokenReducer] = {}
+    for modality in chosen:
+        one = reducer[modality] if isinstance(reducer, Mapping) else reducer
+        reducers[modality] = reducer_from(one) if isinstance(one, str) else one
     if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
         raise BudgetError(f"a total of {total!r}", "a number of tokens from 1", 1)
     budgets: Any
     if isinstance(budget, list | tuple):
         budgets = [TokenBudget.parse(each) for each in budget]
-        checks = [(reducer, limit) for limit in budgets for reducer in reducers.values()]
+        checks = [(each, limit) for limit in budgets for each in reducers.values()]
     else:
-        budgets = {m: TokenBudget.parse(budget.get(m) if by_modality else budget) for m in chosen}  # type: ignore
+        parsed: Any = budget
+        budgets = {m: TokenBudget.parse(parsed if by_modality is None else by_modality[m]) for m in chosen}
         checks = [(reducers[m], budgets[m]) for m in chosen]
     for each, limit in checks:
         each.support.check(limit)

@@ -172,7 +172,7 @@ class Attachment:
         if items:
             if cache is not None and cache.get_seq_length() > 0:
                 raise ValueError(f"visual tokens are reduced at the start of a key-value cache only; {NEW_CACHE}")
-            reduced, kept = self._reduce(kwargs, items)
+            reduced, kept = self._reduce(kwargs, items, given)
             kwargs = {**kwargs, **reduced}
             if kept.all():
                 return args, kwargs
@@ -231,7 +231,9 @@ class Attachment:
                 items += runs(modality, placeholders)
         return sorted(items, key=lambda item: (item.row, int(item.columns[0])))
 
-    def _reduce(self, kwargs: Mapping[str, Any], items: Sequence[Item]) -> tuple[dict[str, Any], Tensor]:
+    def _reduce(
+        self, kwargs: Mapping[str, Any], items: Sequence[Item], given: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Tensor]:
         """Puts reduced tokens where those they stand for were; returns what changes, and (B, L) which stay."""
         embeddings: Tensor = kwargs["inputs_embeds"]
         if self._seconds is not None and len(self._seconds) != len(items):
@@ -249,7 +251,11 @@ class Attachment:
         groups = self._choice.groups(modalities)
         for reducer, chosen in groups:
             batch = tokens if len(groups) == 1 else tokens.select(chosen)
-            reduced = reducer.reduce(batch, [limits[i] for i in chosen])
+            more: dict[str, Any] = {}
+            if getattr(reducer, "reads_query", False):
+                text = self._text(given).to(embeddings.device)
+                more["query"] = [embeddings[items[i].row, text[items[i].row]] for i in chosen]
+            reduced = reducer.reduce(batch, [limits[i] for i in chosen], **more)
             if reduced.embeddings.shape[-1] != embeddings.shape[-1]:
                 raise ValueError(
                     f"{type(reducer).__name__} makes embeddings of width {reduced.embeddings.shape[-1]}, but the "
@@ -274,6 +280,14 @@ class Attachment:
         for name in lists:
             changes[name], features = features[: len(kwargs[name])], features[len(kwargs[name]) :]
         return changes, kept
+
+    def _text(self, given: Mapping[str, Any]) -> Tensor:
+        """(B, L) bool: what is neither media nor padding."""
+        ids, mask = given["input_ids"], given.get("attention_mask")
+        text = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
+        for medium in self._family.media.values():
+            text &= ids != getattr(self._model.config, medium.token)
+        return text
 
     def _features(self, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
         """Copies of all that is reduced like the tokens, and (B, L) the row of each position in them."""
