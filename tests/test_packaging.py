@@ -227,7 +227,7 @@ for name in {needless!r}:
     import_module(name)
 from tokenthrift.registry import SYSTEMS, resolve
 for system in SYSTEMS.values():
-    for target in filter(None, (system.model, system.files)):
+    for target in filter(None, (system.model, system.files, system.evaluator)):
         resolve(target)
 for name in {USES_TRAINING!r}:
     try:

@@ -24,12 +24,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from decimal import Decimal
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Protocol, Self, TypeAlias
 
 from tokenthrift.item_size import BudgetError, ItemSize, NativeCost, SizeLike, TokenUsage, sizes_of
+from tokenthrift.short_forms import SHORT_FORMS, number_in, read_short_form
 
 __all__ = [
     "BudgetError",
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 _CEILINGS = ("max_tokens", "retention", "tokens_per_second", "target_error")
-_SHORT_FORMS = "64, 25%, 12.5/s or e0.05, joined by commas"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ class TokenBudget:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             kind = type(value).__name__
             nearest = "give it as decode=" if kind == "DecodeBudget" else 64
-            raise BudgetError(f"a budget of type {kind}", f"{_SHORT_FORMS}, a mapping or a TokenBudget", nearest)
+            raise BudgetError(f"a budget of type {kind}", f"{SHORT_FORMS}, a mapping or a TokenBudget", nearest)
         text = str(value).strip()
         if text.startswith("{"):
             try:
@@ -137,7 +136,7 @@ class TokenBudget:
                 raise BudgetError(f"budget {text!r}", f"a JSON object ({error})", '{"max_tokens": 64}') from None
         found: dict[str, int | float] = {}
         for part in text.split(","):
-            name, number = _short_form(part.strip(), text)
+            name, number = read_short_form(part.strip(), text)
             if name in found:
                 raise BudgetError(f"budget {text!r} sets {name} twice", "each ceiling once", part.strip())
             found[name] = number
@@ -327,30 +326,6 @@ def _exact(number: float) -> Fraction:
     return Fraction(repr(number))
 
 
-def _short_form(part: str, text: str) -> tuple[str, int | float]:
-    try:
-        if part.endswith("%"):
-            return "retention", float(Decimal(part[:-1]) / 100)
-        if part.endswith("/s"):
-            return "tokens_per_second", float(Decimal(part[:-2]))
-        if part.startswith("e"):
-            return "target_error", float(Decimal(part[1:]))
-        return "max_tokens", int(part)
-    except (ArithmeticError, ValueError):
-        raise BudgetError(f"budget {text!r}", _SHORT_FORMS, _nearest_short_form(part)) from None
-
-
-def _nearest_short_form(part: str) -> str:
-    """What a person who wrote a bare number most likely meant: a share up to 1, whole tokens above it."""
-    try:
-        number = float(part)
-    except ValueError:
-        return "100%"
-    if not (math.isfinite(number) and number > 0):
-        return "1"
-    return f"{number * 100:g}%" if number <= 1 else str(math.floor(number))
-
-
 def _known(cls: type[TokenBudget] | type[DecodeBudget], data: Mapping[str, Any]) -> dict[str, Any]:
     names = [f.name for f in fields(cls)]
     for key in data:
@@ -365,7 +340,8 @@ def _check_int(budget: TokenBudget | DecodeBudget, name: str, least: int) -> Non
     if value is None and name != "min_tokens":
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BudgetError(f"{name}={value!r}", f"an integer from {least}", f"{name}={least}")
+        nearest = max(least, math.floor(number_in(value, least)))
+        raise BudgetError(f"{name}={value!r}", f"an integer from {least}", f"{name}={nearest}")
 
 
 def _check_float(
@@ -377,5 +353,8 @@ def _check_float(
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value > at_most or not (value > 0 or (zero and value == 0)):
         low, high = "from 0" if zero else "above 0", "" if at_most == math.inf else f" up to {at_most:g}"
-        raise BudgetError(f"{name}={value!r}", f"a finite number {low}{high}", f"{name}={0 if zero else 1}")
+        nearest = number_in(value, 1)
+        if not (0 < nearest <= at_most):
+            nearest = 0 if zero else 1
+        raise BudgetError(f"{name}={value!r}", f"a finite number {low}{high}", f"{name}={nearest:g}")
     object.__setattr__(budget, name, float(value))

@@ -5,6 +5,7 @@ a path that leads nowhere). It is imported when it is called, so `tokenthrift --
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -16,10 +17,10 @@ from tokenthrift.version import __version__
 # Heading, then command: (function, one line of help).
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Train (a recipe says what: --config recipes/SYSTEM/NAME.yaml)": {
-        "fit": ("tokenthrift.training.cli:fit", "train a model"),
-        "validate": ("tokenthrift.training.cli:validate", "measure a model on its validation data"),
-        "test": ("tokenthrift.training.cli:test", "measure a model on its test data"),
-        "predict": ("tokenthrift.training.cli:predict", "run a model over its prediction data"),
+        "fit": ("tokenthrift.commands.train:fit", "train a model"),
+        "validate": ("tokenthrift.commands.train:validate", "measure a model on its validation data"),
+        "test": ("tokenthrift.commands.train:test", "measure a model on its test data"),
+        "predict": ("tokenthrift.commands.train:predict", "run a model over its prediction data"),
     },
     "Use": {
         "transcribe": ("tokenthrift.transcription.cli:main", "write transcripts of recordings"),
@@ -67,12 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command: Callable[[Sequence[str]], int] = resolve(targets[name])
-        return command(rest)
+        code = command(rest)
+        sys.stdout.flush()
+        return code
     except MissingExtraError as error:
         print(f"tokenthrift {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has seen enough; Python's own flush at the end would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _help() -> str:

@@ -1,19 +1,21 @@
-"""Optional dependencies, imported at first use: ``torchaudio = extras.require("torchaudio")`` inside a function.
+"""Optional and heavy dependencies, imported at first use: ``timm = extras.require("timm")`` inside a function.
 
-Modules that are themselves optional, as Lightning's are, import theirs at the top; `registry.resolve` asks `missing`
-what to say where that fails.
+Modules that are themselves optional, as Lightning's are, import theirs at the top; who imports such a module does so
+`with naming_extras()`.
 
 An installed package can still fail to load (torchvision and torchaudio raise ``RuntimeError`` or ``OSError`` when they
 were built for another torch), so every such failure gets the same answer: the extra to install, and the cause.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Final
 
-# Import name of every optional dependency and the extra in pyproject.toml that brings it.
+# Import name of every such dependency and the extra in pyproject.toml that brings it; "" for what always comes.
 EXTRAS: Final = {
-    "av": "audio",
+    "av": "",
     "cv2": "lips",
     "decord": "video",
     "jiwer": "evaluation",
@@ -25,7 +27,7 @@ EXTRAS: Final = {
     "rapidfuzz": "train",
     "scipy": "evaluation",
     "timm": "vision",
-    "torchaudio": "audio",
+    "torchaudio": "",
     "torchmetrics": "evaluation",
     "torchvision": "vision",
     "whisper": "evaluation",
@@ -33,7 +35,7 @@ EXTRAS: Final = {
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is absent or does not load; the message names the extra that brings it."""
+    """A dependency is absent or does not load; the message says which installation brings it."""
 
 
 def require(module: str) -> ModuleType:
@@ -48,9 +50,19 @@ def require(module: str) -> ModuleType:
         raise missing(module, error) from error
 
 
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Turns the failure of an import in the block, where an extra brings what is missing, into MissingExtraError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+            raise
+        raise missing(error.name, error) from error
+
+
 def missing(module: str, cause: Exception) -> MissingExtraError:
     """What to raise where an optional dependency does not load."""
     extra = EXTRAS[module.partition(".")[0]]
-    return MissingExtraError(
-        f"{module} could not be imported ({cause}); install it with: pip install 'tokenthrift[{extra}]'"
-    )
+    what = f"'tokenthrift[{extra}]'" if extra else "tokenthrift"
+    return MissingExtraError(f"{module} could not be imported ({cause}); install it with: pip install {what}")

@@ -14,6 +14,8 @@ from typing import Any
 
 import lazy_loader
 
+from tokenthrift.extras import naming_extras
+
 __all__ = ["attach", "deprecated"]
 
 Getattr = Callable[[str], Any]
@@ -26,13 +28,19 @@ def attach(
 
     Args:
         package: its `__name__`.
-        names: every public name, and the submodule that it lives in.
+        names: every public name, and the submodule that it lives in. One that needs an extra which is not installed
+            raises MissingExtraError when it is asked for.
         renamed: old public names, and the public names that they are called now.
     """
     submodules: dict[str, list[str]] = {}
     for name, module in names.items():
         submodules.setdefault(module, []).append(name)
-    find, list_names, public = lazy_loader.attach(package, submod_attrs=submodules)
+    load, list_names, public = lazy_loader.attach(package, submod_attrs=submodules)
+
+    def find(name: str) -> Any:
+        with naming_extras():
+            return load(name)
+
     return deprecated(package, renamed or {}, find), list_names, public
 
 

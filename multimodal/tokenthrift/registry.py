@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
-from tokenthrift.extras import EXTRAS, missing
+from tokenthrift.extras import naming_extras
 
 __all__ = ["SYSTEMS", "System", "resolve", "those_with"]
 
@@ -55,7 +55,7 @@ SYSTEMS: Final[dict[str, System]] = {
             model="tokenthrift.mtsk:LlamaMtsk",
             converter="tokenthrift.mtsk.convert:mtsk",
             files="tokenthrift.transcription.files:SpeechFiles",
-            evaluator="tokenthrift.mtsk.evaluation.evaluate:main",
+            evaluator="tokenthrift.mtsk.evaluation.command:main",
         ),
         System(name="avhubert", converter="tokenthrift.mtsk.convert:avhubert"),
         System(
@@ -63,7 +63,7 @@ SYSTEMS: Final[dict[str, System]] = {
             model="tokenthrift.karl:Karl",
             converter="tokenthrift.karl.convert:karl",
             files="tokenthrift.karl.files:ImageFiles",
-            evaluator="tokenthrift.karl.evaluation.evaluate:main",
+            evaluator="tokenthrift.karl.evaluation.command:main",
         ),
         System(
             name="vqtoken",
@@ -71,7 +71,7 @@ SYSTEMS: Final[dict[str, System]] = {
             converter="tokenthrift.vqtoken.convert:vqtoken",
             converts_folders=True,
             files="tokenthrift.vqtoken.files:VideoFiles",
-            evaluator="tokenthrift.vqtoken.evaluation.evaluate:main",
+            evaluator="tokenthrift.vqtoken.evaluation.command:main",
         ),
         System(
             name="vqtoken_answerer",
@@ -90,12 +90,8 @@ def resolve(target: str) -> Any:
         MissingExtraError: the module is for those who installed an extra, and it is not installed.
     """
     module, _, name = target.partition(":")
-    try:
+    with naming_extras():
         return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
-            raise
-        raise missing(error.name, error) from error
 
 
 def those_with(part: str) -> dict[str, str]:

@@ -319,12 +319,30 @@ def test_what_is_no_budget_says_what_is(value: object) -> None:
         ("0.0", "1"),
         ("-3.5", "1"),
         ("many", "100%"),
+        ("inf", "100%"),
+        ("64t", "64"),
+        ("1 token", "1"),
+        ("max_tokens=64", "64"),
+        ("12.5s", "12.5/s"),
+        ("12.5 / s", "12.5/s"),
+        ("12.5 tokens per second", "12.5/s"),
+        ("25 percent", "25%"),
+        ("1/2", "50%"),
+        ("error=0.05", "e0.05"),
+        ({"max_tokens": "64"}, '{"max_tokens": 64}'),
+        ({"max_tokens": 64.5}, '{"max_tokens": 64}'),
+        ({"retention": "25%"}, '{"retention": 0.25}'),
+        ({"target_error": "0.1"}, '{"target_error": 0.1}'),
     ],
 )
-def test_the_nearest_legal_value_is_near(text: str | float, nearest: str) -> None:
+def test_the_nearest_legal_value_is_near(text: Any, nearest: str) -> None:
     with pytest.raises(BudgetError) as caught:
-        TokenBudget.parse(text)  # type: ignore[arg-type]
-    assert caught.value.nearest == nearest
+        TokenBudget.parse(text)
+    if isinstance(text, dict):  # the error of a field names the field
+        (name,), value = text, json.loads(nearest)
+        assert caught.value.nearest == f"{name}={value[name]:g}"
+    else:
+        assert caught.value.nearest == nearest
     TokenBudget.parse(nearest)
 
 

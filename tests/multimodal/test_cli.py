@@ -106,7 +106,15 @@ def test_wrong_usage(argv: list[str], message: str, capsys: pytest.CaptureFixtur
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("argv", [["fit", "--help"], ["evaluate", "vqtoken", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["fit", "--config", "recipe.yaml"],
+        ["evaluate", "vqtoken", "--model", "m", "--data", "d", "--out", "o"],
+        ["convert", "dllm_asr", __file__, "out"],
+    ],
+    ids=lambda argv: argv[0],
+)
 def test_a_command_without_its_extra_says_which_one_to_install(argv: list[str]) -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(['jsonargparse', 'lightning', 'pytorch_lightning']); "
@@ -146,6 +154,20 @@ def test_arguments_and_exit_code_are_passed_through(monkeypatch: pytest.MonkeyPa
 
 def count(argv: list[str]) -> int:
     return len(argv)
+
+
+def test_a_reader_who_stops_ends_a_command_quietly() -> None:
+    code = "import sys; from tokenthrift import cli; sys.stdin.read(); sys.exit(cli.main(['fit', '--help']))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "multimodal")}
+    pipe = subprocess.PIPE
+    done = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert done.stdin is not None
+    assert done.stdout is not None
+    assert done.stderr is not None
+    done.stdout.close()
+    done.stdin.close()
+    assert done.stderr.read() == b""
+    assert done.wait() == 1
 
 
 def stop(argv: list[str]) -> int:
@@ -206,10 +228,14 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{tmp_path / 'old'} is a folder; name the files in it: weights.pt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["plan", "tokenize", "info", "convert", "push", "transcribe", "evaluate"])
-def test_the_help_of_a_command_waits_for_nothing_heavy(command: str) -> None:
+HELPFUL = [[name] for group in cli.COMMANDS.values() for name in group]
+HELPFUL += [["evaluate", system.name] for system in SYSTEMS.values() if system.evaluator]
+
+
+@pytest.mark.parametrize("command", HELPFUL, ids=" ".join)
+def test_the_help_of_a_command_waits_for_nothing_heavy(command: list[str]) -> None:
     code = (
-        f"import sys; from tokenthrift.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+        f"import sys; from tokenthrift.cli import main\ntry: main([*{command}, '--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
@@ -217,7 +243,8 @@ def test_the_help_of_a_command_waits_for_nothing_heavy(command: str) -> None:
     environment = {**os.environ, "PYTHONPATH": roots}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    if command not in ("convert", "evaluate"):
+    assert done.stdout.startswith(f"usage: tokenthrift {' '.join(command)}")
+    if command[0] in ("plan", "tokenize", "info", "push", "transcribe") or len(command) == 2:
         assert "--revision" in done.stdout
 
 

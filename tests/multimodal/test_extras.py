@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tokenthrift import extras
+from tokenthrift.lazy import attach
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "whisper": "openai-whisper"}
@@ -36,5 +37,18 @@ def test_a_missing_one_really_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("module", "extra"), extras.EXTRAS.items())
 def test_the_extra_named_brings_the_module(module: str, extra: str) -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert DISTRIBUTIONS.get(module, module) in {Requirement(line).name for line in declared[extra]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    assert DISTRIBUTIONS.get(module, module) in {Requirement(line).name for line in declared}
+
+
+def test_a_public_name_whose_extra_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from tokenthrift.karl import KarlStage1Module` without Lightning; the other names of the package are there."""
+    for name in [name for name in sys.modules if name.startswith("tokenthrift.karl.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    package = importlib.import_module("tokenthrift.karl")
+    find = attach("tokenthrift.karl", {"KarlStage1Module": "training.module", "Karl": "model"})[0]
+    assert find("Karl") is package.Karl
+    with pytest.raises(extras.MissingExtraError, match=r"pip install 'tokenthrift\[train\]'"):
+        find("KarlStage1Module")

@@ -181,12 +181,13 @@ def test_a_mixed_folder_is_priced_by_every_model_that_reads_a_file(
     (media / "a.png").write_bytes((folder / "in" / "a.png").read_bytes())
     write(media / "b.wav", np.zeros(16_000 * 45, np.float32))
     film(media / "c.mp4", 16)
+    (media / "notes.txt").write_text("nothing to see")
     arguments = [str(part) for model in models.values() for part in ("--model", model)]
     assert main(["plan", str(media), *arguments, "--frames", "4", "--json"]) == 0
     captured = capsys.readouterr()
     rows = [json.loads(line) for line in captured.out.splitlines()]
     priced = {(Path(row["file"]).name, row["model"]): row for row in rows}
-    assert len(priced) == 9
+    assert len(rows) == 3, "one that another model reads is not left out"
     read = {key: row["native"] for key, row in priced.items() if "native" in row}
     assert set(read) == {
         ("a.png", str(models["karl"])),
@@ -197,10 +198,16 @@ def test_a_mixed_folder_is_priced_by_every_model_that_reads_a_file(
     assert priced["b.wav", str(models["speech"])]["cap"] == 4 * 166 + 83, (
         "windows of 10 s and a rest, each reduced to a third"
     )
-    assert "left out: " in captured.err
-    assert "6 left out" in captured.err
+    assert "left out" not in captured.err
+    assert "1 other file without picture or sound" in captured.err
     assert main(["plan", str(media), *arguments]) == 0
     table = capsys.readouterr().out
     assert "at most" in table
     assert "2,250" in table
     assert main(["plan", str(media), *arguments, "--budget", "e0.1"]) == 2, "a ceiling that one does not honor"
+    assert main(["plan", str(media), *arguments[:4], "--frames", "4", "--json"]) == 0
+    captured = capsys.readouterr()
+    (left_out,) = [row for row in map(json.loads, captured.out.splitlines()) if "left_out" in row]
+    assert left_out["file"] == str(media / "b.wav")
+    assert left_out["left_out"] == "a recording; the model reads images; a recording; the model reads videos"
+    assert captured.err.endswith("1 left out\n")

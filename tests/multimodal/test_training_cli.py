@@ -261,12 +261,18 @@ def test_wrong_usage_is_named_and_exits_with_2(
     assert message in capsys.readouterr().err
 
 
-def test_help_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_what_to_do_first(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = "usage: tokenthrift fit --config RECIPE.yaml [--NAME VALUE ...]\n\nTrain a model."
+    assert main(["fit", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(start)
+    assert "--ckpt_path" in shown
     with pytest.raises(SystemExit) as caught:
-        main(["fit", "--help"])
+        main(["fit", "--config", str(recipe), "--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: tokenthrift fit --config RECIPE.yaml [--NAME VALUE ...]\n\nTrain a model.")
+    assert shown.startswith(start)
+    assert "--trainer.max_epochs" in shown
 
 
 def test_a_class_of_the_current_folder_is_found(recipe: Path, tmp_path: Path) -> None:

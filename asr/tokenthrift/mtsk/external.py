@@ -8,20 +8,29 @@ tensors go straight into the model's own modules, so that no part is in memory t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenthrift.external import assign_state, resolved
+from tokenthrift.external import allow_missing, assign_state, drop_external_keys, resolved
 from tokenthrift.mtsk.config import MtskConfig
 from tokenthrift.mtsk.language_model import describe, read_weights
 from tokenthrift.sources import fetch
 from tokenthrift.whisper import encoder_weights
 
-__all__ = ["AVHUBERT_FILE", "PARTS", "external_sources", "load_external"]
+__all__ = [
+    "AVHUBERT_FILE",
+    "PARTS",
+    "after_load",
+    "after_state_dict",
+    "external_sources",
+    "include_external",
+    "load_external",
+]
 
 AVHUBERT_FILE: Final = "avhubert.safetensors"
 PARTS: Final = {"language_model": "language_model", "audio": "audio_encoder", "video": "video_encoder"}
@@ -58,3 +67,19 @@ def load_external(
         else:
             state = load_file(fetch(source, (AVHUBERT_FILE,), **options) / AVHUBERT_FILE)
         assign_state(module, state, named)
+
+
+def include_external(config: MtskConfig) -> MtskConfig:
+    """The configuration of a model that keeps all its parts in its own files."""
+    own = {name: replace(part, source=None) for name in PARTS if (part := getattr(config, name)) is not None}
+    return replace(config, **own)
+
+
+def after_state_dict(model: Any, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """A hook after `state_dict`: parts that lie elsewhere stay out of files and checkpoints."""
+    drop_external_keys(tuple(external_sources(model.config)), model, state, prefix, metadata)
+
+
+def after_load(model: Any, incompatible: Any) -> None:
+    """A hook after `load_state_dict`: what `after_state_dict` left out is not missing."""
+    allow_missing(tuple(external_sources(model.config)), model, incompatible)

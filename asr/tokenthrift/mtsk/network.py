@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,12 +25,11 @@ from torch import Tensor, nn
 
 from tokenthrift.backbones.causal import PrefixCache, generate, prefill
 from tokenthrift.backbones.generation import Generation
-from tokenthrift.external import allow_missing, drop_external_keys
 from tokenthrift.hub import HubModel
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.audiovisual.encoders import audio_states_of, padded_states, video_states_of
 from tokenthrift.mtsk.config import Compression, MtskConfig
-from tokenthrift.mtsk.external import PARTS, external_sources
+from tokenthrift.mtsk.external import PARTS, after_load, after_state_dict
 from tokenthrift.mtsk.language_model import build, exact_positions
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.rates import Rates
@@ -128,9 +126,8 @@ class MtskNetwork(HubModel):
             self.video_proj = projectors(config.video_rates, video.hidden_size, *shape, norm=config.projector_norm)
         # The authors' markers are rows of the language model's own table.
         self.markers = None if config.released else nn.Parameter(torch.randn(len(MARKERS), lm.hidden_size) * 0.02)
-        elsewhere = tuple(external_sources(config))
-        self.register_state_dict_post_hook(partial(drop_external_keys, elsewhere))  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(partial(allow_missing, elsewhere))  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(after_state_dict)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(after_load)  # type: ignore[no-untyped-call]
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -1,8 +1,9 @@
 """Causal language models that read embeddings as a prefix: any `AutoModelForCausalLM` of transformers.
 
 `prefill` reads the start of a batch once and returns a `PrefixCache`; `generate` writes a text after each prefix, by
-greedy or beam search; `CausalBackbone` is the same as a module that takes padded tokens. The model itself is not
-changed, so LoRA, quantization and hooks work as they do without a prefix.
+greedy or beam search, and `score_next` scores the token that follows several prompts; `CausalBackbone` is the same as a
+module that takes padded tokens. The model itself is not changed, so LoRA, quantization and hooks work as they do
+without a prefix.
 
 Source: the prefix of LLaVA (arXiv 2304.08485) and its kind; Llama-MTSK (arXiv 2503.06362), section 4.1, decodes with 15
 beams. The beam search is that of transformers.
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from tokenthrift.backbones.generation import Generation, greedy, without_end
-from tokenthrift.padding import pad_rows, unpad_rows
+from tokenthrift.padding import gather_rows, pad_rows, unpad_rows
 
-__all__ = ["CausalBackbone", "Generation", "PrefixCache", "generate", "prefill"]
+__all__ = ["CausalBackbone", "Generation", "PrefixCache", "generate", "prefill", "score_next"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,46 @@ def prefill(lm: PreTrainedModel, rows: Sequence[Tensor], positions: Sequence[Ten
     if embeddings.shape[1]:
         states = _call(lm.base_model, embeddings, mask, position_ids, cache)[0]
     return PrefixCache(embeddings, mask, position_ids, states, cache)
+
+
+def score_next(
+    lm: PreTrainedModel, prefix: PrefixCache, prompts: Tensor, *, padding: int = 0, start: int | None = None
+) -> Tensor:
+    """Scores of every token as the next after each of several prompts that share a prefix and do not see each other.
+
+    All prompts of a row are read in one pass. Carries gradient where the caller has it enabled.
+
+    Args:
+        lm: the language model, of a family that takes a mask of four axes.
+        prefix: B starts, as `prefill` read them.
+        prompts: (B, Q, L) int64 token ids, `padding` after the end of each.
+        padding: an id that no prompt holds.
+        start: position of the first token of every prompt; the one after the prefix if not given.
+
+    Returns:
+        (B, Q, V).
+    """
+    ids, prompt, step = _join_prompts(prompts, padding)
+    own = (prompt[:, :, None] == prompt[:, None]) & (step[:, :, None] >= step[:, None])
+    attends = torch.cat([prefix.mask[:, None].expand(-1, ids.shape[1], -1), own], 2)[:, None]
+    states = lm.base_model(
+        input_ids=ids,
+        attention_mask=torch.zeros_like(attends, dtype=lm.dtype).masked_fill(~attends, -torch.inf),
+        position_ids=step + (prefix.next_positions[:, None] if start is None else start),
+        past_key_values=prefix.fork(),
+        use_cache=True,
+    ).last_hidden_state
+    ends = ((prompts != padding).sum(2).cumsum(1) - 1).clamp(min=0)
+    return cast(Tensor, cast(Any, lm).get_output_embeddings()(gather_rows(states, ends)))
+
+
+def _join_prompts(prompts: Tensor, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts (B, Q, L) in one row without padding: (B, P) ids, the prompt of each, and its index in that."""
+    length = prompts.shape[2]
+    ids = prompts.flatten(1)
+    width = max(int((ids != padding).sum(1).max()), 1)
+    order = (ids == padding).long().argsort(dim=1, stable=True)[:, :width]
+    return ids.gather(1, order), order // length, order % length
 
 
 @torch.no_grad()

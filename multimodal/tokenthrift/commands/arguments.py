@@ -53,8 +53,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_model_option(parser: argparse.ArgumentParser, **options: Any) -> None:
     """`--model` and `--revision`."""
-    help_text = options.pop("help", "a model folder, or owner/name on the Hugging Face Hub")
-    parser.add_argument("--model", required=True, metavar="MODEL", help=help_text, **options)
+    usual = {"metavar": "MODEL", "help": "a model folder, or owner/name on the Hugging Face Hub"}
+    parser.add_argument("--model", required=True, **{**usual, **options})
     add_revision(parser)
 
 
@@ -116,17 +116,23 @@ def fail(command: str, error: Exception, code: int | None = None) -> int:
     Args:
         command: its name.
         error: what it raised.
-        code: the exit code; if not given, 2 for a path or a model that is not there, and 1 for everything else.
+        code: the exit code; if not given, 2 for a path, a model or an extra that is not there, and 1 for everything else.
 
     Returns:
         The exit code.
+
+    Raises:
+        BrokenPipeError: that was the error: whoever read the output stopped; `cli.main` ends quietly.
     """
+    if isinstance(error, BrokenPipeError):
+        raise error
     print(f"tokenthrift {command}: {error}", file=sys.stderr)
     if code is not None:
         return code
     # A missing name is wrong usage; so are tokenthrift's own errors about one, which are kinds of OSError.
+    from tokenthrift.extras import MissingExtraError
     from tokenthrift.media.files import InputError
     from tokenthrift.sources import SourceError
 
-    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError, SourceError, InputError)
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError, SourceError, InputError, MissingExtraError)
     return WRONG_USAGE if isinstance(error, absent) else FAILED

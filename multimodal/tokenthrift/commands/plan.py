@@ -1,7 +1,8 @@
 """`tokenthrift plan`: the tokens of pictures, clips, recordings and talking videos, before anything runs.
 
 Models are built without memory, and of files only the headers are read, so it is fast whatever the size of either. A
-folder may hold files of every kind: each model counts those that it reads, and the others are named as left out.
+folder may hold files of every kind: each model counts those that it reads; what no model reads is named as left out,
+and what holds no medium is counted.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
         files = find_files(arguments.input, everything, "picture, clip or recording", any_suffix=arguments.any_suffix)
         if remark := files.remark("name them or use --any-suffix"):
             print(remark, file=sys.stderr)
+        if files.others:
+            print(f"{files.others} other file{'s' * (files.others > 1)} without picture or sound", file=sys.stderr)
         paths = [file.path for file in files]
         rows = list(_rows(models, paths, budget))
     except (OSError, ValueError, ImportError) as error:
@@ -103,21 +106,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _rows(models: Sequence[_Model], paths: Sequence[Path], budget: TokenBudget) -> Iterator[dict[str, Any]]:
-    """The figures of every file for every model; `left_out` or `failed` with a reason instead, where there are none."""
+    """The figures of every file for every model that reads it, or why it failed; `left_out` where no model reads it."""
     from tokenthrift.tokenize import NotRead, reason_of
 
     for path in paths:
+        file, read, reasons = {"file": str(path)}, False, []
         for model in models:
-            row: dict[str, Any] = {"file": str(path), "model": model.name}
+            row: dict[str, Any] = {**file, "model": model.name}
             try:
                 _check_suffix(path, model.planner)
                 usage = model.planner.plan(path, budget)
             except NotRead as error:
-                yield {**row, "left_out": str(error)}
+                reasons.append(str(error))
+                continue
             except ValueError as error:
                 yield {**row, "failed": reason_of(error)}
             else:
                 yield {**row, "native": usage.native, "cap": usage.cap}
+            read = True
+        if not read:
+            yield {**file, "left_out": "; ".join(dict.fromkeys(reasons))}
 
 
 def _check_suffix(path: Path, planner: FilePlanner) -> None:
@@ -147,7 +155,7 @@ def _print_table(rows: Sequence[dict[str, Any]], several: bool) -> None:
     table.add_column("native", justify="right")
     table.add_column("at most", justify="right")
     for row in rows:
-        names = [Text(row["file"]), *([Text(row["model"])] if several else [])]
+        names = [Text(row["file"]), *([Text(row.get("model", ""))] if several else [])]
         if "cap" in row:
             table.add_row(*names, f"{row['native']:,}", f"{row['cap']:,}")
         else:
@@ -163,10 +171,10 @@ def _summary(rows: Sequence[dict[str, Any]], models: Sequence[_Model]) -> int:
     for word in ("failed", "left_out"):
         for row in rows:
             if word in row:
-                who = f" ({row['model']})" if len(models) > 1 else ""
+                who = f" ({row['model']})" if len(models) > 1 and "model" in row else ""
                 print(f"{word.replace('_', ' ')}: {row['file']}{who}: {row[word]}", file=sys.stderr)
     for model in models:
-        priced = [row for row in rows if row["model"] == model.name and "cap" in row]
+        priced = [row for row in rows if "cap" in row and row["model"] == model.name]
         native, cap = (sum(row[name] for row in priced) for name in ("native", "cap"))
         if not priced:
             continue

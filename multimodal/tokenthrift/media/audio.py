@@ -65,7 +65,7 @@ def read_audio(
 
     Raises:
         AudioError: The file cannot be read, is damaged, cut short or empty, or has no such track or channel.
-        MissingExtraError: The file needs PyAV, which is not installed.
+        MissingExtraError: The file needs PyAV, which does not load.
     """
     return torch.cat(list(stream_audio(path, sample_rate, track=track, channels=channels)))
 
@@ -95,7 +95,7 @@ def stream_audio(
 
     Raises:
         AudioError: The file cannot be read, is damaged, cut short or empty, or has no such track or channel.
-        MissingExtraError: The file, or a change of its rate, needs PyAV, which is not installed.
+        MissingExtraError: The file, or a change of its rate, needs PyAV, which does not load.
     """
     path = Path(path)
     mixer, empty = Mixer(path, channels), True

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 # Read when jsonargparse is imported: Lightning calls functions that jsonargparse will drop in its next major release.
@@ -21,19 +20,9 @@ from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from tokenthrift.commands.train import DESCRIPTIONS, HINTS, USAGE
 from tokenthrift.training.random_state import RandomState
 
-DESCRIPTIONS: Final = {
-    "fit": "Train a model. An interrupted run goes on with the same recipe and --ckpt_path FOLDER/last.ckpt.",
-    "validate": "Measure a model on the validation data.",
-    "test": "Measure a model on the test data.",
-    "predict": "Run a model over the prediction data.",
-}
-HINTS: Final = (
-    "Every value of the recipe can be given as a flag (--trainer.max_epochs 3), and the flag wins. "
-    "--print_config shows the whole recipe that would run; --model.help CLASS and --data.help CLASS list what a class "
-    "takes."
-)
 SEED: Final = 0
 
 
@@ -58,7 +47,7 @@ class TrainingCLI(LightningCLI):
             parser_kwargs={
                 "prog": "tokenthrift",
                 command: {
-                    "usage": f"tokenthrift {command} --config RECIPE.yaml [--NAME VALUE ...]",
+                    "usage": USAGE.format(command),
                     "description": f"{DESCRIPTIONS[command]} {HINTS}",
                 },
             },
@@ -89,12 +78,6 @@ def run(command: str, argv: Sequence[str]) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields of configurations explain themselves
     TrainingCLI(command, argv)
     return 0
-
-
-fit = partial(run, "fit")
-validate = partial(run, "validate")
-test = partial(run, "test")
-predict = partial(run, "predict")
 
 
 def _silence_known_noise() -> None:

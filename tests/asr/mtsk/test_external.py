@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
 
 from tests.asr.tiny_mtsk import characters, lips, speech, tiny_config
+from tokenthrift.mtsk import language_model
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.external import AVHUBERT_FILE, PARTS
 from tokenthrift.mtsk.language_model import build, read_sizes
@@ -60,8 +61,12 @@ def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("include", [True, False])
-def test_frozen_parts_are_named_or_included(tmp_path: Path, include: bool) -> None:
+def test_frozen_parts_are_named_or_included(tmp_path: Path, include: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unset: list[bool] = []
+    plain = language_model.no_init_weights
+    monkeypatch.setattr(language_model, "no_init_weights", lambda: unset.append(True) or plain())
     model = assembled(tmp_path, include_frozen=include)
+    assert unset, "the language model is not filled with random numbers first"
     model.save_pretrained(tmp_path / "model")
     names = read_header(tmp_path / "model" / "model.safetensors")
     frozen = {name.split(".")[0] for name in names} & {*PARTS.values()}

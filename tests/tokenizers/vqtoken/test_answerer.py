@@ -51,7 +51,7 @@ class TestVideoAnswerer(ModelContract):
         tokens = model.encode(torch.stack([frames for frames, _ in items]))
         most = max(len(texts) for _, texts in items)
         questions = torch.stack([words(texts, most) for _, texts in items])
-        return model.ask(model.prefill(model.vqtoken.reduce(tokens, TokenBudget(max_tokens=9))), questions)
+        return model.score(model.prefill(model.vqtoken.reduce(tokens, TokenBudget(max_tokens=9))), questions)
 
     def outputs(self, model: VideoAnswerer, items: list[Any]) -> Outputs:
         scores = self.scores(model, items)
@@ -138,7 +138,8 @@ def test_clips_of_unequal_counts_equal_each_alone_with_nan_in_the_padding(model:
 def test_a_clip_read_once_answers_any_number_of_times(model: VideoAnswerer) -> None:
     clips, questions = model.prefill(model.encode(clip(0)[None])), words(TEXTS, 3)[None]
     with torch.no_grad():
-        assert torch.equal(model.ask(clips, questions), model.ask(clips, questions))
+        assert torch.equal(model.score(clips, questions), model.score(clips, questions))
+        assert torch.equal(model.score(clips, questions), model.ask(clips, questions))
 
 
 def test_it_plans_clips_by_their_frames(model: VideoAnswerer) -> None:

@@ -1,6 +1,7 @@
 """`tokenthrift evaluate mtsk`: errors against tokens.
 
-evaluate     the command
+command      the options
+evaluate     measures and reports
 runs         every model at each of its scales in each condition
 conditions   babble at a level, and controls that make one stream useless
 pooling      a model at rates it was never trained for

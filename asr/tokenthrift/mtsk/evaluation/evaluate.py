@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import Cell, Table, write_report
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.evaluation.cost import Cost, cost_table, costs
@@ -47,40 +46,22 @@ from tokenthrift.mtsk.training.clips import Clip, ManifestClips
 from tokenthrift.mtsk.transcribing import Recording
 from tokenthrift.sources import is_folder
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 TOGETHER = "synthetic"
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="tokenthrift evaluate mtsk", description="Errors against tokens.")
-    parser.add_argument("--model", action="append", required=True, metavar="[NAME=]MODEL", help="may be repeated")
-    add_revision(parser)
-    base = "independent model of the finest pair of rates, to be pooled without training"
-    parser.add_argument("--pool", metavar="MODEL", help=base)
-    sets_help = "folder of a manifest.jsonl; sets named synthetic... are also taken together"
-    parser.add_argument("--data", action="append", required=True, metavar="[NAME=]DIR", help=sets_help)
-    parser.add_argument("--babble", metavar="FILE", help="noise for the levels of --snr")
-    parser.add_argument("--snr", nargs="+", default=["clean", "10", "5", "0", "-5"], help="dB, or clean")
-    parser.add_argument("--limit", type=int, help="most items of a set")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    kept = "save the first model here, with what was measured as the table its budgets choose by; development data only"
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help=kept)
-    arguments = parser.parse_args(argv)
-    try:
-        snrs = [None if level == "clean" else float(level) for level in arguments.snr]
-    except ValueError as error:
-        parser.error(f"--snr: {error}")
-    given = [(name or Path(path).name, path) for name, path in map(_named, arguments.data)]
-    if len({name for name, _ in given}) < len(given):
-        parser.error("--data: two sets have one name; tell them apart with NAME=DIR")
-    if not arguments.babble:
-        snrs = [None]
+def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measures models and writes the report.
+
+    Args:
+        arguments: as `command` reads them.
+        argv: the same as text, for the report.
+    """
+    snrs = arguments.snr if arguments.babble else [None]
     # A folder has no revisions; of several models the one on the Hub is meant.
-    named = [(name or "model", path) for name, path in map(_named, arguments.model)]
+    named = [(name or "model", path) for name, path in arguments.model]
     of = arguments.revision
     models = [
         (name, LlamaMtsk.from_pretrained(path, revision=None if len(named) > 1 and is_folder(path) else of))
@@ -93,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     babble = read_audio(arguments.babble) if arguments.babble else None
     sets: dict[str, tuple[list[Clip], list[EvaluationRow], str]] = {}
     skipped: list[str] = []
-    for name, path in given:
+    for name, path in arguments.data:
         clips, wrong = readable(ManifestClips(Path(path) / "manifest.jsonl"), arguments.limit)
         skipped += [f"{name}, left out: {what}" for what in wrong]
         print(*skipped[len(skipped) - len(wrong) :], sep="\n", end="\n" if wrong else "", file=sys.stderr)
@@ -122,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         model.save_pretrained(arguments.table, dtype=torch.float16)
     settings: Mapping[str, Cell] = {
         "command": f"tokenthrift evaluate mtsk {' '.join(argv)}",
-        "models": ", ".join(arguments.model),
+        "models": ", ".join(f"{name}={path}" if name else path for name, path in arguments.model),
         "noise": arguments.babble,
         "seed": arguments.seed,
         "threads": torch.get_num_threads(),
@@ -184,8 +165,3 @@ def _keep(path: Path, sets: Mapping[str, Sequence[EvaluationRow]]) -> None:
     whole = path.with_name(f".{path.name}.part")
     whole.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
     os.replace(whole, path)
-
-
-def _named(given: str) -> tuple[str, str]:
-    name, equals, path = given.partition("=")
-    return (name, path) if equals else ("", given)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenthrift.config import ConfigError
 from tokenthrift.mtsk.audiovisual.avhubert import avhubert_config
 from tokenthrift.mtsk.config import AudioConfig, Compression, LoraConfig, MtskConfig, Strategy, Task, VideoConfig
-from tokenthrift.mtsk.external import AVHUBERT_FILE, load_external
+from tokenthrift.mtsk.external import AVHUBERT_FILE, include_external
 from tokenthrift.mtsk.language_model import read_sizes
 from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.sources import fetch
@@ -79,23 +79,18 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
             tokenizer lacks.
     """
     tokenizer = Tokenizer.from_file(str(fetch(config.language_model, ("tokenizer.json",)) / "tokenizer.json"))
-    named = (lambda source: None) if config.include_frozen else (lambda source: source)
     video: VideoConfig | None = None
-    sources = {"language_model": config.language_model}
-    if config.whisper is not None:
-        sources["audio_encoder"] = config.whisper
     if config.avhubert is not None:
-        sources["video_encoder"] = config.avhubert
         weights = load_file(fetch(config.avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
-        video = replace(avhubert_config(weights), lora=config.video_lora, source=named(config.avhubert))
+        video = replace(avhubert_config(weights), lora=config.video_lora, source=config.avhubert)
     elif config.video_features is not None:
         video = VideoConfig(hidden_size=config.video_features, features_only=True)
     model = LlamaMtsk(
         MtskConfig(
             bos_id=_token(tokenizer, config.bos) if config.bos else None,
             eos_id=_token(tokenizer, config.eos),
-            language_model=replace(read_sizes(config.language_model), source=named(config.language_model)),
-            audio=None if config.whisper is None else _whisper(config.whisper, named(config.whisper)),
+            language_model=replace(read_sizes(config.language_model), source=config.language_model),
+            audio=None if config.whisper is None else _whisper(config.whisper),
             video=video,
             audio_rates=() if config.whisper is None else config.audio_rates,
             video_rates=() if video is None else config.video_rates,
@@ -106,11 +101,13 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
         ),
         tokenizer,
     )
-    load_external({part: getattr(model, part) for part in sources}, sources)
+    model.load_external()
+    if config.include_frozen:
+        model.config = include_external(model.config)
     return model
 
 
-def _whisper(source: str, named: str | None) -> AudioConfig:
+def _whisper(source: str) -> AudioConfig:
     path: Path = fetch(source, ("config.json",)) / "config.json"
     sizes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return AudioConfig(
@@ -119,7 +116,7 @@ def _whisper(source: str, named: str | None) -> AudioConfig:
         num_attention_heads=sizes["encoder_attention_heads"],
         intermediate_size=sizes["encoder_ffn_dim"],
         num_mel_bins=sizes["num_mel_bins"],
-        source=named,
+        source=source,
     )
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tokenthrift.budget import BudgetError
-from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import write_report
 from tokenthrift.karl.evaluation import plots, tables
 from tokenthrift.karl.evaluation.complexity import complexity_of, complexity_table, families
@@ -28,19 +27,18 @@ from tokenthrift.karl.evaluation.sweeps import LADDER, at_errors, calibrate, few
 from tokenthrift.karl.evaluation.ways import Way, equal_mean, fixed, quality, times, verified
 from tokenthrift.karl.model import Karl
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 Sets = dict[str, Tensor]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measures a model and writes the report.
 
     Args:
-        argv: arguments after `evaluate karl`; those of the process if None.
+        arguments: as `command` reads them.
+        argv: the same as text, for the report.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(argv)
     torch.manual_seed(arguments.seed)
     karl = Karl.from_pretrained(arguments.model, revision=arguments.revision, device=arguments.device)
     height, width = karl.config.size
@@ -147,29 +145,3 @@ def _sets(arguments: argparse.Namespace, size: int) -> tuple[Sets, Sets]:
         count = min(len(test[name]), len(dev[name]))
         test[name], dev[name] = test[name][:count], dev[name][:count]
     return test, dev
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift evaluate karl",
-        description="Evaluate a KARL model on images; writes report.md, report.json and plots. A SOURCE is a folder of "
-        "images, a .npy array, a .npz of JPEG files, or a .jsonl manifest; give several sets as NAME=SOURCE.",
-    )
-    parser.add_argument("--model", required=True, help="a folder, or owner/name on the Hugging Face Hub")
-    add_revision(parser)
-    parser.add_argument("--data", required=True, nargs="+", metavar="SOURCE", help="test images")
-    parser.add_argument(
-        "--dev",
-        nargs="+",
-        default=[],
-        metavar="SOURCE",
-        help="other images, to calibrate on (default: the model's own calibration, if it has one)",
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the report goes")
-    parser.add_argument("--error", type=float, default=0.05, help="target error (default: %(default)s, the paper's)")
-    parser.add_argument("--alpha", type=float, default=0.1, help="share that may miss (default: %(default)s)")
-    parser.add_argument("--images", type=int, metavar="N", help="most images of each set (default: all)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of which images are taken (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
-    return parser

@@ -20,13 +20,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenthrift.budget import TokenBudget
-from tokenthrift.commands.arguments import add_revision
 from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
 from tokenthrift.reducers import TokenReducer
@@ -43,7 +41,7 @@ from tokenthrift.vqtoken.video_lm.encoders import AnswererEncoder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Measured", "Method", "main", "measure", "methods"]
+__all__ = ["Measured", "Method", "measure", "methods", "run"]
 
 FIXED = (4, 5, 6, 12)
 TIMED = 3  # batches of a seed whose prefill is timed apart from their answers
@@ -267,23 +265,12 @@ def plot(rows: Sequence[Method], runs: Sequence[Sequence[Measured]]) -> Figure:
     return figure
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens from 1")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a share of the variance from 0 to 1")
-
-
-def main(argv: Sequence[str]) -> int:
+def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measures a model and writes the report.
+
+    Args:
+        arguments: as `command` reads them.
+        argv: the same as text, for the report.
 
     Returns:
         0.
@@ -291,31 +278,17 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError, OSError, MissingExtraError: something could not be read.
     """
-    parser = argparse.ArgumentParser(
-        prog="tokenthrift evaluate vqtoken", description="Accuracy against tokens on synthetic video questions."
-    )
-    parser.add_argument("--model", required=True, help="folder of a VideoAnswerer, or owner/name on the Hub")
-    add_revision(parser)
-    parser.add_argument(
-        "--data", required=True, type=Path, help="backgrounds, as recipes/vqtoken/backgrounds.py writes"
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder for report.md, report.json and the plot")
-    parser.add_argument("--part", choices=("dev", "test"), default="test", help="of the question set (%(default)s)")
-    parser.add_argument("--count", type=int, default=400, help="clips of a seed (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="sets of clips (%(default)s)")
-    parser.add_argument("--tokens", type=_count, nargs="+", default=COUNTS, help="budgets (8 16 32 64)")
-    parser.add_argument("--fixed", type=_count, nargs="*", default=FIXED, help="more of VQToken alone (4 5 6 12)")
-    parser.add_argument("--errors", type=_share, nargs="*", default=ERRORS, help="of adaptive VQToken, 0 to 1")
-    parser.add_argument("--clips", type=Path, help="folder of real clips to measure reconstruction on")
-    arguments = parser.parse_args(argv)
+    counts = COUNTS if arguments.tokens is None else arguments.tokens
+    fixed = FIXED if arguments.fixed is None else arguments.fixed
+    errors = ERRORS if arguments.errors is None else arguments.errors
     model = VideoAnswerer.from_pretrained(arguments.model, revision=arguments.revision)
     backgrounds = read_backgrounds(arguments.data / arguments.part)
     more, plots, remarks = list[Table](), dict[str, "Figure"](), list[str]()
     if arguments.clips is not None:  # first, so that a wrong folder is noticed before the long part
         more, plots, remarks = report(
-            arguments.clips, AnswererEncoder(model), arguments.out, counts=arguments.tokens, errors=arguments.errors
+            arguments.clips, AnswererEncoder(model), arguments.out, counts=counts, errors=errors
         )
-    config, rows = model.config, methods(model, arguments.tokens, arguments.errors, arguments.fixed)
+    config, rows = model.config, methods(model, counts, errors, fixed)
     clips_of = partial(SyntheticClips, num_frames=config.num_frames, image_size=config.image_size)
     runs, questions, seconds = list[list[Measured]](), list[Question](), defaultdict[str, float](float)
     for seed in range(arguments.seeds):
@@ -328,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
     scenes = clips_of("train", 4000, seed=0)
     known = [question for number in range(len(scenes)) for question in scenes.questions_of(number)]
     tables = [accuracy_table(rows, runs)]
-    tables += [kinds_table(rows, runs, count) for count in arguments.tokens if count == 32]
+    tables += [kinds_table(rows, runs, count) for count in counts if count == 32]
     tables += [blind_table(known, questions), time_table(seconds, arguments.seeds * arguments.count)]
     write_report(
         arguments.out,

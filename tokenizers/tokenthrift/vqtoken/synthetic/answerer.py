@@ -17,18 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenthrift.backbones.causal import PrefixCache, prefill
+from tokenthrift.backbones.causal import PrefixCache, prefill, score_next
 from tokenthrift.budget import BudgetLike, BudgetSupport, ItemSize, NativeCost, SizeLike, TokenUsage, sizes_of
 from tokenthrift.config import ConfigError, check_within
 from tokenthrift.extras import require
 from tokenthrift.hub import HubModel
-from tokenthrift.padding import gather_rows, unpad_rows
+from tokenthrift.padding import unpad_rows
 from tokenthrift.reducers.base import TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.config import AttentionConfig, VQTokenConfig, upgrade_vqtoken_config
@@ -276,7 +276,7 @@ class VideoAnswerer(HubModel):
         return TokenBatch.from_embeddings(embeddings, seconds=[self._seconds] * len(clips), grids=[c.grid] * len(clips))
 
     def prefill(self, tokens: TokenBatch) -> PrefixCache:
-        """Reads clips once, for any number of calls of `ask`.
+        """Reads clips once, for any number of calls of `score`.
 
         Args:
             tokens: native or reduced; real tokens of an item in the order of their positions.
@@ -293,10 +293,10 @@ class VideoAnswerer(HubModel):
         return prefill(self.lm, unpad_rows(states, tokens.mask), unpad_rows(frames, tokens.mask))
 
     def forward(self, tokens: TokenBatch, questions: Tensor) -> Tensor:
-        """Scores of every word as the answer to every question; `prefill` and `ask` in one."""
-        return self.ask(self.prefill(tokens), questions)
+        """Scores of every word as the answer to every question; `prefill` and `score` in one."""
+        return self.score(self.prefill(tokens), questions)
 
-    def ask(self, clips: PrefixCache, questions: Tensor) -> Tensor:
+    def score(self, clips: PrefixCache, questions: Tensor) -> Tensor:
         """Scores of every word as the answer to every question. Questions do not attend to each other.
 
         Args:
@@ -306,18 +306,9 @@ class VideoAnswerer(HubModel):
         Returns:
             (B, Q, V).
         """
-        ids, question, step = _join_questions(questions)
-        own = (question[:, :, None] == question[:, None]) & (step[:, :, None] >= step[:, None])
-        attends = torch.cat([clips.mask[:, None].expand(-1, ids.shape[1], -1), own], 2)[:, None]
-        states = self.lm.model(
-            input_ids=ids,
-            attention_mask=torch.zeros_like(attends, dtype=self.project.weight.dtype).masked_fill(~attends, -torch.inf),
-            position_ids=self.config.num_frames + step,
-            past_key_values=clips.fork(),
-            use_cache=True,
-        ).last_hidden_state
-        ends = ((questions != 0).sum(2).cumsum(1) - 1).clamp(min=0)
-        return cast(Tensor, self.lm.lm_head(gather_rows(states, ends)))
+        return score_next(self.lm, clips, questions, start=self.config.num_frames)
+
+    ask = score  # its name of the first release
 
     @torch.inference_mode()
     def answer(
@@ -361,11 +352,3 @@ class VideoAnswerer(HubModel):
                 questions, answers.tolist(), confidences.tolist(), tokens.usage, strict=True
             )
         ]
-
-
-def _join_questions(questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Questions (B, Q, L) in one row without padding: (B, P) ids, the question of each, and its index in that."""
-    length = questions.shape[2]
-    ids = questions.flatten(1)
-    order = (ids == 0).long().argsort(dim=1, stable=True)[:, : max(int((ids != 0).sum(1).max()), 1)]
-    return ids.gather(1, order), order // length, order % length

@@ -123,7 +123,7 @@ class VQTokenModule(L.LightningModule):
         reduced, maps = self.reduced(tokens, kind, count, batch.seeds)
         clips = self.model.prefill(reduced)
         naming = self.naming_loss(*pack(clips.states, clips.mask), self.shown(reduced, maps, batch), batch.shape_words)
-        scores = self.model.ask(clips, batch.question_ids)
+        scores = self.model.score(clips, batch.question_ids)
         answering = cross_entropy(scores.flatten(0, 1).float(), batch.answer_ids.flatten())
         answering = balanced(answering, batch.answer_ids.numel())
         loss: Tensor = answering + self.hparams["naming_weight"] * naming
