@@ -116,7 +116,7 @@ def fail(command: str, error: Exception, code: int | None = None) -> int:
     Args:
         command: its name.
         error: what it raised.
-        code: the exit code; if not given, 2 for a path, a model or an extra that is not there, and 1 for everything else.
+        code: the exit code; if not given, 2 for a path, a model or an extra that is not there, and 1 for all else.
 
     Returns:
         The exit code.
