@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlavaOnevisionForConditionalGeneration,
@@ -24,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests import training_runs
 from tests.conftest import ROOT
 from tests.multimodal.tiny_vlms import IMAGE, PAD, VIDEO, VOCABULARY, build
 from tests.processes import in_this_group, together
@@ -213,29 +213,9 @@ def test_rates_of_the_parts(folder: Path) -> None:
 def losses_of(
     folder: Path, steps: int, out: Path | None = None, resume: Path | None = None, **options: Any
 ) -> list[float]:
-    values: list[float] = []
-
-    class Losses(L.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-            values.append(outputs["loss"].item())
-
-    callbacks: list[L.Callback] = [Losses()]
-    if out is not None:
-        callbacks.append(ModelCheckpoint(out, "{step}", every_n_train_steps=2, save_top_k=-1))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=callbacks,
-        enable_checkpointing=out is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
     module = module_of(folder, optim=OptimConfig(learning_rate=1e-3, warmup_steps=0.03), attention_learning_rate=1e-3)
-    trainer.fit(module, datamodule=data_of(folder), ckpt_path=resume)
-    return values
+    notes, _ = training_runs.fit(module, data_of(folder), steps, folder=out, every=2, resume=resume, **options)
+    return notes.losses
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:

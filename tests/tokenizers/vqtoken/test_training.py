@@ -11,8 +11,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tests import training_runs
 from tests.media_files import film
 from tests.processes import in_this_group, together
 from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
@@ -29,16 +29,6 @@ from tokenthrift.vqtoken.synthetic.data import ClipBatch, SyntheticClips, collat
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
 
-class Losses(L.Callback):
-    """Notes the loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: ClipBatch, batch_idx: int) -> None:
-        self.values.append(outputs["loss"].item())
-
-
 def module_of(optim: OptimConfig | None = None, sizes: dict[str, Any] | None = None, **options: Any) -> VQTokenModule:
     torch.manual_seed(0)
     sizes = {**SIZES, **(sizes or {})}
@@ -51,26 +41,9 @@ def module_of(optim: OptimConfig | None = None, sizes: dict[str, Any] | None = N
 def fit(
     module: VQTokenModule, steps: int, folder: Path | None = None, resume: Path | None = None, clips: int = 8
 ) -> tuple[list[float], L.Trainer]:
-    losses = Losses()
-    callbacks: list[L.Callback] = [losses, RandomState()]
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        check_val_every_n_epoch=None,
-    )
     data = VQTokenDataModule(train_clips=clips, batch_size=2, dev_clips=2, **DATA)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return losses.values, trainer
+    notes, trainer = training_runs.fit(module, data, steps, RandomState(), folder=folder, resume=resume)
+    return notes.losses, trainer
 
 
 def batch(count: int = 4) -> ClipBatch:
@@ -215,31 +188,21 @@ def test_the_encoder_learns_more_slowly_where_it_learns_with_the_answers() -> No
 def train_in_group(folder: Path, resume: str | None = None) -> dict[str, Any]:
     """Two epochs of six clips, three a step and process, as `together` runs it; gives seeds of clips and losses."""
     module = module_of(mix={"vqtoken": 0.5, "random": 0.5})
-    seen: list[list[int]] = []
-    losses = Losses()
-
-    class Seeds(L.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: ClipBatch, batch_idx: int) -> None:
-            seen.append(list(batch.seeds))
-
-    checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
-    options = in_this_group() if torch.distributed.is_initialized() else {"accumulate_grad_batches": 1}
-    size = 1 if torch.distributed.is_initialized() else 2
-    trainer = L.Trainer(
-        accelerator="cpu",
+    alone = not torch.distributed.is_initialized()
+    notes, trainer = training_runs.fit(
+        module,
+        VQTokenDataModule(train_clips=6, batch_size=2 if alone else 1, dev_clips=3, **DATA),
+        -1,
+        folder=folder,
+        every=1,
+        resume=resume,
+        attribute="seeds",
         max_epochs=2,
-        callbacks=[losses, Seeds(), checkpoints],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
+        **({} if alone else in_this_group()),
     )
-    data = VQTokenDataModule(train_clips=6, batch_size=size, dev_clips=3, **DATA)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     weights = {name: weight.clone() for name, weight in module.state_dict().items()}
-    return {"seeds": seen, "losses": losses.values, "figures": figures, "weights": weights}
+    return {"seeds": notes.seen, "losses": notes.losses, "figures": figures, "weights": weights}
 
 
 def resumed_in_group(folder: Path, checkpoint: Path) -> dict[str, Any]:

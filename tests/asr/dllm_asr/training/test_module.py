@@ -11,10 +11,11 @@ import lightning as L
 import pytest
 import soundfile
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from tests import training_runs
 from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
+from tests.training_runs import quiet_trainer
 from tokenthrift.cli import main
 from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
@@ -27,16 +28,6 @@ from tokenthrift.training.optim import OptimConfig
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 TEXTS = ["the lazy dog", "jumps over", "a fox", "five six seven", "there is", "press the star key", "no", "one two"] * 2
-
-
-class Losses(L.Callback):
-    """Notes the loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.values.append(outputs["loss"].item())
 
 
 # A CTC head of the default size would take most of the time.
@@ -74,35 +65,13 @@ def module_of(
 
 
 def fit(
-    module: DllmAsrModule,
-    features: Path,
-    steps: int,
-    folder: Path | None = None,
-    resume: Path | None = None,
-    validate: int = 4,
+    module: DllmAsrModule, features: Path, steps: int, folder: Path | None = None, validate: int = 4, **options: Any
 ) -> tuple[list[float], L.Trainer]:
-    """Losses of a run; with a folder, a checkpoint of every third step."""
-    losses = Losses()
-    callbacks: list[L.Callback] = [losses]
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=validate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1,
-    )
+    """Losses of a run; with a `folder`, a checkpoint of every third step."""
     data = DllmAsrDataModule(str(features), max_states=400)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return losses.values, trainer
+    few = {"val_check_interval": validate, "limit_val_batches": 1}
+    notes, trainer = training_runs.fit(module, data, steps, folder=folder, **few, **options)
+    return notes.losses, trainer
 
 
 def weights_of(module: DllmAsrModule, part: str) -> dict[str, Tensor]:
@@ -146,17 +115,7 @@ def test_learning_rates_warm_up_and_decay(whisper: Path, features: Path, warmup:
             rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     module = module_of(whisper, warmup_steps=warmup, train_denoiser=False, draft_learning_rate=1e-3)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=12,
-        max_epochs=-1,
-        callbacks=[Rates()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(12, Rates(), limit_val_batches=0)
     trainer.fit(module, datamodule=DllmAsrDataModule(str(features), max_states=400))
     highest = [max(row) for row in rates]
     assert max(highest) == pytest.approx(1e-3)

@@ -8,17 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tests import training_runs
 from tests.asr.tiny_dllm import write_shard, write_whisper
 from tests.processes import in_this_group, together
 from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsrDataModule, DllmAsrModule
 from tokenthrift.dllm_asr.config import DraftConfig
 from tokenthrift.dllm_asr.training import data as data_file
-from tokenthrift.dllm_asr.training.batch import Batch
 from tokenthrift.dllm_asr.training.config import TrainingConfig
 from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.sampler import Epoch, ResumableBatchSampler, bucketed_epoch
@@ -30,18 +28,6 @@ WORDS = ["the", "lazy", "dog", "jumps", "over", "five", "six", "there"]
 TEXTS = [" ".join(WORDS[i % 8 : i % 8 + 1 + i % 4] + ["no"] * (i // 8)) for i in range(21)]
 STATES = 300
 STEPS = 5
-
-
-class Notes(L.Callback):
-    """Notes the texts and the loss of every step."""
-
-    def __init__(self) -> None:
-        self.texts: list[list[str]] = []
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.texts.append(batch.texts)
-        self.losses.append(outputs["loss"].item())
 
 
 def fit(
@@ -57,26 +43,21 @@ def fit(
     config = TrainingConfig(
         whisper=str(root / "whisper"), vocab_size=120, max_position_embeddings=64, draft=draft, time_mask_prob=0.1
     )
-    module, notes = kind(config, OptimConfig(learning_rate=1e-3, warmup_steps=1)), Notes()
-    save = ModelCheckpoint(root / checkpoints, "{step}", every_n_train_steps=2, save_top_k=-1)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        max_epochs=-1,
-        val_check_interval=STEPS,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[notes, save],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    data = DllmAsrDataModule(str(root / "features"), max_states=STATES, seed=4)
+    notes, trainer = training_runs.fit(
+        kind(config, OptimConfig(learning_rate=1e-3, warmup_steps=1)),
+        data,
+        STEPS,
+        folder=root / checkpoints,
+        every=2,
+        resume=resume,
+        attribute="texts",
         **(trainer_options or {}),
     )
-    data = DllmAsrDataModule(str(root / "features"), max_states=STATES, seed=4)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    module = trainer.lightning_module
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     wer = trainer.callback_metrics["val/wer"].item()
-    return {"texts": notes.texts, "losses": notes.losses, "weights": weights, "wer": wer}
+    return {"texts": notes.seen, "losses": notes.losses, "weights": weights, "wer": wer}
 
 
 def fit_in_group(kind: type[DllmAsrModule], root: Path, checkpoints: str, resume: str | None = None) -> dict[str, Any]:

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from tests import training_runs
 from tests.asr.talking import write_parts, write_states, write_video
+from tests.training_runs import Notes
 from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.convert import mtsk
 from tokenthrift.mtsk.training.assembly import AssemblyConfig
-from tokenthrift.mtsk.training.clips import Batch, Clip, collate
+from tokenthrift.mtsk.training.clips import Clip, collate
 from tokenthrift.mtsk.training.module import module_options
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.mtsk.training.start import Origin, carried_over
@@ -30,18 +31,6 @@ from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 # Advice about loaders, folders and the next release of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 TEXTS = ["the lazy dog", "a fox", "five six seven", "there is", "no", "one two", "lay red now", "set blue again"]
-
-
-class Losses(L.Callback):
-    """Notes loss and learning rate of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-        self.rates: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.values.append(outputs["loss"].item())
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.fixture(scope="module")
@@ -76,34 +65,11 @@ def options_of(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(
-    module: MtskModule,
-    states: Path,
-    steps: int,
-    folder: Path | None = None,
-    resume: Path | None = None,
-    precision: Any = "32-true",
-) -> tuple[Losses, L.Trainer]:
-    """A run; with a folder, a checkpoint of every third step."""
-    losses = Losses()
-    callbacks: list[L.Callback] = [losses]
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        precision=precision,
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        check_val_every_n_epoch=None,
-    )
-    trainer.fit(module, datamodule=MtskDataModule(str(states), str(states), max_frames=100), ckpt_path=resume)
-    return losses, trainer
+    module: MtskModule, states: Path, steps: int, folder: Path | None = None, **options: Any
+) -> tuple[Notes, L.Trainer]:
+    """A run; with a `folder`, a checkpoint of every third step."""
+    data = MtskDataModule(str(states), str(states), max_frames=100)
+    return training_runs.fit(module, data, steps, folder=folder, **options)
 
 
 def weights_of(module: MtskModule, *parts: str) -> dict[str, Tensor]:
@@ -117,9 +83,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_training_lowers_the_loss_and_leaves_the_encoders(parts: dict[str, str], states: Path) -> None:
     module = module_of(parts, scales_per_step=1)
     frozen = weights_of(module, "audio_encoder", "video_encoder")
-    losses, trainer = fit(module, states, 60, precision="bf16-mixed")
-    assert sum(losses.values[-8:]) < 0.7 * sum(losses.values[:8])
-    assert losses.rates[-1] < 1e-4
+    notes, trainer = fit(module, states, 60, precision="bf16-mixed")
+    assert sum(notes.losses[-8:]) < 0.7 * sum(notes.losses[:8])
+    assert notes.rates[-1] < 1e-4
     assert same(weights_of(module, "audio_encoder", "video_encoder"), frozen)
     measured = trainer.callback_metrics
     assert {"val/wer", "val/wer_a2_v1", "val/wer_a6_v3", "val/loss_a6_v1"} <= set(measured)
@@ -152,10 +118,10 @@ def test_a_frozen_language_model_stays_as_it_is(parts: dict[str, str], states: P
 
 def test_a_resumed_run_equals_an_uninterrupted_one(parts: dict[str, str], states: Path, tmp_path: Path) -> None:
     whole = module_of(parts, scales_per_step=2)
-    losses, _ = fit(whole, states, 7, tmp_path)
+    notes, _ = fit(whole, states, 7, tmp_path)
     resumed = module_of(parts, scales_per_step=2)
     rest, _ = fit(resumed, states, 7, resume=tmp_path / "step=3.ckpt")
-    assert rest.values == losses.values[3:]
+    assert rest.losses == notes.losses[3:]
     assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
 
 
@@ -273,9 +239,9 @@ def test_bf16_throughout_trains_on_sound_and_pictures(parts: dict[str, str], tmp
     frequencies = rotary.inv_freq.clone()
     before = weights_of(module, "lora", "audio_proj", "video_proj", "video_lora", "markers")
     _mel_filters.cache_clear()
-    losses, trainer = fit(module, Path(manifest), 1, precision="bf16-true")
+    notes, trainer = fit(module, Path(manifest), 1, precision="bf16-true")
     assert module.model.weight.dtype == torch.bfloat16
-    assert all(map(math.isfinite, losses.values))
+    assert all(map(math.isfinite, notes.losses))
     assert all(math.isfinite(value) for value in trainer.callback_metrics.values())
     after = weights_of(module, "lora", "audio_proj", "video_proj", "video_lora", "markers")
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name].bfloat16(), after[name])}
@@ -300,8 +266,8 @@ def test_sounds_and_positions_are_exact_whatever_the_default_precision() -> None
 def test_a_batch_without_a_stream_trains_the_scales_it_can(parts: dict[str, str], tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, ["audio video", "audio", "audio video", "audio"])
     module = module_of(parts, tasks=("avsr", "asr", "vsr"))
-    losses, trainer = fit(module, Path(manifest), 2)
-    assert all(math.isfinite(value) for value in losses.values)
+    notes, trainer = fit(module, Path(manifest), 2)
+    assert all(math.isfinite(value) for value in notes.losses)
     assert {"val/loss_a2_v0", "val/wer_a6_v0"} <= set(trainer.callback_metrics)
     with pytest.raises(ValueError, match="have audio, and nothing else, which is too little for avsr"):
         fit(module_of(parts), Path(manifest), 2)
@@ -430,5 +396,5 @@ def test_a_model_of_video_features_trains_on_states(parts: dict[str, str], state
     own = {name: part for name, part in parts.items() if name != "avhubert"}
     module = module_of(own, video_features=64)
     assert module.model.video_encoder is None
-    losses, _ = fit(module, states, 2)
-    assert all(math.isfinite(value) for value in losses.values)
+    notes, _ = fit(module, states, 2)
+    assert all(math.isfinite(value) for value in notes.losses)

@@ -8,19 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import soundfile
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
+from tests import training_runs
 from tests.asr.talking import write_parts, write_states
 from tests.processes import in_this_group, together
 from tokenthrift.mtsk import MtskDataModule, MtskModule
 from tokenthrift.mtsk.training import data as data_file
 from tokenthrift.mtsk.training.assembly import AssemblyConfig
-from tokenthrift.mtsk.training.clips import Batch
 from tokenthrift.mtsk.training.processes import common_streams
 from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.sampler import Epoch, ResumableBatchSampler, bucketed_epoch
@@ -33,18 +31,6 @@ FRAMES = 100
 STEPS = 5
 
 
-class Notes(L.Callback):
-    """Notes the texts and the loss of every step."""
-
-    def __init__(self) -> None:
-        self.texts: list[list[str]] = []
-        self.losses: list[float | None] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.texts.append(batch.texts)
-        self.losses.append(outputs["loss"].item() if outputs else None)
-
-
 def fit(
     root: Path, train: str, options: dict[str, Any], resume: str | None = None, group: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -54,26 +40,19 @@ def fit(
     parts = json.loads((root / "parts.json").read_text())
     config = AssemblyConfig(**parts, **own, **options["config"])
     module = MtskModule(config, OptimConfig(learning_rate=4e-3, warmup_steps=1), scales_per_step=options["scales"])
-    notes = Notes()
-    save = ModelCheckpoint(root / options["checkpoints"], "{step}", every_n_train_steps=2, save_top_k=-1)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=options.get("steps", STEPS),
-        max_epochs=-1,
-        val_check_interval=options.get("steps", STEPS),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[notes, save],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    notes, trainer = training_runs.fit(
+        module,
+        MtskDataModule(str(root / train), str(root / "dev"), max_frames=options.get("frames", FRAMES), seed=4),
+        options.get("steps", STEPS),
+        folder=root / options["checkpoints"],
+        every=2,
+        resume=resume,
+        attribute="texts",
         **(group or {}),
     )
-    data = MtskDataModule(str(root / train), str(root / "dev"), max_frames=options.get("frames", FRAMES), seed=4)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
     trained = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     figures = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return {"texts": notes.texts, "losses": notes.losses, "weights": trained, "figures": figures}
+    return {"texts": notes.seen, "losses": notes.losses, "weights": trained, "figures": figures}
 
 
 def fit_in_group(root: Path, train: str, options: dict[str, Any], resume: str | None = None) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
+from tests import training_runs
 from tests.processes import in_this_group, together
-from tests.tokenizers.karl.training.training_runs import OPTIM, SIZE, Notes, base_of, stage
+from tests.tokenizers.karl.training.training_runs import OPTIM, SIZE, base_of, stage
 from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.training.processes import rank_and_world
@@ -22,18 +21,6 @@ from tokenthrift.training.processes import rank_and_world
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
 IMAGES, STEPS = 10, 6  # an epoch is three steps of 4, 4 and 2 images
-
-
-class Watch(Notes):
-    """Notes the seeds of the images too, which say which image of which epoch it was."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seeds: list[list[int]] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.seeds.append(list(batch.seeds))
 
 
 def train(
@@ -45,24 +32,22 @@ def train(
         module: Any = KarlBaseModule(base_of("vae"), OPTIM)
     else:
         module = stage(1, "vae", restart_every=0) if kind == "stage 1" else stage(2, "vqgan", restart_every=0)
-    watch = Watch()
-    group = in_this_group() if rank_and_world()[1] > 1 else {}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=[watch, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0,
-        **group,
+    notes, trainer = training_runs.fit(
+        module,
+        KarlDataModule({str(pack): 1}, dev={"d": str(pack)}, size=SIZE, batch_size=batch_size, area=(0.9, 1.0)),
+        steps,
+        folder=folder,
+        every=4,
+        resume=folder / "step=4.ckpt" if resume else None,
+        attribute="seeds",
+        weights_only=False,
+        val_check_interval=1.0,
+        check_val_every_n_epoch=1,
+        **(in_this_group() if rank_and_world()[1] > 1 else {}),
     )
-    data = KarlDataModule({str(pack): 1}, dev={"d": str(pack)}, size=SIZE, batch_size=batch_size, area=(0.9, 1.0))
-    trainer.fit(module, datamodule=data, ckpt_path=folder / "step=4.ckpt" if resume else None, weights_only=False)
     weights = torch.cat([p.detach().flatten() for p in module.parameters()])
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/l1")}
-    return {"losses": watch.losses, "seeds": watch.seeds, "weights": weights, "figures": figures}
+    return {"losses": notes.losses, "seeds": notes.seen, "weights": weights, "figures": figures}
 
 
 @pytest.fixture(scope="module")

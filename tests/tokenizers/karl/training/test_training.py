@@ -19,6 +19,7 @@ from tests.tokenizers.karl.training.training_runs import (
     SIZE,
     TOKENS,
     Kind,
+    Weights,
     base_of,
     fit,
     same,
@@ -93,7 +94,9 @@ def test_the_average_of_the_weights_survives_epochs(pack: Path) -> None:
     """The published one is set to the live weights at the start of every epoch."""
     module = stage(1)
     first = module.model.to_tokens.weight.detach().clone()
-    live = fit(module, pack, EMAWeightAveraging(decay=0.8, use_buffers=False), epochs=4).weights
+    weights = Weights()
+    fit(module, pack, weights, EMAWeightAveraging(decay=0.8, use_buffers=False), max_epochs=4)
+    live = weights.values
     assert len(live) == 8, "two steps an epoch"
     average = live[0]  # torch's average starts with the first weights that it is given
     for weight in live[1:]:
@@ -133,7 +136,7 @@ def test_generator_and_discriminator_have_an_optimiser_each_and_step_in_turn(pac
             pairs = zip(self.discriminator, pl_module.discriminator.parameters(), strict=True)
             assert any(not torch.equal(a, b) for a, b in pairs)
 
-    fit(module, pack, Watch(), epochs=2)
+    fit(module, pack, Watch(), max_epochs=2)
     assert steps == ["generator", "discriminator"] * 4
 
 
@@ -159,11 +162,11 @@ def test_the_adversarial_loss_joins_at_its_epoch(pack: Path) -> None:
     module = stage(2, adversarial={1: 0.2, 3: 0.8})
     weights: list[float] = []
 
-    class Weights(L.Callback):
+    class AdversarialWeights(L.Callback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             weights.append(pl_module.adversarial_weight)
 
-    fit(module, pack, Weights(), epochs=4)
+    fit(module, pack, AdversarialWeights(), max_epochs=4)
     assert weights == [0.0, 0.2, 0.2, 0.8]
 
 

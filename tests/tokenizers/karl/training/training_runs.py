@@ -9,13 +9,13 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from tests import training_runs
+from tests.training_runs import Notes
 from tokenthrift.karl.config import BaseConfig, KarlConfig, TransformerConfig
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.karl.training.module import KarlStage1Module, KarlStage2Module
-from tokenthrift.karl.training.stage import KarlModule
 from tokenthrift.training.optim import OptimConfig
 
 SIZE, BATCH, TOKENS = 16, 4, 8
@@ -67,17 +67,14 @@ def smooth_images(folder: Path) -> Path:
     return path
 
 
-class Notes(L.Callback):
-    """Notes a number of every step, and the weights after it."""
+class Weights(L.Callback):
+    """Notes the weights of one layer after every step."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.weights: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append(float(outputs["loss"]))
-        if isinstance(pl_module, KarlModule):
-            self.weights.append(pl_module.model.to_tokens.weight.detach().clone())
+        self.values.append(pl_module.model.to_tokens.weight.detach().clone())
 
 
 def fit(
@@ -85,30 +82,16 @@ def fit(
     pack: Path,
     *callbacks: L.Callback,
     steps: int = -1,
-    epochs: int = -1,
-    resume: Path | None = None,
-    logger: Any = False,
     validate: bool = False,
+    **options: Any,
 ) -> Notes:
-    notes = Notes()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=epochs,
-        callbacks=[notes, *callbacks],
-        logger=logger,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1 if validate else 0,
-        log_every_n_steps=1,
-    )
+    """A run, as `tests.training_runs.fit`, on a pack of images."""
     data = KarlDataModule(
         {str(pack): 1}, dev={"smooth": str(pack)}, size=SIZE, batch_size=BATCH, area=(0.9, 1.0), dev_images=4
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
-    return notes
+    epochs = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "limit_val_batches": 1 if validate else 0}
+    own = {**epochs, "log_every_n_steps": 1, "weights_only": False}
+    return training_runs.fit(module, data, steps, *callbacks, **own, **options)[0]
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
