@@ -4,7 +4,7 @@ Every system reads the same recordings, one at a time, with the same number of t
 diffusion model without draft, with the draft's length only, with its sure words, by the model's own settings, with and
 without pruning, and with an encoder that always reads 30 s; the autoregressive decoder of the same size over the same
 encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error
-rates follow Whisper's English normaliser over the whole set; a forward pass of two responses side by side counts
+rates follow Whisper's English normalizer over the whole set; a forward pass of two responses side by side counts
 twice; the real-time factor is seconds of work, encoder included, over seconds of audio.
 
 Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`

@@ -97,7 +97,7 @@ class TokenUsage:
     used: int
     rounds: int = 1
     error: float | None = None
-    """Reconstruction error reached, where the system measures one."""
+    """Achieved reconstruction error, where the system measures one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.used <= self.cap <= self.native:

@@ -1,7 +1,7 @@
 """Word error rates of a model's readings by source: `python evaluate.py MODEL SET ...`.
 
 Draft, the decoder's left-to-right reading, and the transcript, for each set (a folder with a `manifest.jsonl`, as
-`recordings.py` writes) and each of its sources; Whisper's normaliser, errors over whole sets. Costs are the benchmark's
+`recordings.py` writes) and each of its sources; Whisper's normalizer, errors over whole sets. Costs are the benchmark's
 business (`benchmarks/dllm_asr.py`).
 """
 
@@ -23,19 +23,19 @@ BATCH = 8
 
 
 def read_set(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a manifest with what is heard; the longest first."""
+    """Rows of a manifest with their audio; the longest first."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    heard = [row | {"audio": read_audio(folder / row["audio_filepath"])} for row in rows if "<" not in row["text"]]
-    return sorted(heard, key=lambda row: len(row["audio"]), reverse=True)
+    found = [row | {"audio": read_audio(folder / row["audio_filepath"])} for row in rows if "<" not in row["text"]]
+    return sorted(found, key=lambda row: len(row["audio"]), reverse=True)
 
 
 @torch.inference_mode()
-def readings(model: DllmAsr, rows: list[dict[str, Any]], rival: AutoregressiveDecoder | None = None) -> list[str]:
-    """Writes `draft`, `left to right` (and `rival`) and `denoised` into the rows; the names of those readings.
+def readings(model: DllmAsr, rows: list[dict[str, Any]], baseline: AutoregressiveDecoder | None = None) -> list[str]:
+    """Writes `draft`, `left to right` (and `baseline`) and `denoised` into the rows; the names of those readings.
 
     A left-to-right text is cut at twice the tokens of the draft and eight more: it must not loop.
     """
-    decoders = {"left to right": decoder_of(model)} | ({"rival": rival.decoder} if rival else {})
+    decoders = {"left to right": decoder_of(model)} | ({"baseline": baseline.decoder} if baseline else {})
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         states, lengths = model.encode([row["audio"] for row in batch])
@@ -56,18 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder")
     parser.add_argument("sets", type=Path, nargs="+", help="folders with a manifest.jsonl")
-    parser.add_argument("--rival", type=Path, help="folder of a decoder trained left to right on the same states")
+    parser.add_argument("--baseline", type=Path, help="folder of a decoder trained left to right on the same states")
     parser.add_argument("--every", type=int, default=1, help="use only every n-th recording")
     parser.add_argument("--json", type=Path, help="write every text here")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = DllmAsr.from_pretrained(arguments.model)
-    rival = AutoregressiveDecoder.from_pretrained(arguments.rival) if arguments.rival else None
+    baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline) if arguments.baseline else None
     written: list[dict[str, Any]] = []
     for folder in arguments.sets:
         rows = read_set(folder)[:: arguments.every]
-        names = readings(model, rows, rival)
+        names = readings(model, rows, baseline)
         sources = sorted({row["source"] for row in rows if "source" in row})
         for source in (None, *sources):
             some = [row for row in rows if source is None or row.get("source") == source]

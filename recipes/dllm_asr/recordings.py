@@ -33,7 +33,7 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio.functional as AF
-from sentences import UNITS, normalise
+from sentences import UNITS, normalize
 
 RATE = 16_000
 SHARD_CLIPS = 500  # of one training shard, about an hour
@@ -168,12 +168,12 @@ def write_set(folder: Path, clips: list[Clip], sources: list[str] | None = None)
 
 def write_shard(path: Path, clips: list[Clip]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    heard = [(name, samples, target) for name, samples, text in clips if (target := normalise(text))]
+    readable = [(name, samples, target) for name, samples, text in clips if (target := normalize(text))]
     audio = [
         (np.clip(samples / max(1e-4, float(np.abs(samples).max())) * 0.7, -1, 1) * 32767).astype(np.int16)
-        for _, samples, _ in heard
+        for _, samples, _ in readable
     ]
-    rows = json.dumps([{"id": name, "text": target, "split": "train"} for name, _, target in heard])
+    rows = json.dumps([{"id": name, "text": target, "split": "train"} for name, _, target in readable])
     np.savez(path, audio=np.concatenate(audio), offset=np.cumsum([0, *map(len, audio)]), rows=np.array(rows))
     print(f"{path}: {len(audio)} clips, {sum(map(len, audio)) / RATE / 60:.1f} min", flush=True)
 

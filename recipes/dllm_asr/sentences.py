@@ -65,7 +65,7 @@ def year(n: int) -> str:
     return f"{cardinal(n // 100)} " + (f"oh {cardinal(n % 10)}" if n % 100 < 10 else cardinal(n % 100))
 
 
-def normalise(text: str) -> str | None:
+def normalize(text: str) -> str | None:
     """The training target, or None where the text holds what cannot be written in letters and apostrophes.
 
     Hyphens and dashes part words; other punctuation goes; digits, symbols and foreign letters disqualify the text.
@@ -158,7 +158,7 @@ def collect(wordnet_root: Path, fortune_root: Path, seed: int) -> Iterator[dict[
     for source, spoken in [*phrases, *fortunes(fortune_root), *generated(5000, rng, names)]:
         if source != "spelled" and re.search(r"[A-Z]{2,}|\b[A-Za-z]\.|[a-z][A-Z]", spoken):
             continue  # acronyms and abbreviations: what is said differs from what is written
-        text = normalise(spoken)
+        text = normalize(spoken)
         if text is None or len(text) > 240:
             continue
         words = text.split()

@@ -76,7 +76,7 @@ def draw(track: np.ndarray, face: Face, seed: int, size: int = SIZE) -> Tensor:
         track: `(frames, 8)` of `visemes.mouth_track`.
         face: who speaks.
         seed: of this clip.
-        size: side of the picture, even; a smaller one is a crop about the same centre.
+        size: side of the picture, even; a smaller one is a crop about the same center.
     """
     r = np.random.default_rng([seed, 78])
     frames = len(track)

@@ -3,7 +3,7 @@
 Fifteen visemes of MPEG-4 (ISO/IEC 14496-2, FAP 1), 0 being silence; the phonemes are eSpeak NG's English ones. All
 phonemes of a viseme look the same, so the map says exactly what lip reading cannot tell apart (`homophene_bound`). The
 mouth moves between the shapes by dominance functions (Cohen and Massaro 1993): at each instant a mean of all shapes,
-weighted by a falling exponential of the distance to each phoneme's centre. Shapes and weights are our choice, no
+weighted by a falling exponential of the distance to each phoneme's center. Shapes and weights are our choice, no
 standard gives them.
 """
 
@@ -101,15 +101,15 @@ def mouth_track(phonemes: Sequence[tuple[float, str]], seconds: float, lead: flo
         lead: seconds by which the lips are ahead of the sound.
     """
     frames = max(1, round(seconds * FPS))
-    centres, halves, shapes = targets([(0.0, "_"), *phonemes], seconds)
+    centers, halves, shapes = targets([(0.0, "_"), *phonemes], seconds)
     time = np.arange(frames)[:, None] / FPS + lead
-    distance = np.maximum(np.abs(time - centres) - 0.5 * halves, 0)
+    distance = np.maximum(np.abs(time - centers) - 0.5 * halves, 0)
     weight = DOMINANCE[shapes] * np.exp(-distance / SPREAD) * np.minimum(halves / 0.03, 2.0)
     track = weight @ SHAPES[shapes] / np.maximum(weight.sum(1, keepdims=True), 1e-9)
     closed = shapes == 1  # lips that are nearly closed are open: force the closure
     if closed.any():
         width = np.maximum(halves[closed], 0.035)
-        track[:, 1] *= (1 - np.exp(-(((time - centres[closed]) / width) ** 2))).min(1)
+        track[:, 1] *= (1 - np.exp(-(((time - centers[closed]) / width) ** 2))).min(1)
     return track
 
 
@@ -124,9 +124,9 @@ def viseme_string(names: Iterable[str]) -> tuple[int, ...]:
 def frame_visemes(phonemes: Sequence[tuple[float, str]], seconds: float, lead: float = 0.06) -> np.ndarray:
     """`(frames,)` the viseme whose target is nearest to each frame: what a visual encoder can be taught."""
     frames = max(1, round(seconds * FPS))
-    centres, halves, shapes = targets([(0.0, "_"), *phonemes], seconds)
+    centers, halves, shapes = targets([(0.0, "_"), *phonemes], seconds)
     time = np.arange(frames)[:, None] / FPS + lead
-    return shapes[np.argmin(np.abs(time - centres) - halves, axis=1)]
+    return shapes[np.argmin(np.abs(time - centers) - halves, axis=1)]
 
 
 def homophene_bound(words: Sequence[tuple[str, tuple[int, ...]]]) -> float:

@@ -255,7 +255,7 @@ def test_a_model_that_exists_only_at_a_revision(hub: HubServer, small: Path) -> 
     assert type(models.load(small, dtype="bfloat16")).__name__ == "Small"
 
 
-def test_info_of_the_rival_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_of_the_baseline_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(ROOT / "benchmarks" / "dllm-asr-autoregressive")]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("system      dllm_asr_autoregressive (")

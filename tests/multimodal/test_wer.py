@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenthrift.evaluation.wer import ErrorCount, character_errors, normalise_english, word_errors
+from tokenthrift.evaluation.wer import ErrorCount, character_errors, normalize_english, word_errors
 from tokenthrift.extras import MissingExtraError
 
 texts = st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=6).map(" ".join)
@@ -32,7 +32,7 @@ def test_corpus_rate_is_not_the_mean_of_clips() -> None:
 
 def test_english_forms_that_count_as_equal() -> None:
     assert word_errors(["Mr. Brown's colour: twenty-one, it's OK!"], ["mister brown's color 21 it is ok"]).errors == 0
-    assert normalise_english("[laughs] Um, hello") == "hello"
+    assert normalize_english("[laughs] Um, hello") == "hello"
 
 
 def test_empty_sides() -> None:

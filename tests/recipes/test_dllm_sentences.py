@@ -56,7 +56,7 @@ def test_cardinals(number: int, words: str) -> None:
 def test_cardinals_mean_their_number(number: int) -> None:
     words = sentences.cardinal(number)
     assert number_of(words) == number
-    assert sentences.normalise(words) == words
+    assert sentences.normalize(words) == words
 
 
 @pytest.mark.parametrize(
@@ -122,16 +122,16 @@ def test_years(number: int, words: str) -> None:
     ],
 )
 def test_targets(written: str, target: str | None) -> None:
-    assert sentences.normalise(written) == target
+    assert sentences.normalize(written) == target
 
 
 @given(st.text(alphabet="abzAZ' -.,!?\u2019\u2014/1\u00e9\n\t\"", max_size=20) | st.text(max_size=12))
 @few
 def test_targets_are_words_and_stay_as_they_are(text: str) -> None:
-    target = sentences.normalise(text)
+    target = sentences.normalize(text)
     if target is not None:
         assert re.fullmatch(r"[a-z]+('[a-z]+)*( [a-z]+('[a-z]+)*)*", target)
-        assert sentences.normalise(target) == target
+        assert sentences.normalize(target) == target
 
 
 def test_generated_texts_can_be_targets() -> None:
@@ -139,7 +139,7 @@ def test_generated_texts_can_be_targets() -> None:
     assert made == list(sentences.generated(210, random.Random(0), ["Baker", "Elm"]))
     kinds = [kind for kind, _ in made[:7]]
     assert kinds == ["number", "date", "time", "address", "phone", "amount", "spelled"]
-    assert all(sentences.normalise(text) for _, text in made)
+    assert all(sentences.normalize(text) for _, text in made)
     assert len({text for _, text in made}) > 150
 
 
@@ -183,7 +183,7 @@ def test_sentences_are_collected_once_and_in_a_seeded_order(texts: tuple[Path, P
     assert found["look before you leap"]["spoken"] == "Look before you leap!"
     for text, row in found.items():
         assert row["split"] == sentences.split_of(text)
-        assert sentences.normalise(row["spoken"]) == text
+        assert sentences.normalize(row["spoken"]) == text
         assert len(text.split()) <= 40
     assert [r["text"] for r in rows] != [r["text"] for r in sentences.collect(*texts, 1)]
 

@@ -115,7 +115,7 @@ def test_recordings_are_split_by_name(
         else:
             assert homes == ["dev/asterisk" if number % 25 in (1, 6) else "train"]
     assert len(clips) == len(train) > 10
-    assert all(text == sentences.normalise(text) for text in names.values())
+    assert all(text == sentences.normalize(text) for text in names.values())
     assert list(found["test/librivox"]) == ["sense_and"]
     assert sorted(found["test/fsdd"]) == ["3_lucas_0", "3_theo_0"]
     assert sorted(p.name for p in (tmp_path / "speech").iterdir()) == [

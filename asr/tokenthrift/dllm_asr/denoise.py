@@ -31,7 +31,7 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(ids (R, W), mask (R, W), rows (R,)) -> logits (R, W, vocab); `rows` index the batch given to `denoise`."""
 
 Prune = Literal["every", "first", "never"]
-"""After which rounds a committed EOS cuts the canvas; "first" is the released behaviour."""
+"""After which rounds a committed EOS cuts the canvas; "first" is the released behavior."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def score(logits: Tensor, ids: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Te
     Args:
         logits: (S, vocab).
         ids: (S,) int64, the tokens now in those slots.
-        mask_id: id that is never a candidate; the other probabilities are renormalised without it.
+        mask_id: id that is never a candidate; the other probabilities are renormalized without it.
 
     Returns:
         (S,) most probable token (the lower id among equals), (S,) its probability, (S,) the probability of `ids`.
@@ -123,7 +123,7 @@ def denoise(
 ) -> Denoised:
     """Commits a token in every MASK slot of a batch of responses.
 
-    A row's result does not depend on its neighbours if `predict` keeps rows apart.
+    A row's result does not depend on its neighbors if `predict` keeps rows apart.
 
     Args:
         predict: the forward pass; called with the rows still running, cut to the longest of them.

@@ -119,7 +119,7 @@ class Vocabulary:
                 piece = ""
             else:
                 piece = text.removeprefix("##") if text.startswith("##") or not text else f" {text}"
-            # BERT's pre-tokeniser parts words at apostrophes.
+            # BERT's pre-tokenizer parts words at apostrophes.
             glued = not self._is_bpe and (piece == " '" or last == "'")
             out.append(piece[1:] if piece.startswith(" ") and (glued or last == " ") else piece)
             last = out[-1][-1:] or last

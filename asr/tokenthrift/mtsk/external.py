@@ -25,8 +25,8 @@ from tokenthrift.whisper import encoder_weights
 __all__ = [
     "AVHUBERT_FILE",
     "PARTS",
-    "after_load",
-    "after_state_dict",
+    "miss_external",
+    "leave_out_external",
     "external_sources",
     "include_external",
     "load_external",
@@ -75,11 +75,11 @@ def include_external(config: MtskConfig) -> MtskConfig:
     return replace(config, **own)
 
 
-def after_state_dict(model: Any, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+def leave_out_external(model: Any, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
     """A hook after `state_dict`: parts that lie elsewhere stay out of files and checkpoints."""
     drop_external_keys(tuple(external_sources(model.config)), model, state, prefix, metadata)
 
 
-def after_load(model: Any, incompatible: Any) -> None:
-    """A hook after `load_state_dict`: what `after_state_dict` left out is not missing."""
+def miss_external(model: Any, incompatible: Any) -> None:
+    """A hook after `load_state_dict`: what `leave_out_external` left out is not missing."""
     allow_missing(tuple(external_sources(model.config)), model, incompatible)

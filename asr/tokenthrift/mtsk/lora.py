@@ -6,7 +6,7 @@ and up matrices, X the sequence at scale k:
     MS   h = X W + s X D U          SS   h = X W + s X D_k U_k          MSS   h = X W + s (X D_k U_k + X D U)
 
 Differs from the published code: D starts at zero and stays zero until the first step. There the checkpoint loader
-re-initialises everything it does not find in the language model's file, after the constructor set the zeros, so
+re-initializes everything it does not find in the language model's file, after the constructor set the zeros, so
 training starts from a language model with noise in every attention layer. The adapters are hooks on the projections, so
 any model whose attention has `q_proj` and `v_proj` takes them and its own weights keep their names.
 """

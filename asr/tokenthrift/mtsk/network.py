@@ -29,7 +29,7 @@ from tokenthrift.hub import HubModel
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.audiovisual.encoders import audio_states_of, padded_states, video_states_of
 from tokenthrift.mtsk.config import Compression, MtskConfig
-from tokenthrift.mtsk.external import PARTS, after_load, after_state_dict
+from tokenthrift.mtsk.external import PARTS, miss_external, leave_out_external
 from tokenthrift.mtsk.language_model import build, exact_positions
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.rates import Rates
@@ -126,8 +126,8 @@ class MtskNetwork(HubModel):
             self.video_proj = projectors(config.video_rates, video.hidden_size, *shape, norm=config.projector_norm)
         # The authors' markers are rows of the language model's own table.
         self.markers = None if config.released else nn.Parameter(torch.randn(len(MARKERS), lm.hidden_size) * 0.02)
-        self.register_state_dict_post_hook(after_state_dict)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(after_load)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(leave_out_external)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(miss_external)  # type: ignore[no-untyped-call]
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -22,7 +22,7 @@ its sampler. LLaDA-MoE and LLaDA2 have experts that no class of transformers has
 Sources: the Hub repositories' config.json and tensor names; LLaDA (arXiv 2502.09992), Dream (2508.15487), Fast-dLLM v2
 (2509.26328), dllm-lib's A2D conversion (an autoregressive model trained on without its causal mask).
 
-Differs from the published modelling files, which are remote code, ignore attention masks (LLaDA) and do not run under
+Differs from the published modeling files, which are remote code, ignore attention masks (LLaDA) and do not run under
 transformers 5: the weights are read by name into transformers' own classes and attention never reaches padding. Grouped
 key and value heads, head width, biases and rotary settings come from config.json.
 """

@@ -3,7 +3,7 @@
 Source: arXiv 2502.09992 and the key names of its Hub repositories (LLaDA-8B-Base, LLaDA-8B-Instruct, LLaDA-1.5). A
 LLaDA block is a Llama block under other names, so `LlamaForCausalLM` behind `PrefixBackbone` computes the same logits.
 
-Differs from the published modelling file, which ignores its attention mask and does not run under transformers 5.
+Differs from the published modeling file, which ignores its attention mask and does not run under transformers 5.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class MaskedDiffusionBackbone(nn.Module, ABC):
     """A language model that predicts every response slot at once, given a memory of multimodal states.
 
     Contract, for every subclass: rows are right-padded and independent, so a row of a batch equals that row alone to
-    1e-5 whatever its neighbours, the amount of padding and its content (NaN included); the logits of `mask_id` are
+    1e-5 whatever its neighbors, the amount of padding and its content (NaN included); the logits of `mask_id` are
     -inf, because a slot that predicts MASK would never be decided; logits of padded slots are finite but mean nothing.
 
     Attributes:

@@ -179,7 +179,7 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         if windows is not None:
             # The position before a slot predicts it, so it looks where the slot's words are.
             anywhere = torch.tensor([0.0, float("inf")], device=ids.device).expand(len(ids), start.shape[1], 2)
-            # The last slot of a row predicts nothing and keeps its own, whatever longer neighbours have after it.
+            # The last slot of a row predicts nothing and keeps its own, whatever longer neighbors have after it.
             own = torch.cat([anywhere[:, :1], windows], 1)
             windows = torch.where(F.pad(mask, (0, 1))[..., None], F.pad(windows, (0, 0, 0, 1)), own)
             windows = torch.cat([anywhere[:, 1:], windows], 1)

@@ -174,15 +174,15 @@ def _summary(rows: Sequence[dict[str, Any]], models: Sequence[_Model]) -> int:
                 who = f" ({row['model']})" if len(models) > 1 and "model" in row else ""
                 print(f"{word.replace('_', ' ')}: {row['file']}{who}: {row[word]}", file=sys.stderr)
     for model in models:
-        priced = [row for row in rows if "cap" in row and row["model"] == model.name]
-        native, cap = (sum(row[name] for row in priced) for name in ("native", "cap"))
-        if not priced:
+        counted = [row for row in rows if "cap" in row and row["model"] == model.name]
+        native, cap = (sum(row[name] for row in counted) for name in ("native", "cap"))
+        if not counted:
             continue
         noun = model.planner.noun
         who = f"{model.name}: " if len(models) > 1 else ""
-        share = f", {cap / len(priced):.1f} each, {cap / native:.0%} of {native:,} native" if native else ""
-        many = "s" if len(priced) > 1 else ""
-        print(f"{who}{len(priced)} {noun}{many}: at most {cap:,} tokens{share}", file=sys.stderr)
+        share = f", {cap / len(counted):.1f} each, {cap / native:.0%} of {native:,} native" if native else ""
+        many = "s" if len(counted) > 1 else ""
+        print(f"{who}{len(counted)} {noun}{many}: at most {cap:,} tokens{share}", file=sys.stderr)
     counts = Counter(word for row in rows for word in ("failed", "left_out") if word in row)
     for word, number in counts.items():
         print(f"{number} {word.replace('_', ' ')}", file=sys.stderr)

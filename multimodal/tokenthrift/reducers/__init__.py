@@ -4,7 +4,7 @@ None needs attention maps or a class token, so all work after any encoder, with 
 
     base.py       TokenReducer, the protocol; ItemReducer, what the reducers here share
     selection.py  Uniform, RandomSubset, Prefix, NormPruning: keep some tokens as they are
-    pooling.py    AveragePooling, Stacking: join neighbours in windows
+    pooling.py    AveragePooling, Stacking: join neighbors in windows
     merging.py    BipartiteMerging: join similar tokens (ToMe)
     diversity.py  MaxMinDiversity: keep tokens that are unlike each other (DivPrune)
     query.py      ConditionalDiversity, QuerySelection: read the question (CDPruner, SparseVLM)

@@ -5,7 +5,7 @@ will be. `ItemReducer` handles batching, padding, checks and usage around a rule
 
 Differs from published reducers, which work on whole padded batches: items are taken out of the padding and reduced one
 by one. A batched matrix product may differ in its last bit with the padding, and a near-tie then keeps another token;
-one item at a time, a row cannot depend on its neighbours.
+one item at a time, a row cannot depend on its neighbors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reducers that join neighbours: average pooling, and stacking along the channels.
+"""Reducers that join neighbors: average pooling, and stacking along the channels.
 
 Both are the compressions of Llama-AVSR and Llama-MTSK (arXiv 2503.06362, section 3.2), which fix a rate and drop or pad
 the remainder. Here the count is fixed: N tokens fall into exactly n windows, the i-th from floor(i N / n) to
@@ -114,7 +114,7 @@ def pool_by_rate(
 
 
 class AveragePooling(ItemReducer):
-    """Averages windows of neighbouring tokens; a window has the position of its first token."""
+    """Averages windows of neighboring tokens; a window has the position of its first token."""
 
     def shrink(self, item: Item, cap: int) -> Item:
         """See `ItemReducer.shrink`."""
@@ -127,7 +127,7 @@ class AveragePooling(ItemReducer):
 
 
 class Stacking(ItemReducer):
-    """Stacks windows of neighbouring tokens along the channels, to width `rate * D`; see the head of this file.
+    """Stacks windows of neighboring tokens along the channels, to width `rate * D`; see the head of this file.
 
     Args:
         rate: Most tokens in one window, at least 2.

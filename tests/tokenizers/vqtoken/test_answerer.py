@@ -85,7 +85,7 @@ def test_answers_cost_what_was_planned(model: VideoAnswerer, budget: str | int) 
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_rival_can_stand_in(model: VideoAnswerer, name: str) -> None:
+def test_every_baseline_can_stand_in(model: VideoAnswerer, name: str) -> None:
     reducer = baseline(name, model.config.grid)
     (answers,) = model.answer(clip(0)[None], [TEXTS], 8, reducer)
     assert answers[0].usage.used == 8

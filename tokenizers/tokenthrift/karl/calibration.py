@@ -1,4 +1,4 @@
-"""Conditioning on a smaller error than the target, by just so much that misses are as rare as wanted.
+"""Conditioning on a smaller error than the target, by just so much that misses are as rare as they have to be.
 
 Source: split conformal prediction (Vovk et al. 2005); conformal risk control (Angelopoulos et al., arXiv 2208.02814).
 KARL (arXiv 2507.07995) conditions the encoder on a target error and does not check what comes out; its own table 3

@@ -147,7 +147,7 @@ def unit_tokens(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         x = x.masked_fill(~mask[..., None], 0.0)
     length = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     if broken := (~length.isfinite()).any(1).nonzero().flatten().tolist():
-        raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or mend the encoder")
+        raise ValueError(f"real tokens of items {broken} are NaN or infinite; mask them or correct the encoder")
     long = length >= _SHORTEST
     unit = x * (_GRID / length).where(long, 0.0).float()[..., None]
     if bool((directionless := mask & ~long).any()):

@@ -24,7 +24,7 @@ from tokenthrift.padding import length_mask
 
 __all__ = ["AUDIO_FEATURES", "PRETRAINING_KEYS", "AvHubert", "avhubert_config", "avhubert_weights", "normalize"]
 
-AUDIO_FEATURES: Final = 104  # 26 log filter banks of 4 neighbouring frames
+AUDIO_FEATURES: Final = 104  # 26 log filter banks of 4 neighboring frames
 PRETRAINING_KEYS: Final = ("mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias")
 _KERNEL, _GROUPS = 128, 16
 

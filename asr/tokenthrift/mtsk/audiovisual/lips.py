@@ -101,7 +101,7 @@ def mouth_path(
         boxes: left, top and side of the face in each frame, None where it was not found; not all of them None.
 
     Returns:
-        (T, 3) centre x, centre y and side of the crop, interpolated and smoothed over 12 frames; and (T,) bool, false
+        (T, 3) center x, center y and side of the crop, interpolated and smoothed over 12 frames; and (T,) bool, false
         where the face has been away for more than half a second, from the first such frame to the last.
     """
     found = np.array([i for i, box in enumerate(boxes) if box is not None])
@@ -153,7 +153,7 @@ def _cut(picture: NDArray[np.uint8], square: NDArray[np.float64]) -> Tensor:
     """A square of a picture, its edge repeated where the square leaves it, at 96 x 96."""
     cv2 = extras.require("cv2")
     side = max(2, round(float(square[2])))
-    left, top = (round(float(centre) - side / 2) for centre in square[:2])
+    left, top = (round(float(center) - side / 2) for center in square[:2])
     rows = np.clip(np.arange(top, top + side), 0, picture.shape[0] - 1)
     columns = np.clip(np.arange(left, left + side), 0, picture.shape[1] - 1)
     way = cv2.INTER_AREA if side > CROP else cv2.INTER_CUBIC

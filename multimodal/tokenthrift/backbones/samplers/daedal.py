@@ -3,7 +3,7 @@
 Source: DAEDAL (arXiv 2508.00819, sections 3.2 and 3.3). Phase 1 commits nothing: a row gets more MASK slots at its end
 until the last slots are surely EOS. Phase 2 decides block by block every slot that is sure enough; where an undecided
 slot of the block is very unsure and the end is not sure either, that one slot becomes several. Without phase 1 and with
-`drafts`, the insertion repairs a draft that is too short: a draft token that the model finds unlikely in its place
+`drafts`, the insertion refines a draft that is too short: a draft token that the model finds unlikely in its place
 becomes several slots to decide anew.
 
 Differs from the published code, unless `compat="released"`:

@@ -77,7 +77,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbours, then a convolution."""
+    """Twice the resolution: nearest neighbors, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
