@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "install.md"
 PROJECT = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PURPOSE = {
-    "": "budgets, reducers, `attach`, models, `plan`",
+    "": "budgets, reducers, `attach`, models, `plan`, `transcribe`",
     "train": "`tokenthrift fit` by Lightning",
-    "audio": "every format of sound, resampling",
+    "audio": "room acoustics in the training of Llama-MTSK",
     "video": "clips, and pictures",
     "vision": "torchvision and timm: VQToken's small model, `fit` on images",
     "evaluation": "`tokenthrift evaluate`, error rates, plots",

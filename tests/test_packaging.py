@@ -239,6 +239,28 @@ for name in {USES_TRAINING!r}:
     python("-c", code, cwd=tmp_path, path=Path(os.pathsep.join(str(source.parent) for source in SOURCES)))
 
 
+def test_without_any_extra_recordings_pictures_and_tokens_are_worked_on(tmp_path: Path) -> None:
+    """What `pip install tokenthrift` brings is enough for transcription of any sample rate, KARL and reducers."""
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(import_names(optional()))!r})
+import soundfile, torch
+from tokenthrift.media.audio import read_audio
+from tokenthrift.models import load
+from tokenthrift.reducers import BipartiteMerging
+from tokenthrift.tokens import TokenBatch
+from tokenthrift.vqtoken import VQToken
+soundfile.write("a.wav", torch.randn(44_100).numpy() * 0.1, 44_100)
+found = load({str(ROOT / "model_cards" / "dllm-asr-tiny-en")!r}).transcribe([read_audio("a.wav")])
+print(found[0].usage.native)
+for reducer in (BipartiteMerging(), VQToken()):
+    print(reducer.reduce(TokenBatch.from_items([torch.randn(9, 4)]), 3).usage[0].used)
+print(load({str(ROOT / "model_cards" / "karl-tiny-64")!r}).encode(torch.rand(1, 3, 64, 64), 5).usage[0].cap)
+"""
+    path = Path(os.pathsep.join(str(source.parent) for source in SOURCES))
+    assert python("-c", code, cwd=tmp_path, path=path).split() == ["50", "3", "3", "5"]
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_importing_a_package_loads_nothing_heavy_beside_torch(name: str, tmp_path: Path) -> None:
     heavy = {"jsonargparse", "lightning", "matplotlib", "pytorch_lightning", "scipy", "torchmetrics", "transformers"}

@@ -27,7 +27,7 @@ EXTRAS: Final = {
     "rapidfuzz": "train",
     "scipy": "evaluation",
     "timm": "vision",
-    "torchaudio": "",
+    "torchaudio": "audio",
     "torchmetrics": "evaluation",
     "torchvision": "vision",
     "whisper": "evaluation",

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift import extras
 from tokenthrift.padding import length_mask
 
 SAMPLE_RATE = 16_000
@@ -32,16 +31,11 @@ def states_of(samples: int) -> int:
 
 @cache
 def _mel_filters(bins: int) -> Tensor:
-    audio = extras.require("torchaudio.functional")
-    default = torch.get_default_dtype()
-    # torchaudio takes the default of the moment, which is bf16 in Lightning's bf16-true, and the filters are kept.
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False):  # kept, so a later call may be one of training
-            filters: Tensor = audio.melscale_fbanks(201, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney")
-    finally:
-        torch.set_default_dtype(default)
-    return filters.T
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(201, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    with torch.inference_mode(False):  # kept, so a later call may be one of training
+        return torch.from_numpy(filters.T.astype("float32"))
 
 
 def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
