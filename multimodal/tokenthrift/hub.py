@@ -115,7 +115,7 @@ class HubModel(nn.Module):
             local_files_only: never use the network.
             device: where the model goes.
             dtype: precision of its floating-point tensors, whatever the file holds; also by name, as "bfloat16".
-            device_map: one device for the whole model, as transformers writes it: "cuda:0" or {"": 0}.
+            device_map: one device for the whole model, as transformers writes it: "cuda:0", {"": 0} or "auto".
 
         Raises:
             ValueError: no such precision, or a map that spreads the model over several devices.
@@ -277,17 +277,20 @@ def parse_device(
     """The device of the whole model.
 
     Raises:
-        ValueError: the map spreads the model over several.
+        ValueError: there is no device of that name, or the map spreads the model over several.
     """
-    if device_map is None:
-        return torch.device(device)
-    place = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+    place: Any = device if device_map is None else device_map
+    if isinstance(place, Mapping) and len(place) == 1:
+        place = place.get("")
+    if isinstance(place, str) and place == "auto":
+        place = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(place)  # type: ignore[arg-type]
+        return torch.device(place)
     except (RuntimeError, TypeError):
+        given = f"device={device!r}" if device_map is None else f"device_map={device_map!r}"
         raise ValueError(
-            f"device_map={device_map!r}: these models lie on one device as a whole; give device='cuda', "
-            "or a device_map that names one device"
+            f"{given}: these models lie on one device as a whole; give device='cuda', or a device_map that names one "
+            "device, or 'auto'"
         ) from None
 
 
