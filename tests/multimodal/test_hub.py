@@ -304,7 +304,8 @@ def test_precision_and_device_by_name(tmp_path: Path) -> None:
         loaded = Tiny.from_pretrained(tmp_path / "model", dtype=name)
         assert loaded.embedding.weight.dtype == torch.bfloat16
         assert loaded.steps.dtype == torch.long
-    for device_map in ("cpu", {"": "cpu"}, torch.device("cpu"), *([] if torch.cuda.is_available() else ["auto"])):
+    places: list[Any] = ["cpu", {"": "cpu"}, *([] if torch.cuda.is_available() else ["auto"])]
+    for device_map in places:
         assert Tiny.from_pretrained(tmp_path / "model", device_map=device_map).embedding.weight.device.type == "cpu"
     with pytest.raises(ValueError, match="dtype 'int8'; a model's numbers are float32"):
         Tiny.from_pretrained(tmp_path / "model", dtype="int8")

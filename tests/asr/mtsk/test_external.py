@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
+from transformers.initialization import no_init_weights
 
 from tests.asr.tiny_mtsk import characters, lips, speech, tiny_config
 from tokenthrift.mtsk import language_model
@@ -63,8 +66,14 @@ def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("include", [True, False])
 def test_frozen_parts_are_named_or_included(tmp_path: Path, include: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     unset: list[bool] = []
-    plain = language_model.no_init_weights
-    monkeypatch.setattr(language_model, "no_init_weights", lambda: unset.append(True) or plain())
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        unset.append(True)
+        with no_init_weights():
+            yield
+
+    monkeypatch.setattr(language_model, "no_init_weights", noted)
     model = assembled(tmp_path, include_frozen=include)
     assert unset, "the language model is not filled with random numbers first"
     model.save_pretrained(tmp_path / "model")

@@ -69,7 +69,7 @@ def fit(
 ) -> tuple[list[float], L.Trainer]:
     """Losses of a run; with a `folder`, a checkpoint of every third step."""
     data = DllmAsrDataModule(str(features), max_states=400)
-    few = {"val_check_interval": validate, "limit_val_batches": 1}
+    few: dict[str, Any] = {"val_check_interval": validate, "limit_val_batches": 1}
     notes, trainer = training_runs.fit(module, data, steps, folder=folder, **few, **options)
     return notes.losses, trainer
 

@@ -90,7 +90,7 @@ def fit(
         {str(pack): 1}, dev={"smooth": str(pack)}, size=SIZE, batch_size=BATCH, area=(0.9, 1.0), dev_images=4
     )
     epochs = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "limit_val_batches": 1 if validate else 0}
-    own = {**epochs, "log_every_n_steps": 1, "weights_only": False}
+    own: dict[str, Any] = {**epochs, "log_every_n_steps": 1, "weights_only": False}
     return training_runs.fit(module, data, steps, *callbacks, **own, **options)[0]
 
 
