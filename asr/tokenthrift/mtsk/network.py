@@ -29,7 +29,7 @@ from tokenthrift.hub import HubModel
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.audiovisual.encoders import audio_states_of, padded_states, video_states_of
 from tokenthrift.mtsk.config import Compression, MtskConfig
-from tokenthrift.mtsk.external import PARTS, miss_external, leave_out_external
+from tokenthrift.mtsk.external import PARTS, leave_out_external, miss_external
 from tokenthrift.mtsk.language_model import build, exact_positions
 from tokenthrift.mtsk.lora import Lora, attentions
 from tokenthrift.mtsk.rates import Rates
