@@ -91,6 +91,7 @@ def test_changes_below_the_margin_choose_the_same_tokens(
     [
         ([-3.0, 0.5, -1.0], True, 1, 0.5),
         ([-3.0, 2.0, 0.1], True, 1, 2.0),  # what follows the end of the image plays no part
+        ([-3.0, -4.0, 2.0, 0.1], True, 1, 2.0),  # nor behind an end that the floor does not make
         ([-3.0, 2.0, 0.1], True, 2, 2.0),  # to keep a third, two would have to be kept that are halted
         ([-3.0, 0.1, 2.0], True, 2, 2.0),
         ([-3.0, 0.1, 2.0], True, 3, math.inf),  # all are kept in any case
@@ -114,6 +115,15 @@ def test_margins(logits: list[float], prefix: bool, least: int, margin: float) -
     assert found.item() == pytest.approx(margin)
     alike = halting_margin(torch.tensor([logits]), mask, threshold=0.5, prefix=prefix, least=torch.tensor([least]))
     assert torch.equal(found, alike)
+
+
+def test_one_token_is_kept_unless_the_floor_is_another() -> None:
+    logits, mask = torch.tensor([[5.0, 6.0]]), torch.ones(1, 2, dtype=torch.bool)
+    for prefix in (True, False):
+        rule = {"threshold": 0.5, "prefix": prefix}
+        assert kept(logits, mask, **rule).tolist() == [[True, False]]  # type: ignore[arg-type]
+        one = halting_margin(logits, mask, **rule, least=1)  # type: ignore[arg-type]
+        assert torch.equal(halting_margin(logits, mask, **rule), one)  # type: ignore[arg-type]
 
 
 def test_no_token_has_no_margin() -> None:
