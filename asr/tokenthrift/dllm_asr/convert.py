@@ -2,7 +2,7 @@
 
 A checkpoint gives the parts it trained (draft head, or adapter and language model), so parts that were trained apart
 are put together here, if they were trained with the same encoder. Checkpoints are read with `weights_only=True`, which
-runs no code from the file. The published dLLM-ASR weights need LLaDA-8B and Step-Audio's encoder and are not read.
+runs no code from the file. The authors' checkpoint is one file, see `released`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenthrift.config import from_plain
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
+from tokenthrift.dllm_asr.released import is_released, released
 from tokenthrift.dllm_asr.training.config import TrainingConfig
 from tokenthrift.dllm_asr.training.module import DllmAsrModule
 from tokenthrift.hub import HubModel
@@ -26,11 +27,14 @@ __all__ = ["autoregressive", "dllm_asr"]
 
 
 def dllm_asr(checkpoints: Sequence[Path]) -> HubModel:
-    """The model that checkpoints of `DllmAsrModule` make together; one that trained the denoiser names the sizes.
+    """The model that checkpoints of `DllmAsrModule` make together; one that trained the denoiser names the sizes. Or
+    that of the authors' checkpoint.
 
     Raises:
         ValueError: a file is no such checkpoint, or they are of unlike models.
     """
+    if len(checkpoints) == 1 and is_released(checkpoints[0]):
+        return released(checkpoints[0])
     return _merged(checkpoints).model.eval()
 
 
@@ -52,7 +56,8 @@ def _merged(checkpoints: Sequence[Path]) -> DllmAsrModule:
     try:
         module = DllmAsrModule(replace(found[chosen], start_from=[str(path) for path in checkpoints]))
         # A training that began with a model folder has that folder's encoder, whatever its `whisper` says.
-        module.model.encoder.load_state_dict(encoders[chosen])
+        if encoders[chosen]:  # none where the encoder lies elsewhere
+            module.model.encoder.load_state_dict(encoders[chosen])
         return module
     except RuntimeError as error:  # weights of other sizes
         names = ", ".join(map(str, checkpoints))
