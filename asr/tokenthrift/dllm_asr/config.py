@@ -239,9 +239,13 @@ class DllmAsrConfig:
     """The language model."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """Decoding settings."""
+    punctuation: int | None = None
+    """Width of the head for casing and punctuation; None writes lower-case words."""
 
     def __post_init__(self) -> None:
         check_within("vocab_size", self.vocab_size, 8, 300_000)
+        if self.punctuation is not None:
+            check_within("punctuation", self.punctuation, 1, 8192)
         known = self.backbone.source is None or self.backbone.language_model is not None
         if self.adapter.stride == 1 and known and self.encoder.hidden_size != self.backbone.hidden_size:
             raise ConfigError(

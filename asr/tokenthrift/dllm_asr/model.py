@@ -45,6 +45,7 @@ from tokenthrift.dllm_asr.language_model import (
     prompt_positions,
     read_vocabulary,
 )
+from tokenthrift.dllm_asr.punctuation import PunctuationHead, punctuated
 from tokenthrift.dllm_asr.sources import fill_external, leave_out_external, miss_external
 from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
@@ -100,6 +101,10 @@ class DllmAsr(HubModel):
         self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
         widths = (sizes.hidden_size, self.backbone.memory_size)
         self.adapter = StepAudioAdapter(*widths) if has_frontend else Adapter(config.adapter, *widths)
+        self.plain = False  # lower-case words even where there is a head for casing and punctuation
+        self.punctuation: PunctuationHead | None = None
+        if config.punctuation is not None:
+            self.punctuation = PunctuationHead(config.backbone.hidden_size, config.punctuation)
         self.register_state_dict_post_hook(leave_out_external)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(miss_external)  # type: ignore[no-untyped-call]
         self.eval()
@@ -222,8 +227,24 @@ class DllmAsr(HubModel):
             longest = min(MAX_STATES, states_of(len(audio[order[0]]) + silence))
             rows = order[: max(1, BATCH_STATES // longest)]
             order = order[len(rows) :]
-            results.update(zip(rows, self.decode(*self.encode([audio[i] for i in rows]), decode), strict=True))
+            states, lengths = self.encode([audio[i] for i in rows])
+            done = self.as_read(self.decode(states, lengths, decode), states, lengths)
+            results.update(zip(rows, done, strict=True))
         return [results[i] for i in range(len(audio))]
+
+    @torch.inference_mode()
+    def as_read(self, transcripts: list[Transcript], states: Tensor, lengths: Tensor) -> list[Transcript]:
+        """Transcripts with casing and punctuation, where the model has a head for them and is not `plain`.
+
+        Args:
+            transcripts: of lower-case words.
+            states: `(B, N, hidden_size)` of their recordings.
+            lengths: `(B,)` states of each recording.
+        """
+        if self.punctuation is None or self.plain:
+            return transcripts
+        memory = self.adapter(states, lengths)
+        return punctuated(self.punctuation, self.backbone, self.vocabulary, transcripts, *memory)
 
     @torch.inference_mode()
     def decode(

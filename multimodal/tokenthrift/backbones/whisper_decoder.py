@@ -174,6 +174,18 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         hints: Tensor | None = None,
     ) -> Tensor:
         """See `MaskedDiffusionBackbone.forward`."""
+        hidden = self.hidden(ids, mask, context, windows, hints)
+        return forbid(self.decoder.logits(hidden[:, len(self.start) - 1 : -1]), self.mask_id)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        context: Context,
+        windows: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
+        """(B, S + L, D) last hidden states of the S start tokens and the slots; see `forward`."""
         start = self.start.expand(len(ids), -1)
         seen = torch.cat([torch.ones_like(start, dtype=torch.bool), mask], 1)
         if windows is not None:
@@ -191,8 +203,8 @@ class WhisperDecoderBackbone(MaskedDiffusionBackbone):
         later = torch.ones(ids.shape[1], ids.shape[1], dtype=embeddings.dtype, device=ids.device).triu(1)
         bias = 10.0 * self.future[:, None, :, None, None] * later
         masks = bias.masked_fill(~seen[:, None, None], float("-inf"))
-        hidden, _ = self.decoder(ids, masks, context, windows=windows, embeddings=embeddings)
-        return forbid(self.decoder.logits(hidden[:, start.shape[1] - 1 : -1]), self.mask_id)
+        hidden: Tensor = self.decoder(ids, masks, context, windows=windows, embeddings=embeddings)[0]
+        return hidden
 
 
 def window_bias(windows: Tensor, size: int, softness: float = 10.0) -> Tensor:
