@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.hub_server import HubServer
 from tests.media_files import film, write
 from tests.tokenizers.karl.tiny_karl import TOKENS, tiny_config, tiny_karl
 from tokenthrift.budget import BudgetSupport, ItemSize, NativeCost, TokenUsage
@@ -143,6 +144,17 @@ def test_help_and_other_models(folder: Path, tmp_path: Path, capsys: pytest.Capt
     code, _, log = run(capsys, "tokenize", folder / "in", "--model", tmp_path)
     assert code == 2
     assert "makes no tokens of files" in log
+
+
+def test_models_that_exist_only_at_a_revision(folder: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    model = folder / "model"
+    hub.add("org/karl", {path.name: path.read_bytes() for path in model.iterdir()}, branch="v2")
+    of = (folder / "in" / "a.png", "--model", "org/karl", "--revision", "v2", "--budget", "3")
+    assert run(capsys, "plan", *of, "--json")[0] == 0
+    assert run(capsys, "plan", *of, "--model", model, "--json")[0] == 0, "a folder beside it has no revisions"
+    assert run(capsys, "tokenize", *of)[0] == 0
+    code, _, log = run(capsys, "plan", *of[:3], "--revision", "v3", "--json")
+    assert (code, "org/karl has no revision 'v3'" in log) == (2, True)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,13 @@ def main(argv: Sequence[str]) -> int:
         from tokenthrift.media.files import find_files
         from tokenthrift.media.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
         from tokenthrift.models import find
+        from tokenthrift.sources import is_folder
         from tokenthrift.tokenize import planner_class
 
-        found = [(find(name, revision=named.revision), name) for name in dict.fromkeys(named.model)]
+        names = list(dict.fromkeys(named.model))
+        # A folder has no revisions; of several models those on the Hub are meant.
+        of = {name: None if len(names) > 1 and is_folder(name) else named.revision for name in names}
+        found = [(find(name, revision=of[name]), name) for name in names]
         kinds = [planner_class(type(each.model), name) for each, name in found]
         for kind in dict.fromkeys(kinds):
             kind.add_options(parser)
@@ -125,7 +129,8 @@ def _rows(models: Sequence[_Model], paths: Sequence[Path], budget: TokenBudget) 
                 yield {**row, "native": usage.native, "cap": usage.cap}
             read = True
         if not read:
-            yield {**file, "left_out": "; ".join(dict.fromkeys(reasons))}
+            only = {"model": models[0].name} if len(models) == 1 else {}
+            yield {**file, **only, "left_out": "; ".join(dict.fromkeys(reasons))}
 
 
 def _check_suffix(path: Path, planner: FilePlanner) -> None:

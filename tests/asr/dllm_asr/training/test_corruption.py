@@ -80,6 +80,18 @@ def test_the_generator_alone_decides_and_inputs_stay() -> None:
     assert torch.equal(ids, before)
 
 
+def test_a_fifth_is_masked_throughout_unless_told() -> None:
+    assert mask_rate(0.8) == 1.0
+    assert mask_rate(0.79) < 1.0
+
+
+def test_what_was_not_drawn_is_a_copy_too() -> None:
+    ids = torch.tensor([3, 4])
+    kept = substitute(ids, torch.zeros(2, dtype=torch.bool), 1.0, torch.ones(6))
+    assert torch.equal(kept, ids)
+    assert kept.data_ptr() != ids.data_ptr()
+
+
 def test_substitutes_come_from_the_table_of_the_true_token() -> None:
     ids, mask = responses(400, 20)
     # Token k is mistaken for k + 1 three times as often as for k + 2 (modulo 5), never for another.
