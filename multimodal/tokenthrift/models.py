@@ -134,7 +134,8 @@ def find(
     config = read_config(folder, kind)
     commit = None if is_folder(source) else folder.name
     files = (WEIGHTS, *kind.asset_files) if weights else kind.asset_files
-    fetch(source, files, revision=commit, local_files_only=local_files_only)
+    if files:
+        fetch(source, files, revision=commit, local_files_only=local_files_only)
     with torch.device("meta"):
         model = kind(config, **kind.read_assets(folder))
     if weights:

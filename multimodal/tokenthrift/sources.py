@@ -48,7 +48,7 @@ def fetch(
 
     Args:
         source: a folder, or ``owner/name`` on the Hub.
-        names: files needed, relative to the model's folder.
+        names: files needed, relative to the model's folder; at least one.
         revision: branch, tag or commit; only for the Hub.
         cache_dir: the Hub client's cache; its own default if not given.
         token: access token for private repositories; the one the user logged in with if not given.
