@@ -55,7 +55,8 @@ def test_saved_and_loaded_are_equal(model: Tiny, saved: Path) -> None:
 def test_the_folder_holds_plain_files(saved: Path) -> None:
     assert sorted(files_of(saved)) == ["config.json", "model.safetensors", "words/list.txt"]
     fields = json.loads((saved / "config.json").read_text())
-    assert fields == {"system": "tiny", "format_version": 2, "width": 4, "words": 6}
+    for_transformers = {"model_type": "tokenthrift_tiny", "dtype": "float32"}
+    assert fields == {"system": "tiny", "format_version": 2, "width": 4, "words": 6, **for_transformers}
     # The tied matrix is stored once, the unsaved buffer not at all.
     assert sorted(load_file(saved / "model.safetensors")) == ["embedding.weight", "head.bias", "steps"]
 
