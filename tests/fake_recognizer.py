@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeBudget, DecodeLike, ItemSize, SizeLike, TokenUsage
 from tokenthrift.registry import SYSTEMS, System
 from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcription.engine import JobSpec
 
 SYSTEMS["fake"] = System(name="fake", model="tests.fake_recognizer:FakeRecognizer")
 
@@ -65,6 +67,9 @@ class FakeRecognizer:
         self.limits.append(limits)
         if len(audio) > self.largest_batch:
             raise RuntimeError("out of memory")
+        if "FAKE_DIES" in os.environ and not os.path.exists(os.environ["FAKE_DIES"]):
+            Path(os.environ["FAKE_DIES"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.delay)
         return [self._read(samples, limits) for samples in audio]
 
@@ -83,6 +88,12 @@ class FakeRecognizer:
         rounds = 2 if limits.max_rounds is None else limits.max_rounds
         usage = TokenUsage(native=len(words) * 2, cap=len(words) * 2, used=len(tokens), rounds=rounds)
         return Transcript("".join(token.text for token in tokens).strip(), tokens, usage)
+
+
+class FakeSpec(JobSpec):
+    """A job whose workers know this recognizer: unpickling it imports this file."""
+
+    __slots__ = ()
 
 
 def save(folder: Path) -> Path:

@@ -25,6 +25,7 @@ EXTRAS: Final = {
     "peft": "lora",
     "PIL": "video",
     "rapidfuzz": "train",
+    "ray": "ray",
     "scipy": "evaluation",
     "timm": "vision",
     "torchaudio": "audio",

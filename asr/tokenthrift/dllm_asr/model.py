@@ -39,6 +39,7 @@ from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
 from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
 from tokenthrift.dllm_asr.denoise import Denoised, denoise
 from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, ctc_log_likelihood, draft_words
+from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.dllm_asr.language_model import (
     completed,
     make_backbone,
@@ -51,7 +52,7 @@ from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel, read_config
 from tokenthrift.padding import length_mask
-from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcript import Recognizer, Transcript, TranscriptToken
 from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
 __all__ = ["STATE_RATE", "DllmAsr"]
@@ -77,6 +78,8 @@ class DllmAsr(HubModel):
     native_cost: ClassVar[NativeCost] = NativeCost(per_second=STATE_RATE)
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
+    draft_model: Recognizer | None = None
+    """Another recognizer with word times, as a CTC model of transformers; its words are the draft."""
 
     def __init__(self, config: DllmAsrConfig, vocabulary: Vocabulary, base_dir: Path | None = None) -> None:
         config = completed(config, base_dir)
@@ -227,8 +230,10 @@ class DllmAsr(HubModel):
             longest = min(MAX_STATES, states_of(len(audio[order[0]]) + silence))
             rows = order[: max(1, BATCH_STATES // longest)]
             order = order[len(rows) :]
-            states, lengths = self.encode([audio[i] for i in rows])
-            done = self.as_read(self.decode(states, lengths, decode), states, lengths)
+            heard = [audio[i] for i in rows]
+            states, lengths = self.encode(heard)
+            drafts = None if self.draft_model is None else [draft_of(t) for t in self.draft_model.transcribe(heard)]
+            done = self.as_read(self.decode(states, lengths, decode, drafts=drafts), states, lengths)
             results.update(zip(rows, done, strict=True))
         return [results[i] for i in range(len(audio))]
 
@@ -248,7 +253,13 @@ class DllmAsr(HubModel):
 
     @torch.inference_mode()
     def decode(
-        self, states: Tensor, lengths: Tensor, decode: DecodeLike = None, settings: DecodeConfig | None = None
+        self,
+        states: Tensor,
+        lengths: Tensor,
+        decode: DecodeLike = None,
+        settings: DecodeConfig | None = None,
+        *,
+        drafts: Sequence[Sequence[DraftWord]] | None = None,
     ) -> list[Transcript]:
         """Transcribes encoded recordings.
 
@@ -257,11 +268,13 @@ class DllmAsr(HubModel):
             lengths: `(B,)` states of each recording.
             decode: limits of decoding for each recording.
             settings: how to decode, in place of the model's own.
+            drafts: words of each recording by another model, in place of the CTC head's.
         """
         settings = settings or self.config.decode
         limits = DecodeBudget.parse(decode)
         limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
-        log_p, drafts = self._drafts(states, lengths)
+        log_p, own_drafts = self._drafts(states, lengths)
+        drafts = own_drafts if drafts is None else drafts
         uses: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
         canvases = [c for use in uses for c in self.canvases(drafts, lengths, replace(settings, draft=use))]
         canvases = [c.first(limits.max_new_tokens) for c in canvases]

@@ -152,7 +152,7 @@ def _check_weights(folder: Path, source: str | Path) -> str:
     """The name of the weights, once their headers are known to be whole and inside the folder."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
-        names = {"model.safetensors"}
+        names: set[Any] = {"model.safetensors"}
     elif index.is_file():
         found = read_json(index).get("weight_map")
         names = set(found.values()) if isinstance(found, dict) else set()

@@ -3,18 +3,20 @@
 A recording is decoded once to find its windows and, if it is longer than a minute, a second time to cut them; so a
 damaged file is found before any of it is transcribed. Windows of several recordings wait in a pool, which is sorted by
 length and cut into batches of a stated number of padded seconds, as FunASR does; a text never depends on its
-neighbors, which the recognizer guarantees. Where a batch fails (out of memory, say) it is halved, down to the window
+neighbors, which the recognizer guarantees. `finished` gives every recording the moment it is done, `run` in the order
+of the inputs. Where a batch fails (out of memory, say) it is halved, down to the window
 that fails alone and takes only its own recording with it. WhisperX and NeMo lose the whole run to one bad file.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,14 +26,20 @@ from tokenthrift.media.audio import AudioError
 from tokenthrift.media.audio_track import AudioTrack
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
-from tokenthrift.transcription.results import Transcription, to_segment, total_usage
+from tokenthrift.transcription.recordings import Recording
+from tokenthrift.transcription.results import FileTranscript, to_segment, total_usage
 from tokenthrift.transcription.sound import ChannelChoice, Source, TrackChoice, plan_sound
 from tokenthrift.transcription.windows import Window
 
-__all__ = ["BATCH_SECONDS", "ProgressCallback", "Transcriber"]
+if TYPE_CHECKING:
+    from tokenthrift.transcription.alignment import Aligner
+
+__all__ = ["BATCH_SECONDS", "Input", "ProgressCallback", "Transcriber", "transcribe"]
 
 BATCH_SECONDS: Final = 120.0
 ProgressCallback: TypeAlias = Callable[[float, float], None]
+Input: TypeAlias = "str | Path | Recording | tuple[Any, int]"
+"""A file, a part of one, or samples (numpy or torch, one channel or (channels, n)) with their rate."""
 
 _MAX_WINDOW_SECONDS: Final = 30.0
 # Batches of like length need a choice of windows; memory is 64 kB for a second of it, and 230 kB more with lips.
@@ -42,7 +50,8 @@ _POOL_BATCHES: Final = 4
 class _Draft:
     """A recording on its way through the job."""
 
-    path: Path
+    index: int
+    recording: Recording
     seconds: float = 0.0
     share_left: float = 1.0
     windows: list[tuple[Window, Source | None]] | None = None
@@ -50,6 +59,17 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
     transcripts: dict[int, Transcript] = field(default_factory=dict)
     error: str | None = None
+    error_type: str | None = None
+    spent: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.recording.path
+
+    def fail(self, error: BaseException, message: str) -> None:
+        """Notes why there is no transcript."""
+        self.error, self.error_type = message, type(error).__name__
 
     @property
     def finished(self) -> bool:
@@ -72,8 +92,8 @@ class Transcriber:
 
     Example:
         >>> transcriber = Transcriber(DllmAsr.from_pretrained("model_cards/dllm-asr-tiny-en"))
-        >>> for result in transcriber.transcribe("interview.mp3", "lecture.mp4"):
-        ...     print(result.text, result.usage.used, result.error)
+        >>> for result in transcriber.run(["interview.mp3", "lecture.mp4", (samples, 48_000)]):
+        ...     print(result.text, result.words, result.usage.used, result.status)
     """
 
     def __init__(
@@ -87,6 +107,7 @@ class Transcriber:
         batch_seconds: float = BATCH_SECONDS,
         track: TrackChoice = None,
         channels: ChannelChoice = "mix",
+        aligner: Aligner | None = None,
     ) -> None:
         """Sets up the job.
 
@@ -101,6 +122,7 @@ class Transcriber:
                 None for the default one, or where that is silent the first that is not, which a note says.
             channels: "mix" averages them without letting them cancel each other, "left" and "right" take one, "each"
                 transcribes every channel by itself.
+            aligner: Gives words their times where the model gives none.
 
         Raises:
             BudgetError: The recognizer does not honor a field of `budget`, or one of the two is no budget.
@@ -119,56 +141,89 @@ class Transcriber:
             batch_seconds,
         )
         self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
-        self.track, self.channels = track, channels
+        self.track, self.channels, self.aligner = track, channels, aligner
 
-    def transcribe(self, *paths: str | Path) -> list[Transcription]:
-        """Transcribes files and returns all results, one per path in the order given. Never raises for a bad file."""
-        return list(self.stream(paths))
+    def transcribe(self, *inputs: Input) -> list[FileTranscript]:
+        """Transcribes and returns all results, one per input in the order given. Never raises for a bad file."""
+        return list(self.run(inputs))
 
-    def stream(
-        self, paths: Iterable[str | Path], on_progress: ProgressCallback | None = None
-    ) -> Iterator[Transcription]:
-        """Transcribes files one after another.
+    def stream(self, paths: Iterable[Input], on_progress: ProgressCallback | None = None) -> Iterator[FileTranscript]:
+        """The same as `run`."""
+        return self.run(paths, on_progress)
+
+    def run(self, inputs: Iterable[Input], on_progress: ProgressCallback | None = None) -> Iterator[FileTranscript]:
+        """Transcribes recordings one after another.
 
         Memory does not grow with their number. Nor does it with their length, except where the model reads lips: those
         of the file at hand are held whole, 14 MB for a minute (see `lips`).
 
         Args:
-            paths: Files, in the order in which results are wanted.
+            inputs: Files, parts of files or samples with their rate, in the order in which results are wanted.
             on_progress: Called with increments: the share of a file that was done, whose sum is the number of files
                 done, and its seconds of audio.
 
         Yields:
-            A result per path, in order, each as soon as it and all before it are done.
+            A result per input, in order, each as soon as it and all before it are done.
 
         Raises:
             BudgetError: The recognizer does not honor the budget.
         """
+        waiting: dict[int, FileTranscript] = {}
+        following = 0
+        for index, result in self.finished(inputs, on_progress):
+            waiting[index] = result
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+
+    def finished(
+        self,
+        inputs: Iterable[Input],
+        on_progress: ProgressCallback | None = None,
+        stop: Callable[[], bool] = bool,
+    ) -> Iterator[tuple[int, FileTranscript]]:
+        """As `run`, but each result comes the moment it is done, with the place of its input.
+
+        Args:
+            inputs: As in `run`.
+            on_progress: As in `run`.
+            stop: Asked between batches; where it says so, what is done is given out and the rest is left.
+        """
         report = on_progress or (lambda share, seconds: None)
-        drafts: deque[_Draft] = deque()
+        drafts: dict[int, _Draft] = {}
         pool: list[_Piece] = []
-        for path in paths:
-            draft = _Draft(Path(path))
-            drafts.append(draft)
+
+        def take() -> Iterator[tuple[int, FileTranscript]]:
+            for index in [index for index, draft in drafts.items() if draft.finished]:
+                yield index, _finish(drafts.pop(index), report, self.model.sample_rate)
+
+        for index, item in enumerate(inputs):
+            if stop():
+                break
+            draft = drafts[index] = _Draft(index, _recording(item, index))
             for piece in self._pieces(draft):
                 pool.append(piece)
                 if sum(p.length for p in pool) >= _POOL_BATCHES * self.batch_seconds * self.model.sample_rate:
-                    self._run_pool(pool, report)
-                    yield from _take_finished(drafts, report, self.model.sample_rate)
-            if not pool:
-                yield from _take_finished(drafts, report, self.model.sample_rate)
-        self._run_pool(pool, report)
-        yield from _take_finished(drafts, report, self.model.sample_rate)
+                    yield from self._run_pool(pool, report, stop, take)
+                    if stop():
+                        break
+            yield from take()
+        yield from self._run_pool(pool, report, stop, take)
+        yield from take()
 
     def _pieces(self, draft: _Draft) -> Iterator[_Piece]:
         """Windows of a recording that hold sound, or all of one to be lip-read. An error is kept in the draft."""
         rate = self.model.sample_rate
         longest = min(_MAX_WINDOW_SECONDS, self.model.max_seconds)
+        if draft.recording.error is not None:
+            draft.error, draft.error_type = draft.recording.error, "ManifestError"
+            return
         try:
-            lips = lips_in(self.model, draft.path)
+            whole = draft.recording.samples is None and not draft.recording.offset and not draft.recording.duration
+            lips = lips_in(self.model, draft.path) if whole else None
             silent = self._lip_windows(lips, longest)
             try:
-                plans = plan_sound(draft.path, rate, longest, self.track, self.channels)
+                plans = plan_sound(draft.recording, rate, longest, self.track, self.channels)
             except AudioError:
                 if not silent:
                     raise
@@ -185,11 +240,11 @@ class Transcriber:
                 streams = streams_of(self.model, audio, lips, window, self.budget)
                 yield _Piece(draft, index, 1 / count, window.stop - window.start, streams)
         except AudioError as error:
-            draft.error = error.reason
+            draft.fail(error, error.reason)
         except BudgetError as error:
-            draft.error = str(error)
+            draft.fail(error, str(error))
         except Exception as error:  # Whatever else a decoder may raise concerns this file alone.
-            draft.error = f"{type(error).__name__}: {error}"
+            draft.fail(error, f"{type(error).__name__}: {error}")
 
     def _lip_windows(self, lips: Tensor | None, longest: float) -> list[Window]:
         """Windows over the lips of a file, for a model that can do without sound."""
@@ -212,19 +267,27 @@ class Transcriber:
         sounds = [samples for samples in audio if samples is not None]
         return self.model.transcribe(sounds, self.budget, self.decode)
 
-    def _run_pool(self, pool: list[_Piece], report: ProgressCallback) -> None:
+    def _run_pool(
+        self,
+        pool: list[_Piece],
+        report: ProgressCallback,
+        stop: Callable[[], bool],
+        take: Callable[[], Iterator[tuple[int, FileTranscript]]],
+    ) -> Iterator[tuple[int, FileTranscript]]:
         """Transcribes all that waits, longest batches first so that memory runs out early if it does."""
         pool.sort(key=lambda piece: piece.length, reverse=True)
         limit = self.batch_seconds * self.model.sample_rate
-        while pool:
+        while pool and not stop():
             size = max(1, min(len(pool), int(limit // pool[0].length)))
             self._run_batch(pool[:size], report)
             del pool[:size]
+            yield from take()
 
     def _run_batch(self, batch: list[_Piece], report: ProgressCallback) -> None:
         batch = [piece for piece in batch if piece.draft.error is None]
         if not batch:
             return
+        began = time.perf_counter()
         try:
             transcripts = self._transcribe(batch)
             if len(transcripts) != len(batch):
@@ -238,29 +301,77 @@ class Transcriber:
                 self._run_batch(batch[: len(batch) // 2], report)
                 self._run_batch(batch[len(batch) // 2 :], report)
             else:
-                batch[0].draft.error = f"transcription failed: {type(error).__name__}: {error}"
+                batch[0].draft.fail(error, f"transcription failed: {type(error).__name__}: {error}")
             return
+        spent = (time.perf_counter() - began) / max(1, sum(piece.length for piece in batch))
         for piece, transcript in zip(batch, transcripts, strict=True):
             draft = piece.draft
+            draft.spent += spent * piece.length
+            if self.aligner is not None and piece.streams.audio is not None and not _timed(transcript):
+                words = self.aligner.align(piece.streams.audio, self.model.sample_rate, transcript)
+                transcript = replace(transcript, words=words)
             draft.transcripts[piece.index] = transcript
             draft.share_left -= piece.share
             report(piece.share, piece.share * draft.seconds)
 
 
-def _take_finished(drafts: deque[_Draft], report: ProgressCallback, rate: int) -> Iterator[Transcription]:
-    while drafts and drafts[0].finished:
-        yield _finish(drafts.popleft(), report, rate)
+def transcribe(
+    source: Input, model: str | Path | Recognizer | AudioVisualRecognizer | None = None, **options: Any
+) -> FileTranscript:
+    """Transcribes one recording in one line: `transcribe("a.wav").text`.
+
+    Args:
+        source: A file, or samples with their rate.
+        model: A recognizer, a folder or `owner/name`; if None, the model folder that the environment variable
+            TOKENTHRIFT_MODEL names, else the one in a checkout of this project.
+        options: Those of `Transcriber`.
+
+    Raises:
+        ValueError: No model is given or found.
+    """
+    if model is None:
+        home = Path(__file__).parents[3] / "model_cards" / "dllm-asr-tiny-en"
+        model = os.environ.get("TOKENTHRIFT_MODEL") or (home if home.is_dir() else None)
+        if model is None:
+            raise ValueError('name a model: transcribe(..., model="owner/name"), or set TOKENTHRIFT_MODEL')
+    if isinstance(model, str | Path):
+        from tokenthrift.transcription.models import load_recognizer
+
+        model = load_recognizer(model)
+    return Transcriber(model, **options).transcribe(source)[0]
 
 
-def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> Transcription:
+def _recording(item: Input, index: int) -> Recording:
+    if isinstance(item, Recording):
+        return item
+    if isinstance(item, tuple):
+        samples, rate = item
+        return Recording(Path(f"audio-{index + 1}"), samples=torch.as_tensor(samples), rate=int(rate))
+    if not isinstance(item, str | os.PathLike):
+        raise TypeError(f"input {index} is a {type(item).__name__}; samples come with their rate: (samples, 16000)")
+    return Recording(Path(item))
+
+
+def _timed(transcript: Transcript) -> bool:
+    return bool(transcript.words) or all(token.start is not None for token in transcript.tokens)
+
+
+def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> FileTranscript:
     report(draft.share_left, draft.share_left * draft.seconds)
+    common: Mapping[str, Any] = {
+        "reference": draft.recording.reference,
+        "offset": draft.recording.offset,
+        "seconds_spent": draft.spent,
+    }
     if draft.error is not None:
-        return Transcription(draft.path, draft.seconds, (), total_usage(()), 0, draft.error)
+        return FileTranscript(
+            draft.path, draft.seconds, (), total_usage(()), 0, draft.error, error_type=draft.error_type, **common
+        )
     segments = [
         to_segment(draft.transcripts[index], window.start / rate, window.stop / rate, source)
         for index, (window, source) in enumerate(draft.windows or ())
     ]
-    return Transcription(
+    return FileTranscript(
         draft.path,
         draft.seconds,
         tuple(sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)),
@@ -268,4 +379,5 @@ def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> Transcription
         len(segments),
         track=draft.track,
         notes=tuple(draft.notes),
+        **common,
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tokenthrift.budget import BudgetLike, ItemSize
+from tokenthrift.budget import BudgetLike, ItemSize, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer
 from tokenthrift.transcription.windows import Window
 
@@ -75,7 +75,8 @@ def streams_of(
     """
     seconds = None if audio is None else len(audio) / model.sample_rate
     if not isinstance(model, AudioVisualRecognizer):
-        model.plan([ItemSize(seconds=seconds)], budget)
+        if TokenBudget.parse(budget) != TokenBudget():
+            model.plan([ItemSize(seconds=seconds)], budget)
         return Streams(audio, None)
     if lips is not None:
         first, last = (round(edge * model.frame_rate / model.sample_rate) for edge in (window.start, window.stop))

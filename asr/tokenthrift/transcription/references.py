@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
-from tokenthrift.transcription.results import Transcription
+from tokenthrift.transcription.recordings import ManifestError
+from tokenthrift.transcription.results import FileTranscript
 
 __all__ = ["ManifestError", "References", "read_references"]
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be read; the message names the line."""
 
 
 @dataclass(slots=True)
@@ -37,9 +34,13 @@ class References:
     characters: ErrorCount = field(default_factory=ErrorCount)
     scored: int = 0
 
-    def score(self, result: Transcription) -> ErrorCount | None:
+    def said(self, result: FileTranscript) -> str | None:
+        """What was said in a recording, by its own manifest or by these references."""
+        return result.reference if result.reference is not None else self.texts.get(os.path.abspath(result.path))
+
+    def score(self, result: FileTranscript) -> ErrorCount | None:
         """Word errors of one transcript, added to the totals; None where there is no reference or no transcript."""
-        said = self.texts.get(os.path.abspath(result.path))
+        said = self.said(result)
         if said is None or result.error is not None:
             return None
         words = word_errors([said], [result.text])

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.transcription.references import References
-from tokenthrift.transcription.results import Transcription
+from tokenthrift.transcription.results import FileTranscript
 from tokenthrift.transcription.writers import printable
 
 __all__ = ["Bar", "Tally", "print_summary", "results_table"]
@@ -30,7 +30,10 @@ class Tally:
 
     done: int = 0
     failed: int = 0
+    silent: int = 0
+    flagged: int = 0
     skipped: int = 0
+    kept: int = 0
     left_out: int = 0
     audio_seconds: float = 0.0
     native: int = 0
@@ -39,12 +42,13 @@ class Tally:
     windows: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, result: Transcription) -> None:
+    def add(self, result: FileTranscript) -> None:
         """Counts a result; a failed one only as a failure."""
         if result.error is not None:
             self.failed += 1
             return
         self.done += 1
+        self.silent += result.status == "no speech"
         self.audio_seconds += result.seconds
         self.native += result.usage.native
         self.used += result.usage.used
@@ -58,10 +62,16 @@ class Tally:
 
 
 class Bar:
-    """A progress bar in files, with the audio done and the real-time factor; shown only where stderr is a terminal."""
+    """Progress in files, with the audio done, the real-time factor and the time left.
 
-    def __init__(self, files: int, console: Console) -> None:
+    A bar where stderr is a terminal; elsewhere a plain line, at most every `LINE_SECONDS`.
+    """
+
+    LINE_SECONDS = 10.0
+
+    def __init__(self, files: int, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
         """Sets up a bar for a number of files."""
+        self._console, self._clock = console, clock
         self._progress = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=24),
@@ -76,7 +86,7 @@ class Bar:
         self._files = files
         self._task = self._progress.add_task("", total=files, state=f"0/{files} files")
         self._audio_seconds = self._share = 0.0
-        self._started = time.perf_counter()
+        self._started = self._line = clock()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -93,14 +103,19 @@ class Bar:
         self._audio_seconds += seconds
         state = f"{int(self._share + 1e-6)}/{self._files} files"
         if self._audio_seconds:
-            factor = (time.perf_counter() - self._started) / self._audio_seconds
+            factor = (self._clock() - self._started) / self._audio_seconds
             state += f", {clock(self._audio_seconds)} of audio, RTF {_number(factor)}"
         self._progress.update(self._task, completed=self._share, state=state)
+        now = self._clock()
+        if not self._console.is_terminal and now - self._line >= self.LINE_SECONDS:
+            self._line = now
+            left = (now - self._started) * (self._files / max(self._share, 1e-9) - 1)
+            self._console.print(f"{state}, {clock(max(0.0, left))} left", soft_wrap=True)
 
 
 def results_table(
     folder: str, with_references: bool
-) -> tuple[Table, Callable[[Transcription, ErrorCount | None], None]]:
+) -> tuple[Table, Callable[[FileTranscript, ErrorCount | None], None]]:
     """A table of transcripts and the function that adds a row to it; paths are shown relative to a folder."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("recording", overflow="fold", max_width=32)
@@ -108,7 +123,7 @@ def results_table(
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("transcript", overflow="fold", ratio=1)
 
-    def add(result: Transcription, errors: ErrorCount | None) -> None:
+    def add(result: FileTranscript, errors: ErrorCount | None) -> None:
         if result.error is not None:
             numbers = ["-"] * 3
             text = f"[red]failed: {escape(printable(result.error))}"
@@ -133,6 +148,9 @@ def print_summary(console: Console, tally: Tally, references: References | None,
         out_dir: Where the files are, if any were written.
     """
     skipped = f", {tally.skipped} skipped (their files exist)" if tally.skipped else ""
+    skipped += f", {tally.silent} without speech" if tally.silent else ""
+    skipped += f", {tally.flagged} flagged" if tally.flagged else ""
+    skipped += f", {tally.kept} files of others kept (--overwrite replaces them)" if tally.kept else ""
     left_out = f", {tally.left_out} left out (named above)" if tally.left_out else ""
     lines = {"files": f"{tally.done} done, {tally.failed} failed{skipped}{left_out}"}
     if tally.done:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
-from tokenthrift.media.audio import stream_audio
+from tokenthrift import extras
+from tokenthrift.media.audio import AudioError, stream_audio
 from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
 from tokenthrift.media.mixing import Channels, channel_name
+from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
 
 __all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "plan_sound"]
@@ -32,20 +35,25 @@ class Source:
     """Sound to be transcribed by itself.
 
     Attributes:
-        track: where it comes from.
+        track: where it comes from; None for samples in memory.
         channels: what is read of the track.
         channel: the name of the channel where each is transcribed by itself.
         of_all: whether all tracks are transcribed.
     """
 
-    track: AudioTrack
+    track: AudioTrack | None
     channels: Channels
     channel: str | None = None
     of_all: bool = False
+    recording: Recording = field(default_factory=lambda: Recording(Path()))
 
     def stream(self, path: Path, rate: int, notes: list[str] | None = None) -> Iterator[Tensor]:
-        """Its samples."""
-        return stream_audio(path, rate, track=self.track.number, channels=self.channels, notes=notes)
+        """Its samples; of a part of a file, those of the part."""
+        if self.track is None:
+            blocks: Iterator[Tensor] = iter([memory_samples(self.recording, rate, self.channels)])
+        else:
+            blocks = stream_audio(path, rate, track=self.track.number, channels=self.channels, notes=notes)
+        return part_of(blocks, self.recording.offset, self.recording.duration, rate)
 
 
 @dataclass(slots=True)
@@ -64,11 +72,13 @@ class Plan:
         return cut(self.kept or self.source.stream(path, rate, []), self.windows)
 
 
-def plan_sound(path: Path, rate: int, longest: float, track: TrackChoice, channels: ChannelChoice) -> list[Plan]:
+def plan_sound(
+    path: Path | Recording, rate: int, longest: float, track: TrackChoice, channels: ChannelChoice
+) -> list[Plan]:
     """Finds where there is sound in what is to be transcribed of a recording.
 
     Args:
-        path: The recording.
+        path: The recording, or its file.
         rate: Samples per second.
         longest: Seconds of the longest window.
         track: A number from 1, a language, "all", or None for the default one.
@@ -77,26 +87,75 @@ def plan_sound(path: Path, rate: int, longest: float, track: TrackChoice, channe
     Raises:
         AudioError: It cannot be read, or has no such track or channel.
     """
+    recording = path if isinstance(path, Recording) else Recording(path)
+    path = recording.path
+    if recording.samples is not None:
+        return [_plan(path, rate, longest, source) for source in _memory_sources(recording, channels)]
     tracks = audio_tracks(path)
     chosen = tracks if track == "all" else [choose_track(path, tracks, track)]
-    sources = [source for each in chosen for source in _sources(each, channels, of_all=track == "all")]
+    sources = [source for each in chosen for source in _sources(each, channels, recording, of_all=track == "all")]
     plans = [_plan(path, rate, longest, source) for source in sources]
     if track is not None or any(plan.windows for plan in plans):
         return plans
     for other in tracks:
         if other is not chosen[0]:
-            others = [_plan(path, rate, longest, source) for source in _sources(other, channels)]
+            others = [_plan(path, rate, longest, source) for source in _sources(other, channels, recording)]
             if any(plan.windows for plan in others):
                 others[0].notes.append(f"{chosen[0]} is silent; {other} was read; --track chooses")
                 return others
     return plans
 
 
-def _sources(track: AudioTrack, channels: ChannelChoice, *, of_all: bool = False) -> list[Source]:
+def _memory_sources(recording: Recording, channels: ChannelChoice) -> list[Source]:
+    count = 1 if recording.samples is None or recording.samples.ndim == 1 else len(recording.samples)
     if channels != "each":
-        return [Source(track, channels, None, of_all)]
+        return [Source(None, channels, recording=recording)]
+    return [Source(None, n, channel_name(n, count), recording=recording) for n in range(1, count + 1)]
+
+
+def memory_samples(recording: Recording, rate: int, channels: Channels) -> Tensor:
+    """Samples in memory as one channel at a rate.
+
+    Raises:
+        AudioError: They hold NaN, are empty, or have no such channel or no possible rate.
+    """
+    samples = torch.as_tensor(recording.samples)
+    samples = samples.float() if samples.is_floating_point() else samples.float() / torch.iinfo(samples.dtype).max
+    samples = samples[None] if samples.ndim == 1 else samples
+    number = {"left": 1, "right": 2}.get(str(channels), channels)
+    if samples.ndim != 2 or not samples.numel() or not bool(torch.isfinite(samples).all()):
+        raise AudioError(
+            recording.path, f"samples must be (n,) or (channels, n) and finite, not {tuple(samples.shape)}"
+        )
+    if recording.rate < 1:
+        raise AudioError(recording.path, f"a sample rate of {recording.rate} Hz")
+    if isinstance(number, int) and number > len(samples):
+        raise AudioError(recording.path, f"no channel {number}: there are {len(samples)}")
+    mono = samples[number - 1] if isinstance(number, int) else samples.mean(0)
+    if recording.rate != rate:
+        mono = extras.require("torchaudio.functional").resample(mono, recording.rate, rate)
+    return mono.contiguous()
+
+
+def part_of(blocks: Iterator[Tensor], offset: float, duration: float | None, rate: int) -> Iterator[Tensor]:
+    """The blocks between two seconds of a stream, which is read to the end only where all of it is wanted."""
+    first = round(offset * rate)
+    last = None if duration is None else first + round(duration * rate)
+    at = 0
+    for block in blocks:
+        start, stop = max(0, first - at), len(block) if last is None else min(len(block), last - at)
+        at += len(block)
+        if start < stop:
+            yield block[start:stop]
+        if last is not None and at >= last:
+            return
+
+
+def _sources(track: AudioTrack, channels: ChannelChoice, recording: Recording, *, of_all: bool = False) -> list[Source]:
+    if channels != "each":
+        return [Source(track, channels, None, of_all, recording)]
     numbers = range(1, max(track.channels, 1) + 1)
-    return [Source(track, number, channel_name(number, track.channels), of_all) for number in numbers]
+    return [Source(track, n, channel_name(n, track.channels), of_all, recording) for n in numbers]
 
 
 def _plan(path: Path, rate: int, longest: float, source: Source) -> Plan:

@@ -1,27 +1,30 @@
 """Segments to subtitles: cues of at most two lines of 42 characters and about 7 seconds, in order, never overlapping.
 
-The limits are those of broadcasters' style guides (42 characters, two lines, 1 to 7 seconds). Words are timed by the
-tokens they are made of; where tokens have no times, a segment's time is shared out by the number of characters. A cue
-ends where the next word would not fit, where the speaker pauses, and after a sentence. Whisper's and WhisperX's writers
-make one cue per window unless told otherwise, and write the text unescaped.
+The limits are those of broadcasters' style guides (42 characters, two lines, 1 to 7 seconds, 17 characters a second to
+read). A cue stays after the last word for as long as its text takes to read, until the next one comes. Where words have
+no times, a segment's time is shared out by the number of characters. A cue ends where the next word would not fit,
+where the speaker pauses, and after a sentence. `karaoke` puts the time of every word into WebVTT. Whisper's and
+WhisperX's writers make one cue per window unless told otherwise, and write the text unescaped.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tokenthrift.transcription.results import Segment
+from tokenthrift.words import words_of_tokens
 
-__all__ = ["Cue", "make_cues", "srt", "vtt"]
+__all__ = ["Cue", "karaoke", "make_cues", "srt", "vtt"]
 
 LINE_CHARACTERS: Final = 42
 LINES: Final = 2
 MAX_SECONDS: Final = 7.0
 MIN_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 1.0
+READING_CHARACTERS: Final = 17.0  # a second
 
 # SubRip has no escapes, and players take <...> and {...} for markup: these look alike and mean nothing to them.
 _SRT_ESCAPES: Final = str.maketrans("<>{}", "‹›()")
@@ -30,11 +33,19 @@ _VTT_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A subtitle: `start` before `end` in milliseconds from the start of the recording, and its lines."""
+    """A subtitle.
+
+    Attributes:
+        start: Milliseconds from the start of the recording.
+        end: After `start`.
+        lines: Its text.
+        word_starts: Milliseconds at which each word of the lines begins, in order; a name of a channel has none.
+    """
 
     start: int
     end: int
     lines: tuple[str, ...]
+    word_starts: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -74,10 +85,14 @@ def _cues(segments: list[Segment]) -> list[Cue]:
         last = cues[-1].end if cues else 0
         start = max(last, _milliseconds(group[0].start))
         end = min(_milliseconds(group[-1].end), start + _milliseconds(MAX_SECONDS))
-        # A flash of text cannot be read: it stays while nothing else is said.
-        following = groups[index + 1][0][0].start if index + 1 < len(groups) else limit
-        end = max(end, min(start + _milliseconds(MIN_SECONDS), _milliseconds(following)), start + 1)
-        cues.append(Cue(start, end, tuple(_wrap(" ".join(word.text for word in group)))))
+        # A flash of text cannot be read: it stays while nothing else is said, at most into the next second of silence.
+        text = " ".join(word.text for word in group)
+        last_group = index + 1 == len(groups)
+        following = limit if last_group else groups[index + 1][0][0].start
+        needed = min(MAX_SECONDS, max(MIN_SECONDS, len(text) / READING_CHARACTERS))
+        end = max(end, min(start + _milliseconds(needed), _milliseconds(following)), start + 1)
+        starts = tuple(_milliseconds(word.start) for word in group)
+        cues.append(Cue(start, end, tuple(_wrap(text)), starts))
     return cues
 
 
@@ -99,20 +114,36 @@ def vtt(cues: Iterable[Cue]) -> str:
     return "\n".join(blocks)
 
 
+def karaoke(cues: Iterable[Cue]) -> str:
+    """WebVTT with a timestamp before every word but the first, at which a player lights it up.
+
+    Timestamps lie inside of their cue and rise, as the format demands; a word that would break that has none.
+    """
+    blocks = ["WEBVTT\n"]
+    for cue in cues:
+        names = sum(len(line.split()) for line in cue.lines) - len(cue.word_starts)
+        starts = [None] * max(0, names) + list(cue.word_starts)
+        at, lines = cue.start, []
+        for line in cue.lines:
+            words = []
+            for word in line.split():
+                begins = starts.pop(0) if starts else None
+                escaped = word.translate(_VTT_ESCAPES)
+                if begins is not None and at < begins < cue.end:
+                    at = begins
+                    escaped = f"<{_clock(begins, '.')}><c>{escaped}</c>"
+                words.append(escaped)
+            lines.append(" ".join(words))
+        text = "\n".join(lines)
+        blocks.append(f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{text}\n")
+    return "\n".join(blocks)
+
+
 def _words(segment: Segment) -> list[_Word]:
     """Words of a segment with their times; a word longer than a line is divided."""
     words: list[_Word] = []
-    if segment.tokens and all(token.start is not None for token in segment.tokens):
-        joined = True
-        for token in segment.tokens:
-            start, end = token.start or 0.0, token.end or 0.0
-            for index, part in enumerate(token.text.split()):
-                if words and joined and index == 0 and not token.text[0].isspace():
-                    words[-1].text += part
-                    words[-1].end = end
-                else:
-                    words.append(_Word(part, start, end))
-            joined = not token.text[-1:].isspace()
+    if placed := segment.words or words_of_tokens(segment.tokens):
+        words = [_Word(word.text, word.start, word.end) for word in placed]
     else:
         texts = segment.text.split()
         # One character more for the space after each word.

@@ -1,21 +1,20 @@
-"""The formats a transcript is written in, and a file write that is seen whole or not at all."""
+"""The formats a transcript is written in."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from tokenthrift.budget import TokenUsage
-from tokenthrift.transcription.results import Transcription
-from tokenthrift.transcription.subtitles import make_cues, srt, vtt
+from tokenthrift.transcript import Word
+from tokenthrift.transcription.results import FileTranscript, Segment
+from tokenthrift.transcription.subtitles import karaoke, make_cues, srt, vtt
 
-__all__ = ["WRITERS", "printable", "write_atomically"]
+__all__ = ["WRITERS", "manifest_row", "printable"]
 
 
 def printable(name: str | Path) -> str:
@@ -23,77 +22,107 @@ def printable(name: str | Path) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", str(name))
 
 
-def to_text(result: Transcription) -> str:
+def to_text(result: FileTranscript) -> str:
     """One line per segment, after the name of its channel or track where there are several."""
     return "".join(f"{segment.voice}{': ' if segment.voice else ''}{segment.text}\n" for segment in result.segments)
 
 
-def to_json(result: Transcription) -> str:
-    """One object: `file`, `seconds`, `text`, `usage`, `windows`, `track`, and `segments` with times and tokens.
+def to_tsv(result: FileTranscript) -> str:
+    """Tab-separated `start`, `end` and `text` under a header, milliseconds, as Whisper's command writes it."""
+    rows = [
+        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{' '.join(segment.text.split())}\n"
+        for segment in result.segments
+    ]
+    return "".join(["start\tend\ttext\n", *rows])
 
+
+def to_json(result: FileTranscript) -> str:
+    """One object: `file`, `status`, `seconds`, `text`, `confidence`, `usage`, `windows`, `track`, and `segments`.
+
+    `status` is "completed", "no speech" or "failed", and then there is an `error` with its `type` and `message`.
     `track` is the sound track that was read: its `number` among `of`, `language`, `title`, `default`, `channels`.
-    Segments have a `channel` where each was transcribed by itself, and a `track` where all were. `notes` are there
-    where the recording is not as it seems.
+    Segments have times, `words` and `tokens`; a `channel` where each was transcribed by itself, and a `track` where all
+    were. `notes` are there where the recording is not as it seems, `offset` where a part of a file was transcribed.
 
     Times are seconds to the millisecond. Nothing in it depends on the clock, so the same command gives the same bytes;
     another batch size may change the last digit of a confidence.
     """
+    error = {"error": {"type": result.error_type or "Error", "message": result.error}} if result.error else {}
     data = {
         "file": printable(result.path),
+        "status": result.status,
+        **error,
+        **({"offset": round(result.offset, 3)} if result.offset else {}),
         "seconds": round(result.seconds, 3),
         "text": result.text,
+        "confidence": round(result.confidence, 4),
+        **({} if result.reference is None else {"reference": result.reference}),
         "usage": _usage(result.usage),
         "windows": result.windows,
         **({} if result.track is None else {"track": result.track.to_dict()}),
         **({"notes": list(result.notes)} if result.notes else {}),
-        "segments": [
-            {
-                **({} if segment.track is None else {"track": segment.track}),
-                **({} if segment.channel is None else {"channel": segment.channel}),
-                "start": round(segment.start, 3),
-                "end": round(segment.end, 3),
-                "text": segment.text,
-                "usage": _usage(segment.usage),
-                "tokens": [
-                    {"text": t.text, "confidence": round(t.confidence, 4), "start": _time(t.start), "end": _time(t.end)}
-                    for t in segment.tokens
-                ],
-            }
-            for segment in result.segments
-        ],
+        "segments": [_segment(segment) for segment in result.segments],
     }
-    return json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return printable(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False)) + "\n"
 
 
-WRITERS: Final[Mapping[str, Callable[[Transcription], str]]] = MappingProxyType(
+def manifest_row(result: FileTranscript) -> dict[str, Any]:
+    """The line of a recording in a manifest of results, with the names of NeMo's: `audio_filepath`, `duration`, `text`
+    (what was said, where that is known), `pred_text`; and `status`, `confidence`, `tokens`, `rounds`."""
+    return {
+        "audio_filepath": printable(result.path),
+        **({"offset": round(result.offset, 3)} if result.offset else {}),
+        "duration": round(result.seconds, 3),
+        **({} if result.reference is None else {"text": result.reference}),
+        "pred_text": result.text,
+        "status": result.status,
+        **(
+            {"error": {"type": result.error_type or "Error", "message": printable(result.error)}}
+            if result.error is not None
+            else {}
+        ),
+        "confidence": round(result.confidence, 4),
+        "tokens": result.usage.used,
+        "rounds": result.usage.rounds,
+    }
+
+
+WRITERS: Final[Mapping[str, Callable[[FileTranscript], str]]] = MappingProxyType(
     {
         "txt": to_text,
         "json": to_json,
         "srt": lambda result: srt(make_cues(result.segments)),
         "vtt": lambda result: vtt(make_cues(result.segments)),
+        "tsv": to_tsv,
+        "karaoke": lambda result: karaoke(make_cues(result.segments)),
     }
 )
-"""Format, which is also the suffix of the file, to the function that makes its text."""
+"""Format, which is also the suffix of the file (of karaoke: karaoke.vtt), to the function that makes its text."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 so that at every moment `path` is absent, as it was, or complete, also after kill -9 or a power cut.
+def _segment(segment: Segment) -> dict[str, Any]:
+    return {
+        **({} if segment.track is None else {"track": segment.track}),
+        **({} if segment.channel is None else {"channel": segment.channel}),
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": segment.text,
+        "usage": _usage(segment.usage),
+        "words": [_word(word) for word in segment.words],
+        "tokens": [
+            {"text": t.text, "confidence": round(t.confidence, 4), "start": _time(t.start), "end": _time(t.end)}
+            for t in segment.tokens
+        ],
+    }
 
-    The folder must exist. A killed process may leave a hidden `.NAME.XXXXXXXX.tmp` behind, never half a `path`.
 
-    Raises:
-        OSError: The disk is full, the folder read-only and the like; `path` is as it was.
-        ValueError: The text has no UTF-8 form; `path` is as it was.
-    """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with draft.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "text": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+    }
 
 
 def _usage(usage: TokenUsage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_language_and_task_are_refused_where_the_model_has_none(tmp_path: Path) 
 def test_prompts_of_a_multilingual_whisper() -> None:
     """A language is given or found by the model for each row; the task is in the prompt."""
     recognizer = object.__new__(WhisperRecognizer)
+    recognizer.model = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=1))
     recognizer._special = {"<|startoftranscript|>": 1, "<|translate|>": 5, "<|transcribe|>": 6, "<|notimestamps|>": 7}
     recognizer._languages, recognizer._multilingual = {"en": 2, "de": 3, "fr": 4}, True
     recognizer.task, recognizer.language = "translate", "de"
@@ -114,7 +116,7 @@ def test_prompts_of_a_multilingual_whisper() -> None:
     recognizer.language = None
     logits = torch.zeros(2, 1, 9)
     logits[0, 0, 4], logits[1, 0, 2], logits[:, :, 8] = 1.0, 1.0, 9.0
-    recognizer._decode = lambda states, ids, cache: (logits, None)  # type: ignore[method-assign]
+    recognizer._decode = lambda states, ids, cache: (logits, None)
     assert recognizer._prompts(states).tolist() == [[1, 4, 5, 7], [1, 2, 5, 7]]
 
 

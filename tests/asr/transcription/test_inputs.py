@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenthrift.media.files import FoundFile, InputError, find_files
 from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 from tokenthrift.transcription.references import ManifestError, read_references
-from tokenthrift.transcription.results import Transcription, total_usage
+from tokenthrift.transcription.results import FileTranscript, total_usage
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def test_no_two_recordings_share_an_output(
     assert not any(os.path.isabs(output) or ".." in Path(output).parts for output in outputs)
 
 
-def result(path: Path, text: str, error: str | None = None) -> Transcription:
+def result(path: Path, text: str, error: str | None = None) -> FileTranscript:
     from tokenthrift.transcription.results import Segment
 
     segments = (Segment(0, 1, text, (), total_usage(())),) if text else ()
-    return Transcription(path, 1.0, segments, total_usage(()), 1, error)
+    return FileTranscript(path, 1.0, segments, total_usage(()), 1, error)
 
 
 def test_references(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from tests.media_files import encode, voice, write
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
 from tokenthrift.transcript import Recognizer, Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber
-from tokenthrift.transcription.results import Transcription, to_segment
+from tokenthrift.transcription.results import FileTranscript, to_segment
 
 
 def silence(seconds: float) -> np.ndarray:
     return np.zeros(round(seconds * 16_000), dtype=np.float32)
 
 
-def pitches(result: Transcription) -> set[str]:
+def pitches(result: FileTranscript) -> set[str]:
     return set(result.text.split()) - {"pitch"}
 
 

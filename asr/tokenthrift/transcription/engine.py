@@ -1,0 +1,142 @@
+"""How the work of a job is done: here, or on a Ray cluster; both give results the moment they are done.
+
+`JobSpec` is plain data, so that a worker on another machine builds the same recognizer and the same `Transcriber`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenthrift.budget import DecodeBudget, TokenBudget
+
+if TYPE_CHECKING:
+    from tokenthrift.transcription.job import Transcriber
+
+__all__ = ["JobSpec", "Stop", "model_identity"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """Everything that decides what a job writes, and where it runs."""
+
+    model: str
+    revision: str | None = None
+    language: str | None = None
+    task: str = "transcribe"
+    align: str | None = None
+    budget: str | None = None
+    max_new_tokens: int | None = None
+    max_rounds: int | None = None
+    confidence_threshold: float | None = None
+    coarse_to_fine: bool = False
+    noise_aware: bool = False
+    track: int | str | None = None
+    channels: Any = "mix"
+    flag_below: float | None = None
+    batch_seconds: float = 120.0
+    device: str | None = None
+    threads: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a result depends on besides the input and the model; nothing of batches and machines."""
+        machine = {"model", "revision", "batch_seconds", "device", "threads"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
+
+    @property
+    def decode(self) -> DecodeBudget:
+        """Limits of decoding.
+
+        Raises:
+            BudgetError: they are none.
+        """
+        return DecodeBudget(
+            max_new_tokens=self.max_new_tokens,
+            max_rounds=self.max_rounds,
+            confidence_threshold=self.confidence_threshold,
+        )
+
+    def transcriber(self) -> Transcriber:
+        """Loads the model.
+
+        Raises:
+            ValueError, OSError, ImportError: it cannot be used.
+        """
+        import torch
+
+        from tokenthrift.commands.arguments import working_device
+        from tokenthrift.transcription.job import Transcriber
+        from tokenthrift.transcription.models import load_recognizer
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = working_device(self.device)
+        aligner = None
+        if self.align is not None:
+            from tokenthrift.transcription.alignment import load_aligner
+
+            aligner = load_aligner(self.align, device)
+        recognizer = load_recognizer(self.model, device, self.revision, language=self.language, task=self.task)
+        return Transcriber(
+            recognizer,
+            budget=TokenBudget.parse(self.budget),
+            decode=self.decode,
+            coarse_to_fine=self.coarse_to_fine,
+            noise_aware=self.noise_aware,
+            batch_seconds=self.batch_seconds,
+            track=self.track,
+            channels=self.channels,
+            aligner=aligner,
+        )
+
+
+class Stop:
+    """Whether the job is to end after the batch in hand: asked by a signal, or by a failure that ends it.
+
+    A second signal ends the process at once, which the journal survives.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.signaled = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask; not outside of the main thread, which alone may say so."""
+        import signal
+        import threading
+
+        def ask(number: int, frame: Any) -> None:
+            if self.signaled:
+                raise KeyboardInterrupt
+            self.asked = self.signaled = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def model_identity(source: str, revision: str | None) -> str:
+    """What tells a model from another: the commit of a repository, the content of a folder.
+
+    Raises:
+        SourceError: the source leads nowhere.
+    """
+    from tokenthrift.sources import fetch, is_folder
+    from tokenthrift.transcription.journal import model_digest
+
+    folder: Path = fetch(source, ("config.json",), revision=revision)
+    return model_digest(folder) if is_folder(source) else f"{source}@{folder.name}"

@@ -1,0 +1,220 @@
+"""What the job works on: a file, a part of one, or samples in memory, each with the place of its output.
+
+Files, folders and patterns are found by `media.files`. A manifest holds a JSON object a line, with the names of NeMo's
+manifests and the open ASR leaderboard's: `audio_filepath`, and if wanted `duration` and `offset` in seconds and `text`
+that was said. Paths in it are relative to its folder and must stay inside of a root, which is that folder unless
+another is chosen: a manifest of strangers cannot make the job read `/etc`. A line that says nothing usable is a failed
+recording and stops nothing. `-` reads paths from standard input, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from tokenthrift.media.files import FoundFiles, InputError, find_files
+from tokenthrift.media.suffixes import MEDIA_SUFFIXES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ManifestError", "Recording", "find_recordings", "read_manifest", "shard_of"]
+
+MANIFEST_SUFFIXES: Final = (".jsonl", ".json")
+_LINE_BYTES: Final = 1 << 20
+_SECONDS: Final = 1e6
+_NAME: Final = 200
+
+
+class ManifestError(ValueError):
+    """A manifest, or a line of one, that says nothing usable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Something to transcribe.
+
+    Attributes:
+        path: The file; only a name where there are `samples`.
+        output: Where its output goes, below the output folder and without the suffix of the format.
+        samples: (n,) or (channels, n) float samples in place of the file.
+        rate: Samples per second of `samples`.
+        offset: Seconds of the file to leave out.
+        duration: Seconds to transcribe; to the end if None.
+        reference: What was said.
+        error: Why it cannot be transcribed, known beforehand.
+    """
+
+    path: Path
+    output: Path = Path()
+    samples: Tensor | None = None
+    rate: int = 0
+    offset: float = 0.0
+    duration: float | None = None
+    reference: str | None = None
+    error: str | None = None
+
+
+def find_recordings(
+    arguments: Iterable[str],
+    *,
+    any_suffix: bool = False,
+    manifest_root: Path | None = None,
+    stdin: IO[str] | None = None,
+) -> tuple[list[Recording], FoundFiles]:
+    """All recordings of a command's arguments, each with an output name of its own.
+
+    Args:
+        arguments: Files, folders, patterns, manifests (`.jsonl`, `.json`), and `-`.
+        any_suffix: As in `find_files`.
+        manifest_root: The folder in which all that a manifest names must lie; its own folder if None.
+        stdin: What `-` reads; standard input if None.
+
+    Returns:
+        Recordings in the order given, and what `find_files` says of the folders.
+
+    Raises:
+        InputError: An argument leads to nothing.
+        ManifestError: A manifest cannot be read, or holds nothing.
+    """
+    plain: list[str] = []
+    manifests: list[Path] = []
+    for argument in arguments:
+        if argument == "-":
+            lines = (line.rstrip("\n") for line in stdin or sys.stdin)
+            plain += [line for line in lines if line.strip()]
+        elif argument.endswith(MANIFEST_SUFFIXES) and Path(argument).is_file():
+            manifests.append(Path(argument))
+        else:
+            plain.append(argument)
+    found = FoundFiles(())
+    if plain or not manifests:
+        if not plain:
+            raise InputError("standard input names no recording")
+        found = find_files(plain, MEDIA_SUFFIXES, "recording", any_suffix=any_suffix)
+    recordings = [Recording(file.path, file.output) for file in found]
+    for manifest in manifests:
+        entries = list(read_manifest(manifest, manifest_root))
+        if not entries:
+            raise ManifestError(f"{manifest}: holds no entry")
+        recordings += entries
+    return _distinct(recordings), found
+
+
+def read_manifest(manifest: Path, root: Path | None = None) -> Iterator[Recording]:
+    """The entries of a manifest, read line by line.
+
+    Args:
+        manifest: The file.
+        root: The folder in which all entries must lie; the manifest's own if None.
+
+    Yields:
+        A recording for each line that is not empty; one with an `error` where the line says nothing usable.
+
+    Raises:
+        ManifestError: The file cannot be read.
+    """
+    folder = Path(os.path.realpath(manifest.parent))
+    inside = folder if root is None else Path(os.path.realpath(root))
+    try:
+        with manifest.open("rb") as file:
+            number = 0
+            while line := file.readline(_LINE_BYTES + 1):
+                number += 1
+                if len(line) > _LINE_BYTES:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(_LINE_BYTES)
+                    yield _bad(manifest, number, f"longer than {_LINE_BYTES} bytes")
+                elif line.strip():
+                    yield _entry(line, manifest, number, folder, inside)
+    except OSError as error:
+        raise ManifestError(f"{manifest}: cannot be read: {error.strerror}") from error
+
+
+def shard_of(recordings: Sequence[Recording], number: int, of: int) -> list[int]:
+    """The places of the recordings that one of several processes works on: every `of`-th, beginning with `number`."""
+    return list(range(number - 1, len(recordings), of))
+
+
+def _entry(line: bytes, manifest: Path, number: int, folder: Path, root: Path) -> Recording:
+    try:
+        data = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return _bad(manifest, number, f"no JSON object: {str(error)[:_NAME]}")
+    if not isinstance(data, dict):
+        return _bad(manifest, number, "no JSON object")
+    name, text = data.get("audio_filepath"), data.get("text")
+    if not isinstance(name, str) or not name or "\0" in name:
+        return _bad(manifest, number, "audio_filepath is no path")
+    if text is not None and not isinstance(text, str):
+        return _bad(manifest, number, "text is no text")
+    offset, duration = _seconds(data, "offset", 0.0), _seconds(data, "duration", None)
+    if isinstance(offset, str) or isinstance(duration, str):
+        return _bad(manifest, number, str(offset if isinstance(offset, str) else duration))
+    path = folder / name
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        return _bad(manifest, number, f"audio_filepath: {error}")
+    if not real.is_relative_to(root):
+        return _bad(manifest, number, f"{name[:_NAME]} lies outside of {root}; --manifest-root allows another folder")
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return _bad(manifest, number, f"{name[:_NAME]} is no recording")
+    output = Path(os.path.relpath(os.path.normpath(path), folder))
+    if ".." in output.parts:
+        output = real.relative_to(root)
+    # A whole file has no offset, and NeMo writes its duration all the same: only an offset makes a part of it.
+    part = "offset" in data and data["offset"] is not None and (offset or duration is not None)
+    output = output.with_suffix("")
+    return Recording(
+        # A symbolic link inside the root is read where it leads to, which was checked.
+        manifest.parent / name if not os.path.islink(path) else real,
+        output.with_name(f"{output.name}@{offset:.3f}") if part and offset else output,
+        offset=offset or 0.0,
+        duration=duration if part else None,
+        reference=text,
+    )
+
+
+def _seconds(data: dict[str, Any], name: str, default: float | None) -> float | None | str:
+    """A number of seconds, or what is wrong with it."""
+    value = data.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{name} is no number"
+    if isinstance(value, int) and abs(value) > _SECONDS or not math.isfinite(value) or not 0 <= value <= _SECONDS:
+        return f"{name} is not between 0 and {_SECONDS:.0f} seconds"
+    if name == "duration" and value == 0:
+        return "duration is 0"
+    return float(value)
+
+
+def _bad(manifest: Path, number: int, reason: str) -> Recording:
+    output = Path(f"{manifest.stem}-line-{number}")
+    return Recording(manifest, output, error=f"{manifest}, line {number}: {reason}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _distinct(recordings: list[Recording]) -> list[Recording]:
+    """No two recordings share an output name, also where file systems do not tell capitals apart."""
+    taken: set[str] = set()
+    distinct = []
+    for recording in recordings:
+        output, count = recording.output, 1
+        while str(output).casefold() in taken:
+            count += 1
+            suffix = recording.path.suffix if count == 2 else f"~{count - 1}"
+            output = recording.output.with_name(f"{recording.output.name}{suffix or '~1'}")
+        taken.add(str(output).casefold())
+        distinct.append(recording if output == recording.output else replace(recording, output=output))
+    return distinct

@@ -1,0 +1,52 @@
+"""A CTC model of transformers as the draft of dLLM-ASR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.asr.recognizers.tiny_speech import moonshine, wav2vec2
+from tests.asr.tiny_dllm import speech, tiny_model
+from tokenthrift.budget import TokenUsage
+from tokenthrift.dllm_asr.external_draft import draft_of
+from tokenthrift.recognizers import load_transformers
+from tokenthrift.transcript import Transcript, TranscriptToken
+
+USAGE = TokenUsage(native=1, cap=1, used=1)
+
+
+def test_its_words_are_the_draft(tmp_path: Path) -> None:
+    """With a threshold that keeps every word, the text is the other model's; batches equal single recordings."""
+    model = tiny_model(draft_threshold=1e-9, verify_threshold=0.0)
+    keys = set(model.state_dict())
+    own = model.transcribe([speech(1.0)])[0].text
+    model.draft_model = load_transformers(wav2vec2(tmp_path / "ctc"))
+    audio = [speech(1.0), speech(0.7, 1)]
+    together = model.transcribe(audio)
+    assert set(model.state_dict()) == keys
+    for samples, found in zip(audio, together, strict=True):
+        words = [word.text for word in draft_of(model.draft_model.transcribe([samples])[0])]
+        assert words, "an empty draft shows nothing"
+        assert found.text.startswith(" ".join(words)), "slots after the draft may add to it"
+        assert model.transcribe([samples])[0].text == found.text
+    assert together[0].text != own
+
+
+def test_words_in_our_characters() -> None:
+    tokens = (
+        TranscriptToken("Don", 0.9, 0.0, 0.2),
+        TranscriptToken("'t,", 0.4, 0.2, 0.4),
+        TranscriptToken(" 7", 1, 1, 2),
+    )
+    word, *rest = draft_of(Transcript("Don't, 7", tokens, USAGE))
+    assert (word.text, word.confidence, word.start, word.end) == ("don't", 0.4, 0.0, 0.4)
+    assert rest == [], "the draft has no digits"
+    assert draft_of(Transcript("", (), USAGE)) == []
+
+
+def test_a_model_without_times_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.draft_model = load_transformers(moonshine(tmp_path / "moonshine"))
+    with pytest.raises(ValueError, match="needs the times of its words"):
+        model.transcribe([speech(1.0)])

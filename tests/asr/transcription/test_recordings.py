@@ -1,0 +1,229 @@
+"""What goes in: manifests (hostile ones too), lists, parts of files, samples in memory; and where the output goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import fake_recognizer
+from tests.fake_recognizer import FakeRecognizer
+from tests.media_files import voice, write
+from tokenthrift.media.audio import AudioError, read_audio
+from tokenthrift.media.files import InputError
+from tokenthrift.transcription import FileTranscript, Recording, Transcriber, transcribe
+from tokenthrift.transcription.cli import main
+from tokenthrift.transcription.recordings import ManifestError, find_recordings, read_manifest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "audio_filepath": st.sampled_from(
+            ["a.wav", "sub/b.wav", "../a.wav", "/etc/passwd", "", ".", "link/x.wav", "a\0b"]
+        )
+        | st.text(max_size=30)
+        | JSON,
+        "offset": JSON,
+        "duration": JSON,
+        "text": JSON,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("manifests")
+    write(base / "in" / "a.wav", voice(3.0))
+    write(base / "in" / "sub" / "b.wav", voice(1.0))
+    write(base / "secret.wav", voice(1.0))
+    (base / "in" / "link").symlink_to(base)
+    return base / "in"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        FIELDS.map(lambda fields: json.dumps(fields).encode())
+        | JSON.map(lambda data: json.dumps(data).encode())
+        | st.binary(max_size=60),
+        max_size=5,
+    )
+)
+def test_no_manifest_leads_out_or_raises(folder: Path, lines: list[bytes]) -> None:
+    """Whatever is in it: every entry is a recording inside of the folder, or says why it is none."""
+    manifest = folder / "fuzz.jsonl"
+    manifest.write_bytes(b"\n".join(lines))
+    for recording in read_manifest(manifest):
+        assert not recording.output.is_absolute()
+        assert ".." not in recording.output.parts
+        if recording.error is None:
+            assert Path(os.path.realpath(recording.path)).is_relative_to(os.path.realpath(folder))
+            assert 0 <= recording.offset <= 1e6
+            assert recording.duration is None or 0 < recording.duration <= 1e6
+        else:
+            assert "fuzz.jsonl, line " in recording.error
+
+
+def test_what_a_manifest_says(folder: Path) -> None:
+    manifest = folder / "m.jsonl"
+    lines = [
+        {"audio_filepath": "a.wav", "duration": 3.0, "text": "hello", "speaker": 7},
+        {"audio_filepath": "a.wav", "offset": 1.0, "duration": 0.5},
+        {"audio_filepath": "a.wav", "offset": 1.0, "duration": 1.5},
+        {"audio_filepath": "../secret.wav"},
+        {"audio_filepath": "link/secret.wav"},
+        {"audio_filepath": str(folder / "sub" / "b.wav")},
+    ]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n{oops\n")
+    found, _ = find_recordings([str(manifest)])
+    assert [str(item.output) for item in found[:3]] == ["a", "a@1.000", "a@1.000.wav"]
+    assert [(item.offset, item.duration) for item in found[:3]] == [(0.0, None), (1.0, 0.5), (1.0, 1.5)]
+    assert found[0].reference == "hello"
+    assert all("lies outside" in (item.error or "") for item in found[3:5])
+    assert (found[5].error, str(found[5].output)) == (None, "sub/b")
+    assert "line 8: no JSON object" in (found[6].error or "")
+    allowed, _ = find_recordings([str(manifest)], manifest_root=folder.parent)
+    assert [item.error for item in allowed[3:5]] == [None, None]
+    assert str(allowed[3].output) == "secret"
+
+
+def test_a_line_without_end_takes_no_memory(folder: Path) -> None:
+    manifest = folder / "long.jsonl"
+    manifest.write_bytes(b'{"audio_filepath": "' + b"a" * 3_000_000 + b'"}\n{"audio_filepath": "a.wav"}\n')
+    first, second = read_manifest(manifest)
+    assert "longer than" in (first.error or "")
+    assert second.error is None
+    with pytest.raises(ManifestError, match="cannot be read"):
+        list(read_manifest(folder / "absent.jsonl"))
+    (folder / "empty.jsonl").write_text("\n")
+    with pytest.raises(ManifestError, match="holds no entry"):
+        find_recordings([str(folder / "empty.jsonl")])
+
+
+def test_a_list_on_standard_input(folder: Path) -> None:
+    paths = f"{folder}/a.wav\n\n{folder}/sub/b.wav\n"
+    found, _ = find_recordings(["-"], stdin=io.StringIO(paths))
+    assert [item.path.name for item in found] == ["a.wav", "b.wav"]
+    with pytest.raises(InputError, match="standard input"):
+        find_recordings(["-"], stdin=io.StringIO("\n"))
+    with pytest.raises(InputError, match="nowhere"):
+        find_recordings(["-"], stdin=io.StringIO("nowhere.wav\n"))
+
+
+def test_names_never_collide(tmp_path: Path) -> None:
+    for name in ("x/a.wav", "x/a.flac", "y/a.wav", "y/A.flac"):
+        write(tmp_path / name, voice(0.5))
+    (tmp_path / "y" / "m.jsonl").write_text('{"audio_filepath": "a.wav"}\n' * 3)
+    found, _ = find_recordings([str(tmp_path / "x"), str(tmp_path / "y"), str(tmp_path / "y" / "m.jsonl")])
+    names = [str(item.output).casefold() for item in found]
+    assert len(names) == 7
+    assert len(set(names)) == 7
+
+
+def test_a_manifest_through_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows come out in the order of the lines, with what was said, and the parts are the parts."""
+    lines = [
+        {"audio_filepath": "sub/b.wav", "text": "pitch 140"},
+        {"audio_filepath": "a.wav", "offset": 1.0, "duration": 2.0},
+        {"audio_filepath": "../secret.wav", "text": "no"},
+    ]
+    manifest = folder / "job.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model, out = fake_recognizer.save(tmp_path / "model"), tmp_path / "out"
+    assert main([str(manifest), "--model", str(model), "--out-dir", str(out), "--format", "json", "jsonl"]) == 1
+    rows = [json.loads(line) for line in (out / "transcripts.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["completed", "completed", "failed"]
+    assert rows[0] | {"confidence": 1} == {
+        "audio_filepath": f"{folder}/sub/b.wav",
+        "duration": 1.0,
+        "text": "pitch 140",
+        "pred_text": "pitch 140",
+        "status": "completed",
+        "confidence": 1,
+        "tokens": 2,
+        "rounds": 2,
+    }
+    assert (rows[1]["offset"], rows[1]["duration"], rows[1]["pred_text"]) == (1.0, 2.0, "pitch 140 pitch 140")
+    assert rows[2]["error"]["type"] == "ManifestError"
+    assert "WER 0.0 %" in capsys.readouterr().out
+
+
+def test_beside_the_recordings(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.wav", voice(1.0))
+    write(tmp_path / "in" / "sub" / "b.wav", voice(1.0))
+    model = fake_recognizer.save(tmp_path / "model")
+    assert main([str(tmp_path / "in"), "--model", str(model), "--format", "srt", "tsv"]) == 0
+    found = {str(p.relative_to(tmp_path / "in")) for p in (tmp_path / "in").rglob("*") if p.suffix in (".srt", ".tsv")}
+    assert found == {"a.srt", "a.tsv", "sub/b.srt", "sub/b.tsv"}
+    assert (tmp_path / "in" / "a.tsv").read_text() == "start\tend\ttext\n0\t1000\tpitch 140\n"
+
+
+def test_a_link_in_the_output_folder_leads_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "sub" / "a.wav", voice(0.5))
+    write(tmp_path / "in" / "b.wav", voice(0.5))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    model = fake_recognizer.save(tmp_path / "model")
+    assert main([str(tmp_path / "in"), "--model", str(model), "--out-dir", str(tmp_path / "out")]) == 1
+    assert "leads out of" in capsys.readouterr().err
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "out" / "b.txt").is_file()
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000, 44_100])
+def test_samples_in_memory(rate: int, tmp_path: Path) -> None:
+    """Arrays and tensors, one channel or several, floats or integers, give what the file gives."""
+    samples = voice(2.0, rate=rate)
+    wanted = Transcriber(FakeRecognizer()).transcribe(write(tmp_path / "a.wav", samples, rate))[0]
+    stereo = np.stack([samples, samples])
+    inputs = [samples, torch.from_numpy(samples), stereo, (samples * 32767).astype(np.int16)]
+    for result in Transcriber(FakeRecognizer()).run([(item, rate) for item in inputs]):
+        assert isinstance(result, FileTranscript)
+        assert result.text == wanted.text == "pitch 140 pitch 140"
+        assert abs(result.seconds - 2.0) < 0.01
+        assert [word.text for word in result.words] == result.text.split()
+    each = Transcriber(FakeRecognizer(), channels="each").transcribe((stereo, rate))[0]
+    assert {segment.channel for segment in each.segments} == {"left", "right"}
+
+
+def test_odd_samples_fail_alone() -> None:
+    good = voice(1.0)
+    odd = [np.full(99, np.nan), np.zeros((2, 2, 2)), np.zeros(0)]
+    results = list(Transcriber(FakeRecognizer()).run([*((item, 16_000) for item in odd), (good, 0), (good, 16_000)]))
+    assert [result.status for result in results] == ["failed"] * 4 + ["completed"]
+    assert {result.error_type for result in results[:4]} == {AudioError.__name__}
+    with pytest.raises(TypeError, match="come with their rate"):
+        Transcriber(FakeRecognizer()).transcribe(good)
+
+
+def test_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.wav", voice(1.0))
+    assert transcribe(str(path), FakeRecognizer()).text == "pitch 140"
+    assert transcribe(path, fake_recognizer.save(tmp_path / "model")).text == "pitch 140"
+    monkeypatch.setenv("TOKENTHRIFT_MODEL", str(tmp_path / "model"))
+    assert transcribe(path).text == "pitch 140"
+
+
+def test_a_part_of_a_file_is_that_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", np.concatenate([voice(2.0, pitch=150), voice(2.0, pitch=300)]))
+    model = FakeRecognizer()
+    first, second, rest = Transcriber(model).run(
+        [Recording(path, duration=2.0), Recording(path, offset=2.0, duration=1.0), Recording(path, offset=2.0)]
+    )
+    assert (first.text, first.seconds) == ("pitch 150 pitch 150", 2.0)
+    assert (second.text, second.seconds, second.offset) == ("pitch 300", 1.0, 2.0)
+    assert rest.text == "pitch 300 pitch 300"
+    assert len(read_audio(path)) == 64_000
