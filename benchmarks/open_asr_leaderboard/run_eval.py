@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from tokenthrift.commands.arguments import working_device
-from tokenthrift.evaluation.wer import normalise_english, word_errors
+from tokenthrift.evaluation.wer import normalize_english, word_errors
 from tokenthrift.transcription.job import Transcriber
 from tokenthrift.transcription.models import load_recognizer
 from tokenthrift.transcription.recordings import Recording, read_manifest
@@ -61,8 +61,8 @@ def main() -> None:
                 "audio_filepath": clip.name,
                 "duration": round(result.seconds, 3),
                 "time": spent * result.seconds / seconds,
-                "text": normalise_english(clip.text),
-                "pred_text": normalise_english(result.text),
+                "text": normalize_english(clip.text),
+                "pred_text": normalize_english(result.text),
             }
             for clip, result in zip(batch, results, strict=True)
         ]

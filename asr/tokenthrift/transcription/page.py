@@ -222,10 +222,10 @@ def _errors(said: str | None, written: str | None) -> dict[str, Any]:
     """Error rates, and what was said beside what was written, part by part."""
     if said is None or written is None:
         return {"wer": None, "cer": None, "difference": []}
-    from tokenthrift.evaluation.wer import character_errors, normalise_english, word_errors
+    from tokenthrift.evaluation.wer import character_errors, normalize_english, word_errors
 
     wer, cer = word_errors([said], [written]).rate, character_errors([said], [written]).rate
-    out = extras.require("jiwer").process_words(normalise_english(said) or "", normalise_english(written))
+    out = extras.require("jiwer").process_words(normalize_english(said) or "", normalize_english(written))
     difference = [
         [
             " ".join(out.references[0][part.ref_start_idx : part.ref_end_idx]),

@@ -15,7 +15,7 @@ from tests.asr.tiny_dllm import speech, tiny_config, tiny_model, vocabulary
 from tokenthrift.budget import TokenUsage
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.punctuation import CASES, MARKS, PunctuationHead, labels_of, punctuated, word_states, written
-from tokenthrift.evaluation.wer import normalise_english
+from tokenthrift.evaluation.wer import normalize_english
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
 
 LOWER, CAPITAL, UPPER, IGNORED = 0, 1, 2, -100
@@ -43,7 +43,7 @@ def test_the_normalised_text_never_changes(found: list[str], rng: Any) -> None:
     marks = [rng.randrange(len(MARKS)) for _ in found]
     text = " ".join(found)
     assert written(text, cases, marks).lower().translate(str.maketrans("", "", ",.?!")) == text
-    assert normalise_english(written(text, cases, marks)) == normalise_english(text)
+    assert normalize_english(written(text, cases, marks)) == normalize_english(text)
 
 
 def with_head(family: Any) -> DllmAsr:
