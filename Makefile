@@ -51,7 +51,7 @@ test: $(INSTALLED) lint
 
 docs: $(INSTALLED)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --constraint constraints.txt --group docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 gallery: $(INSTALLED)
 	$(BIN)/python docs/gallery.py

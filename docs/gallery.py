@@ -12,6 +12,7 @@ Charts are for a phone: few lines, each named where it ends.
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+# Drawings that a card shows too.
+IN_CARDS = {"karl_tokens.png": "karl-tiny-64/tokens.png", "dllm_rounds.svg": "dllm-asr-tiny-en/rounds.svg"}
 DRAWINGS = {f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, dllm_rounds, attention)}
 
 
@@ -202,6 +205,9 @@ def main(arguments: Sequence[str]) -> int:
     for name in named or DRAWINGS:
         DRAWINGS[name](out)
         print(name)
+    for name, card in IN_CARDS.items():
+        if out == ROOT / "docs" / "images" and (out / name).is_file():
+            shutil.copyfile(out / name, CARDS / card)
     return 0
 
 

@@ -17,10 +17,10 @@ merges the three.
 """
 
 from importlib import import_module
-from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any, Final
 
-__path__ = extend_path(__path__, __name__)
+# Spelled as tools that read sources look for it (griffe, for the documentation).
+__path__ = __import__("pkgutil").extend_path(__path__, __name__)
 
 from tokenthrift import auto
 from tokenthrift.version import __version__

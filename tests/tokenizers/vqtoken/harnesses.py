@@ -29,6 +29,22 @@ class Request:
 
 
 @dataclass
+class TokenCounts:
+    """`lmms_eval.api.instance.TokenCounts`."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass
+class GenerationResult:
+    """`lmms_eval.api.instance.GenerationResult`."""
+
+    text: str
+    token_counts: TokenCounts | None = None
+
+
+@dataclass
 class CacheHook:
     """`lmms_eval.api.model.CacheHook`."""
 
@@ -90,6 +106,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     contents: dict[str, dict[str, Any]] = {
         "lmms_eval": {},
         "lmms_eval.api": {},
+        "lmms_eval.api.instance": {"GenerationResult": GenerationResult, "TokenCounts": TokenCounts},
         "lmms_eval.api.model": {"lmms": lmms},
         "lmms_eval.models": {},
         "lmms_eval.models.registry_v2": {"ModelManifest": ModelManifest},

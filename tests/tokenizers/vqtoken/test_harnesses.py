@@ -50,7 +50,7 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
     table: dict[str, Any], converted: Path, clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
-    ((name, value),) = declared["lmms_eval.models"].items()
+    name, value = "tokenthrift_vqtoken", declared["lmms_eval.models"]["tokenthrift_vqtoken"]
     manifest = EntryPoint(name, value, "lmms_eval.models").load()()
     assert isinstance(manifest, harnesses.ModelManifest)
     assert manifest.simple_class_path is not None
@@ -65,7 +65,7 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     with caplog.at_level(logging.INFO, "lmms-eval"):
-        answers = model.generate_until(
+        results = model.generate_until(
             [
                 request("w5 w6", [str(clip)], 0),
                 request("<image>w5 w6", [str(clip)], 1),
@@ -73,6 +73,10 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
                 request("w5 w6", None, 3),
             ]
         )
+    answers = [result.text for result in results]
+    counts = [result.token_counts for result in results]
+    assert counts[0].input_tokens == counts[3].input_tokens + 9
+    assert counts[0].output_tokens > counts[2].output_tokens == 0
     assert answers[0] == answers[1]
     assert answers[0]
     assert answers[3]
@@ -81,7 +85,7 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
     assert "2 videos, 9.00 tokens each, newline included" in caplog.text
     assert [kept[2] for kept in model.cache_hook.kept] == answers
     model.budget = "9,2/s"
-    assert model.generate_until([request("w5 w6", [str(clip)], 0)]) == [""]  # 0.48 s
+    assert model.generate_until([request("w5 w6", [str(clip)], 0)])[0].text == ""  # 0.48 s
     assert "clip.mp4: {" in caplog.text
     model.budget = "9"
     with pytest.raises(ValueError, match="one video file a question, not 2 of str"):
@@ -112,7 +116,7 @@ def test_ceilings_and_choices_fit_between_the_commas_of_lmms_eval(
     chosen = kind.create_from_arg_string(f"{fixed},budget=30,selection_method=elbow")
     for one in (model, chosen):
         one.task_dict = {"t": {"test": [0]}}
-        assert one.generate_until([request("w5 w6", [str(clip)], 0)])[0]
+        assert one.generate_until([request("w5 w6", [str(clip)], 0)])[0].text
     assert [usage.used for usage in model.usages] == [9]  # 20 a second of 0.48 s
     assert model.chat.reducer.config.selection_method == "fixed"
     assert chosen.usages[0].used < chosen.usages[0].cap == 30

@@ -22,9 +22,8 @@ from importlib import import_module
 from types import new_class
 from typing import Any
 
-import torch
-
 from tokenthrift.budget import BudgetError, TokenUsage
+from tokenthrift.harnesses.reduced_model import place
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
@@ -62,8 +61,8 @@ class _Model:
         budget: Ceilings for each video, newline included; several are joined by `+` (`33+4/s`), since lmms-eval
             splits its arguments at commas.
         max_frames_num: Frames of a video.
-        device: Where the model runs.
-        dtype: Of the language model.
+        device: Where the model runs; the GPU if there is one, else the CPU.
+        dtype: Of the language model; bfloat16 on a GPU and float32 on a CPU.
         batch_size: 1.
         selection_method: "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does not;
             that of the checkpoint if not given.
@@ -78,8 +77,8 @@ class _Model:
         pretrained: str,
         budget: str | int = 33,
         max_frames_num: int = 32,
-        device: str = "cuda",
-        dtype: str = "bfloat16",
+        device: str | None = None,
+        dtype: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         selection_method: str | None = None,
@@ -87,22 +86,28 @@ class _Model:
         super().__init__()
         if int(batch_size) != 1 or int(os.environ.get("WORLD_SIZE", "1")) != 1:
             raise ValueError("tokenthrift_vqtoken answers one question at a time in one process: --batch_size 1")
+        device, precision = place(device, dtype)
         self.chat = VideoChat.from_pretrained(
-            pretrained, device=device, dtype=getattr(torch, dtype), selection_method=selection_method
+            pretrained, device=device, dtype=precision, selection_method=selection_method
         )
         self.budget = str(budget).replace("+", ",")
         self.num_frames = int(max_frames_num)
         self.chat.check(self.num_frames, self.budget)
         self.usages: list[TokenUsage] = []
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """An answer to every request, in their order."""
-        answers = []
+    def generate_until(self, requests: Sequence[Any]) -> list[Any]:
+        """An answer to every request, in their order, with the tokens that the harness counts."""
+        instance, answers = import_module("lmms_eval.api.instance"), []
         for request in requests:
             question, settings, visuals, number, task, split = request.args
+            before = len(self.usages)
             answer = self._answer(question, settings, visuals(self.task_dict[task][split][number]))
             self.cache_hook.add_partial("generate_until", (question, settings), answer)
-            answers.append(answer)
+            visual = sum(usage.used for usage in self.usages[before:])
+            counts = instance.TokenCounts(
+                input_tokens=self.chat.prompt_tokens(question) + visual, output_tokens=self.chat.text_tokens(answer)
+            )
+            answers.append(instance.GenerationResult(answer, counts))
         if self.usages:
             tokens = sum(usage.used for usage in self.usages) / len(self.usages)
             _log.info(f"VQToken: {len(self.usages)} videos, {tokens:.2f} tokens each, newline included")

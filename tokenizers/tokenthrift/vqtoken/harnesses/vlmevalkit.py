@@ -26,9 +26,8 @@ from pathlib import Path
 from types import new_class
 from typing import Any
 
-import torch
-
 from tokenthrift.budget import BudgetError
+from tokenthrift.harnesses.reduced_model import place
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
@@ -43,8 +42,8 @@ def register(
     *,
     budget: str | int = 33,
     max_new_tokens: int = 512,
-    device: str = "cuda",
-    dtype: str = "bfloat16",
+    device: str | None = None,
+    dtype: str | None = None,
     selection_method: str | None = None,
 ) -> None:
     """Adds a model to VLMEvalKit's table; the weights are loaded when VLMEvalKit asks for it.
@@ -54,8 +53,8 @@ def register(
         pretrained: A converted checkpoint, or a LLaVA-OneVision of transformers, which gets VQToken without weights.
         budget: Ceilings for each video, newline included.
         max_new_tokens: Of an answer.
-        device: Where the model runs.
-        dtype: Of the language model.
+        device: Where the model runs; the GPU if there is one, else the CPU.
+        dtype: Of the language model; bfloat16 on a GPU and float32 on a CPU.
         selection_method: "fixed", "elbow" or "silhouette": how many codes a video gets; that of the checkpoint if not
             given.
     """
@@ -75,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--selection-method", help="fixed, elbow or silhouette: how many codes (default: that of the checkpoint)"
     )
     parser.add_argument("--name", default="VQToken", help="the model's name (default: VQToken)")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", help="the GPU if there is one, else the CPU, if not given")
+    parser.add_argument("--dtype", help="bfloat16 on a GPU and float32 on a CPU, if not given")
     parser.add_argument("rest", nargs="*", metavar="-- ...", help="arguments of VLMEvalKit's run.py")
     arguments = parser.parse_args(argv)
     script = Path("run.py")
@@ -117,16 +116,17 @@ class _Model:
         pretrained: str,
         budget: str | int,
         max_new_tokens: int,
-        device: str,
-        dtype: str,
+        device: str | None,
+        dtype: str | None,
         selection_method: str | None,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise TypeError(f"VQToken takes no {', '.join(unknown)}")
         super().__init__()
+        device, precision = place(device, dtype)
         self.chat = VideoChat.from_pretrained(
-            pretrained, device=device, dtype=getattr(torch, dtype), selection_method=selection_method
+            pretrained, device=device, dtype=precision, selection_method=selection_method
         )
         self.budget, self.max_new_tokens = str(budget), max_new_tokens
 

@@ -184,6 +184,14 @@ class VideoChat:
             text = text.partition(end)[0] if end else text
         return Answer(text.strip(), handle.usage[0] if handle.usage else None)
 
+    def prompt_tokens(self, question: str) -> int:
+        """Tokens of a prompt without its video."""
+        return int(self._ids(question, 0).shape[1])
+
+    def text_tokens(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     def _ids(self, question: str, slots: int) -> Tensor:
         """(1, L) the prompt, with a placeholder for every native token where the video stands."""
         before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"

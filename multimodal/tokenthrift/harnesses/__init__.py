@@ -1,0 +1,1 @@
+"""Any reducer and any family that `attach` knows, inside evaluation harnesses: lmms-eval."""

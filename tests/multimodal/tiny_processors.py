@@ -1,0 +1,73 @@
+"""Folders of tiny random vision-language models with processors of transformers: what a user's own model looks like."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from tests.multimodal.tiny_vlms import END, IMAGE, PAD, SIZE, START, VIDEO, VOCABULARY, build
+
+CHARACTERS = string.ascii_letters + string.digits + " .,:?!'<>|_"
+PARTS = (
+    "{% for content in message['content'] %}{% if content['type'] == 'text' %}{{ content['text'] }}"
+    "{% elif content['type'] == 'image' %}IMAGE{% else %}VIDEO{% endif %}{% endfor %}"
+)
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: " + PARTS + " {% endfor %}assistant: "
+
+
+def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
+    """A token for each character, after the special ones."""
+    vocabulary = {names.get(i, f"<{i}>"): i for i in range(5)}
+    vocabulary |= {character: 5 + i for i, character in enumerate(CHARACTERS)}
+    vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), VOCABULARY)}
+    inner: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens([name for name in names.values()])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names[END])
+
+
+def save_qwen(folder: Path) -> str:
+    """A Qwen2.5-VL."""
+    names = {PAD: "<|pad|>", START: "<|vision_start|>", END: "<|vision_end|>", IMAGE: "<|image_pad|>"}
+    names[VIDEO] = "<|video_pad|>"
+    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    sizes["size"] = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        tokenizer=tokenizer(names),
+        video_processor=Qwen2VLVideoProcessor(**sizes),
+        chat_template=template.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
+    ).save_pretrained(folder)
+    build("qwen2_5_vl").save_pretrained(folder)
+    return str(folder)
+
+
+def save_llava(folder: Path) -> str:
+    """A LLaVA-OneVision."""
+    model = build("llava_onevision")
+    names = {PAD: "<|pad|>", START: "<s>", END: "</s>", IMAGE: "<image>", VIDEO: "<video>"}
+    size = {"height": SIZE, "width": SIZE}
+    LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=model.config.image_grid_pinpoints),
+        tokenizer=tokenizer(names),
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(SIZE // 4) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE.replace("IMAGE", "<image>\n").replace("VIDEO", "<video>\n"),
+    ).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return str(folder)

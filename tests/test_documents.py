@@ -1,0 +1,116 @@
+"""Every block of Python and every command of the README and of docs/ runs as it stands, or says why it does not.
+
+A block that is not run has a line before it: `<!-- not run: reason -->`. The blocks of a page run one after the other,
+as a reader would try them, in a folder that has the shipped models and samples, and a few files under the names that
+the pages use.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.media_files import film
+from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
+from tokenthrift.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```", re.M | re.S
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    kind: str
+    text: str
+    reason: str | None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [Block(page, m["kind"], m["text"], m["reason"]) for m in found]
+
+
+def names(pages: list[Path], kind: str) -> list[Path]:
+    return [p for p in pages if any(b.kind == kind and b.reason is None for b in blocks_of(p))]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody who reads along."""
+    for name in ("model_cards", "samples", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("media", "photos", "clips", "recordings", "interviews"):
+        (tmp_path / name).mkdir()
+    for name in ("media", "photos"):
+        shutil.copy(ROOT / "samples/pictures/street.jpg", tmp_path / name)
+    for name in ("media", "clips"):
+        film(tmp_path / name / "clip.mp4", 16)
+    film(tmp_path / "hours.mp4", 75)
+    for name in ("media", "recordings"):
+        shutil.copy(ROOT / "samples/speech/librivox-0880.flac", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", names(PAGES, "python"), ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, reader: Path) -> None:
+    variables: dict[str, Any] = {}
+    for block in blocks_of(page):
+        if block.kind != "python" or block.reason is not None:
+            continue
+        if "attach(model" in block.text:
+            # What the text calls a live model, and its inputs.
+            variables["model"] = shared("llava_onevision")
+            variables["inputs"] = encode(variables["model"], [[10, Picture(1), Clip(2), 11]])
+        text = block.text.replace("/tmp/", f"{reader}/out-")
+        exec(compile(text, str(page), "exec", dont_inherit=True), variables)
+
+
+@pytest.mark.parametrize("page", names(PAGES, "sh"), ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page: Path, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks_of(page):
+        if block.kind != "sh" or block.reason is not None:
+            continue
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words:
+                continue
+            if words[0] == "tokenthrift":
+                assert main(words[1:]) == 0, f"{page.name}: {line}\n{capsys.readouterr().err}"
+            else:
+                assert is_proven(words), f"{page.name}: {line}"
+
+
+def is_proven(words: list[str]) -> bool:
+    """A target of the Makefile, or a script that is there; what they do has tests of its own."""
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        return set(words[1:]) <= {*targets}
+    return words[0] == "python" and (ROOT / words[1]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_not_run_says_why(page: Path) -> None:
+    for block in blocks_of(page):
+        assert block.kind in ("python", "sh", ""), f"{page.name}: a block of {block.kind}"
+        if block.reason is not None:
+            assert len(block.reason) > 20
+
+
+def test_every_page_is_in_the_navigation_and_links_lead_somewhere() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        if page.name != "README.md":
+            assert f" {page.relative_to(ROOT / 'docs')}" in navigation, page.name
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
