@@ -14,10 +14,8 @@ SURE = 0.8  # mean confidence of a text that needs no second look
 paths = sys.argv[1:]
 model = DllmAsr.from_pretrained("model_cards/dllm-asr-tiny-en")
 audio = [read_audio(path) for path in paths]  # mono, 16 kHz, at most 30 s each
-print(
-    [usage.used for usage in model.plan([ItemSize(seconds=len(samples) / 16_000) for samples in audio])],
-    "tokens, known before",
-)
+sizes = [ItemSize(seconds=len(samples) / 16_000) for samples in audio]
+print([usage.used for usage in model.plan(sizes)], "tokens, known before")
 
 results = model.transcribe(audio, decode=DecodeBudget(max_rounds=1))
 confidence = [sum(token.confidence for token in r.tokens) / max(len(r.tokens), 1) for r in results]

@@ -22,9 +22,8 @@ from tokenthrift.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```", re.M | re.S
-)
+REASON = r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+FENCE = re.compile(REASON + r"^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Each folder of model_cards is a complete Hub repository: metadata, a card, hashes, and files that load from anywhere."""
+"""Each folder of model_cards is a complete Hub repository: metadata, card, hashes, and files that load anywhere."""
 
 from __future__ import annotations
 

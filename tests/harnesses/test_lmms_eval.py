@@ -1,4 +1,4 @@
-"""The real lmms-eval 0.7.3 runs tiny local tasks with our model, end to end: `make harness`, in an environment of its own."""
+"""The real lmms-eval 0.7.3 runs tiny local tasks with our model, end to end: `make harness`, in its own environment."""
 
 from __future__ import annotations
 
@@ -66,10 +66,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(
-    tasks: Path, out: Path, arguments: str, names: str, model: str = "tokenthrift"
-) -> tuple[dict[str, Any], str]:
-    command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", arguments, "--tasks", names]
+def evaluate(tasks: Path, out: Path, arguments: str, names: str) -> tuple[dict[str, Any], str]:
+    command = [sys.executable, "-m", "lmms_eval", "--model", "tokenthrift", "--model_args", arguments, "--tasks", names]
     command += ["--include_path", str(tasks), "--batch_size", "1", "--output_path", str(out), "--log_samples"]
     done = subprocess.run(command, cwd=tasks, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

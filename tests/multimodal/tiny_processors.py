@@ -35,7 +35,7 @@ def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
     inner: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
-    inner.add_special_tokens([name for name in names.values()])
+    inner.add_special_tokens(list(names.values()))
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names[END])
 
 
