@@ -6,7 +6,7 @@
 # make minimal   install the wheel with no extra into .venv-minimal and import every module
 # make oldest    tests of budgets, reducers and media with the oldest versions that pyproject.toml allows, in .venv-oldest
 # make newest    the same tests with the newest versions of everything, in .venv-newest
-# make harness   tests inside the real lmms-eval, in an environment of its own, .venv-harness
+# make harness   tests inside the real lmms-eval and of the demo page, in an environment of their own, .venv-harness
 # make build     wheel and source distribution in dist/, checked
 # make clean     remove environments, caches and builds
 #
@@ -78,7 +78,7 @@ newest: $(INSTALLED)
 harness: $(INSTALLED)
 	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(HARNESS)
 	VIRTUAL_ENV=$(abspath $(HARNESS)) $(BIN)/python -m uv pip install --constraint tests/harnesses/constraints.txt \
-		--editable '.[video,vision]' lmms-eval pytest pytest-timeout
+		--editable '.[demo]' lmms-eval pytest pytest-timeout
 	$(HARNESS)/bin/python -m pytest tests/harnesses
 
 build: $(INSTALLED)

@@ -27,6 +27,9 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "tokenize": ("tokenthrift.commands.tokenize:main", "turn pictures or clips into tokens under a budget"),
         "plan": ("tokenthrift.commands.plan:main", "say what files will cost at most, before anything runs"),
     },
+    "Look": {
+        "demo": ("tokenthrift.commands.demo:main", "a page on this machine: a file, a budget, tokens and the result"),
+    },
     "Evaluate (a report with tables and plots)": {
         "evaluate": ("tokenthrift.commands.evaluate:main", "measure a model against its baselines at equal tokens"),
     },

@@ -18,6 +18,7 @@ EXTRAS: Final = {
     "av": "",
     "cv2": "lips",
     "decord": "video",
+    "gradio": "demo",
     "jiwer": "evaluation",
     "jsonargparse": "train",
     "lightning": "train",

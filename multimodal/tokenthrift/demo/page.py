@@ -1,0 +1,60 @@
+"""The page around `show`, by gradio (an extra): a file, a model, two sliders, and what they give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from tokenthrift.demo.showing import models_for, show
+from tokenthrift.extras import require
+
+__all__ = ["build"]
+
+TITLE = "Tokenthrift: fewer tokens for pictures, clips and recordings"
+
+
+def build(models: Sequence[str]) -> Any:
+    """The page, not yet served.
+
+    Args:
+        models: folders or `owner/name`, to choose from.
+
+    Raises:
+        MissingExtraError: gradio is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    gradio = require("gradio")
+
+    def run(path: str | None, model: str | None, percent: float, rounds: float) -> tuple[str, str, str | None]:
+        """Runs after every change; what cannot be shown is said."""
+        if not path:
+            return "Drop a picture, a clip or a recording.", "", None
+        able = models_for(path, models)
+        chosen = model if model in able else (able[0] if able else None)
+        if chosen is None:
+            return "None of the models reads this file.", "", None
+        try:
+            shown = show(chosen, path, percent / 100, int(rounds))
+        except ValueError as error:
+            return f"{chosen}: {error}", "", None
+        price = f"{chosen}: at most {shown.price.used} of {shown.price.native} tokens, known before it ran"
+        used = f"{shown.used.used} used" + (f" in {shown.used.rounds} rounds" if shown.used.rounds else "")
+        return f"{price}; {used}", shown.text, shown.picture
+
+    with gradio.Blocks(title=TITLE) as page:
+        gradio.Markdown(f"# {TITLE}")
+        with gradio.Row():
+            with gradio.Column():
+                path = gradio.File(label="a picture, a clip or a recording", type="filepath")
+                model = gradio.Dropdown(list(models), value=models[0], label="model")
+                percent = gradio.Slider(1, 100, value=50, step=1, label="budget: percent of the native tokens")
+                rounds = gradio.Slider(1, 16, value=4, step=1, label="rounds of decoding, at most")
+            with gradio.Column():
+                tokens = gradio.Textbox(label="tokens", elem_id="tokens")
+                text = gradio.Textbox(label="result", elem_id="result")
+                picture = gradio.Image(label="picture", type="filepath")
+        inputs, outputs = [path, model, percent, rounds], [tokens, text, picture]
+        for part in (path, model, percent, rounds):
+            part.change(run, inputs, outputs, api_name="run" if part is path else False)
+    return page

@@ -1,0 +1,62 @@
+"""What the demo page shows; tests/harnesses/test_demo_page.py opens the page itself, where gradio is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.asr.tiny_dllm import tiny_model as tiny_dllm
+from tests.asr.tiny_mtsk import tiny_model as tiny_mtsk
+from tests.media_files import film
+from tests.tokenizers.karl.tiny_karl import tiny_karl
+from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
+from tokenthrift.commands import demo
+from tokenthrift.demo.showing import models_for, show
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURE = str(ROOT / "samples/pictures/street.jpg")
+RECORDING = str(ROOT / "samples/speech/librivox-0880.flac")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_karl().save_pretrained(folder / "karl")
+    tiny_dllm("whisper").save_pretrained(folder / "dllm")
+    tiny_mtsk(tasks=("asr", "vsr", "avsr")).save_pretrained(folder / "mtsk")
+    tiny_answerer().save_pretrained(folder / "clips")
+    return {name: str(folder / name) for name in ("karl", "dllm", "mtsk", "clips")}
+
+
+def test_a_picture_a_clip_and_a_recording(models: dict[str, str], tmp_path: Path) -> None:
+    clip = str(film(tmp_path / "clip.mp4", 12))
+    for model, path in (("karl", PICTURE), ("clips", clip), ("mtsk", RECORDING)):
+        few, all_of_them = (show(models[model], path, share, 2) for share in (0.3, 1.0))
+        assert few.used.used <= few.price.used <= 0.3 * few.price.native
+        assert few.used.used < all_of_them.used.used
+        assert (few.picture is None) == (model == "mtsk")
+        assert few.picture is None or Path(few.picture).read_bytes().startswith(b"\x89PNG")
+    one = show(models["dllm"], RECORDING, 0.3, 1)
+    assert one.used.rounds is not None
+    assert one.used.rounds <= 1
+
+
+def test_models_are_chosen_by_what_a_file_holds(models: dict[str, str], tmp_path: Path) -> None:
+    every = list(models.values())
+    assert models_for(PICTURE, every) == [models["karl"]]
+    assert models_for(RECORDING, every) == [models["dllm"], models["mtsk"]]
+    assert models["clips"] in models_for(str(film(tmp_path / "clip.mp4", 4)), every)
+    (tmp_path / "x.txt").write_text("nothing")
+    assert models_for(str(tmp_path / "x.txt"), every) == []
+
+
+def test_without_models_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tokenthrift.models.list_models", list)
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    assert demo.main([]) == 1
+    assert "no models here" in capsys.readouterr().err
