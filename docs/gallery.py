@@ -44,7 +44,7 @@ def karl_tokens(out: Path) -> None:
     """Rows of pictures, columns of tokens, the error of each below it."""
     karl, counts = Karl.from_pretrained(CARDS / "karl-tiny-64"), (1, 2, 4, 8, 16, 32)
     images = torch.stack([square(read_image(path), 64) for path in sorted((SAMPLES / "pictures").glob("*.jpg"))])
-    figure, axes = plt.subplots(len(images), len(counts) + 2, figsize=(10, 1.5 * len(images)), squeeze=False)
+    figure, axes = plt.subplots(len(images), len(counts) + 2, figsize=(10, 1.9 * len(images)), squeeze=False)
     shown = [karl.decode(karl.encode(images, count)) for count in counts]
     adaptive = karl.encode(images, "e0.12")
     for row, image in enumerate(images):
@@ -75,10 +75,10 @@ def mtsk_rates(out: Path) -> None:
         rows = [row for row in table if (row.audio > 0, row.video > 0) == (audio, video)]
         for snr, style in ((None, "-"), (0.0, "--")):
             own = sorted((_tokens(row), 100 * row.wer) for row in rows if row.snr == snr)
-            if own:
+            if own and (audio or snr is None):  # noise does not change what is seen
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
-                axis.annotate(f"{name}, {'clean' if snr is None else '0 dB'}", own[-1], color=color, fontsize=8,
+                axis.annotate(f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name, own[-1], color=color, fontsize=8,
                               xytext=(6, 0), textcoords="offset points", va="center")  # fmt: skip
     axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 38), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
@@ -155,23 +155,20 @@ def attention(out: Path) -> None:
     model, clip = VideoAnswerer.from_pretrained(CARDS / "vqtoken-tiny"), SyntheticClips("test", 4)[1]
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     clips, question = frames[None].float() / 255, clip.questions[0].text
-    maps: list[Tensor] = []
-    language = model.lm
-    language.set_attn_implementation("eager")
-    kept = language.forward
-
-    def forward(*inputs: Any, **named: Any) -> Any:
-        result = kept(*inputs, **{**named, "output_attentions": True})
-        maps.append(torch.stack(result.attentions).mean((0, 2)))
-        return result
-
-    language.forward = forward
+    layers: list[Tensor] = []
+    model.lm.set_attn_implementation("eager")
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda module, inputs, outputs: layers.append(outputs[1]))
+        for layer in model.lm.model.layers
+    ]
     try:
         answer = model.answer(clips, [[question]], budget=32)[0][0]
     finally:
-        language.forward = kept
+        for hook in hooks:
+            hook.remove()
     coded = model.vqtoken.compress(model.encode(clips), 32)
-    weights = maps[-1][0, -1]
+    # The last pass is that of the question; its last row belongs to the answer.
+    weights = torch.stack([layer[0, :, -1] for layer in layers[-len(hooks) :]]).mean((0, 1))
     share = weights[: coded.tokens.usage[0].used]
     picture = share[coded.maps[0]]
     figure, axes = plt.subplots(2, 8, figsize=(10, 2.8))
