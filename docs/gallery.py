@@ -78,8 +78,9 @@ def mtsk_rates(out: Path) -> None:
             if own and (audio or snr is None):  # noise does not change what is seen
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
-                axis.annotate(f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name, own[-1], color=color, fontsize=8,
-                              xytext=(6, 0), textcoords="offset points", va="center")  # fmt: skip
+                label = f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name
+                end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                axis.annotate(label, own[-1], color=color, fontsize=8, **end)
     axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 38), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "mtsk_rates.png")
