@@ -43,4 +43,4 @@ for step in range(steps):
     if step % max(1, steps // 10) == 0:
         print(f"step {step}: loss {loss.item():.2f}")
 model.eval().save_pretrained(out)
-print(LlamaMtsk.from_pretrained(out).transcribe(audio[:1])[0])
+print(LlamaMtsk.from_pretrained(out).transcribe(audio[:1], beams=1)[0])

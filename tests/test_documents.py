@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.media_files import film
 from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
@@ -101,7 +102,9 @@ def is_proven(words: list[str]) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_is_not_run_says_why(page: Path) -> None:
     for block in blocks_of(page):
-        assert block.kind in ("python", "sh", ""), f"{page.name}: a block of {block.kind}"
+        assert block.kind in ("python", "sh", "yaml", ""), f"{page.name}: a block of {block.kind}"
+        if block.kind == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict)
         if block.reason is not None:
             assert len(block.reason) > 20
 
