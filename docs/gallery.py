@@ -79,7 +79,7 @@ def mtsk_rates(out: Path) -> None:
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
                 label = f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name
-                end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                end: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
                 axis.annotate(label, own[-1], color=color, fontsize=8, **end)
     axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 38), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ python examples/one_window.py 1024
 """
 
 import sys
+from typing import Any
 
 from tokenthrift.budget import ItemSize
 from tokenthrift.models import find
@@ -11,8 +12,8 @@ from tokenthrift.reducers import BipartiteMerging, TemporalMerging
 from tokenthrift.window import Window, WindowItem
 
 total = int(sys.argv[1])
-karl = find("model_cards/karl-tiny-64").model  # without weights: a plan needs none
-speech = find("model_cards/mtsk-tiny-en").model
+karl: Any = find("model_cards/karl-tiny-64").model  # without weights: a plan needs none
+speech: Any = find("model_cards/mtsk-tiny-en").model
 items = [
     WindowItem.text("the question", 40),
     WindowItem.of(BipartiteMerging(), 729, kind="image", name="screenshot", weight=2.0),
@@ -23,5 +24,5 @@ items = [
 for split in ("demand", "equal"):
     plan = Window(total, items, split=split, reserve=64).plan()  # 64 are kept for the answer
     print(f"split by {split}: {plan.used} of {plan.native} native tokens, window of {total}")
-    for item, budget in zip(plan.items, plan.budgets, strict=True):
-        print(f"  {item.name:<14}{item.usage.used:>6} of {item.usage.native:<6}  run it with {budget}")
+    for part in plan.items:
+        print(f"  {part.item.name:<14}{part.usage.used:>6} of {part.usage.native:<6}  run it with {part.budget}")

@@ -77,7 +77,9 @@ def _speech(model: Any, path: str, budget: TokenBudget | None, rounds: int) -> S
 
 def _picture(model: Any, path: str, budget: TokenBudget | None) -> Shown:
     height, width = model.config.size
-    images = square(read_image(path), height)[None]
+    side = max(height, width)
+    images = square(read_image(path), side)[None, :, (side - height) // 2 :, (side - width) // 2 :]
+    images = images[..., :height, :width]
     (price,) = model.plan([ItemSize(height=height, width=width)], budget)
     tokens = model.encode(images, budget)
     again = model.decode(tokens)
