@@ -25,7 +25,8 @@ PURPOSE = {
     "evaluation": "`tokenthrift evaluate`, error rates, plots",
     "lora": "LoRA on language models by peft",
     "lips": "lips from ordinary video",
-    "all": "all of these",
+    "ray": "`tokenthrift transcribe` over several machines by Ray",
+    "all": "all of these but `demo`",
 }
 
 
