@@ -11,12 +11,12 @@ others, a mix of these two over many items does better than it. Beyond the best 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["QUALITY", "QualityCurve", "QualityError", "read_quality", "write_quality"]
+__all__ = ["QUALITY", "QualityCurve", "QualityError", "measured_curve", "read_quality", "save_curves", "write_quality"]
 
 QUALITY: Final = "quality.json"
 """Name of the file in a model's folder."""
@@ -126,6 +126,27 @@ def write_quality(folder: Path, curves: Sequence[QualityCurve]) -> Path:
     draft.write_text(text + "\n", encoding="utf-8")
     draft.replace(file)
     return file
+
+
+def save_curves(model: str | Path, out: Path, curves: Sequence[QualityCurve]) -> None:
+    """Writes what an evaluation measured into its own folder, and beside the model where that is on this machine."""
+    for folder in (out, Path(model)):
+        if curves and folder.is_dir():
+            write_quality(folder, curves)
+
+
+def measured_curve(points: Mapping[int, float] | Sequence[tuple[int, float]], **texts: str) -> QualityCurve:
+    """A curve of measured points in any order; of several at one count the best, and none outside of 0 to 1.
+
+    Args:
+        points: counts of tokens and quality.
+        texts: kind, metric, data and command.
+    """
+    best: dict[int, float] = {}
+    for n, value in points.items() if isinstance(points, Mapping) else points:
+        best[n] = max(best.get(n, 0.0), min(max(value, 0.0), 1.0))
+    counts = sorted(best)
+    return QualityCurve(tokens=tuple(counts), quality=tuple(round(best[n], 6) for n in counts), **texts)
 
 
 def _curve(row: Any, where: str) -> QualityCurve:

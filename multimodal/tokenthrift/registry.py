@@ -26,6 +26,7 @@ class System:
         converts_folders: whether the converter also takes a folder of a published checkpoint.
         files: how the model reads files, see `tokenthrift.tokenize`.
         evaluator: takes the arguments of `tokenthrift evaluate NAME` and returns an exit code.
+        prefix: how the model stands in front of a language model, see `tokenthrift.prefixes`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class System:
     converts_folders: bool = False
     files: str | None = None
     evaluator: str | None = None
+    prefix: str | None = None
 
 
 SYSTEMS: Final[dict[str, System]] = {
@@ -44,6 +46,7 @@ SYSTEMS: Final[dict[str, System]] = {
             model="tokenthrift.dllm_asr:DllmAsr",
             converter="tokenthrift.dllm_asr.convert:dllm_asr",
             files="tokenthrift.transcription.files:SpeechFiles",
+            prefix="tokenthrift.dllm_asr.prefix:DllmAsrPrefix",
         ),
         System(
             name="dllm_asr_autoregressive",
@@ -56,6 +59,7 @@ SYSTEMS: Final[dict[str, System]] = {
             converter="tokenthrift.mtsk.convert:mtsk",
             files="tokenthrift.transcription.files:SpeechFiles",
             evaluator="tokenthrift.mtsk.evaluation.command:main",
+            prefix="tokenthrift.mtsk.prefix:MtskPrefix",
         ),
         System(name="avhubert", converter="tokenthrift.mtsk.convert:avhubert"),
         System(
@@ -64,6 +68,7 @@ SYSTEMS: Final[dict[str, System]] = {
             converter="tokenthrift.karl.convert:karl",
             files="tokenthrift.karl.files:ImageFiles",
             evaluator="tokenthrift.karl.evaluation.command:main",
+            prefix="tokenthrift.karl.prefix:KarlPrefix",
         ),
         System(
             name="vqtoken",
@@ -77,6 +82,13 @@ SYSTEMS: Final[dict[str, System]] = {
             name="vqtoken_answerer",
             model="tokenthrift.vqtoken:VideoAnswerer",
             files="tokenthrift.vqtoken.files:VideoFiles",
+            prefix="tokenthrift.vqtoken.prefix:VideoPrefix",
+        ),
+        System(
+            name="multimodal_lm",
+            model="tokenthrift.multimodal_lm:MultimodalLM",
+            converter="tokenthrift.multimodal_lm.convert:multimodal",
+            evaluator="tokenthrift.multimodal_lm.evaluate:main",
         ),
     )
 }
@@ -95,5 +107,5 @@ def resolve(target: str) -> Any:
 
 
 def those_with(part: str) -> dict[str, str]:
-    """Systems that bring a part ("model", "converter", "files", "evaluator"), and its target."""
+    """Systems that bring a part ("model", "converter", "files", "evaluator", "prefix"), and its target."""
     return {name: target for name, system in SYSTEMS.items() if (target := getattr(system, part)) is not None}

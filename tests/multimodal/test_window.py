@@ -66,14 +66,16 @@ def test_a_plan_keeps_to_the_window_and_to_every_planner(
         items.append(WindowItem.of(planner, native, kind="image", budget=budget, weight=weight, curve=CURVE))
     with pytest.raises(BudgetError, match="least that its items need") as refused:
         Window(0, items, split=split).plan()
-    total = refused.value.nearest + spare
+    least = refused.value.nearest
+    assert isinstance(least, int)
+    total = least + spare
     plan = Window(total, items, split=split).plan()
     assert plan.used <= total
     for (planner, native, budget, _), planned in zip(rows, plan.items[1:], strict=True):
         assert planner.plan([native], planned.budget) == (planned.usage,)
         assert planned.usage.used <= TokenBudget.parse(budget).cap(native)
     with pytest.raises(BudgetError):
-        Window(refused.value.nearest - 1, items, split=split).plan()
+        Window(least - 1, items, split=split).plan()
 
 
 def test_the_prompt_that_was_split_by_hand() -> None:

@@ -17,6 +17,7 @@ from tests.media_files import film
 from tests.processes import in_this_group, together
 from tests.tokenizers.vqtoken.tiny_answerer import DATA, SIZES, tiny_answerer
 from tokenthrift.cli import main
+from tokenthrift.quality import read_quality
 from tokenthrift.training.optim import OptimConfig
 from tokenthrift.training.random_state import RandomState
 from tokenthrift.vqtoken import AttentionConfig, VideoAnswerer, VQTokenConfig, VQTokenDataModule, VQTokenModule
@@ -257,6 +258,10 @@ def test_the_command_evaluates_a_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert accuracy["VQToken", "8"]["language model MFLOP"] < accuracy["all tokens", "-"]["language model MFLOP"]
     assert accuracy["VQToken", "32"]["reducer MFLOP"] > accuracy["uniform", "32"]["reducer MFLOP"] == 0
     assert report["settings"]["native tokens"] == 64
+    curve = read_quality(model)["video"]
+    assert curve.tokens == (4, 5, 6, 8, 12, 32)
+    ours = {int(b): row["accuracy %"] / 100 for (name, b), row in accuracy.items() if name == "VQToken"}
+    assert dict(zip(curve.tokens, curve.quality, strict=True)) == pytest.approx(ours, abs=1e-3)
     assert len(report["tables"]) == 4
     assert (tmp_path / "r" / "accuracy.png").stat().st_size > 1000
 

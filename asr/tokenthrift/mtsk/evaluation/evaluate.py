@@ -44,6 +44,7 @@ from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.training.clips import Clip, ManifestClips
 from tokenthrift.mtsk.transcribing import Recording
+from tokenthrift.quality import QualityCurve, measured_curve, save_curves
 from tokenthrift.sources import is_folder
 
 __all__ = ["run"]
@@ -116,8 +117,28 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         figures=figures,
         notes=[SYNTHETIC, *skipped],
     )
+    own = [row for _, rows, _ in sets.values() for row in rows if row.model == first]
+    found_curves = quality_curves(own, ", ".join(sets), str(settings["command"]))
+    save_curves(named[0][1], arguments.out, found_curves)
     print(f"{arguments.out}/report.md", file=sys.stderr)
     return 0
+
+
+def quality_curves(rows: Sequence[EvaluationRow], data: str, command: str) -> list[QualityCurve]:
+    """1 - WER on clean items by mean tokens, for each kind of input: sound, lips (video), or both (talking).
+
+    Args:
+        rows: of one model.
+        data: the sets, in words.
+        command: what measured them.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.snr is None and not row.control and row.words.total:
+            kind = "talking" if row.rates.audio and row.rates.video else "audio" if row.rates.audio else "video"
+            points.setdefault(kind, []).append((round(row.tokens), 1 - row.words.errors / row.words.total))
+    texts = {"metric": "1 - WER, clean, at the mean tokens of an item", "data": data, "command": command}
+    return [measured_curve(own, kind=kind, **texts) for kind, own in sorted(points.items())]
 
 
 def _results(

@@ -33,6 +33,7 @@ from tokenthrift.mtsk.evaluation.tables import (
 )
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.training.clips import Clip
+from tokenthrift.quality import read_quality
 
 TEXTS = ["the lazy dog", "a fox", "five"]
 LEVELS = ("clean", "0 dB")
@@ -295,6 +296,9 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert report["tables"][0]["rows"][0]["WER 0 dB"] >= 0
     assert "rendered mouths" in report["notes"][0]
     assert (out / "errors_synthetic.png").stat().st_size > 1000
+    curves = read_quality(tmp_path / "model")
+    assert set(curves) == {"audio", "talking", "video"}
+    assert all(len(curve.tokens) > 1 and "WER" in curve.metric for curve in curves.values())
     assert "synthetic: 2 items" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "mtsk", *arguments, "--snr", "loud", "--out", str(out)])

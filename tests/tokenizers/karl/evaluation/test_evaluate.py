@@ -26,6 +26,7 @@ from tokenthrift.karl.evaluation.sweeps import calibrate, fewest, sweep
 from tokenthrift.karl.evaluation.tables import misses_table
 from tokenthrift.karl.evaluation.ways import Quality, equal_mean
 from tokenthrift.karl.verified import measure
+from tokenthrift.quality import read_quality
 
 
 def test_metrics_of_known_pictures(tmp_path: Path) -> None:
@@ -211,6 +212,10 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert main([*arguments, *data, "--images", "10"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["settings"]["test"] == "noise: 10 images"
+    curve = read_quality(tmp_path / "model")["image"]
+    assert curve.tokens == tuple(range(1, TOKENS + 1))
+    assert curve.command.startswith("tokenthrift evaluate karl --model")
+    assert read_quality(tmp_path / "out") == {"image": curve}
     tables = {table["title"].split(":")[0]: table["rows"] for table in report["tables"]}
     ways = {row["way"]: row for row in next(rows for title, rows in tables.items() if title.startswith("At a"))}
     assert ways["fixed count, same mean"]["tokens"] == pytest.approx(ways["one pass"]["tokens"], abs=1 / 10)

@@ -26,6 +26,7 @@ from tokenthrift.karl.evaluation.metrics import perceptual
 from tokenthrift.karl.evaluation.sweeps import LADDER, at_errors, calibrate, fewest, sweep
 from tokenthrift.karl.evaluation.ways import Way, equal_mean, fixed, quality, times, verified
 from tokenthrift.karl.model import Karl
+from tokenthrift.quality import measured_curve, save_curves
 
 __all__ = ["run"]
 
@@ -109,6 +110,17 @@ def _report(karl: Karl, test: Sets, dev: Sets, arguments: argparse.Namespace, ar
         "threads": torch.get_num_threads(),
         "command": "tokenthrift evaluate karl " + " ".join(argv),
     }
+    # What an image of its mean color leaves to be reconstructed, pixel by pixel.
+    flat = (images.float() - images.float().mean((2, 3), keepdim=True)).abs().mean().item()
+    flat /= 255 if images.dtype == torch.uint8 else 1
+    points = [(n, 1 - error / flat) for n, error in zip(grid, at_grid.double().mean(0).tolist(), strict=True) if flat]
+    curve = measured_curve(
+        points,
+        kind="image",
+        metric="share of the deviation from an image's mean color that is reconstructed",
+        data=str(settings["test"]),
+        command=str(settings["command"]),
+    )
     write_report(
         arguments.out,
         title=f"KARL: {Path(arguments.model).name}",
@@ -129,6 +141,7 @@ def _report(karl: Karl, test: Sets, dev: Sets, arguments: argparse.Namespace, ar
         },
         notes=notes,
     )
+    save_curves(arguments.model, arguments.out, [curve])
 
 
 def _sets(arguments: argparse.Namespace, size: int) -> tuple[Sets, Sets]:

@@ -27,6 +27,7 @@ import torch
 from tokenthrift.budget import TokenBudget
 from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
 from tokenthrift.evaluation.statistics import mean_and_interval
+from tokenthrift.quality import measured_curve, save_curves
 from tokenthrift.reducers import TokenReducer
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.evaluation.baselines import ADAPTIVE, BASELINES, COUNTS, ERRORS, OURS, baseline
@@ -320,5 +321,19 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         figures={"accuracy": plot(rows, runs), **plots},
         notes=[_NOTE, *remarks],
     )
+    accuracies = [sum(run[i].accuracy for run in runs) / len(runs) / 100 for i in range(len(rows))]
+    points = [
+        (row.budget.max_tokens, accuracy)
+        for row, accuracy in zip(rows, accuracies, strict=True)
+        if row.name == OURS and row.budget.max_tokens is not None
+    ]
+    curve = measured_curve(
+        points,
+        kind="video",
+        metric="share of right answers",
+        data=f"synthetic questions, {arguments.part} part",
+        command="tokenthrift evaluate vqtoken " + " ".join(argv),
+    )
+    save_curves(arguments.model, arguments.out, [curve])
     print((arguments.out / "report.md").read_text(encoding="utf-8"))
     return 0
