@@ -16,16 +16,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from tokenthrift.external import assign_state, is_adapter
 from tokenthrift.extras import require
 from tokenthrift.multimodal_lm.config import LanguageModelConfig, LoraConfig
 from tokenthrift.sources import WeightsError
 
-__all__ = ["build", "fill", "is_adapter"]
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of that name belongs to LoRA."""
-    return "lora_" in name
+__all__ = ["build", "exact_buffers", "fill"]
 
 
 def build(sizes: LanguageModelConfig, lora: LoraConfig) -> PreTrainedModel:
@@ -70,10 +66,7 @@ def fill(lm: PreTrainedModel, sizes: LanguageModelConfig, source: str | Path, **
     if missing or mismatched:
         problems = [*(f"{name} is missing" for name in missing), *(f"{name} does not fit" for name in mismatched)]
         raise WeightsError(f"{source} is not the language model of the configuration: {'; '.join(problems[:5])}")
-    state = given.state_dict()
-    own = [name for name in lm.state_dict() if not is_adapter(name)]
-    lm.load_state_dict({name: state[name.replace(".base_layer.", ".")] for name in own}, strict=False, assign=True)
-    lm.tie_weights()
+    assign_state(lm, given.state_dict(), str(source))
     for name, parameter in lm.named_parameters():
         parameter.requires_grad_(is_adapter(name))
 

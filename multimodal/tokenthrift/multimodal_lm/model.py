@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias, cast
 
@@ -24,9 +25,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
+from tokenthrift.external import allow_missing, drop_external_keys
 from tokenthrift.hub import HubModel
 from tokenthrift.multimodal_lm.config import MultimodalConfig
-from tokenthrift.multimodal_lm.language_model import build, exact_buffers, fill, is_adapter
+from tokenthrift.multimodal_lm.language_model import build, exact_buffers, fill
 from tokenthrift.multimodal_lm.prompts import Answer, Media, Prepared, Prompt
 from tokenthrift.padding import pad_rows
 from tokenthrift.prefixes import Prefix, PrefixProjector, load_prefix
@@ -69,8 +71,8 @@ class MultimodalLM(HubModel):
         )
         self._prefixes: dict[str, Prefix] = {}
         if config.language_model.source is not None:
-            self.register_state_dict_post_hook(_without_language_model)  # type: ignore[no-untyped-call]
-            self.register_load_state_dict_post_hook(_language_model_may_miss)  # type: ignore[no-untyped-call]
+            self.register_state_dict_post_hook(partial(drop_external_keys, ("lm",)))  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(partial(allow_missing, ("lm",)))  # type: ignore[no-untyped-call]
         self.eval()
 
     @classmethod
@@ -371,15 +373,3 @@ class MultimodalLM(HubModel):
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens, without surrounding space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-
-def _without_language_model(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    """Keeps the frozen weights out of files and checkpoints."""
-    for key in [key for key in state if key.startswith(f"{prefix}lm.") and not is_adapter(key)]:
-        del state[key]
-
-
-def _language_model_may_miss(module: nn.Module, incompatible: Any) -> None:
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if is_adapter(key) or "lm" not in key.split(".")
-    ]
