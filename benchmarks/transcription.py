@@ -100,8 +100,14 @@ def _child(arguments: argparse.Namespace) -> None:
         errors["*"] = f"{type(error).__name__}: {error}"
     use, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = use.ru_utime + use.ru_stime + children.ru_utime + children.ru_stime
-    data = {"texts": texts, "errors": errors, "cpu": cpu, "wall": time.perf_counter() - began, "memory": use.ru_maxrss}
+    data = {"texts": texts, "errors": errors, "cpu": cpu, "wall": time.perf_counter() - began, "memory": _peak()}
     arguments.result.write_text(json.dumps(data))
+
+
+def _peak() -> int:
+    """Largest resident set of this process in KiB; that of getrusage may be from before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, str], errors: dict[str, str]) -> None:

@@ -1,0 +1,102 @@
+"""Options of the command that change how a run goes on, and what a person sees of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests import fake_recognizer
+from tests.fake_recognizer import FakeRecognizer
+from tests.media_files import voice, write
+from tokenthrift.transcription import Transcriber
+from tokenthrift.transcription.cli import main
+from tokenthrift.transcription.report import Bar
+
+MAGIC = (
+    b"",
+    b"RIFF\xff\xff\xff\x7fWAVEfmt ",
+    b"fLaC\x00\x00\x00\x22",
+    b"OggS\x00\x02",
+    b"ID3\x04",
+    b"\x00\x00\x00\x20ftyp",
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(fake_recognizer.save(tmp_path / "model"))
+
+
+def test_a_dry_run_counts_and_writes_nothing(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "a.wav", voice(2.0))
+    write(tmp_path / "in" / "b.wav", voice(65.0))
+    (tmp_path / "in" / "c.wav").write_text("no sound")
+    command = [str(tmp_path / "in"), "--model", model, "--out-dir", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.splitlines()]
+    assert rows[1][:2] == ["2.0", "4"]
+    assert rows[2][:2] == ["65.0", "130"], "two windows of 30 s and one of 5"
+    assert rows[4][:2] == ["67.0", "134"]
+    assert "c.wav" in printed.err
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_fail_fast_stops_at_the_first_failure(model: str, tmp_path: Path) -> None:
+    for name in ("a", "c", "d"):
+        write(tmp_path / "in" / f"{name}.wav", voice(0.6))
+    (tmp_path / "in" / "b.wav").write_text("no sound")
+    command = [str(tmp_path / "in"), "--model", model, "--format", "json", "--out-dir", str(tmp_path / "out")]
+    assert main([*command, "--fail-fast", "--batch-seconds", "0.1"]) == 1
+    found = {path.stem for path in (tmp_path / "out").glob("*.json")}
+    assert "b" in found
+    assert "d" not in found
+    assert main(command) == 1, "and the next run does the rest"
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"a", "b", "c", "d"}
+
+
+def test_low_confidence_is_flagged(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "short.wav", voice(1.0))
+    write(tmp_path / "in" / "long.wav", voice(5.0))
+    command = [str(tmp_path / "in"), "--model", model, "--format", "json", "--out-dir", str(tmp_path / "out")]
+    assert main([*command, "--flag-below", "0.7"]) == 0
+    printed = capsys.readouterr()
+    assert "1 flagged" in printed.out
+    assert "long.wav: a confidence of 0.65, below 0.7" in printed.err
+    notes = {path.stem: json.loads(path.read_text()).get("notes") for path in (tmp_path / "out").glob("*.json")}
+    assert notes == {"short": None, "long": ["a confidence of 0.65, below 0.7"]}
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    """At most one in ten seconds, with what is done, how fast, and what is left."""
+    now, out = [0.0], io.StringIO()
+    with Bar(10, Console(file=out, force_terminal=False, width=100), lambda: now[0]) as bar:
+        for second in (1.0, 12.0, 13.0, 30.0):
+            now[0] = second
+            bar.advance(1.0, 60.0)
+    assert out.getvalue().splitlines() == [
+        "2/10 files, 2:00 of audio, RTF 0.1, 0:48 left",
+        "4/10 files, 4:00 of audio, RTF 0.12, 0:45 left",
+    ]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(MAGIC), st.binary(max_size=300), st.sampled_from([".wav", ".mp3", ".ul", ".ogg", ".mp4"]))
+def test_no_bytes_stop_the_job(tmp_path: Path, magic: bytes, data: bytes, suffix: str) -> None:
+    """Whatever a file holds it has a status, and the recording after it is transcribed."""
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(magic + data)
+    good = tmp_path / "good.wav"
+    if not good.exists():
+        write(good, voice(0.6))
+    odd, after = Transcriber(FakeRecognizer()).run([path, good])
+    assert odd.status in ("completed", "no speech", "failed")
+    assert (odd.status == "failed") == bool(odd.error)
+    assert bool(odd.error) == bool(odd.error_type)
+    assert after.text == "pitch 140"
