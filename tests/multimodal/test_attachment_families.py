@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.multimodal.test_attachment_limits import traces
 from tests.multimodal.tiny_families import AUDIO, TINY, Recording, build, encode, rows_of, shared
-from tests.multimodal.tiny_vlms import IMAGE, VIDEO, Clip, Picture, generated, logits
+from tests.multimodal.tiny_vlms import IMAGE, VIDEO, Clip, Picture, generated, logits, noise
 from tokenthrift.attachment import FAMILIES, attach
 from tokenthrift.reducers import AveragePooling, BipartiteMerging, ItemReducer, Uniform
 from tokenthrift.tokens import TokenBatch
@@ -154,3 +154,21 @@ def test_eager_attention_agrees(family: str) -> None:
         got = logits(eager, inputs)
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[real], expected[real], rtol=0, atol=1e-4)
+
+
+def test_frames_of_a_glm_clip_stand_at_placeholders_of_pictures() -> None:
+    """Two pairs of frames of 4 tokens each, with a time stamp between them: one item under the budget."""
+    model, frame = shared("glm4v"), [IMAGE] * 4
+    ids = torch.tensor([[10, 6, 1, *frame, 2, 11, 1, *frame, 2, 12, 7, 13]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == IMAGE).int(),
+        "pixel_values_videos": noise(1, 32, 96),
+        "video_grid_thw": torch.tensor([[2, 4, 4]]),
+    }
+    before = logits(model, inputs)
+    with attach(model, Uniform(), 2) as handle:
+        assert not torch.allclose(logits(model, inputs), before)
+        model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+    assert [(u.native, u.used) for u in handle.usage_by_modality["video"]] == [(8, 2)] * 2

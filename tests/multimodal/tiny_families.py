@@ -121,6 +121,8 @@ def padded_tiles(rows: Sequence[Row], ids: Tensor) -> Inputs:
 
 def anyres(rows: Sequence[Row], ids: Tensor) -> Inputs:
     pictures = parts(rows, Picture)
+    if not pictures:
+        return clips(rows)
     values = torch.zeros(len(pictures), 3, 3, SIZE, SIZE)
     for i, p in enumerate(pictures):
         n = 1 + p.height * p.width // SIZE**2
@@ -146,7 +148,8 @@ def paligemma(rows: Sequence[Row], ids: Tensor) -> Inputs:
 
 
 def video_llava(rows: Sequence[Row], ids: Tensor) -> Inputs:
-    return {"pixel_values_images": square(rows, ids)["pixel_values"], **clips(rows)}
+    pictures = {"pixel_values_images": square(rows, ids)["pixel_values"]} if parts(rows, Picture) else {}
+    return {**pictures, **clips(rows)}
 
 
 def grid_of(item: Picture | Clip) -> tuple[int, int, int]:

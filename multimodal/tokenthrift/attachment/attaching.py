@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 from weakref import WeakSet
 
+import torch
 from torch import nn
 
 from tokenthrift.attachment.choices import Budgets, Reducers, choose
@@ -27,6 +30,7 @@ def attach(
     total: int | None = None,
     modalities: Collection[str] | None = None,
     seconds: Sequence[float] | None = None,
+    at: Literal["embeddings", "encoder"] = "embeddings",
 ) -> Iterator[Attachment]:
     """Reduces the media tokens of this model, and of no other, until the context is left.
 
@@ -46,6 +50,9 @@ def attach(
             call that then has nothing to reduce (a picture for a reducer of videos) gives a UserWarning.
         seconds: Durations of the items that every call reduces, in reading order, which `tokens_per_second` needs: the
             model does not know them.
+        at: Where: "embeddings", between encoder and language model; or "encoder", inside or before a CLIP, SigLIP or
+            Qwen vision tower as well, where one budget (or one a modality) holds. A tower that reads tiles or frames
+            apart keeps each of them, or each clip, to the budget, then the item in the language model.
 
     Yields:
         The handle; its `usage` tells what the latest call with media used.
@@ -65,15 +72,34 @@ def attach(
             "max_tokens, retention, or attach(..., seconds=...)",
             "a share such as 25%",
         )
+    if at not in ("embeddings", "encoder"):
+        raise ValueError(f"at is 'embeddings' or 'encoder', not {at!r}")
+    if at == "encoder" and (
+        not family.towers or total is not None or isinstance(budget, list | tuple) or rate is not None
+    ):
+        reason = "a total, a list of budgets and tokens_per_second need the prompt, which the encoder does not see"
+        reason = (
+            reason if family.towers else f"the encoder of {family.model_type} is not one that can be reduced inside"
+        )
+        raise ValueError(f"at='encoder': {reason}")
     if inner in _ATTACHED:
         raise RuntimeError(
             "this model has a reducer attached already; leave that context first, or attach a mapping from modalities "
             "to reducers"
         )
-    handle = Attachment(inner, family, choice, seconds, warn=modalities is None)
+    handle = Attachment(inner, family, choice, seconds, warn=modalities is None, inside=at == "encoder")
     with ExitStack() as undo:
+        # A graph that was compiled without the hooks, or with them, does not look whether they are there.
+        undo.callback(_forget_graphs)
+        _forget_graphs()
         _ATTACHED.add(inner)
         undo.callback(_ATTACHED.discard, inner)
         for step in handle.install():
             undo.callback(step)
         yield handle
+
+
+def _forget_graphs() -> None:
+    """Lets torch.compile trace again what it has compiled in this process."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -144,7 +144,7 @@ def choose(
     for modality in chosen:
         one = reducer[modality] if isinstance(reducer, Mapping) else reducer
         reducers[modality] = reducer_from(one) if isinstance(one, str) else one
-    if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 1):
+    if total is not None and total < 1:
         raise BudgetError(f"a total of {total!r}", "a number of tokens from 1", 1)
     budgets: Any
     if isinstance(budget, list | tuple):

@@ -54,6 +54,8 @@ class Family:
     along: Mapping[str, Literal["positions", "features"]] = field(default_factory=dict)
     """Arguments of the language model that are reduced along: tensors (B, L, ...) with an entry for every position, or
     lists of tensors (V, D) with a row for every position that `visual_pos_masks` marks."""
+    towers: tuple[str, ...] = ()
+    """Attributes of the vision encoders that can be reduced inside: CLIP, SigLIP and Qwen towers."""
     masks: Callable[[Any, Mapping[str, Any], Tensor | None], Any] | None = None
     """For models that make attention masks in front of the layers: the mask of a shortened row, from the model, the
     arguments of the language model with a (B, K) mask, and the (B, K) token types."""
@@ -80,6 +82,7 @@ _VIDEO = Medium(token="video_token_id", inputs=("pixel_values_videos",), lengths
 _TILES = replace(_IMAGE, lengths=None)  # an encoder runs over tiles; a run of placeholders is a picture, or its tile
 _AUDIO = Medium(token="audio_token_id")
 _BOTH = {"image": _IMAGE, "video": _VIDEO}
+_TOWER, _VISUAL = ("vision_tower",), ("visual",)
 _DEEPSTACK: Mapping[str, Literal["positions", "features"]] = {
     "visual_pos_masks": "positions",
     "deepstack_visual_embeds": "features",
@@ -88,28 +91,36 @@ _DEEPSTACK: Mapping[str, Literal["positions", "features"]] = {
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family(model_type="llava", media={"image": _IMAGE}),
-        Family(model_type="llava_next", media={"image": _IMAGE}),
-        Family(model_type="llava_next_video", media=_BOTH),
-        Family(model_type="llava_onevision", media=_BOTH),
+        Family(model_type="llava", media={"image": _IMAGE}, towers=_TOWER),
+        Family(model_type="llava_next", media={"image": _IMAGE}, towers=_TOWER),
+        Family(model_type="llava_next_video", media=_BOTH, towers=_TOWER),
+        Family(model_type="llava_onevision", media=_BOTH, towers=_TOWER),
         Family(
             model_type="video_llava",
+            towers=("image_tower", "video_tower"),
             media={"image": replace(_IMAGE, inputs=("pixel_values_images",)), "video": replace(_VIDEO, lengths=clips)},
         ),
-        Family(model_type="qwen2_vl", media=_BOTH),
-        Family(model_type="qwen2_5_vl", media=_BOTH),
-        Family(model_type="qwen3_vl", media=_BOTH, along=_DEEPSTACK),
+        Family(model_type="qwen2_vl", media=_BOTH, towers=_VISUAL),
+        Family(model_type="qwen2_5_vl", media=_BOTH, towers=_VISUAL),
+        Family(model_type="qwen3_vl", media=_BOTH, towers=_VISUAL, along=_DEEPSTACK),
         Family(
             model_type="qwen2_5_omni_thinker",
+            towers=_VISUAL,
             media={**_BOTH, "audio": replace(_AUDIO, lengths=recordings, method="get_audio_features")},
         ),
         Family(model_type="internvl", media={"image": _TILES}),
         Family(model_type="idefics3", media={"image": _TILES}, language="text_model"),
         Family(model_type="smolvlm", media={"image": _TILES}, language="text_model"),
-        Family(model_type="gemma3", media={"image": _IMAGE}, masks=_masks("Gemma3ForConditionalGeneration")),
+        Family(
+            model_type="gemma3",
+            media={"image": _IMAGE},
+            towers=_TOWER,
+            masks=_masks("Gemma3ForConditionalGeneration"),
+        ),
         Family(
             model_type="paligemma",
             media={"image": _IMAGE},
+            towers=_TOWER,
             masks=_masks("PaliGemmaForConditionalGeneration"),
             first_position=1,
         ),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import signature
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from tokenthrift.attachment.choices import Choice
+from tokenthrift.attachment.encoder import EncoderRun, Kept, install_tower
 from tokenthrift.attachment.families import Family
 from tokenthrift.attachment.items import Encoded, Item, each, encoded_grids, encoded_items, runs
 from tokenthrift.attachment.rows import NEW_CACHE, Cached, Shortened, lengthen, restore, shorten
@@ -45,6 +47,8 @@ class _Thread(threading.local):
         self.shortened: Shortened | None = None
         self.usage: tuple[tuple[str, TokenUsage], ...] | None = None
         self.encoding = False
+        self.run: EncoderRun | None = None
+        self.encoder_usage: dict[str, tuple[TokenUsage, ...]] = {}
         self.encoded: dict[str, Encoded] = {}
         """What `generate` encoded before its first call, by modality."""
 
@@ -55,12 +59,22 @@ class Attachment:
     It belongs to one model and to the context it was made in: neither it nor the model can be copied or pickled.
     """
 
-    def __init__(self, model: Any, family: Family, choice: Choice, seconds: Sequence[float] | None, warn: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        choice: Choice,
+        seconds: Sequence[float] | None,
+        *,
+        warn: bool,
+        inside: bool,
+    ) -> None:
         self._model = model
         self._family = family
         self._choice = choice
         self._seconds = seconds
         self._warn = warn
+        self._inside = inside
         self._signature = signature(model.forward)
         self._caches: WeakKeyDictionary[Any, Cached] = WeakKeyDictionary()
         self._latest: tuple[tuple[str, TokenUsage], ...] = ()
@@ -84,6 +98,15 @@ class Attachment:
         return found
 
     @property
+    def encoder_usage(self) -> dict[str, tuple[TokenUsage, ...]]:
+        """With `at="encoder"`, what the last layer of the encoder read in this thread's latest call, by modality.
+
+        An item is what the tower reads apart: a picture or clip, a tile or a frame; its tokens are patches, or for Qwen
+        towers the groups of patches that become a token.
+        """
+        return dict(self._thread.encoder_usage)
+
+    @property
     def _used(self) -> tuple[tuple[str, TokenUsage], ...]:
         own = self._thread.usage
         return self._latest if own is None else own
@@ -96,16 +119,18 @@ class Attachment:
 
     def install(self) -> list[Callable[[], None]]:
         """Sets the hooks; returns what undoes it."""
-        language = getattr(self._model, self._family.language)
+        language, eager = getattr(self._model, self._family.language), _outside_graphs
         undo = [
             hook.remove
             for hook in (
-                self._model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                self._model.register_forward_hook(self._after_model, always_call=True),
-                language.register_forward_pre_hook(self._before_layers, with_kwargs=True),
-                language.register_forward_hook(self._after_layers),
+                self._model.register_forward_pre_hook(eager(self._before_model), with_kwargs=True),
+                self._model.register_forward_hook(eager(self._after_model), always_call=True),
+                language.register_forward_pre_hook(eager(self._before_layers), with_kwargs=True),
+                language.register_forward_hook(eager(self._after_layers)),
             )
         ]
+        for name in self._family.towers if self._inside else ():
+            undo += install_tower(getattr(self._model, name), lambda: self._thread.run)
         return undo + [
             self._record(modality) for modality, medium in self._family.media.items() if medium.lengths is not None
         ]
@@ -121,16 +146,22 @@ class Attachment:
 
         @wraps(encode)
         def recording(*args: Any, **kwargs: Any) -> Any:
-            nested, self._thread.encoding = self._thread.encoding, True
+            if self._thread.encoding:  # clips may be encoded by the method for pictures
+                return encode(*args, **kwargs)
+            given, call = encoding.bind(*args, **kwargs).arguments, self._thread.call
+            run = self._run(modality, given)
+            self._thread.encoding, self._thread.run = True, run
             try:
                 output = encode(*args, **kwargs)
             finally:
-                self._thread.encoding = nested
-            if nested:  # clips may be encoded by the method for pictures
-                return output
-            given, call = encoding.bind(*args, **kwargs).arguments, self._thread.call
+                self._thread.encoding, self._thread.run = False, None
             lengths = measure(self._model, given, output)
-            encoded = Encoded(lengths, encoded_grids(modality, given, lengths), call is not None)
+            kept = [] if run is None else run.kept()
+            if kept:
+                self._thread.encoder_usage[modality] = tuple(each.usage for each in kept)
+            if [each.usage.native for each in kept] != lengths:
+                kept = []  # the units of the encoder are no tokens of the language model
+            encoded = Encoded(lengths, encoded_grids(modality, given, lengths), call is not None, kept)
             (self._thread.encoded if call is None else call.encoded)[modality] = encoded
             return output
 
@@ -141,6 +172,13 @@ class Attachment:
 
         setattr(self._model, name, recording)
         return undo
+
+    def _run(self, modality: str, given: Mapping[str, Any]) -> EncoderRun | None:
+        """The reduction of the encoder for one call of an encoding method."""
+        reducer = self._choice.reducers.get(modality)
+        if not self._inside or reducer is None or not isinstance(self._choice.budgets, Mapping):
+            return None
+        return EncoderRun(modality, reducer, self._choice.budgets[modality], given)
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model:
@@ -248,9 +286,21 @@ class Attachment:
         changed = embeddings.clone()
         features, slots = self._features(kwargs)
         usage: dict[int, TokenUsage] = {}
-        groups = self._choice.groups(modalities)
+        inside = [self._kept(item) for item in items]
+        for i, kept_inside in enumerate(inside):
+            if kept_inside is None:
+                continue
+            row, columns = items[i].row, items[i].columns
+            kept[row, columns] = False
+            kept[row, columns[kept_inside.positions]] = True
+            usage[i] = kept_inside.usage
+        groups = [
+            (reducer, [i for i in chosen if inside[i] is None]) for reducer, chosen in self._choice.groups(modalities)
+        ]
         for reducer, chosen in groups:
-            batch = tokens if len(groups) == 1 else tokens.select(chosen)
+            if not chosen:
+                continue
+            batch = tokens if len(chosen) == len(items) else tokens.select(chosen)
             more: dict[str, Any] = {}
             if getattr(reducer, "reads_query", False):
                 text = self._text(given).to(embeddings.device)
@@ -281,6 +331,12 @@ class Attachment:
             changes[name], features = features[: len(kwargs[name])], features[len(kwargs[name]) :]
         return changes, kept
 
+    def _kept(self, item: Item) -> Kept | None:
+        """What the encoder left of an item, where its units are the tokens of the item."""
+        call = self._thread.call
+        encoded = None if call is None else call.encoded.get(item.modality)
+        return encoded.kept[item.number] if encoded is not None and encoded.kept and item.number >= 0 else None
+
     def _text(self, given: Mapping[str, Any]) -> Tensor:
         """(B, L) bool: what is neither media nor padding."""
         ids, mask = given["input_ids"], given.get("attention_mask")
@@ -296,6 +352,13 @@ class Attachment:
             return [], torch.empty(0)
         marked = kwargs["visual_pos_masks"]
         return [feature.clone() for each in lists for feature in each], (marked.flatten().cumsum(0) - 1).view_as(marked)
+
+
+def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, never traced where torch.compile is in use: lengths of rows follow from content."""
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    return cast(Callable[..., Any], torch.compiler.disable(hook))
 
 
 def _alike(features: Tensor, source: Tensor, members: Tensor | None) -> Tensor:

@@ -15,18 +15,21 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from tokenthrift.attachment.encoder import Kept
+
 __all__ = ["Encoded", "Grid", "Item", "clips", "each", "encoded_grids", "encoded_items", "recordings", "runs"]
 
 Grid: TypeAlias = tuple[int, int, int]
 
 
 class Item(NamedTuple):
-    """An item in the input: its modality, its row, the columns of its placeholders, and its grid."""
+    """An item in the input: modality, row, columns of its placeholders, grid, and its number among those encoded."""
 
     modality: str
     row: int
     columns: Tensor
     grid: Grid
+    number: int = -1
 
 
 class Encoded(NamedTuple):
@@ -35,6 +38,8 @@ class Encoded(NamedTuple):
     lengths: list[int]
     grids: list[Grid]
     within: bool
+    kept: Sequence[Kept] = ()
+    """Where the encoder was reduced and its units are tokens of the items: what is left of each."""
 
 
 def each(model: Any, given: Mapping[str, Any], output: Any) -> list[int]:
@@ -124,16 +129,16 @@ def encoded_items(modality: str, placeholders: Tensor, encoded: Encoded) -> list
     if total != copies * sum(lengths) or len(counts) % copies:
         raise ValueError(f"{total} placeholders for {sum(lengths)} {modality} tokens in {len(counts)} rows")
     items: list[Item] = []
-    rest = list(zip(lengths, encoded.grids, strict=True))
+    rest = list(zip(range(len(lengths)), lengths, encoded.grids, strict=True))
     for row in range(0, len(counts), copies):
-        of_row: list[tuple[int, Grid]] = []
-        while rest and sum(n for n, _ in of_row) < counts[row]:
+        of_row: list[tuple[int, int, Grid]] = []
+        while rest and sum(n for _, n, _ in of_row) < counts[row]:
             of_row.append(rest.pop(0))
         for copy in range(row, row + copies):
-            if sum(n for n, _ in of_row) != counts[copy]:
+            if sum(n for _, n, _ in of_row) != counts[copy]:
                 raise ValueError(f"the placeholders of one {modality} lie in more than one row of input_ids")
-            columns = placeholders[copy].nonzero().flatten().split([n for n, _ in of_row])
-            for part, (n, grid) in zip(columns, of_row, strict=True):
+            columns = placeholders[copy].nonzero().flatten().split([n for _, n, _ in of_row])
+            for part, (number, n, grid) in zip(columns, of_row, strict=True):
                 if n:
-                    items.append(Item(modality, copy, part, grid if math.prod(grid) <= n else (n, 1, 1)))
+                    items.append(Item(modality, copy, part, grid if math.prod(grid) <= n else (n, 1, 1), number))
     return items

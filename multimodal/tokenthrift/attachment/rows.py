@@ -105,7 +105,7 @@ def shorten(
     if position_ids is not None and position_ids.ndim == 3:
         axes = position_ids[-3:].expand(-1, len(kept), -1)
         ids, following = axes.gather(2, columns.expand(3, -1, -1)), axes.amax(0).masked_fill(~native, -1).amax(1) + 1
-    changes = {
+    changes: dict[str, Any] = {
         "inputs_embeds": gather_rows(kwargs["inputs_embeds"], columns),
         "attention_mask": mask.long(),
         "position_ids": _like(position_ids, ids, text),

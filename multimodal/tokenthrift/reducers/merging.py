@@ -16,6 +16,8 @@ tokens: attention that adds log(size) to its scores is ToMe's proportional atten
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -90,6 +92,9 @@ class BipartiteMerging(ItemReducer):
         protected: How many of the first tokens of an item are never merged, such as a class token. A cap below it
             keeps the first of them.
     """
+
+    between_layers: ClassVar[bool] = True
+    """`attach(..., at="encoder")` merges before every layer, as ToMe does, instead of once before the first."""
 
     def __init__(self, protected: int = 0) -> None:
         if protected < 0:
