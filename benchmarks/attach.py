@@ -7,6 +7,8 @@ and language model alike, so that their proportion stays while the whole fits th
 same pixels: native, then 50, 25 and 10 % of the tokens, behind the encoder, inside it (ToMe), and before it (static
 patches are dropped). On a processor seconds are those of the process (one thread), on a GPU those of the clock;
 memory is the peak above the weights. All in one run, the baseline first. The input is synthetic: its size alone counts.
+
+`--count` runs nothing and counts the operations of the models with all their layers instead.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,39 @@ def measure(model: Any, inputs: dict[str, torch.Tensor], steps: int) -> tuple[fl
             setattr(model.model, name, own)
 
 
+def _encoder_cost(rows: int, patches: int, width: int, block: float, part: float) -> float:
+    n = part * patches
+    return 2e-12 * rows * n * (block + 2 * n * width)
+
+
+def _language_cost(layers: int, tokens: int, hidden: int, layer: float, steps: int, part: float) -> tuple[float, float]:
+    n = part * tokens + 34
+    return 2e-12 * layers * n * (layer + n * hidden), 2e-12 * layers * steps * (layer + 2 * n * hidden)
+
+
+def count(frames: int, steps: int) -> None:
+    """Prints tera-operations of encoder, prefill and decoding by arithmetic; norms, heads and reducers are left out."""
+    print("| model | tokens | encoder | prefill | decoding | all, behind | between layers | before |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, (depth, layers, (hidden, wide, heads, shared)) in SIZES.items():
+        siglip = name.startswith("llava")
+        width, inner = (1152, 4304) if siglip else (1280, 3420)
+        rows, patches, tokens = (frames, 729, 196) if siglip else (max(frames // 2, 1), 784, 196)
+        block = 4 * width * width + (2 if siglip else 3) * width * inner
+        layer = 2 * hidden * hidden * (1 + shared / heads) + 3 * hidden * wide
+
+        encoder = partial(_encoder_cost, depth * rows, patches, width, block)
+        language = partial(_language_cost, layers, rows * tokens, hidden, layer, steps)
+        native = encoder(1.0) + sum(language(1.0))
+        for part in (1.0, 0.5, 0.25, 0.1):
+            between = sum(encoder(1 - (1 - part) * (i + 1) / depth) for i in range(depth)) / depth
+            rest = sum(language(part))
+            shares = [(cost + rest) / native for cost in (encoder(1.0), between, encoder(part))]
+            costs = [encoder(1.0), *language(part)]
+            cells = [f"{value:.2f}" for value in (*costs, *shares)]
+            print(f"| {name} | {part:.0%} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="llava-onevision-0.5b", help="whose layer sizes")
@@ -161,7 +197,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="frames of the clip")
     parser.add_argument("--steps", type=int, default=32, help="tokens to decode")
     parser.add_argument("--device", default="cpu", help="where to run")
+    parser.add_argument("--count", action="store_true", help="count operations by arithmetic and run nothing")
     options = parser.parse_args()
+    if options.count:
+        count(options.frames, options.steps)
+        return
     model = build(options.model, options.depth).to(options.device)
     inputs = {name: value.to(options.device) for name, value in prompt(options.model, options.frames).items()}
     measure(model, inputs, 1)  # allocators and kernels warm up

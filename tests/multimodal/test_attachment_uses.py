@@ -1,4 +1,4 @@
-"""Attached models in other hands: PEFT, accelerate, torch.compile, Trainer, Lightning, flex attention."""
+"""Attached models in other hands: PEFT, accelerate, torch.compile, Trainer, Lightning, GPU kernels, the docs."""
 
 import copy
 import re
@@ -62,22 +62,6 @@ def test_hooks_of_device_map(family: str) -> None:
 
 
 @FAMILIES
-def test_compiled_with_dynamic_shapes_also_before_attaching(family: str) -> None:
-    model, several = build(family), [encode(family, rows) for rows in (rows_of(family)[:1], rows_of(family)[1:2])]
-    with attach(model, Uniform(), "50%"):
-        expected = [logits(model, inputs) for inputs in several]
-    bare = [logits(model, inputs) for inputs in several]
-    compiled: Any = torch.compile(model, dynamic=True, backend="eager")
-    for inputs, native in zip(several, bare, strict=True):
-        torch.testing.assert_close(logits(compiled, inputs), native, rtol=0, atol=1e-5)
-    with attach(compiled, Uniform(), "50%"):
-        for inputs, reduced in zip(several, expected, strict=True):
-            torch.testing.assert_close(logits(compiled, inputs), reduced, rtol=0, atol=1e-5)
-    for inputs, native in zip(several, bare, strict=True):
-        torch.testing.assert_close(logits(compiled, inputs), native, rtol=0, atol=1e-5)
-
-
-@FAMILIES
 def test_trainer_while_attached(family: str, tmp_path: Path) -> None:
     model, batch = copy.deepcopy(shared(family)), batch_of(family)
     before = [p.detach().clone() for p in model.parameters()]
@@ -124,24 +108,14 @@ def test_lightning_while_attached(family: str, tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_flex_attention_agrees(family: str) -> None:
-    inputs = encode(family, rows_of(family)[:1])
-    with attach(shared(family), Uniform(), "50%"):
-        expected = logits(shared(family), inputs)
-    model = copy.deepcopy(shared(family))
-    try:
-        model.set_attn_implementation({"text_config": "flex_attention"})
-    except (ValueError, ImportError) as error:
-        pytest.fail(f"flex attention is not offered: {error}")
-    with attach(model, Uniform(), "50%"):
-        torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=1e-3)
-
-
-def test_flash_attention_where_a_gpu_is() -> None:
-    if not (torch.cuda.is_available() and transformers.utils.is_flash_attn_2_available()):
-        pytest.skip("needs a GPU and flash-attn")
-    model = build("llava", "flash_attention_2").to("cuda", torch.bfloat16)
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
+def test_kernels_that_need_a_gpu(kernel: str) -> None:
+    if not torch.cuda.is_available() or (
+        kernel == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available()
+    ):
+        pytest.skip(f"{kernel} needs a GPU (on a processor flex attention is compiled for a minute)")
+    model = build("llava").to("cuda", torch.bfloat16)
+    model.set_attn_implementation({"text_config": kernel})
     inputs = {
         name: value.cuda().bfloat16() if value.is_floating_point() else value.cuda()
         for name, value in encode("llava", rows_of("llava")).items()

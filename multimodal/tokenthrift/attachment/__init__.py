@@ -5,7 +5,7 @@
         print(handle.usage)
 
 FAMILIES lists the models that are tested: any batch size, padding on either side, forward and generate (greedy,
-sampling, beams), training, eager, SDPA, flex and flash attention. Any other family raises until `register_family` adds
+sampling, beams), training, eager and SDPA attention. Any other family raises until `register_family` adds
 it, and so does a call of a kind that cannot be shortened.
 
 The seam is the call of the language model inside the model, after the features stand in their placeholders and before

@@ -272,7 +272,8 @@ def _packed_stage(tower: Any, run: EncoderRun, layer: int, layers: int, hidden: 
     run.step(layer, layers, items)
     assert run.batch is not None
     values: Tensor = torch.cat(run.batch.items()).to(hidden.dtype)[_raster_order(run)]
-    return values.unflatten(1, (group, -1)).flatten(0, 1)
+    patches: Tensor = values.unflatten(1, (group, -1)).flatten(0, 1)
+    return patches
 
 
 def _offsets(run: EncoderRun) -> list[int]:
