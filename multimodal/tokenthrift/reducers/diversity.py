@@ -66,20 +66,19 @@ def greedy_determinant(embeddings: Tensor, weights: Tensor, cap: int) -> Tensor:
     weights = weights.to(unit)
     own = weights.square() * unit.square().sum(-1)
     gain, left = own.clone(), torch.ones(len(unit), dtype=torch.bool, device=unit.device)
-    basis: list[Tensor] = []
+    basis, seen = unit.new_zeros(cap, len(unit)), 0
     chosen: list[int] = []
     while len(chosen) < cap:
-        best = int(gain.masked_fill(~left, -torch.inf).argmax())
-        if basis and float(gain[best]) <= _USED_UP * float(own[best]):
+        new = left & (gain > _USED_UP * own) if seen else left
+        if not bool(new.any()):
             # Every token that is left lies in the span of those chosen: begin again with the others.
-            gain, basis = own.clone(), []
+            gain, seen = own.clone(), 0
             continue
-        row = weights * weights[best] * (unit @ unit[best])
-        if basis:
-            seen = torch.stack(basis)
-            row = row - seen[:, best] @ seen
+        best = int(gain.masked_fill(~new, -torch.inf).argmax())
+        row = weights * weights[best] * (unit @ unit[best]) - basis[:seen, best] @ basis[:seen]
         row = row / gain[best].clamp_min(torch.finfo(row.dtype).tiny).sqrt()
-        basis.append(row)
+        basis[seen] = row
+        seen += 1
         gain = gain - row.square()
         left[best] = False
         chosen.append(best)
