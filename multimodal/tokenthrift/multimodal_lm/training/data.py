@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
-from tokenthrift.multimodal_lm.questions import Questions
+from tokenthrift.multimodal_lm.questions import Example, Questions
 from tokenthrift.training.resuming import ResumableDataModule
 from tokenthrift.training.sampler import random_batches
 
@@ -63,3 +64,9 @@ class MultimodalDataModule(ResumableDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Questions about items that neither training nor development saw."""
         return self.evaluation_loader(self.test, self.hparams["batch_size"], list)
+
+    def transfer_batch_to_device(
+        self, batch: list[Example], device: torch.device, dataloader_idx: int
+    ) -> list[Example]:
+        """The batch as it is: the model moves what it reads."""
+        return batch

@@ -114,12 +114,6 @@ class MultimodalModule(L.LightningModule):
         groups += parameter_groups(adapters, self.optim, learning_rate=h.lora_learning_rate)
         return optimizer_and_schedule(groups, self.optim, int(self.trainer.estimated_stepping_batches))
 
-    def transfer_batch_to_device(
-        self, batch: list[Example], device: torch.device, dataloader_idx: int
-    ) -> list[Example]:
-        """The batch as it is: the model moves what it reads."""
-        return batch
-
     def counts(self, example: Example) -> dict[str, BudgetLike]:
         """How many tokens each kind gets in this example; None keeps all."""
         rng, counts = random.Random(example.seed), self.hparams["token_counts"] or {}
