@@ -113,9 +113,9 @@ def _report(karl: Karl, test: Sets, dev: Sets, arguments: argparse.Namespace, ar
     # What an image of its mean color leaves to be reconstructed, pixel by pixel.
     flat = (images.float() - images.float().mean((2, 3), keepdim=True)).abs().mean().item()
     flat /= 255 if images.dtype == torch.uint8 else 1
-    points = [(n, 1 - error / flat) for n, error in zip(grid, at_grid.double().mean(0).tolist(), strict=True) if flat]
+    left = at_grid.double().mean(0).tolist()
     curve = measured_curve(
-        points,
+        [(n, 1 - error / flat if flat else 1.0) for n, error in zip(grid, left, strict=True)],
         kind="image",
         metric="share of the deviation from an image's mean color that is reconstructed",
         data=str(settings["test"]),
