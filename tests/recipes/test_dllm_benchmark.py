@@ -124,3 +124,40 @@ def test_absent_sets_are_made_where_they_can_be(
     monkeypatch.setattr(subprocess, "run", make)
     assert benchmark.prepare_sets(data, public, ["lj", "librivox"]) == ["lj", "librivox"]
     assert capsys.readouterr().err == ""
+
+
+def test_noise_is_decoded_in_fixed_steps(benchmark: Any, calls_seen: list[Any], model: DllmAsr) -> None:
+    """As many slots whatever is said, and about one token a step: no draft, no pruning."""
+    rounds = []
+    for seconds in (1.4, 2.5):
+        _, count, forwards = benchmark.fixed_steps(model, slots=24)(speech(seconds))
+        settings = calls_seen[-1][-1]
+        assert (settings.draft, settings.prune, settings.confidence_threshold) == ("none", "never", 1.0)
+        assert count == forwards
+        rounds.append(count)
+    assert max(rounds) <= 24
+    assert min(rounds) > 12
+
+
+def test_parts_are_of_one_clip(benchmark: Any, model: DllmAsr) -> None:
+    threads = torch.get_num_threads()
+    try:
+        rows = benchmark.parts(model, [(speech(0.5, seed=i), "") for i in range(3)])
+    finally:
+        torch.set_num_threads(threads)
+    assert [(row["threads"], row["batch"]) for row in rows] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert all(row["encoder"] > 0 and row["denoising"] >= 0 for row in rows)
+
+
+def test_a_package_that_is_absent_is_named(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    monkeypatch.setattr(benchmark, "prepare_sets", lambda *arguments: [])
+    tiny_model().save_pretrained(tmp_path / "model")
+    names = [*benchmark.FASTER]
+    arguments = ["--model", str(tmp_path / "model"), "--baseline", str(tmp_path / "no"), "--systems", *names]
+    monkeypatch.setattr(sys, "argv", ["dllm_asr.py", *arguments])
+    benchmark.main()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is left out: ")[0] for line in said] == names

@@ -22,7 +22,7 @@ from tokenthrift.backbones.masked import MaskedDiffusionBackbone
 from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.padding import pad_rows
-from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcript import Transcript
 
 __all__ = ["CASES", "MARKS", "PunctuationHead", "labels_of", "punctuated", "word_states", "written"]
 
@@ -109,7 +109,9 @@ def written(text: str, cases: Sequence[int], marks: Sequence[int]) -> str:
     """A text of lower-case words with the casing and the mark of each; words beyond the lists stay as they are."""
     out = text.split()
     for i, (case, mark) in enumerate(zip(cases, marks, strict=True)):
-        out[i] = (out[i], _capital(out[i]), out[i].upper())[case] + MARKS[mark]
+        cased = (out[i], _capital(out[i]), out[i].upper())[case]
+        # A few letters become two in capitals; such a word stays as it is.
+        out[i] = (cased if len(cased) == len(out[i]) else out[i]) + MARKS[mark]
     return " ".join(out)
 
 
@@ -121,7 +123,7 @@ def punctuated(
     memory: Tensor,
     memory_mask: Tensor,
 ) -> list[Transcript]:
-    """Transcripts with casing and punctuation in text, tokens, words and alternatives' best.
+    """Transcripts with casing and punctuation in text, tokens and words.
 
     Args:
         head: trained on this decoder.
@@ -192,22 +194,31 @@ def _key(word: str) -> str:
 
 def _with_text(transcript: Transcript, text: str) -> Transcript:
     """A transcript with its words in another casing, and marks after them; pieces still join to the text."""
-    words = text.split()
-    at, tokens = 0, list(transcript.tokens)
-    starts = [i for i, token in enumerate(tokens) if token.text.startswith(" ") or i == 0]
-    if len(starts) == len(words):
-        for word, first, after in zip(words, starts, [*starts[1:], len(tokens)], strict=True):
-            at = 0
-            for i in range(first, after):
-                piece = tokens[i].text
-                space, length = piece[: len(piece) - len(piece.lstrip())], len(piece.strip())
-                end = len(word) if i == after - 1 else at + length
-                tokens[i] = _token(tokens[i], space + word[at:end])
-                at = end
-    same = len(transcript.words) == len(words)
-    spoken = [replace(w, text=new) for w, new in zip(transcript.words, words, strict=True)] if same else []
-    return replace(transcript, text=text, tokens=tuple(tokens), words=tuple(spoken) if same else transcript.words)
+    plain, words = transcript.text.split(), text.split()
+    pieces = [token.text for token in transcript.tokens]
+    tokens = transcript.tokens
+    if "".join(pieces).split() == plain:
+        changed = _changed(pieces, plain, words)
+        tokens = tuple(replace(token, text=piece) for token, piece in zip(tokens, changed, strict=True))
+    spoken = transcript.words
+    if len(spoken) == len(words):
+        spoken = tuple(replace(word, text=new) for word, new in zip(spoken, words, strict=True))
+    return replace(transcript, text=text, tokens=tokens, words=spoken)
 
 
-def _token(token: TranscriptToken, text: str) -> TranscriptToken:
-    return replace(token, text=text)
+def _changed(pieces: Sequence[str], plain: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Pieces of a text with other words, letter by letter; the mark of a word goes to the piece of its last letter."""
+    out, word, letter = [], 0, 0
+    for piece in pieces:
+        new = ""
+        for character in piece:
+            if character.isspace():
+                new += character
+                continue
+            new += words[word][letter]
+            letter += 1
+            if letter == len(plain[word]):
+                new += words[word][letter:]
+                word, letter = word + 1, 0
+        out.append(new)
+    return out

@@ -32,6 +32,7 @@ class JobSpec:
     max_new_tokens: int | None = None
     max_rounds: int | None = None
     confidence_threshold: float | None = None
+    plain: bool = False
     coarse_to_fine: bool = False
     noise_aware: bool = False
     track: int | str | None = None
@@ -81,6 +82,8 @@ class JobSpec:
 
             aligner = load_aligner(self.align, device)
         recognizer = load_recognizer(self.model, device, self.revision, language=self.language, task=self.task)
+        if self.plain and hasattr(recognizer, "plain"):
+            recognizer.plain = True
         return Transcriber(
             recognizer,
             budget=TokenBudget.parse(self.budget),

@@ -121,6 +121,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="P",
         help="probability from which a token is kept; lower is faster and less exact (default: the model's own)",
     )
+    decoding.add_argument(
+        "--plain", action="store_true", help="lower-case words, also by a model that writes casing and punctuation"
+    )
     tokens = parser.add_argument_group("tokens, for models with several rates, each window of at most 30 s")
     tokens.add_argument("--budget", metavar="B", help="most tokens: 64, 25%%, 12.5/s (default: the model's own rates)")
     tokens.add_argument(
