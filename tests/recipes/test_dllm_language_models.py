@@ -25,6 +25,9 @@ SMALL = {
     "enable_progress_bar": "false",
     "logger": "false",
 }
+KEPT = json.dumps(
+    [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 2}}]
+)
 DRAFT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -68,7 +71,7 @@ def fit(tmp_path: Path, names: list[str], **config: Any) -> Path:
     files = [part for name in names for part in ("--config", str(RECIPE / f"{name}.yaml"))]
     options = [f"--trainer.{name}={value}" for name, value in SMALL.items()]
     options += [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.init_args.features={tmp_path / 'features'}"]
-    options += ["--data.init_args.dev_recordings=null", "--trainer.callbacks=[]", "--trainer.limit_val_batches=0"]
+    options += ["--data.init_args.dev_recordings=null", f"--trainer.callbacks={KEPT}", "--trainer.limit_val_batches=0"]
     options += [f"--model.init_args.config.draft.{name}={value}" for name, value in DRAFT.items()]
     options += [f"--model.init_args.config.{name}={value}" for name, value in config.items()]
     main(["fit", *files, *options])
