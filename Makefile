@@ -78,7 +78,7 @@ newest: $(INSTALLED)
 harness: $(INSTALLED)
 	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(HARNESS)
 	VIRTUAL_ENV=$(abspath $(HARNESS)) $(BIN)/python -m uv pip install --constraint tests/harnesses/constraints.txt \
-		--editable '.[demo]' lmms-eval pytest pytest-timeout
+		--editable '.[demo]' lmms-eval hypothesis pytest pytest-timeout
 	$(HARNESS)/bin/python -m pytest tests/harnesses
 
 build: $(INSTALLED)
