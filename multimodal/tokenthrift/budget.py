@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from tokenthrift.item_size import BudgetError, ItemSize, NativeCost, SizeLike, TokenUsage, sizes_of
 from tokenthrift.short_forms import SHORT_FORMS, number_in, read_short_form
@@ -176,7 +176,7 @@ def budgets_for(budget: BudgetLike | Sequence[BudgetLike], count: int) -> list[T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeBudget:
-    """Ceilings for one decoded text of an iterative (masked diffusion) decoder."""
+    """Ceilings and wishes for one decoded text of an iterative (masked diffusion) decoder."""
 
     max_new_tokens: int | None = None
     """Most tokens to write; None is the model's own."""
@@ -184,8 +184,19 @@ class DecodeBudget:
     """Most forward passes of the denoiser; None is the model's own."""
     confidence_threshold: float | None = None
     """Probability from which a token is committed in a round, above 0 and at most 1; None is the model's own."""
+    certify: Literal["ar"] | None = None
+    """"ar" writes exactly the greedy left-to-right text of the same model, sooner, where it has one; None is the
+    model's own."""
+    hotwords: tuple[str, ...] = ()
+    """Words that are likely; they gain where the model is still undecided."""
 
     def __post_init__(self) -> None:
+        if self.certify not in (None, "ar"):
+            raise BudgetError(f"certify={self.certify!r}", "'ar'", "certify='ar'")
+        words: Any = self.hotwords
+        if isinstance(words, str) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise BudgetError(f"hotwords={words!r}", "a list of words", "hotwords=('word',)")
+        object.__setattr__(self, "hotwords", tuple(words))
         _check_int(self, "max_new_tokens", 1)
         _check_int(self, "max_rounds", 1)
         _check_float(self, "confidence_threshold", at_most=1.0)
@@ -231,6 +242,8 @@ class BudgetSupport:
     """Most tokens the system can keep for one item; None where nothing but the input limits it."""
     choices: tuple[int, ...] | None = None
     """Counts below native that the system can keep, ascending; None for any. Caps are snapped down to them."""
+    rates: tuple[float, ...] | None = None
+    """Tokens a second that the system can keep, one of them for each item; None where it has no rates of its own."""
     nested: bool = False
     """n tokens are the first n of m tokens."""
     adaptive: bool = False

@@ -98,6 +98,10 @@ class TokenUsage:
     rounds: int = 1
     error: float | None = None
     """Achieved reconstruction error, where the system measures one."""
+    accepted: int | None = None
+    """Tokens of a text that a draft had, as a certifying reading found; its end counts as one."""
+    written: int | None = None
+    """All tokens of that text."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.used <= self.cap <= self.native:

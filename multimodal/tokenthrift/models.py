@@ -178,6 +178,8 @@ def _budgets(model: HubModel) -> list[str]:
             words.append(f"at most {support.max_tokens} tokens")
         if support.choices is not None:
             words.append(f"one of {', '.join(map(str, support.choices))} tokens")
+        if support.rates is not None:
+            words.append(f"one of {', '.join(f'{rate:g}' for rate in support.rates)} tokens a second")
         honored = ", ".join(sorted(support.fields)) or "no ceilings, the rate is fixed"
         lines.append("tokens      " + honored + (f" ({'; '.join(words)})" if words else ""))
     if hasattr(model, "transcribe"):

@@ -6,6 +6,10 @@ whether it does so with its own words too; over the real development prompts of 
 development utterances, and over the shorter real prompts, never mixed. The best is the lowest mean of the first two
 error rates whose mean rounds stay within `--rounds` on both; `--write` stores it in the model's config.json, with the
 `--trailing-silence` that was given. Synthetic utterances are cached states, which never have one.
+
+`--gate` then finds the highest entropy of a frame up to which recordings may keep their draft: those below it have no
+more errors in their drafts than in their transcripts. It also says how far the confidences of draft words are from how
+often they are right (expected calibration error, Guo et al., 2017).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import itertools
 import random
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.draft import draft_entropy
 from tokenthrift.dllm_asr.training.data import CachedStates
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.media.audio import read_audio
@@ -63,6 +69,40 @@ def measure(model: DllmAsr, items: list[Item], settings: DecodeConfig, batch: in
     return word_errors(truth, drafts).rate, word_errors(truth, texts).rate, sum(rounds) / len(rounds)
 
 
+def find_gate(model: DllmAsr, items: list[Item], settings: DecodeConfig) -> tuple[float, float, float]:
+    """The entropy up to which drafts may stay, the share of recordings below it, and the calibration error of words."""
+    rows, words = [], []
+    for states, text in items:
+        lengths = torch.tensor([len(states)])
+        (draft,) = model.drafts(states[None], lengths)
+        (done,) = model.decode(states[None], lengths, settings=replace(settings, draft_entropy=0.0))
+        entropy = draft_entropy(model.draft(states[None], lengths)[0])
+        drafted = [word.text for word in draft]
+        counts = [word_errors([text], [written]).errors for written in (" ".join(drafted), done.text)]
+        rows.append((entropy, *counts))
+        right = {
+            place
+            for block in SequenceMatcher(None, drafted, text.split(), autojunk=False).get_matching_blocks()
+            for place in range(block.a, block.a + block.size)
+        }
+        words += [(word.confidence, place in right) for place, word in enumerate(draft)]
+    best, drafted_errors, errors = (0.0, 0.0), 0, 0
+    for count, (entropy, own, decoded) in enumerate(sorted(rows), 1):
+        drafted_errors, errors = drafted_errors + own, errors + decoded
+        if drafted_errors <= errors:
+            best = entropy, count / len(rows)
+    return *best, calibration_error(words)
+
+
+def calibration_error(words: list[tuple[float, bool]], bins: int = 10) -> float:
+    """Mean distance between the confidence of words and how many of them are right, over bins of confidence."""
+    total = 0.0
+    for index in range(bins):
+        own = [(p, right) for p, right in words if min(int(p * bins), bins - 1) == index]
+        total += abs(sum(p - right for p, right in own))
+    return total / max(1, len(words))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder")
@@ -79,6 +119,7 @@ def main() -> None:
     parser.add_argument(
         "--trailing-silence", type=float, help="seconds of silence after real recordings (default: the model's)"
     )
+    parser.add_argument("--gate", action="store_true", help="find the entropy up to which drafts may stay")
     parser.add_argument("--write", action="store_true", help="store the best in the model's config.json")
     arguments = parser.parse_args()
     model = DllmAsr.from_pretrained(arguments.model)
@@ -113,6 +154,13 @@ def main() -> None:
     if best is None:
         raise SystemExit(f"nothing stays within {arguments.rounds:g} rounds")
     print("best:", best[1])
+    if arguments.gate:
+        items = [*sets[0], *sets[1], *shorter]
+        entropy, share, error = find_gate(model, items, replace(model.config.decode, **best[1]))
+        best[1]["draft_entropy"] = entropy
+        print(
+            f"gate: {entropy:.4f} nats keep {100 * share:.1f} % of the drafts; calibration error of words {error:.3f}"
+        )
     if arguments.write:
         model.config = replace(model.config, decode=replace(model.config.decode, **best[1]))
         model.save_pretrained(arguments.model, dtype=torch.float16)

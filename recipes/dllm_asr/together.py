@@ -9,22 +9,25 @@ a share in all that is asked of it, of recordings augmented as in `features.py` 
 - the denoising loss of the same decoder, without its causal mask, on what the draft head writes in that very step;
 - every few steps, the distance of its states from those of the encoder that the training started with.
 
-So one decoder has two readings with the same weights. `--decoder` takes it from a Whisper checkpoint anew, as one that
-was trained on little speech may have lost what Whisper knew. `OUT` becomes a model folder; a stopped run goes on from
-`OUT/training.pt` with the options it was begun with. Shards are read `--shards` at a time. Their rows of split "train"
-are used; clips of shards of very short ones (mean below 3 s) are joined, as in `features.py`.
+So one decoder has two readings with the same weights. Each batch is read at one of several rates (`--pools`; Matryoshka
+training, Kusupati et al., 2022), so that a token budget may choose one. `--whisper` takes encoder and decoder from a
+Whisper checkpoint anew, as a decoder that was trained on little speech may have lost what Whisper knew. `OUT` becomes a
+model folder; a stopped run goes on from `OUT/training.pt` with the options it was begun with. Shards are read
+`--shards` at a time. Their rows of split "train" are used; clips of shards of very short ones (mean below 3 s) are
+joined, as in `features.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,31 +159,37 @@ def causal_loss(model: DllmAsr, context: Context, texts: list[str]) -> Tensor:
 
 
 def denoising_loss(
-    model: DllmAsr, context: Context, texts: list[str], lengths: Tensor, log_p: Tensor, rng: random.Random
+    model: DllmAsr, context: Context, texts: list[str], lengths: Tensor, log_p: Tensor, rng: random.Random, pool: int
 ) -> Tensor:
     """The diffusion loss on responses that start from what the draft head writes now."""
     drafts = [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
     seconds, seeds = (lengths / STATE_RATE).tolist(), [rng.getrandbits(31) for _ in texts]
     slots = model.max_slots(int(lengths.max()))
     made = build_batch(texts, seconds, drafts, seeds, model.vocabulary, EXAMPLES, max_slots=slots)
-    windows = made.windows * (STATE_RATE / model.adapter.rate)
+    windows = made.windows * (STATE_RATE / (pool * model.config.adapter.stride))
     logits = model.backbone(made.corrupted.ids, made.mask, context, windows, made.hints)
     return diffusion_loss(logits, made.targets, made.mask, made.corrupted, visible_weight=0.2)
 
 
 def losses(
-    model: DllmAsr, teacher: torch.nn.Module | None, heard: list[Utterance], seed: int, weights: Weights
+    model: DllmAsr,
+    teacher: torch.nn.Module | None,
+    heard: list[Utterance],
+    seed: int,
+    weights: Weights,
+    pools: tuple[int, ...] = (),
 ) -> dict[str, Tensor]:
     """The weighted losses of a batch by name; all that is random about them comes from `seed`."""
     rng, texts = random.Random(seed), [text for _, text in heard]
     mels, lengths = pad_mels([log_mel(audio, model.config.encoder.num_mel_bins) for audio, _ in heard])
     states = model.encoder(hide(mels, 2 * lengths, rng), lengths)
     log_p = model.draft(states, lengths)
-    context = model.backbone.context(*model.adapter(states, lengths))
+    pool = rng.choice(pools) if pools else model.config.adapter.pool
+    context = model.backbone.context(*model.adapter(states, lengths, pool))
     out = {
         "ctc": weights.ctc * ctc_loss(log_p, lengths, [character_ids(text) for text in texts]),
         "causal": weights.causal * causal_loss(model, context, texts),
-        "denoising": weights.denoising * denoising_loss(model, context, texts, lengths, log_p.detach(), rng),
+        "denoising": weights.denoising * denoising_loss(model, context, texts, lengths, log_p.detach(), rng, pool),
     }
     if teacher is not None:
         with torch.no_grad():
@@ -209,8 +218,8 @@ def trained(model: DllmAsr, frozen: int, encoder: float, draft: float, decoder: 
     return groups
 
 
-def take_decoder(model: DllmAsr, whisper: str) -> None:
-    """Puts the decoder of a Whisper checkpoint, cut to the vocabulary of the model, in place of its own."""
+def take_whisper(model: DllmAsr, whisper: str) -> None:
+    """Puts encoder and decoder of a Whisper checkpoint, cut to the vocabulary of the model, in place of its own."""
     c = model.config
     fresh = assemble(
         whisper,
@@ -220,8 +229,28 @@ def take_decoder(model: DllmAsr, whisper: str) -> None:
         adapter=c.adapter,
     )
     if fresh.vocabulary.tokenizer.to_str() != model.vocabulary.tokenizer.to_str():
-        raise SystemExit(f"--decoder: {whisper} has another vocabulary than the model")
+        raise SystemExit(f"--whisper: {whisper} has another vocabulary than the model")
+    model.encoder.load_state_dict(fresh.encoder.state_dict())
     model.backbone.load_state_dict(fresh.backbone.state_dict())
+
+
+def deeper(model: DllmAsr, layers: int) -> DllmAsr:
+    """The same model with so many layers in its draft head; a new layer changes nothing before it is trained."""
+    sizes = replace(model.config.draft, num_hidden_layers=layers)
+    grown = DllmAsr(replace(model.config, draft=sizes), model.vocabulary)
+    grown.load_state_dict(grown.state_dict() | model.state_dict())
+    for layer in grown.draft.layers[model.config.draft.num_hidden_layers :]:
+        for part in (layer.self_attn.out_proj, layer.fc2):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.zeros_(part.bias)
+    return grown
+
+
+def with_pools(model: DllmAsr, pools: list[int]) -> None:
+    """Writes into the configuration which poolings a budget may choose."""
+    trained = tuple(sorted({*pools, model.config.adapter.pool}))
+    model.config = replace(model.config, adapter=replace(model.config.adapter, pools=trained))
+    model.adapter.config = model.config.adapter
 
 
 def share_of_rate(step: int, done: float) -> float:
@@ -234,7 +263,15 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="folder of speech shards, from recordings.py")
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, required=True, help="model folder to begin with")
-    parser.add_argument("--decoder", help="transformers checkpoint of the Whisper whose decoder to begin with instead")
+    parser.add_argument("--whisper", help="transformers checkpoint whose encoder and decoder to begin with instead")
+    parser.add_argument("--draft-layers", type=int, help="layers of the draft head, where it is to have more")
+    parser.add_argument(
+        "--pools",
+        type=int,
+        nargs="+",
+        default=[2, 2, 2, 1, 4, 8],
+        help="encoder states a position that the decoder reads, one drawn for each batch (default: %(default)s)",
+    )
     parser.add_argument("--noise", type=Path, help="folder of noise*.flac and rir*.flac")
     parser.add_argument("--shards", type=int, default=40, help="read at once (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="passes over Asterisk prompts (default: %(default)s)")
@@ -255,9 +292,12 @@ def main() -> None:
         parser.error(f"{arguments.speech} holds no shards of speech")
     noises, rooms = read_folder(arguments.noise, "noise*.flac"), read_folder(arguments.noise, "rir*.flac")
     model, weights = DllmAsr.from_pretrained(arguments.start).float().train(), Weights()
-    if arguments.decoder:
-        take_decoder(model, arguments.decoder)
-    teacher = DllmAsr.from_pretrained(arguments.start).float().encoder.requires_grad_(False)
+    if arguments.draft_layers:
+        model = deeper(model, arguments.draft_layers).train()
+    if arguments.whisper:
+        take_whisper(model, arguments.whisper)
+    with_pools(model, arguments.pools)
+    teacher = copy.deepcopy(model.encoder).eval().requires_grad_(False)
     groups = trained(
         model, arguments.frozen_layers, arguments.encoder_rate, arguments.draft_rate, arguments.decoder_rate
     )
@@ -265,7 +305,7 @@ def main() -> None:
     rates = [group["lr"] for group in groups]
     arguments.out.mkdir(parents=True, exist_ok=True)
     first, spent, state = 0, 0.0, arguments.out / "training.pt"
-    begun = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | str)}
+    begun = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | str | list)}
     for name in ("threads", "minutes"):
         begun.pop(name, None)
     if state.exists():
@@ -309,7 +349,7 @@ def main() -> None:
             group["lr"] = rate * share_of_rate(step, done)
         heard, seed = next(feed)
         guided = arguments.distance_every and step % arguments.distance_every == 0
-        parts = losses(model, teacher if guided else None, heard, seed, weights)
+        parts = losses(model, teacher if guided else None, heard, seed, weights, tuple(arguments.pools))
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -99,7 +99,7 @@ def vocabulary(size: int = 120) -> Vocabulary:
         return trim(write_bpe(Path(folder) / "tokenizer.json"), size)[0]
 
 
-def tiny_config(family: Family, **decode: Any) -> DllmAsrConfig:
+def tiny_config(family: Family, pools: tuple[int, ...] = (), **decode: Any) -> DllmAsrConfig:
     """Whisper's decoder reads 25 states a second as they are; the others 12.5, through the convolution, as a prefix."""
     sizes: dict[str, int] = {
         "hidden_size": WIDTH,
@@ -110,18 +110,18 @@ def tiny_config(family: Family, **decode: Any) -> DllmAsrConfig:
     return DllmAsrConfig(
         vocab_size=vocabulary().size,
         encoder=EncoderConfig(**sizes),
-        adapter=AdapterConfig(pool=2, stride=1 if family == "whisper" else 2),
+        adapter=AdapterConfig(pool=2, stride=1 if family == "whisper" else 2, pools=pools),
         draft=DraftConfig(**{**sizes, "num_hidden_layers": 1}),
         backbone=BackboneConfig(family=family, max_position_embeddings=128, **sizes),
         decode=DecodeConfig(**decode),
     )
 
 
-def tiny_model(family: Family = "whisper", seed: int = 0, **decode: Any) -> DllmAsr:
+def tiny_model(family: Family = "whisper", seed: int = 0, pools: tuple[int, ...] = (), **decode: Any) -> DllmAsr:
     """A random model whose draft and denoiser write different texts for different audio, in evaluation mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = DllmAsr(tiny_config(family, **decode), vocabulary())
+        model = DllmAsr(tiny_config(family, pools, **decode), vocabulary())
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 # Fresh weights are so small that nothing would depend on the audio, and nothing would be sure.

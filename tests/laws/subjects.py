@@ -197,6 +197,15 @@ SUBJECTS: list[Subject] = [
     ),
     Subject(
         "DllmAsr",
+        lambda: tiny_dllm(pools=(1, 2, 4, 8)).double(),
+        recordings,
+        lambda item: ItemSize(seconds=len(item) / 16_000),
+        lambda model, items, budget: transcripts(model.transcribe(items, budget)),
+        ("13", "20", "25%", "12.5/s", "40,50%", "25/s", "100%"),
+        examples=5,
+    ),
+    Subject(
+        "DllmAsr, one rate",
         tiny_dllm,
         recordings,
         lambda item: ItemSize(seconds=len(item) / 16_000),

@@ -198,7 +198,7 @@ def test_info_of_a_folder(small: Path, capsys: pytest.CaptureFixture[str]) -> No
         "size        0.0 MB",
         "native      12.5 per second, 4 per frame (tokens before any reduction)",
         "tokens      max_tokens, retention (nested)",
-        "decoding    max_new_tokens, max_rounds, confidence_threshold",
+        "decoding    max_new_tokens, max_rounds, confidence_threshold, certify, hotwords",
         "config",
         "  sizes",
         "    width: 8",

@@ -30,13 +30,14 @@ def test_the_best_setting_within_the_rounds_is_written(
     write_shard(tmp_path / "features" / "dev-0000-slt.safetensors", ["the dog", "a", "jumps over"])
     options = [model, "--dev", dev, "--features", tmp_path / "features"]
     grid = ["--threshold", 1.0, 1e-6, "--max-rounds", 9, "--draft-threshold", 0.9, "--verify-threshold", 0.2, "--write"]
-    grid += ["--draft", "both", "--verify-committed", 0, 1, "--trailing-silence", 0.5]
+    grid += ["--draft", "both", "--verify-committed", 0, 1, "--trailing-silence", 0.5, "--gate"]
 
     # One round at most: only a threshold that commits everything at once, and no second reading, can hold to it.
     run(monkeypatch, decoding, *options, *grid, "--rounds", 1)
     shown = capsys.readouterr().out
     assert "2 real recordings, 3 synthetic utterances, 1 shorter recordings" in shown
     assert shown.count(" | ") == 3 + 3 * 4
+    assert "calibration error of words" in shown
     config = DllmAsr.from_pretrained(model).config
     chosen = config.decode
     assert config.encoder.trailing_silence == 0.5
@@ -45,6 +46,25 @@ def test_the_best_setting_within_the_rounds_is_written(
 
     with pytest.raises(SystemExit, match="nothing stays within 0"):
         run(monkeypatch, decoding, *options, *grid, "--rounds", 0)
+
+
+def test_the_calibration_error_is_how_far_confidence_is_from_being_right() -> None:
+    assert decoding.calibration_error([(0.9, True)] * 9 + [(0.9, False)]) == pytest.approx(0.0)
+    assert decoding.calibration_error([(0.95, False)] * 4) == pytest.approx(0.95)
+    assert decoding.calibration_error([(0.05, True), (1.0, True)]) == pytest.approx(0.475)
+    assert decoding.calibration_error([]) == 0.0
+
+
+def test_the_gate_keeps_drafts_that_are_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    states = [model.encode([speech(0.5 + 0.2 * seed, seed)])[0][0].clone() for seed in range(4)]
+    texts = [" ".join(w.text for w in model.drafts(s[None], torch.tensor([len(s)]))[0]) for s in states]
+    entropy, share, error = decoding.find_gate(model, list(zip(states, texts, strict=True)), model.config.decode)
+    assert share == 1.0, "every draft is right"
+    assert entropy > 0
+    assert 0 <= error <= 1
+    wrong = [(s, "nothing of the kind at all") for s in states]
+    assert decoding.find_gate(model, wrong, model.config.decode)[1] <= 1.0
 
 
 def test_what_checkpoints_trained_is_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

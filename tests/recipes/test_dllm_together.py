@@ -108,7 +108,7 @@ def test_the_decoder_may_be_that_of_whisper(
     start.save_pretrained(tmp_path / "start")
     arguments = (tmp_path / "speech", tmp_path / "out", "--start", tmp_path / "start", "--seconds", 20)
     still = ("--encoder-rate", 0, "--draft-rate", 0, "--decoder-rate", 0)
-    run(monkeypatch, together, *arguments, *still, "--decoder", whisper, "--steps", 1)
+    run(monkeypatch, together, *arguments, *still, "--whisper", whisper, "--steps", 1)
     found = DllmAsr.from_pretrained(tmp_path / "out").backbone.state_dict()
     assert all(torch.allclose(found[name].float(), expected[name], atol=1e-3) for name in expected)
     tiny_model().save_pretrained(tmp_path / "start")
@@ -116,7 +116,7 @@ def test_the_decoder_may_be_that_of_whisper(
     data["model"]["merges"] = data["model"]["merges"][:-1]
     (tmp_path / "start" / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(SystemExit, match="another vocabulary"):
-        run(monkeypatch, together, *arguments, "--decoder", whisper, "--steps", 1)
+        run(monkeypatch, together, *arguments, "--whisper", whisper, "--steps", 1)
 
 
 def test_a_training_without_speech_is_refused(
@@ -182,10 +182,12 @@ def test_error_rates_are_shown_by_source(
         soundfile.write(data / f"{i}.flac", speech(1.0 + 0.1 * i, i).numpy(), RATE)
         rows.append(json.dumps({"audio_filepath": f"{i}.flac", "text": TEXTS[0], "source": source}))
     (data / "manifest.jsonl").write_text("\n".join(rows))
-    run(monkeypatch, evaluate, tmp_path / "model", data, "--json", tmp_path / "texts.jsonl")
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    run(monkeypatch, evaluate, tmp_path / "model", data, "--certify", "ctc", "--json", tmp_path / "texts.jsonl")
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    lines = [line for line in shown if not line.startswith("certified: ")]
+    assert shown[1].startswith("certified: 3 of 3 texts are the left-to-right ones")
     assert [line.split(" clips")[0] for line in lines] == ["voices: 3", "one: 1", "two: 2"]
-    assert all(f"{name} " in line for line in lines for name in ("draft", "left to right", "denoised"))
+    assert all(f"{name} " in line for line in lines for name in ("draft", "left to right", "denoised", "certified"))
     texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
     model = DllmAsr.from_pretrained(tmp_path / "model")
     for row in texts:

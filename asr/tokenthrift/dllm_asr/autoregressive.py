@@ -10,6 +10,7 @@ Whisper's decoder reads it by cross-attention, whose keys and values are compute
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,14 +69,30 @@ class AutoregressiveDecoder(HubModel):
         """The vocabulary."""
         self.vocabulary.save(folder / "tokenizer.json")
 
-    def decode(self, memory: Tensor, memory_mask: Tensor) -> list[tuple[str, int]]:
-        """Texts of a batch and the forward passes each took (its tokens and the end)."""
-        rows = greedy(self.decoder, memory, memory_mask, self.vocabulary)
-        return [(self.vocabulary.text(tokens), len(tokens) + 1) for tokens in rows]
+    def decode(self, memory: Tensor, memory_mask: Tensor, limits: Sequence[int] | None = None) -> list[tuple[str, int]]:
+        """Texts of a batch and the forward passes each took (its tokens and the end).
+
+        Args:
+            memory: `(B, N, hidden_size)`.
+            memory_mask: `(B, N)`.
+            limits: most tokens of each row, see `length_guard`.
+        """
+        rows = greedy(self.decoder, memory, memory_mask, self.vocabulary, limits)
+        most = limits or [self.decoder.embed_positions.num_embeddings] * len(rows)
+        return [
+            (self.vocabulary.text(tokens), len(tokens) + (len(tokens) < limit))
+            for tokens, limit in zip(rows, most, strict=True)
+        ]
 
 
 @torch.inference_mode()
-def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabulary: Vocabulary) -> list[list[int]]:
+def greedy(
+    decoder: WhisperDecoder,
+    memory: Tensor,
+    memory_mask: Tensor,
+    vocabulary: Vocabulary,
+    limits: Sequence[int] | None = None,
+) -> list[list[int]]:
     """Greedy decoding with cached keys and values.
 
     Args:
@@ -83,21 +100,24 @@ def greedy(decoder: WhisperDecoder, memory: Tensor, memory_mask: Tensor, vocabul
         memory: `(B, N, hidden_size)`.
         memory_mask: `(B, N)`.
         vocabulary: gives START and EOS; the other special tokens are never written.
+        limits: most tokens of each row, see `length_guard`; the decoder's positions if not given.
 
     Returns:
-        Tokens of each row without the end; a row that never ends is cut at the decoder's positions.
+        Tokens of each row without the end; a row that never ends is cut at its limit.
     """
+    positions = decoder.embed_positions.num_embeddings
+    most = torch.tensor([positions] * len(memory) if limits is None else list(limits), device=memory.device)
     context = decoder.context(memory, memory_mask)
     now = torch.full((len(memory), 1), vocabulary.start_id, device=memory.device)
     rows: list[list[int]] = [[] for _ in range(len(memory))]
-    open_rows = torch.ones(len(memory), dtype=torch.bool, device=memory.device)
+    open_rows = most > 0
     past = None
-    for _ in range(decoder.embed_positions.num_embeddings):
+    for step in range(min(positions, int(most.max())) if len(memory) else 0):
         hidden, past = decoder(now, None, context, past)
         logits = decoder.logits(hidden[:, -1])
         logits[:, [vocabulary.mask_id, vocabulary.start_id, vocabulary.delete_id]] = float("-inf")
         now = logits.argmax(-1, keepdim=True)
-        open_rows &= now[:, 0] != vocabulary.eos_id
+        open_rows &= (now[:, 0] != vocabulary.eos_id) & (step < most)
         if not bool(open_rows.any()):
             break
         for i in open_rows.nonzero().flatten().tolist():

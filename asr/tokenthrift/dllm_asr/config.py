@@ -24,11 +24,13 @@ __all__ = [
     "DraftUse",
     "EncoderConfig",
     "LoraConfig",
+    "SamplerName",
     "upgrade_version_1",
 ]
 
 
 DraftUse = Literal["confident", "length", "both", "none"]
+SamplerName = Literal["prior_guided", "llada", "fast_dllm", "dream", "entropy_bound", "daedal"]
 
 SOURCE_FAMILIES = ("llada", "dream", "a2d", "fast_dllm_v2", "modernbert", "bert")
 """Families whose published weights `backbones.families` reads."""
@@ -77,10 +79,21 @@ class AdapterConfig:
     """Average pooling of encoder states; 2 gives 25 a second, as in the paper."""
     stride: int = 2
     """Stride of the convolution after it; 2 gives 12.5 a second, 1 leaves the convolution and the projection out."""
+    pools: tuple[int, ...] = ()
+    """Every pooling that the model was trained with, `pool` among them, in ascending order: a token budget chooses one.
+    Empty where there is only `pool`, and no budget is taken."""
 
     def __post_init__(self) -> None:
-        check_within("adapter.pool", self.pool, 1, 8)
+        for pool in (self.pool, *self.pools):
+            check_within("adapter.pool", pool, 1, 8)
         check_within("adapter.stride", self.stride, 1, 8)
+        if self.pools and (list(self.pools) != sorted(set(self.pools)) or self.pool not in self.pools):
+            raise ConfigError(f"adapter.pools {self.pools} must ascend and hold adapter.pool {self.pool}")
+
+    @property
+    def trained_pools(self) -> tuple[int, ...]:
+        """Every pooling that there is."""
+        return self.pools or (self.pool,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +222,22 @@ class DecodeConfig:
     """When a committed end of text shortens the response: after every round, after the first as published, or never."""
     slots_per_second: float = 5.0
     """Slots for each second of audio where the draft gives no length."""
+    sampler: SamplerName = "prior_guided"
+    """What decodes: "prior_guided" is dLLM-ASR's own; the others are those of `backbones.samplers`, which take the
+    threshold alone from here, where they have one."""
+    draft_entropy: float = 0.0
+    """Nats; a recording whose draft has no frame of more entropy is not read by the language model. 0 reads all."""
+    n_best: int = 1
+    """Texts for each recording, from that many drafts, all but the first drawn; the one of minimum Bayes risk stays."""
+    hotword_boost: float = 4.0
+    """Nats that a token of a hotword gains in an open slot."""
+    certify: Literal["ar"] | None = None
+    """"ar" verifies drafts by the left-to-right reading of the language model, whose greedy text is written."""
+    certify_draft: Literal["ctc", "denoised", "both"] = "ctc"
+    """Which drafts are verified: that of the CTC head, which costs no pass, the denoised text, or both side by side."""
+    certify_rejection_prob: float = 1.0
+    """A verifying pass reads a draft up to where one of its tokens is rejected with this probability, as their
+    confidences say (SpecDec++); 1 reads it to the end."""
 
     def __post_init__(self) -> None:
         check_within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
@@ -221,6 +250,10 @@ class DecodeConfig:
         if self.verify_committed and not self.verify_threshold:
             raise ConfigError("decode.verify_committed needs a decode.verify_threshold above 0")
         check_within("decode.slots_per_second", self.slots_per_second, 0.1, 50.0)
+        check_within("decode.draft_entropy", self.draft_entropy, 0.0, 100.0)
+        check_within("decode.n_best", self.n_best, 1, 256)
+        check_within("decode.hotword_boost", self.hotword_boost, 0.0, 100.0)
+        check_within("decode.certify_rejection_prob", self.certify_rejection_prob, 1e-6, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift.dllm_asr.config import DraftConfig
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.padding import length_mask
 from tokenthrift.whisper import STATE_SAMPLES, EncoderLayer
 
@@ -25,8 +26,10 @@ __all__ = [
     "DraftWord",
     "character_ids",
     "ctc_loss",
-    "draft_words",
     "ctc_log_likelihood",
+    "draft_entropy",
+    "draft_words",
+    "length_guard",
 ]
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"  # id 0 is the CTC blank, character i has id i + 1
@@ -91,13 +94,13 @@ class DraftWord:
     end: float
 
 
-def draft_words(log_p: Tensor) -> list[DraftWord]:
-    """Greedy CTC of one recording: `(N, 29)` log-probabilities to words.
+def draft_words(log_p: Tensor, path: Tensor | None = None) -> list[DraftWord]:
+    """CTC of one recording: `(N, 29)` log-probabilities to words, along the `(N,)` most probable path or a given one.
 
     The confidence of a run of frames of one character is the highest of its frames; that of a word is the lowest of its
     characters.
     """
-    best, ids = log_p.max(-1)
+    best, ids = log_p.max(-1) if path is None else (log_p.gather(1, path[:, None]).squeeze(1), path)
     words: list[DraftWord] = []
     letters: list[tuple[str, float, int, int]] = []
 
@@ -134,3 +137,20 @@ def ctc_log_likelihood(log_p: Tensor, text: str) -> float:
     ids = torch.tensor([character_ids(text)])
     sizes = torch.tensor([len(log_p)]), torch.tensor([ids.shape[1]])
     return -float(F.ctc_loss(log_p[:, None].float().cpu(), ids, *sizes, reduction="sum"))
+
+
+def draft_entropy(log_p: Tensor) -> float:
+    """The highest entropy of a frame, in nats, of the `(N, 29)` log-probabilities of one recording.
+
+    A gate (self-speculative decoding, arXiv 2603.11243): where no frame is unsure, the language model need not run.
+    """
+    wide = log_p.double()
+    return float((-(wide.exp() * wide).nan_to_num(0.0).sum(-1)).amax()) if len(log_p) else 0.0
+
+
+def length_guard(words: Sequence[DraftWord], vocabulary: Vocabulary) -> int:
+    """Most tokens that a causal decoder may write of a recording: twice those of the draft, and eight.
+
+    A decoder that loops (Whisper's does on strange sounds) is stopped there; what is said is never so much longer.
+    """
+    return 8 + 2 * sum(len(vocabulary.word(word.text)) for word in words)

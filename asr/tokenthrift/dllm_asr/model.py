@@ -11,17 +11,17 @@ from the draft and shrinks after every round, drafts are verified, and every tra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.auto.processing import speech_files
+from tokenthrift.backbones.samplers import Sampler
 from tokenthrift.budget import (
     BudgetLike,
     BudgetSupport,
@@ -30,15 +30,16 @@ from tokenthrift.budget import (
     ItemSize,
     NativeCost,
     SizeLike,
+    TokenBudget,
     TokenUsage,
     budgets_for,
     sizes_of,
 )
-from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
-from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
-from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse, upgrade_version_1
-from tokenthrift.dllm_asr.denoise import Denoised, denoise
-from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, ctc_log_likelihood, draft_words
+from tokenthrift.dllm_asr.adapter import Adapter
+from tokenthrift.dllm_asr.canvas import Canvas, build_canvas
+from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, upgrade_version_1
+from tokenthrift.dllm_asr.decoding import Batch, transcribe_batch
+from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, draft_words
 from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.dllm_asr.language_model import (
     completed,
@@ -47,17 +48,17 @@ from tokenthrift.dllm_asr.language_model import (
     read_vocabulary,
 )
 from tokenthrift.dllm_asr.punctuation import PunctuationHead, punctuated
+from tokenthrift.dllm_asr.rates import STATE_RATE, Rate, adapted_length, choose_rate, support_of
 from tokenthrift.dllm_asr.sources import fill_external, leave_out_external, miss_external
 from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel, read_config
 from tokenthrift.padding import length_mask
-from tokenthrift.transcript import Recognizer, Transcript, TranscriptToken
+from tokenthrift.transcript import Recognizer, Transcript
 from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
 __all__ = ["STATE_RATE", "DllmAsr"]
 
-STATE_RATE = 50.0  # encoder states a second
 BATCH_STATES = 12_000  # encoder states, padding included, that go through the encoder at once: 4 minutes
 
 
@@ -74,7 +75,6 @@ class DllmAsr(HubModel):
     config_class: ClassVar[type] = DllmAsrConfig
     asset_files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
     config: DllmAsrConfig
-    support: ClassVar[BudgetSupport] = BudgetSupport(fields=frozenset())  # the adapter has one rate: see `plan`
     native_cost: ClassVar[NativeCost] = NativeCost(per_second=STATE_RATE)
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
@@ -111,6 +111,11 @@ class DllmAsr(HubModel):
         self.register_state_dict_post_hook(leave_out_external)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(miss_external)  # type: ignore[no-untyped-call]
         self.eval()
+
+    @property
+    def support(self) -> BudgetSupport:
+        """The ceilings of a TokenBudget that are honored: none where the adapter was trained at one rate."""
+        return support_of(self.config.adapter)
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
@@ -151,31 +156,36 @@ class DllmAsr(HubModel):
 
         Args:
             items: their seconds, or their native encoder states.
-            budget: the rate of the adapter is fixed, so no ceiling is honored; a floor is.
+            budget: a ceiling chooses the finest of the rates that the adapter was trained at; an adapter of one rate
+                takes none. A floor is always honored.
 
         Raises:
-            BudgetError: a ceiling is set, or a floor that a recording does not reach, or no duration is known.
+            BudgetError: a ceiling that no rate keeps to, or a floor that a recording does not reach, or no duration is
+                known.
         """
-        sizes = sizes_of(items)
-        usage: list[TokenUsage] = []
-        for size, limit in zip(sizes, budgets_for(budget, len(sizes)), strict=True):
-            native = size.native
-            if native is None:
-                native = states_of(round(size.require("seconds") * SAMPLE_RATE))
-            windows, rest = divmod(native, MAX_STATES)
-            positions = windows * adapted_length(MAX_STATES, self.config.adapter)
-            positions += adapted_length(rest, self.config.adapter)
-            usage += replace(self.support, max_tokens=positions).plan([native], limit)
-        return tuple(usage)
+        return tuple(usage for _, usage in self._rates(items, budget))
 
-    def max_slots(self, states: int) -> int:
+    def _rates(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike]
+    ) -> list[tuple[Rate, TokenUsage]]:
+        sizes = sizes_of(items)
+        limits = budgets_for(budget, len(sizes))
+        return [choose_rate(size, limit, self.config.adapter) for size, limit in zip(sizes, limits, strict=True)]
+
+    def max_slots(self, states: int, rate: Rate | None = None) -> int:
         """Most slots of the response to a recording of so many encoder states.
+
+        Args:
+            states: of the encoder.
+            rate: at which the language model reads them; None for that of the configuration.
 
         Raises:
             ValueError: none, because the recording fills the positions of a model that reads it as a prefix.
         """
         positions = self.config.backbone.max_position_embeddings
-        prefix = 0 if self.config.backbone.family == "whisper" else adapted_length(states, self.config.adapter)
+        prefix = adapted_length(states, self.config.adapter) if rate is None else rate.positions
+        if self.config.backbone.family == "whisper":
+            prefix = 0
         slots = positions - prefix - prompt_positions(self.backbone)
         if slots < 1:
             seconds = states / STATE_RATE
@@ -221,7 +231,8 @@ class DllmAsr(HubModel):
             BudgetError: as `plan`, before anything is encoded.
             ValueError: as `encode`, before anything is transcribed.
         """
-        self.plan([ItemSize(seconds=len(samples) / SAMPLE_RATE) for samples in check_audio(audio)], budget)
+        sizes = [ItemSize(seconds=len(samples) / SAMPLE_RATE) for samples in check_audio(audio)]
+        rates = [rate for rate, _ in self._rates(sizes, budget)]
         decode = DecodeBudget.parse(decode)
         silence = round(self.config.encoder.trailing_silence * SAMPLE_RATE)
         results: dict[int, Transcript] = {}
@@ -230,25 +241,29 @@ class DllmAsr(HubModel):
             longest = min(MAX_STATES, states_of(len(audio[order[0]]) + silence))
             rows = order[: max(1, BATCH_STATES // longest)]
             order = order[len(rows) :]
-            heard = [audio[i] for i in rows]
+            heard, own = [audio[i] for i in rows], [rates[i] for i in rows]
             states, lengths = self.encode(heard)
             drafts = None if self.draft_model is None else [draft_of(t) for t in self.draft_model.transcribe(heard)]
-            done = self.as_read(self.decode(states, lengths, decode, drafts=drafts), states, lengths)
+            done = self.decode(states, lengths, decode, rates=own, drafts=drafts)
+            done = self.as_read(done, states, lengths, own)
             results.update(zip(rows, done, strict=True))
         return [results[i] for i in range(len(audio))]
 
     @torch.inference_mode()
-    def as_read(self, transcripts: list[Transcript], states: Tensor, lengths: Tensor) -> list[Transcript]:
+    def as_read(
+        self, transcripts: list[Transcript], states: Tensor, lengths: Tensor, rates: Sequence[Rate] | None = None
+    ) -> list[Transcript]:
         """Transcripts with casing and punctuation, where the model has a head for them and is not `plain`.
 
         Args:
             transcripts: of lower-case words.
             states: `(B, N, hidden_size)` of their recordings.
             lengths: `(B,)` states of each recording.
+            rates: at which the language model reads each recording; None for that of the configuration.
         """
         if self.punctuation is None or self.plain:
             return transcripts
-        memory = self.adapter(states, lengths)
+        memory = self.adapter(states, lengths, rates)
         return punctuated(self.punctuation, self.backbone, self.vocabulary, transcripts, *memory)
 
     @torch.inference_mode()
@@ -259,6 +274,8 @@ class DllmAsr(HubModel):
         decode: DecodeLike = None,
         settings: DecodeConfig | None = None,
         *,
+        rates: Sequence[Rate] | None = None,
+        sampler: Sampler | None = None,
         drafts: Sequence[Sequence[DraftWord]] | None = None,
     ) -> list[Transcript]:
         """Transcribes encoded recordings.
@@ -268,77 +285,25 @@ class DllmAsr(HubModel):
             lengths: `(B,)` states of each recording.
             decode: limits of decoding for each recording.
             settings: how to decode, in place of the model's own.
+            rates: at which the language model reads each recording; None for that of the configuration.
+            sampler: what denoises, in place of the one that the settings name; an object of `backbones.samplers`.
             drafts: words of each recording by another model, in place of the CTC head's.
+
+        Raises:
+            BudgetError: `certify` with a language model that does not read from left to right.
+            ValueError: a hotword that cannot be written.
         """
         settings = settings or self.config.decode
         limits = DecodeBudget.parse(decode)
         limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
+        if rates is None:
+            rates = [choose_rate(ItemSize(native=n), TokenBudget(), self.config.adapter)[0] for n in lengths.tolist()]
         log_p, own_drafts = self._drafts(states, lengths)
-        drafts = own_drafts if drafts is None else drafts
-        uses: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
-        canvases = [c for use in uses for c in self.canvases(drafts, lengths, replace(settings, draft=use))]
-        canvases = [c.first(limits.max_new_tokens) for c in canvases]
-        memory, memory_mask = self.adapter(states, lengths)
-        done = self._denoise(canvases, memory, memory_mask, limits, settings)
-        slots = done.text_slots()
-        texts = [
-            self.vocabulary.text([ids[i] for i in kept]) for ids, kept in zip(done.ids.tolist(), slots, strict=True)
-        ]
-        used = memory_mask.sum(1).tolist()
-        transcripts = []
-        for row, n in enumerate(lengths.tolist()):
-            rows = range(row, len(canvases), len(states))
-            best = row if len(uses) == 1 else max(rows, key=lambda r: ctc_log_likelihood(log_p[row, :n], texts[r]))
-            ids, confidence, canvas = done.ids[best].tolist(), done.confidence[best].tolist(), canvases[best]
-            pieces = self.vocabulary.pieces([ids[i] for i in slots[best]])
-            tokens = tuple(
-                # Where no forward pass read the slot, the confidence is that of the draft.
-                TranscriptToken(
-                    piece, canvas.confidence[i] if math.isnan(confidence[i]) else confidence[i], *canvas.times[i]
-                )
-                for i, piece in zip(slots[best], pieces, strict=True)
-                if piece
-            )
-            rounds = max(int(done.rounds[r]) for r in rows)
-            usage = TokenUsage(native=n, cap=used[row], used=used[row], rounds=rounds)
-            transcripts.append(Transcript(texts[best], tokens, usage))
-        return transcripts
-
-    def _denoise(
-        self,
-        canvases: Sequence[Canvas],
-        memory: Tensor,
-        memory_mask: Tensor,
-        limits: DecodeBudget,
-        settings: DecodeConfig,
-    ) -> Denoised:
-        """Fills the open slots; there may be several canvases a recording, in whole turns of the batch."""
-        device, end = memory.device, self.vocabulary.eos_id
-        ids, mask, windows, hints = (part.to(device) for part in stack_canvases(canvases, self.vocabulary))
-        windows = windows * (STATE_RATE / self.adapter.rate)
-        recording = torch.arange(len(canvases), device=device) % len(memory)
-        context = self.backbone.context(memory, memory_mask)
-
-        def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-            near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
-            logits = cast(Tensor, self.backbone(now, alive, context.select(recording[rows]), near, hint))
-            # A slot that belongs to a word of the draft cannot end the text; only the extra ones after it can.
-            logits[..., end].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
-            return logits
-
-        return denoise(
-            predict,
-            ids,
-            mask,
-            mask_id=self.vocabulary.mask_id,
-            eos_id=end,
-            delete_id=self.vocabulary.delete_id,
-            budget=limits,
-            threshold=settings.confidence_threshold,
-            prune=settings.prune,
-            verify_threshold=settings.verify_threshold or None,
-            verify_committed=settings.verify_committed,
+        memory, memory_mask = self.adapter(states, lengths, rates)
+        batch = Batch(
+            log_p, own_drafts if drafts is None else drafts, lengths, memory, memory_mask, rates, drafts is None
         )
+        return transcribe_batch(self, batch, limits, settings, sampler)
 
     @torch.inference_mode()
     def drafts(self, states: Tensor, lengths: Tensor) -> list[list[DraftWord]]:
@@ -349,12 +314,19 @@ class DllmAsr(HubModel):
         log_p = self.draft(states, lengths).cpu()
         return log_p, [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
 
-    def canvases(self, drafts: Sequence[Sequence[DraftWord]], lengths: Tensor, settings: DecodeConfig) -> list[Canvas]:
+    def canvases(
+        self,
+        drafts: Sequence[Sequence[DraftWord]],
+        lengths: Tensor,
+        settings: DecodeConfig,
+        rates: Sequence[Rate] | None = None,
+    ) -> list[Canvas]:
         """The responses the denoiser starts from; that of a recording without a draft word is empty, unless `draft` is
         "none"."""
         out = []
-        for words, n in zip(drafts, lengths.tolist(), strict=True):
-            most, canvas = self.max_slots(n), Canvas()
+        own: Sequence[Rate | None] = rates or [None] * len(drafts)
+        for words, n, rate in zip(drafts, lengths.tolist(), own, strict=True):
+            most, canvas = self.max_slots(n, rate), Canvas()
             if settings.draft == "none":
                 seconds = n / STATE_RATE
                 slots = max(4, round(seconds * settings.slots_per_second) + settings.extra_slots_at_end)

@@ -56,8 +56,9 @@ class StepAudioAdapter(nn.Module):
         ).requires_grad_(False)
         self.projection = nn.Linear(OUTPUT_SIZE, memory_size)
 
-    def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder states `(B, N, hidden_size)` to memory `(B, M, memory_size)` and its mask `(B, M)`."""
+    def forward(self, states: Tensor, lengths: Tensor, rates: object = None) -> tuple[Tensor, Tensor]:
+        """Encoder states `(B, N, hidden_size)` to memory `(B, M, memory_size)` and its mask `(B, M)`, at one rate."""
+        del rates  # as `Adapter` takes them: there is no choice
         parts: Any = self.frontend
         x, lengths = pool_by_rate(states, lengths, 2)
         # The norm gives padding a value, which the convolution must not see.

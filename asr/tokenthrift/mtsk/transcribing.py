@@ -157,6 +157,10 @@ def transcribe_recordings(
         beams = model.config.decoding.beams
     elif not 1 <= beams <= 64:
         raise ValueError(f"a beam search has from 1 to 64 beams, not {beams}")
+    if limits.certify and beams > 1:
+        raise BudgetError(f'certify="ar" with {beams} beams', "greedy decoding, which it certifies", "beams=1")
+    if limits.hotwords:
+        raise BudgetError(f"hotwords={limits.hotwords}", "no hotwords: this model has no slots that are open", "none")
     plans = plan_items(
         model.config,
         [recording.size for recording in recordings],

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenthrift.budget import DecodeBudget, TokenBudget
 
@@ -33,6 +33,8 @@ class JobSpec:
     max_rounds: int | None = None
     confidence_threshold: float | None = None
     plain: bool = False
+    certify: Literal["ar"] | None = None
+    hotwords: Sequence[str] = ()
     coarse_to_fine: bool = False
     noise_aware: bool = False
     track: int | str | None = None
@@ -59,6 +61,8 @@ class JobSpec:
             max_new_tokens=self.max_new_tokens,
             max_rounds=self.max_rounds,
             confidence_threshold=self.confidence_threshold,
+            certify=self.certify,
+            hotwords=tuple(self.hotwords),
         )
 
     def transcriber(self) -> Transcriber:

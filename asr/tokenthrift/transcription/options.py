@@ -124,6 +124,14 @@ def make_parser() -> argparse.ArgumentParser:
     decoding.add_argument(
         "--plain", action="store_true", help="lower-case words, also by a model that writes casing and punctuation"
     )
+    decoding.add_argument(
+        "--certify",
+        choices=["ar"],
+        help="write exactly the greedy left-to-right text of the model, sooner: it verifies drafts",
+    )
+    decoding.add_argument(
+        "--hotwords", nargs="+", default=[], metavar="WORD", help="words that are likely; they gain where it is unsure"
+    )
     tokens = parser.add_argument_group("tokens, for models with several rates, each window of at most 30 s")
     tokens.add_argument("--budget", metavar="B", help="most tokens: 64, 25%%, 12.5/s (default: the model's own rates)")
     tokens.add_argument(

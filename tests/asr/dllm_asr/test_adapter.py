@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.dllm_asr.adapter import Adapter, adapted_length
+from tokenthrift.dllm_asr.adapter import Adapter
 from tokenthrift.dllm_asr.config import AdapterConfig
+from tokenthrift.dllm_asr.rates import adapted_length
 
 RATES = st.builds(AdapterConfig, pool=st.integers(1, 4), stride=st.integers(1, 3))
 few = settings(deadline=None, max_examples=25)

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.asr.dllm_asr.plain_denoise import sampled
+from tokenthrift.backbones.samplers import Predict, Sampled, TokenIds
+from tokenthrift.backbones.samplers.prior_guided import Prune
+from tokenthrift.backbones.samplers.rules import by_threshold
+from tokenthrift.backbones.samplers.scores import Scoring, score
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.dllm_asr.denoise import Denoised, Predict, Prune, commit, denoise, score
 
 VOCAB, MASK, EOS, DELETE = 12, 11, 10, 9
 
@@ -35,9 +39,9 @@ def stub(seed: int, sharpness: float = 6.0) -> tuple[Predict, list[tuple[Tensor,
 
 def run(
     predict: Predict, ids: Tensor, mask: Tensor, *, rounds: int | None = None, threshold: float = 0.9, **options: Any
-) -> Denoised:
+) -> Sampled:
     budget = DecodeBudget(max_rounds=rounds, confidence_threshold=threshold)
-    return denoise(predict, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, **options)
+    return sampled(predict, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, **options)
 
 
 @st.composite
@@ -59,7 +63,7 @@ MODES = st.fixed_dictionaries(
         "rounds": st.sampled_from([None, 1, 3]),
         "threshold": st.sampled_from([0.3, 0.9, 1.0]),
     }
-)
+).map(lambda mode: {**mode, "verify_committed": mode["verify_committed"] and mode["verify_threshold"] is not None})
 
 
 @settings(deadline=None, max_examples=40)
@@ -133,7 +137,7 @@ def test_commit_takes_the_sure_ones_and_the_surest(
 ) -> None:
     c = torch.tensor(confidence, dtype=torch.float64)
     m = torch.tensor(open_slots).reshape(4, 4)[: len(c)]
-    chosen = commit(c, m, threshold)
+    chosen = by_threshold(c, m, threshold)
     for row in range(len(c)):
         candidates = [i for i in range(4) if m[row, i]]
         expected = {i for i in candidates if float(c[row, i]) >= threshold}
@@ -156,7 +160,7 @@ def certain(targets: list[int], confidence: list[float]) -> Callable[[Tensor, Te
     return predict
 
 
-def text_ids(done: Denoised) -> list[tuple[list[int], list[float]]]:
+def text_ids(done: Sampled) -> list[tuple[list[int], list[float]]]:
     """Per row, the token ids of its text and their confidences."""
     rows = zip(done.ids.tolist(), done.confidence.tolist(), done.text_slots(), strict=True)
     return [([ids[i] for i in slots], [confidence[i] for i in slots]) for ids, confidence, slots in rows]
@@ -248,9 +252,8 @@ def test_deletions_leave_no_text_but_stay_visible_to_the_model() -> None:
 def test_mask_is_never_written_even_where_the_model_prefers_it() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, MASK], logits[0, 4] = 9.0, 1.0
-    token, confidence, own = score(logits, torch.tensor([MASK]), MASK)
+    token, confidence = score(logits, TokenIds(MASK, EOS), Scoring())
     assert token.item() == 4
-    assert own.item() == 0.0
     assert confidence.item() == pytest.approx(math.e / (math.e + VOCAB - 2))
     assert logits[0, MASK] == 9.0
 
@@ -258,7 +261,7 @@ def test_mask_is_never_written_even_where_the_model_prefers_it() -> None:
 def test_confidences_that_half_precision_would_round_to_one_keep_their_order() -> None:
     logits = torch.zeros(2, VOCAB, dtype=torch.bfloat16)
     logits[0, 3], logits[1, 3] = 20.0, 21.0
-    _, confidence, _ = score(logits, torch.tensor([MASK, MASK]), MASK)
+    _, confidence = score(logits, TokenIds(MASK, EOS), Scoring())
     assert confidence[0] < confidence[1] < 1
 
 

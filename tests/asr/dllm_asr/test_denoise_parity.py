@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.asr.dllm_asr.plain_denoise import sampled
 from tokenthrift.backbones.llada import llama_from_llada
 from tokenthrift.backbones.prefix import PrefixBackbone
+from tokenthrift.backbones.samplers import TokenIds
+from tokenthrift.backbones.samplers.rules import by_threshold
+from tokenthrift.backbones.samplers.scores import Scoring, score
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.dllm_asr.denoise import commit, denoise, score
 
 MASK, EOS = 47, 46
 
@@ -56,7 +59,7 @@ def test_released_loop_of_dllm_asr(reference: Path, case: str) -> None:
     budget = DecodeBudget(confidence_threshold=entry["params"]["threshold"])
     ids, mask = all_masked(entry["params"]["gen_length"])
 
-    result = denoise(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="first")
+    result = sampled(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="first")
 
     assert result.forwards == entry["nfe"]
     assert [logits.shape[1] for logits in stub.logits] == entry["lengths"]
@@ -73,8 +76,8 @@ def test_pruning_every_round_also_cuts_at_a_late_eos(reference: Path) -> None:
     stub = Mixer(reference / "dllm" / "dllmasr_prune.npz")
     ids, mask = all_masked(64)
     budget = DecodeBudget()
-    released = denoise(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="first")
-    ours = denoise(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget)
+    released = sampled(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="first")
+    ours = sampled(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget)
     assert ours.forwards < released.forwards
     assert int(ours.lengths[0]) < int(released.lengths[0])
     assert EOS not in ours.ids[0, : int(ours.lengths[0])]
@@ -84,7 +87,7 @@ def test_threshold_loop_of_fast_dllm(reference: Path) -> None:
     stub = Mixer(reference / "dllm" / "fast_thr09_block1.npz")
     budget = DecodeBudget(confidence_threshold=0.9)
     ids, mask = all_masked(32)
-    result = denoise(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="never")
+    result = sampled(stub, ids, mask, mask_id=MASK, eos_id=EOS, budget=budget, prune="never")
     assert torch.stack(stub.inputs).tolist() == stub.arrays["x_in"].tolist()
     assert result.ids[0].tolist() == stub.arrays["out"][0, 5:].tolist()
 
@@ -93,10 +96,10 @@ def test_threshold_rule_of_fast_dllm(reference: Path) -> None:
     arrays = {k: torch.from_numpy(v) for k, v in np.load(reference / "dllm" / "fast_commit_rules.npz").items()}
     logits, open_slots = arrays["logits"], arrays["mask"]
     for threshold in (0.5, 0.8, 0.9, 0.95):
-        chosen = commit(arrays["conf"].masked_fill(~open_slots, 2.0), open_slots, threshold)
+        chosen = by_threshold(arrays["conf"].masked_fill(~open_slots, 2.0), open_slots, threshold)
         assert torch.equal(chosen, arrays[f"thr{threshold}"])
 
-    token, confidence, _ = score(logits[open_slots], arrays["x"][open_slots], MASK)
+    token, confidence = score(logits[open_slots], TokenIds(MASK, EOS), Scoring())
     upstream = arrays["x0"][open_slots]
     speaks = upstream != MASK
     assert not speaks.all()
@@ -129,7 +132,7 @@ def test_fast_dllm_on_tiny_llada_through_the_llama_backbone(reference: Path) -> 
 
         slots = torch.ones(1, 8, dtype=torch.bool)
         budget = DecodeBudget(confidence_threshold=0.5)
-        result = denoise(predict, canvas[:, here], slots, mask_id=mask_id, eos_id=eos_id, budget=budget, prune="never")
+        result = sampled(predict, canvas[:, here], slots, mask_id=mask_id, eos_id=eos_id, budget=budget, prune="never")
         canvas[:, here] = result.ids
         forwards += result.forwards
     assert forwards == config["nfe"]["generate_thr0.5"]

@@ -258,3 +258,10 @@ def test_it_is_a_recognizer_of_sound_and_lips() -> None:
     assert tiny_model(tasks=ALL).accepts(audio=False, video=True)
     with pytest.raises(BudgetError, match="nearest legal value: max_tokens=9"):
         model.plan([ItemSize(seconds=1.0, frames=25)], 8)
+
+
+def test_what_it_cannot_honor_of_a_decoding_is_refused() -> None:
+    model = tiny_model()
+    for decode, message in (({"certify": "ar"}, "4 beams"), ({"hotwords": ["fox"]}, "hotwords")):
+        with pytest.raises(BudgetError, match=message):
+            model.transcribe([speech(0.4)], [None], decode=decode, beams=4)

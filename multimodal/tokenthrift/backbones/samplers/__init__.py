@@ -42,7 +42,18 @@ from tokenthrift.backbones.samplers.loop import (
 )
 from tokenthrift.backbones.samplers.prior_guided import PriorGuidedSampler
 
+SAMPLERS: dict[str, type[Sampler]] = {
+    "llada": LladaSampler,
+    "fast_dllm": FastDllmSampler,
+    "dream": DreamSampler,
+    "entropy_bound": EntropyBoundSampler,
+    "prior_guided": PriorGuidedSampler,
+    "daedal": DaedalSampler,
+}
+"""Samplers by the names that configurations call them by."""
+
 __all__ = [
+    "SAMPLERS",
     "AdaptiveLength",
     "CachedPredict",
     "Canvas",

@@ -1,4 +1,4 @@
-"""The prior-guided sampler against the loop that dLLM-ASR decodes with: the same tokens, confidences and rounds."""
+"""The prior-guided sampler against the loop that dLLM-ASR decoded with: the same tokens, confidences and rounds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.asr.dllm_asr.plain_denoise import denoise
 from tokenthrift.backbones.samplers import Canvas, PriorGuidedSampler, TokenIds, sample
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.dllm_asr.denoise import denoise
 
 VOCAB, EOS, DELETE, MASK = 9, 6, 7, 8
 

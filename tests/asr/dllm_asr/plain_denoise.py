@@ -1,18 +1,4 @@
-"""Confidence denoising: turn a response full of MASK, or a draft, into text in as few forward passes as it needs.
-
-Source: dLLM-ASR (arXiv 2601.17902), section on inference: prior, token exit, length-adaptive pruning; the threshold
-rule is Fast-dLLM's (arXiv 2505.22618, section 3.3). Each round, one forward pass scores every open slot. Slots that
-reach the threshold are committed, and always the most confident one, so a response of L slots takes at most L rounds.
-
-Differs from the released loop, which decodes one utterance and cannot run as published:
-- rows are independent, leave the batch in the round that finishes them, and may differ in length;
-- a committed EOS shortens the canvas after every round; in the released loop only after the first (`prune="first"`);
-- MASK is never a candidate; in the released loop a slot that predicts MASK would loop for ever;
-- `max_rounds` ends a row by committing every slot that is still open;
-- a draft can be verified: in the first pass, draft tokens of low probability are opened again; with `verify_committed`
-  also committed tokens, since two slots that are committed in one round do not see each other;
-- a deletion token may be written into a slot, so that a slot too many costs no words.
-"""
+"""The loop dLLM-ASR decoded with before the samplers, as an oracle, and `PriorGuidedSampler` by the same arguments."""
 
 from __future__ import annotations
 
@@ -23,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenthrift.backbones.samplers import Canvas, PriorGuidedSampler, Sampled, TokenIds, sample
 from tokenthrift.budget import DecodeBudget
 
-__all__ = ["Denoised", "Predict", "Prune", "commit", "denoise", "first_index", "score"]
+__all__ = ["Denoised", "Predict", "Prune", "commit", "denoise", "first_index", "sampled", "score"]
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(ids (R, W), mask (R, W), rows (R,)) -> logits (R, W, vocab); `rows` index the batch given to `denoise`."""
@@ -182,3 +169,28 @@ def denoise(
         unread = (now == mask_id) | fixed if verify_committed else now == mask_id
         running[rows] = (kept & unread).any(1)
     return Denoised(ids, confidence, lengths, rounds, forwards, eos_id, delete_id)
+
+
+def sampled(
+    predict: Predict,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    mask_id: int,
+    eos_id: int,
+    budget: DecodeBudget,
+    prune: Prune = "every",
+    verify_threshold: float | None = None,
+    verify_committed: bool = False,
+    delete_id: int | None = None,
+) -> Sampled:
+    """The same by the sampler; see `denoise`."""
+    assert budget.confidence_threshold is not None
+    sampler = PriorGuidedSampler(
+        threshold=budget.confidence_threshold,
+        prune=prune,
+        verify_threshold=verify_threshold,
+        verify_committed=verify_committed,
+    )
+    tokens = TokenIds(mask_id, eos_id, delete=delete_id)
+    return sample(predict, Canvas(ids, mask), sampler, tokens, max_rounds=budget.max_rounds)

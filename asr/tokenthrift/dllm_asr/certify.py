@@ -1,0 +1,222 @@
+"""Certified decoding: exactly the greedy left-to-right text of the language model, in few passes of it.
+
+Source: greedy verification of drafts, as in DiffuSpec (arXiv 2510.02358), where a diffusion model drafts, and in
+self-speculative decoding for speech (arXiv 2603.11243), where a CTC head on the same encoder does. One pass of the
+causal reading says the greedy token after each token of a draft; the longest run that agrees is accepted, the first
+disagreement takes the causal token, and the rest of the draft is verified on.
+
+Differs from both: the draft is not thrown away at the first disagreement. The text so far is aligned to it (Levenshtein
+distance), what stands after the aligned place goes on to be verified, and where the pass disagreed further on, its own
+tokens replace those of the draft (a step of Jacobi decoding), so several errors of a draft cost one pass together.
+Several drafts are read side by side. SpecDec++'s adaptive length (arXiv 2405.19715) is an option: there a trained head
+says how likely a token is accepted, here the draft's own confidence does.
+
+Why the text is the greedy one, whatever the draft: a token is only ever written if it is the greedy one after those
+before it. Why it ends: every pass writes at least one token, up to the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tokenthrift.dllm_asr.edit_distance import next_distances
+from tokenthrift.dllm_asr.reading import CausalReader
+
+__all__ = ["Certified", "CertifyOptions", "Draft", "certify", "check_beams"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text to be verified.
+
+    Attributes:
+        ids: its tokens without an end; any integers.
+        confidence: of each token; as many, or none, which is 1.
+        starts: whether a token begins a word; as many, or none, where all do.
+    """
+
+    ids: Sequence[int]
+    confidence: Sequence[float] = ()
+    starts: Sequence[bool] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyOptions:
+    """How drafts are verified; the text is the same with all of them.
+
+    Attributes:
+        correct: replace tokens of the draft where a pass disagrees after the first disagreement.
+        max_rejection_prob: a pass reads a draft up to where one of its tokens is rejected with this probability, as
+            its confidences say; 1 reads it to the end.
+    """
+
+    correct: bool = True
+    max_rejection_prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_rejection_prob <= 1:
+            raise ValueError(f"max_rejection_prob must lie in (0, 1], not {self.max_rejection_prob}")
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """The greedy text and what it took.
+
+    Attributes:
+        ids: tokens without the end.
+        probabilities: of each token under the causal reading.
+        passes: of the causal reading, one after another.
+        accepted: tokens that a draft had at the right place, the end included.
+        written: all tokens, the end included where there is one.
+    """
+
+    ids: list[int]
+    probabilities: list[float]
+    passes: int
+    accepted: int
+    written: int
+
+
+def check_beams(beams: int) -> None:
+    """Raises a ValueError for a beam search, whose text is not the greedy one."""
+    if beams != 1:
+        raise ValueError(f"certified decoding writes the greedy text, so it has no beams, not {beams}: take beams=1")
+
+
+@torch.no_grad()
+def certify(
+    reader: CausalReader,
+    drafts: Sequence[Draft],
+    *,
+    limit: int,
+    end: int,
+    forbidden: Collection[int] = (),
+    options: CertifyOptions | None = None,
+) -> Certified:
+    """The text that greedy decoding writes with the same reader, limit and forbidden tokens.
+
+    Args:
+        reader: of one recording; nothing has been read yet.
+        drafts: none, one, or several that are read side by side.
+        limit: most tokens to write, the end included.
+        end: token that ends the text.
+        forbidden: tokens that are never written.
+        options: how to verify.
+    """
+    options = options or CertifyOptions()
+    limit = min(limit, reader.positions)
+    possible = set(range(reader.vocab_size)).difference(forbidden)
+    followers = [_Follower(draft, end, possible, options) for draft in drafts or [Draft(())]]
+    text: list[int] = []
+    chances: list[float] = []
+    unread, passes, accepted = list(reader.begin), 0, 0
+    banned = torch.tensor(sorted(forbidden), dtype=torch.int64)
+    while len(text) < limit and text[-1:] != [end]:
+        proposals = [follower.propose(limit - len(text) - 1) for follower in followers]
+        distinct = list(dict.fromkeys(map(tuple, proposals)))
+        scores = reader.read([[*unread, *proposal] for proposal in distinct])
+        passes += 1
+        said = [_greedy(row[len(unread) - 1 :], banned) for row in scores]
+        for follower, proposal in zip(followers, proposals, strict=True):
+            follower.corrected(proposal, said[distinct.index(tuple(proposal))][0])
+        runs = [_agreed(proposal, tokens) for proposal, (tokens, _) in zip(distinct, said, strict=True)]
+        best = max(range(len(runs)), key=lambda i: runs[i])
+        tokens, sure = said[best]
+        run = runs[best]
+        accepted += run
+        # The pass also says what follows the run, unless that is the end.
+        count = run if distinct[best][:run][-1:] == (end,) else run + 1
+        text += tokens[:count]
+        chances += sure[:count]
+        for follower in followers:
+            follower.follow(tokens[:count])
+        reader.keep(best, len(unread) + run)
+        unread = text[-1:]
+    written = len(text)
+    if text[-1:] == [end]:
+        text.pop()
+    return Certified(text, chances[: len(text)], passes, accepted, written)
+
+
+def _greedy(scores: Tensor, banned: Tensor) -> tuple[list[int], list[float]]:
+    """The most probable token of each row and its probability."""
+    scores = scores.index_fill(1, banned.to(scores.device), float("-inf"))
+    best, tokens = scores.log_softmax(-1).max(-1)
+    return tokens.tolist(), best.exp().tolist()
+
+
+def _agreed(proposal: Sequence[int], tokens: Sequence[int]) -> int:
+    return next((at for at, token in enumerate(proposal) if token != tokens[at]), len(proposal))
+
+
+@dataclass(slots=True)
+class _Follower:
+    """Proposes what is left of a draft after the text so far.
+
+    Attributes:
+        possible: tokens that may be written.
+        distances: edit distance between the text so far and each beginning of the draft.
+        corrections: tokens of the draft that a pass would rather have otherwise, by their place.
+        places: where the tokens of the last proposal stand in the draft.
+    """
+
+    draft: Draft
+    end: int
+    possible: Container[int]
+    options: CertifyOptions
+    distances: list[int] = field(init=False)
+    corrections: dict[int, int] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.distances = list(range(len(self.draft.ids) + 1))
+
+    def propose(self, most: int) -> list[int]:
+        """At most so many tokens; the end comes last and only there."""
+        draft, start = self.draft, self._aligned()
+        out: list[int] = []
+        self.places = []
+        all_accepted, replaced = 1.0, False
+        for place in range(start, len(draft.ids)):
+            begins = draft.starts[place] if draft.starts else True
+            if replaced and not begins:
+                continue  # the rest of a word whose beginning was replaced
+            replaced = place in self.corrections
+            token = self.corrections.get(place, draft.ids[place])
+            if token not in self.possible:
+                continue
+            all_accepted *= draft.confidence[place] if draft.confidence else 1.0
+            if 1 - all_accepted > self.options.max_rejection_prob:
+                break  # too unsure to be worth reading
+            out.append(token)
+            self.places.append(place)
+            if token == self.end:
+                break
+        else:
+            out.append(self.end)
+        return out[:most]
+
+    def corrected(self, proposal: Sequence[int], tokens: Sequence[int]) -> None:
+        """Notes what a pass over the last proposal says after the first disagreement, whose token is written."""
+        if not self.options.correct:
+            return
+        for at in range(_agreed(proposal, tokens) + 1, len(self.places)):
+            place, token = self.places[at], tokens[at]
+            self.corrections.pop(place, None)
+            # What follows a token that is wrong itself was said in its light.
+            if token != self.draft.ids[place] and tokens[at - 1] == proposal[at - 1]:
+                self.corrections[place] = token
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """The text goes on with these tokens."""
+        for token in tokens:
+            self.distances = next_distances(self.distances, self.draft.ids, token)
+
+    def _aligned(self) -> int:
+        """The beginning of the draft that is most like the text, the longest among equals."""
+        least = min(self.distances)
+        return max(place for place, distance in enumerate(self.distances) if distance == least)

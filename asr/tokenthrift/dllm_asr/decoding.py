@@ -1,0 +1,293 @@
+"""From what the encoder and the CTC head made of a batch to transcripts: gate, denoise, choose, certify, time words.
+
+Source: dLLM-ASR (arXiv 2601.17902), section on inference, whose loop is one sampler of `backbones.samplers`
+(`PriorGuidedSampler`). What differs: any other sampler may decode; a recording whose draft is sure everywhere is not
+read by the language model (self-speculative decoding, arXiv 2603.11243); several responses of a recording are rows of
+one batch; the text can be certified (see `certify`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from tokenthrift.backbones.masked import MaskedDiffusionBackbone
+from tokenthrift.backbones.samplers import SAMPLERS, DaedalSampler, PriorGuidedSampler, Sampler, TokenIds, sample
+from tokenthrift.backbones.samplers import Canvas as SamplerCanvas
+from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
+from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, certify
+from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse
+from tokenthrift.dllm_asr.draft import DraftWord, ctc_log_likelihood, draft_entropy, length_guard
+from tokenthrift.dllm_asr.hotwords import Hotwords
+from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
+from tokenthrift.dllm_asr.rates import STATE_RATE, Rate
+from tokenthrift.dllm_asr.reading import CausalReader, causal_readers, check_causal
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
+from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_places
+from tokenthrift.transcript import Transcript, TranscriptToken
+
+__all__ = ["Batch", "Parts", "make_sampler", "transcribe_batch"]
+
+
+class Parts(Protocol):
+    """What of a model decoding needs."""
+
+    config: DllmAsrConfig
+    vocabulary: Vocabulary
+    backbone: MaskedDiffusionBackbone
+
+    def canvases(
+        self,
+        drafts: Sequence[Sequence[DraftWord]],
+        lengths: Tensor,
+        settings: DecodeConfig,
+        rates: Sequence[Rate] | None = None,
+    ) -> list[Canvas]:
+        """The responses that the denoiser starts from."""
+        ...
+
+    def max_slots(self, states: int, rate: Rate | None = None) -> int:
+        """Most slots of a response."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Recordings, encoded and drafted.
+
+    Attributes:
+        log_p: `(B, N, 29)` CTC log-probabilities.
+        drafts: their words.
+        lengths: `(B,)` encoder states.
+        memory, memory_mask: what the language model reads, `(B, M, memory_size)` and `(B, M)`.
+        rates: at which it reads each recording.
+        own_drafts: the drafts are those of the posteriors, not of another model.
+    """
+
+    log_p: Tensor
+    drafts: Sequence[Sequence[DraftWord]]
+    lengths: Tensor
+    memory: Tensor
+    memory_mask: Tensor
+    rates: Sequence[Rate]
+    own_drafts: bool = True
+
+    def posteriors(self, row: int) -> Tensor:
+        """`(N, 29)` of one recording, without padding."""
+        return self.log_p[row, : int(self.lengths[row])]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A text for a recording.
+
+    Attributes:
+        text: as written.
+        pieces: what its tokens write.
+        ids: its tokens.
+        confidence: of each token.
+        times: of each token in seconds; None where slots did not stay in their places.
+        rounds: passes of the language model.
+    """
+
+    text: str
+    pieces: list[str]
+    ids: list[int]
+    confidence: list[float]
+    times: list[tuple[float, float]] | None
+    rounds: int
+
+
+def make_sampler(settings: DecodeConfig, limits: DecodeBudget, longest: int) -> Sampler:
+    """The sampler that decoding settings name, with those of its options that they say.
+
+    Args:
+        settings: of the model or the call.
+        limits: may name another threshold.
+        longest: most slots of a canvas that grows.
+    """
+    threshold = limits.confidence_threshold or settings.confidence_threshold
+    if settings.sampler == "prior_guided":
+        return PriorGuidedSampler(
+            threshold=threshold,
+            prune=settings.prune,
+            verify_threshold=settings.verify_threshold or None,
+            verify_committed=settings.verify_committed,
+        )
+    if settings.sampler == "daedal":
+        return DaedalSampler(max_length=longest, high=threshold, drafts=True, grow=False)
+    kind = SAMPLERS[settings.sampler]
+    takes_threshold = any(f.name == "threshold" for f in fields(kind))  # type: ignore[arg-type]
+    return kind(threshold=threshold) if takes_threshold else kind()  # type: ignore[call-arg]
+
+
+def transcribe_batch(
+    model: Parts, batch: Batch, limits: DecodeBudget, settings: DecodeConfig, sampler: Sampler | None = None
+) -> list[Transcript]:
+    """Transcripts of a batch; see `DllmAsr.decode`."""
+    certified = limits.certify or settings.certify
+    if certified:
+        check_causal(model.backbone, model.config.backbone.family)
+    count = len(batch.drafts)
+    found: list[list[Response]] = [[] for _ in range(count)]
+    for row in range(count):
+        if not certified and batch.own_drafts and 0 < settings.draft_entropy >= draft_entropy(batch.posteriors(row)):
+            found[row].append(_as_drafted(model, batch, row, limits))
+    denoised = not certified or settings.certify_draft != "ctc"
+    going = [row for row in range(count) if denoised and not found[row]]
+    for row, response in _denoise(model, batch, going, limits, settings, sampler):
+        found[row].append(response)
+    if certified:
+        # Readers of different recordings have kept different numbers of tokens, so each reads by itself.
+        readers = causal_readers(model.backbone, batch.memory, batch.memory_mask)
+    out = []
+    for row, responses in enumerate(found):
+        order = _order(batch.posteriors(row), [r.text for r in responses], settings) if responses else []
+        best = responses[order[0]] if responses else None
+        rounds = max((r.rounds for r in responses), default=0)
+        usage = TokenUsage(
+            native=int(batch.lengths[row]),
+            cap=batch.rates[row].positions,
+            used=batch.rates[row].positions,
+            rounds=rounds,
+        )
+        alternatives = tuple(responses[place].text for place in order[1:]) if settings.n_best > 1 else ()
+        if certified:
+            drafts = []
+            if settings.certify_draft != "denoised":
+                drafts.append(_ctc_draft(batch.drafts[row], model.vocabulary))
+            if best is not None:
+                drafts.append(_denoised_draft(best))
+            limit = length_guard(batch.drafts[row], model.vocabulary)
+            limit = min(limit, limits.max_new_tokens or limit)
+            done = _certify(readers[row], drafts, limit, settings, model.vocabulary)
+            usage = replace(usage, rounds=rounds + done.passes, accepted=done.accepted, written=done.written)
+            best = _response(model.vocabulary, done.ids, done.probabilities, None, done.passes)
+        assert best is not None
+        out.append(_transcript(batch.posteriors(row), best, usage, alternatives))
+    return out
+
+
+def _as_drafted(model: Parts, batch: Batch, row: int, limits: DecodeBudget) -> Response:
+    """The draft as it is, which no pass has read."""
+    canvas = build_canvas(batch.drafts[row], model.vocabulary, 0.0, 0.0, 0)
+    canvas = canvas.first(model.max_slots(int(batch.lengths[row]), batch.rates[row])).first(limits.max_new_tokens)
+    return _response(model.vocabulary, canvas.ids, canvas.confidence, canvas.times, 0)
+
+
+def _denoise(
+    model: Parts,
+    batch: Batch,
+    going: Sequence[int],
+    limits: DecodeBudget,
+    settings: DecodeConfig,
+    sampler: Sampler | None,
+) -> list[tuple[int, Response]]:
+    """Responses of the recordings `going`, each with its row; several for a recording, in whole turns of the batch."""
+    if not going:
+        return []
+    vocabulary, device = model.vocabulary, batch.memory.device
+    lengths, rates = batch.lengths[torch.tensor(going)], [batch.rates[row] for row in going]
+    uses: tuple[DraftUse, ...] = ("confident", "length") if settings.draft == "both" else (settings.draft,)
+    canvases: list[Canvas] = []
+    samples = [sampled_drafts(batch.posteriors(row), settings.n_best) for row in going] if settings.n_best > 1 else None
+    for draw in range(settings.n_best):
+        drafts = [batch.drafts[row] if samples is None or not draw else samples[i][draw] for i, row in enumerate(going)]
+        for use in uses:
+            canvases += model.canvases(drafts, lengths, replace(settings, draft=use), rates)
+    canvases = [canvas.first(limits.max_new_tokens) for canvas in canvases]
+    rows = list(going) * (len(canvases) // len(going))
+    recording = torch.tensor(rows, device=device)
+    ids, mask, windows, hints = (part.to(device) for part in stack_canvases(canvases, vocabulary))
+    pooled = torch.tensor([rate.pool for rate in batch.rates], device=device)[recording]
+    windows = windows * (STATE_RATE / (pooled * model.config.adapter.stride))[:, None, None]
+    context = model.backbone.context(batch.memory, batch.memory_mask)
+    hotwords = Hotwords(limits.hotwords, vocabulary, settings.hotword_boost) if limits.hotwords else None
+    longest = min(model.max_slots(int(n), rate) for n, rate in zip(lengths, rates, strict=True))
+    sampler = sampler or make_sampler(settings, limits, min(longest, limits.max_new_tokens or longest))
+    moves = isinstance(sampler, DaedalSampler)  # inserts slots, so what was known of a slot is another's
+
+    def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
+        if moves:
+            logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows])))
+        else:
+            near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
+            logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows]), near, hint))
+            # A slot that belongs to a word of the draft cannot end the text; only the extra ones after it can.
+            logits[..., vocabulary.eos_id].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
+        return logits if hotwords is None else hotwords.boosted(logits, now)
+
+    tokens = TokenIds(vocabulary.mask_id, vocabulary.eos_id, delete=vocabulary.delete_id)
+    done = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=limits.max_rounds)
+    out = []
+    for i, (slots, canvas) in enumerate(zip(done.text_slots(), canvases, strict=True)):
+        written, sure = done.ids[i].tolist(), done.confidence[i].tolist()
+        if not moves:
+            # Where no forward pass read the slot, the confidence is that of the draft.
+            sure = [own if math.isnan(c) else c for c, own in zip(sure, canvas.confidence, strict=False)]
+        chances = [0.0 if math.isnan(sure[slot]) else sure[slot] for slot in slots]
+        times = None if moves else [canvas.times[slot] for slot in slots]
+        out.append((rows[i], _response(vocabulary, [written[s] for s in slots], chances, times, int(done.rounds[i]))))
+    return out
+
+
+def _order(log_p: Tensor, texts: Sequence[str], settings: DecodeConfig) -> list[int]:
+    """Places of the responses, the best first: by risk where several drafts were drawn, else by CTC likelihood."""
+    if settings.n_best > 1:
+        return by_risk(texts)
+    if len(texts) == 1:
+        return [0]
+    return sorted(range(len(texts)), key=lambda place: -ctc_log_likelihood(log_p, texts[place]))
+
+
+def _ctc_draft(words: Sequence[DraftWord], vocabulary: Vocabulary) -> Draft:
+    tokens = [(token, word.confidence, not i) for word in words for i, token in enumerate(vocabulary.word(word.text))]
+    ids, confidence, starts = zip(*tokens, strict=True) if tokens else ((), (), ())
+    return Draft(ids, confidence, starts)
+
+
+def _denoised_draft(response: Response) -> Draft:
+    return Draft(response.ids, response.confidence, [piece.startswith(" ") for piece in response.pieces])
+
+
+def _certify(
+    reader: CausalReader, drafts: Sequence[Draft], limit: int, settings: DecodeConfig, vocabulary: Vocabulary
+) -> Certified:
+    forbidden = (vocabulary.mask_id, vocabulary.start_id, vocabulary.delete_id)
+    options = CertifyOptions(max_rejection_prob=settings.certify_rejection_prob)
+    return certify(reader, drafts, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options)
+
+
+def _response(
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    confidence: Sequence[float],
+    times: Sequence[tuple[float, float]] | None,
+    rounds: int,
+) -> Response:
+    pieces = vocabulary.pieces(ids)
+    return Response(
+        "".join(pieces).strip(), pieces, list(ids), list(confidence), None if times is None else list(times), rounds
+    )
+
+
+def _transcript(log_p: Tensor, response: Response, usage: TokenUsage, alternatives: tuple[str, ...]) -> Transcript:
+    texts = response.text.split()
+    sure = [1.0] * len(texts)
+    for piece, word, confidence in zip(response.pieces, word_places(response.pieces), response.confidence, strict=True):
+        if piece.strip():
+            sure[word] = min(sure[word], confidence)
+    words = time_words(log_p, texts, sure)
+    times = time_tokens(response.pieces, words) if response.times is None else response.times
+    tokens = tuple(
+        TranscriptToken(piece, confidence, *time)
+        for piece, confidence, time in zip(response.pieces, response.confidence, times, strict=True)
+        if piece
+    )
+    return Transcript(response.text, tokens, usage, words, alternatives)

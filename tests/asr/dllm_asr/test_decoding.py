@@ -1,0 +1,265 @@
+"""How encoded recordings become transcripts: samplers, the gate, hotwords, several drafts, certified text, words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.asr.dllm_asr.plain_denoise import denoise
+from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
+from tokenthrift.backbones.samplers import SAMPLERS, LladaSampler, PriorGuidedSampler
+from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.dllm_asr import DllmAsr, decoding
+from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
+from tokenthrift.dllm_asr.config import DecodeConfig, SamplerName
+from tokenthrift.dllm_asr.draft import CHARACTERS, draft_entropy, draft_words, length_guard
+from tokenthrift.dllm_asr.edit_distance import edit_distance
+from tokenthrift.dllm_asr.hotwords import Hotwords
+from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
+from tokenthrift.dllm_asr.word_times import forced_align, time_tokens, time_words, word_places
+from tokenthrift.media.audio import read_audio
+from tokenthrift.transcript import Transcript
+
+ROOT = Path(__file__).resolve().parents[3]
+AUDIO = [speech(seconds, seed) for seed, seconds in enumerate([0.5, 1.2, 0.2, 0.8])]
+few = settings(deadline=None, max_examples=50)
+
+
+@pytest.fixture(scope="module")
+def whisper() -> DllmAsr:
+    return tiny_model("whisper").double()
+
+
+@pytest.fixture(scope="module")
+def encoded(whisper: DllmAsr) -> tuple[Tensor, Tensor]:
+    states, lengths = whisper.encode(AUDIO)
+    return states, lengths
+
+
+def alike(ours: list[Transcript], others: list[Transcript]) -> None:
+    """Equal but for the last digits of confidences, which the loop rounded otherwise."""
+    for one, other in zip(ours, others, strict=True):
+        assert (one.text, one.usage) == (other.text, other.usage)
+        for mine, theirs in ((one.tokens, other.tokens), (one.words, other.words)):
+            assert [(t.text, t.start, t.end) for t in mine] == [(t.text, t.start, t.end) for t in theirs]
+            assert [t.confidence for t in mine] == pytest.approx([t.confidence for t in theirs], abs=1e-9)
+
+
+def by_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding by the oracle in place of `sample`."""
+
+    def plain(predict: Any, canvas: Any, sampler: PriorGuidedSampler, tokens: Any, *, max_rounds: int | None) -> Any:
+        return denoise(
+            predict,
+            canvas.ids,
+            canvas.mask,
+            mask_id=tokens.mask,
+            eos_id=tokens.eos,
+            delete_id=tokens.delete,
+            budget=DecodeBudget(max_rounds=max_rounds),
+            threshold=sampler.threshold,
+            prune=sampler.prune or "every",
+            verify_threshold=sampler.verify_threshold,
+            verify_committed=sampler.verify_committed,
+        )
+
+    monkeypatch.setattr(decoding, "sample", plain)
+
+
+@pytest.mark.parametrize("draft", ["both", "none"])
+def test_the_sampler_writes_what_the_loop_wrote(
+    whisper: DllmAsr, encoded: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, draft: Any
+) -> None:
+    ways = [
+        DecodeConfig(draft=draft, draft_threshold=0.5, confidence_threshold=0.6, verify_threshold=verify, **more)
+        for verify, more in ((0.0, {}), (0.3, {"verify_committed": True, "max_rounds": 4}), (0.2, {"prune": "first"}))
+    ]
+    ours = [whisper.decode(*encoded, settings=way) for way in ways]
+    by_the_plain_loop(monkeypatch)
+    for found, way in zip(ours, ways, strict=True):
+        alike(found, whisper.decode(*encoded, settings=way))
+
+
+def test_the_shipped_model_writes_what_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DllmAsr.from_pretrained(ROOT / "model_cards" / "dllm-asr-tiny-en")
+    audio = [read_audio(next(iter(sorted((ROOT / "samples").rglob("*.flac")))))[: 4 * 16_000]]
+    ours = model.transcribe(audio)
+    by_the_plain_loop(monkeypatch)
+    alike(ours, model.transcribe(audio))
+    assert ours[0].text
+
+
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_every_sampler_decodes(whisper: DllmAsr, encoded: tuple[Tensor, Tensor], name: Any) -> None:
+    way = DecodeConfig(sampler=name, draft_threshold=0.9)
+    done = whisper.decode(*encoded, settings=way)
+    assert len({t.text for t in done}) > 1
+    for row, transcript in enumerate(done[:2]):
+        n = int(encoded[1][row])
+        (alone,) = whisper.decode(encoded[0][row : row + 1, :n], encoded[1][row : row + 1], settings=way)
+        assert (alone.text, alone.usage) == (transcript.text, transcript.usage)
+    assert set(SAMPLERS) == set(get_args(SamplerName))
+
+
+def test_a_sampler_may_be_an_object(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
+    way = DecodeConfig(draft="length", extra_slots_at_end=0)
+    done = whisper.decode(*encoded, settings=way, sampler=LladaSampler(steps=3))
+    assert {t.usage.rounds for t in done} <= {0, 1, 2, 3}
+    assert max(t.usage.rounds for t in done) == 3
+
+
+def test_a_draft_that_is_sure_everywhere_is_not_read(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
+    log_p = whisper.draft(*encoded).detach()
+    unsure = [draft_entropy(row[:n]) for row, n in zip(log_p, encoded[1].tolist(), strict=True)]
+    gate = sorted(unsure)[1]
+    plain = whisper.decode(*encoded)
+    gated = whisper.decode(*encoded, settings=replace(whisper.config.decode, draft_entropy=gate))
+    drafts = whisper.drafts(*encoded)
+    for words, entropy, before, after in zip(drafts, unsure, plain, gated, strict=True):
+        if entropy <= gate:
+            assert after.text == " ".join(word.text for word in words)
+            assert after.usage.rounds == 0
+            assert [word.confidence for word in after.words] == [word.confidence for word in words]
+        else:
+            assert after == before
+    uniform = torch.full((3, 29), 1 / 29).log()
+    assert draft_entropy(uniform) == pytest.approx(torch.log(torch.tensor(29.0)).item())
+
+
+@pytest.mark.parametrize("draft", ["ctc", "denoised", "both"])
+def test_certified_text_is_the_left_to_right_text(whisper: DllmAsr, encoded: tuple[Tensor, Tensor], draft: Any) -> None:
+    vocab = whisper.vocabulary
+    limits = [length_guard(words, vocab) for words in whisper.drafts(*encoded)]
+    expected = greedy(decoder_of(whisper), *whisper.adapter(*encoded), vocab, limits)
+    way = replace(whisper.config.decode, certify_draft=draft, certify_rejection_prob=0.9)
+    done = whisper.decode(*encoded, {"certify": "ar"}, way)
+    assert done == whisper.decode(*encoded, settings=replace(way, certify="ar"))
+    for ids, transcript in zip(expected, done, strict=True):
+        usage = transcript.usage
+        assert transcript.text == vocab.text(ids)
+        assert usage.written is not None
+        assert usage.accepted is not None
+        assert usage.written >= len(ids)
+        if draft == "ctc":
+            assert usage.written - usage.accepted <= usage.rounds <= usage.written
+        assert [token.text for token in transcript.tokens] == [piece for piece in vocab.pieces(ids) if piece]
+    assert len({t.text for t in done}) > 2
+
+
+def test_certified_text_needs_a_causal_reading_and_keeps_to_the_ceiling(whisper: DllmAsr) -> None:
+    with pytest.raises(BudgetError, match="bert language model, which has no left-to-right reading"):
+        tiny_model("bert").transcribe(AUDIO[:1], decode={"certify": "ar"})
+    with pytest.raises(BudgetError, match="certify='beam'"):
+        DecodeBudget(certify="beam")  # type: ignore[arg-type]
+    short = whisper.transcribe(AUDIO[1:2], decode={"certify": "ar", "max_new_tokens": 2})
+    assert len(short[0].tokens) <= 2
+    (llama,) = tiny_model("llama").double().transcribe(AUDIO[1:2], decode={"certify": "ar"})
+    assert llama.usage.written
+
+
+def test_hotwords_gain_in_open_slots_only() -> None:
+    vocab = vocabulary()
+    fox, dog = vocab.word("fox"), vocab.word("dog")
+    assert len(fox) > 1
+    hotwords = Hotwords(["fox"], vocab, 5.0)
+    logits = torch.zeros(1, len(fox) + 2, vocab.size)
+    ids = torch.full(logits.shape[:2], vocab.mask_id)
+    ids[0, -1] = dog[0]
+    out = hotwords.boosted(logits, ids)
+    assert not logits.any(), "the input stays"
+    assert not out[0, -1].any(), "a slot that is decided"
+    assert out[0, :-1, fox[0]].tolist() == [5.0] * (len(fox) + 1)
+    assert out[0, 0, fox[1]] == 0, "not without the token before"
+    assert out[0, 1, fox[1]] == 5
+    for bad in ("", "naïve", "42"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            Hotwords([bad], vocab, 1.0)
+    with pytest.raises(BudgetError, match="a list of words"):
+        DecodeBudget(hotwords="fox")  # type: ignore[arg-type]
+
+
+def test_hotwords_change_what_is_open_and_nothing_else(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
+    way = DecodeConfig(draft="length", hotword_boost=100.0)
+    with_words = whisper.decode(*encoded, {"hotwords": ["fox"]}, way)
+    assert any("fox" in t.text for t in with_words)
+    trusting = DecodeConfig(draft_threshold=0.0, verify_threshold=0.0, extra_slots_at_end=0, hotword_boost=100.0)
+    assert whisper.decode(*encoded, {"hotwords": ["fox"]}, trusting) == whisper.decode(*encoded, settings=trusting)
+
+
+@given(st.lists(st.sampled_from(["a b", "a c", "b", "", "a b c d"]), min_size=1, max_size=8))
+@few
+def test_the_text_of_least_expected_errors_comes_first(texts: list[str]) -> None:
+    order = by_risk(texts)
+    assert sorted(texts[place] for place in order) == sorted(set(texts))
+    risks = [sum(edit_distance(texts[p].split(), other.split()) for other in texts) for p in order]
+    assert risks == sorted(risks)
+
+
+def test_several_drafts_are_drawn_and_the_safest_text_stays(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
+    (log_p,) = whisper.draft(*(part[1:2] for part in encoded)).detach()
+    drawn = sampled_drafts(log_p, 6)
+    assert drawn[0] == draft_words(log_p)
+    assert drawn == sampled_drafts(log_p, 6)
+    assert len({tuple(word.text for word in words) for words in drawn}) > 2
+    way = replace(whisper.config.decode, n_best=5)
+    done = whisper.decode(*encoded, settings=way)
+    assert any(t.alternatives for t in done)
+    for row, transcript in enumerate(done):
+        assert transcript.text not in transcript.alternatives
+        n = int(encoded[1][row])
+        (alone,) = whisper.decode(encoded[0][row : row + 1, :n], encoded[1][row : row + 1], settings=way)
+        assert (alone.text, alone.alternatives) == (transcript.text, transcript.alternatives)
+
+
+WORDS = st.lists(st.text("ab'C,.", min_size=1, max_size=4), max_size=6)
+
+
+@given(words=WORDS, frames=st.integers(1, 60), seed=st.integers(0, 999))
+@few
+def test_words_have_times_that_never_go_back(words: list[str], frames: int, seed: int) -> None:
+    log_p = torch.randn(frames, 29, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    timed = time_words(log_p, words, [0.5] * len(words))
+    assert [word.text for word in timed] == words
+    last = 0.0
+    for word in timed:
+        assert last <= word.start <= word.end <= frames * 0.02 + 1e-9
+        last = word.start
+    assert all(a.end <= b.start + 1e-9 for a, b in zip(timed, timed[1:], strict=False))
+
+
+@given(targets=st.lists(st.integers(1, 3), min_size=1, max_size=8), more=st.integers(0, 20), seed=st.integers(0, 999))
+@few
+def test_the_alignment_is_that_of_torchaudio(targets: list[int], more: int, seed: int) -> None:
+    audio = pytest.importorskip("torchaudio.functional")
+    frames = len(targets) + sum(a == b for a, b in pairwise(targets)) + more
+    log_p = torch.randn(frames, 5, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    path, scores = audio.forced_align(log_p[None], torch.tensor([targets]))
+    expected = [(span.start, span.end) for span in audio.merge_tokens(path[0], scores[0])]
+    assert forced_align(log_p.numpy(), targets) == expected
+
+
+def test_words_are_where_their_letters_are() -> None:
+    path = [0, 2, 2, 0, 3, 0, 1, 0, 0, 4, 5, 5, 0, 0]  # "ab cd"
+    log_p = (torch.nn.functional.one_hot(torch.tensor(path), 29) * 9.0).log_softmax(-1)
+    assert CHARACTERS[1] == "a"
+    one, two = time_words(log_p, ["Ab,", "cd"], [0.3, 0.4])
+    assert (one.start, one.end, one.confidence) == pytest.approx((0.02, 0.10, 0.3))
+    assert (two.start, two.end, two.confidence) == pytest.approx((0.18, 0.24, 0.4))
+    pieces = [" a", "b", "", " ", "cd"]
+    assert word_places(pieces) == [0, 0, 0, 0, 1]
+    assert time_tokens(pieces, [one, two])[0] == pytest.approx((0.02, 0.04))
+
+
+def test_a_transcript_has_its_words(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
+    for transcript, n in zip(whisper.decode(*encoded), encoded[1].tolist(), strict=True):
+        assert " ".join(word.text for word in transcript.words) == " ".join(transcript.text.split())
+        assert all(0 <= word.start <= word.end <= n * 0.02 + 1e-9 for word in transcript.words)
+        assert all(0 <= word.confidence <= 1 for word in transcript.words)
