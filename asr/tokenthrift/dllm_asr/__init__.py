@@ -2,8 +2,11 @@
 
 model           `DllmAsr`: encoder, draft, denoiser; `transcribe`
 config          sizes and decoding settings
-draft           the CTC head and the canvas it leaves
-denoise         confidence commits, pruning, verification
+rates           which rate of the adapter a budget affords
+draft, canvas   the CTC head, and the slots it leaves
+decoding        from drafts to transcripts, by a sampler of `backbones.samplers`
+certify         exactly the left-to-right text, by verified drafts; `reading` is the causal reading
+n_best, hotwords, word_times
 adapter         encoder states to the memory of the language model
 vocabulary      words to tokens
 autoregressive  the baseline: the same decoder, left to right

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torchaudio.functional as audio_functions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -238,11 +239,10 @@ def test_words_have_times_that_never_go_back(words: list[str], frames: int, seed
 @given(targets=st.lists(st.integers(1, 3), min_size=1, max_size=8), more=st.integers(0, 20), seed=st.integers(0, 999))
 @few
 def test_the_alignment_is_that_of_torchaudio(targets: list[int], more: int, seed: int) -> None:
-    audio = pytest.importorskip("torchaudio.functional")
     frames = len(targets) + sum(a == b for a, b in pairwise(targets)) + more
     log_p = torch.randn(frames, 5, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
-    path, scores = audio.forced_align(log_p[None], torch.tensor([targets]))
-    expected = [(span.start, span.end) for span in audio.merge_tokens(path[0], scores[0])]
+    path, scores = audio_functions.forced_align(log_p[None], torch.tensor([targets]))
+    expected = [(span.start, span.end) for span in audio_functions.merge_tokens(path[0], scores[0])]
     assert forced_align(log_p.numpy(), targets) == expected
 
 
