@@ -204,7 +204,7 @@ class _Follower:
         """Notes what a pass over the last proposal says after the first disagreement, whose token is written."""
         if not self.options.correct:
             return
-        for at in range(_agreed(proposal, tokens) + 1, len(self.places)):
+        for at in range(_agreed(proposal, tokens) + 1, min(len(self.places), len(proposal))):
             place, token = self.places[at], tokens[at]
             self.corrections.pop(place, None)
             # What follows a token that is wrong itself was said in its light.
