@@ -86,10 +86,10 @@ def find_gate(model: DllmAsr, items: list[Item], settings: DecodeConfig) -> tupl
             for place in range(block.a, block.a + block.size)
         }
         words += [(word.confidence, place in right) for place, word in enumerate(draft)]
-    best, drafted_errors, errors = (0.0, 0.0), 0, 0
+    best, drafted_errors, transcript_errors = (0.0, 0.0), 0, 0
     for count, (entropy, own, decoded) in enumerate(sorted(rows), 1):
-        drafted_errors, errors = drafted_errors + own, errors + decoded
-        if drafted_errors <= errors:
+        drafted_errors, transcript_errors = drafted_errors + own, transcript_errors + decoded
+        if drafted_errors <= transcript_errors:
             best = entropy, count / len(rows)
     return *best, calibration_error(words)
 

@@ -61,7 +61,9 @@ def readings(
             row["tokens"] = transcript.usage.used
         limits = [length_guard(words, model.vocabulary) for words in drafts]
         for name, decoder in decoders.items():
-            for row, ids, limit in zip(batch, greedy(decoder, *memory, model.vocabulary, limits), limits, strict=True):
+            for row, ids, limit in zip(
+                batch, greedy(decoder, *memory, model.vocabulary, limits=limits), limits, strict=True
+            ):
                 row[name], row[f"{name} passes"] = model.vocabulary.text(ids), min(limit, len(ids) + 1)
         if certify is not None:
             way = replace(model.config.decode, certify="ar", certify_draft=certify)
