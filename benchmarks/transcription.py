@@ -131,6 +131,8 @@ def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, st
 
         torch.set_num_threads(arguments.threads)
         pipe: Any = pipeline("automatic-speech-recognition", model=str(arguments.whisper), chunk_length_s=30)
+        if pipe.tokenizer.pad_token_id is None:
+            pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         for path in files:
             _one(path, texts, errors, lambda path: str(pipe(path, batch_size=8)["text"]))
         return

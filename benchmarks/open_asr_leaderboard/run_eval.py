@@ -49,7 +49,7 @@ def main() -> None:
     clips = list(_clips(arguments))
     for clip in clips[: arguments.warmup_steps * arguments.batch_size]:
         transcriber.transcribe(clip.recording)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(clips), arguments.batch_size):
         batch = clips[start : start + arguments.batch_size]
         began = _now(device)
