@@ -110,7 +110,7 @@ def model_of(shape: Shape, dtype: torch.dtype, device: str) -> Any:
         parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(1.0)
     model.tie_weights()
     # The rotary frequencies are computed, not stored.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config, device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
     return model
 
 
