@@ -147,7 +147,7 @@ def test_what_cannot_be_attached_raises_before_anything_is_touched() -> None:
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9, pad_token_id=0
     )
     refused: Sequence[tuple[Any, ItemReducer, str, type[Exception], str]] = [
-        (LlamaForCausalLM(tiny), Uniform(), "4", ValueError, "llama; supported families: llava_onevision"),
+        (LlamaForCausalLM(tiny), Uniform(), "4", ValueError, "llama; supported families: llava, llava_next"),
         (torch.nn.Linear(2, 2), Uniform(), "4", ValueError, "Linear; supported"),
         (model, Uniform(), "e0.05", BudgetError, "target_error"),
         (model, Uniform(), "12.5/s", BudgetError, "tokens_per_second"),
