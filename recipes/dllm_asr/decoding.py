@@ -71,15 +71,16 @@ def measure(model: DllmAsr, items: list[Item], settings: DecodeConfig, batch: in
 
 def find_gate(model: DllmAsr, items: list[Item], settings: DecodeConfig) -> tuple[float, float, float]:
     """The entropy up to which drafts may stay, the share of recordings below it, and the calibration error of words."""
-    rows, words = [], []
+    rows: list[tuple[float, int, int]] = []
+    words: list[tuple[float, bool]] = []
     for states, text in items:
         lengths = torch.tensor([len(states)])
         (draft,) = model.drafts(states[None], lengths)
         (done,) = model.decode(states[None], lengths, settings=replace(settings, draft_entropy=0.0))
         entropy = draft_entropy(model.draft(states[None], lengths)[0])
         drafted = [word.text for word in draft]
-        counts = [word_errors([text], [written]).errors for written in (" ".join(drafted), done.text)]
-        rows.append((entropy, *counts))
+        own, decoded = (word_errors([text], [written]).errors for written in (" ".join(drafted), done.text))
+        rows.append((entropy, own, decoded))
         right = {
             place
             for block in SequenceMatcher(None, drafted, text.split(), autojunk=False).get_matching_blocks()

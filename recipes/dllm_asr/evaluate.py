@@ -53,7 +53,7 @@ def readings(
         sizes = [ItemSize(seconds=len(row["audio"]) / model.sample_rate) for row in batch]
         rates = [choose_rate(size, budget or TokenBudget(), model.config.adapter)[0] for size in sizes]
         drafts = model.drafts(states, lengths)
-        memory = model.adapter(states, lengths, rates)
+        memory, memory_mask = model.adapter(states, lengths, rates)
         done = model.decode(states, lengths, rates=rates)
         for row, words, transcript in zip(batch, drafts, done, strict=True):
             row["draft"] = " ".join(word.text for word in words)
@@ -61,9 +61,8 @@ def readings(
             row["tokens"] = transcript.usage.used
         limits = [length_guard(words, model.vocabulary) for words in drafts]
         for name, decoder in decoders.items():
-            for row, ids, limit in zip(
-                batch, greedy(decoder, *memory, model.vocabulary, limits=limits), limits, strict=True
-            ):
+            texts = greedy(decoder, memory, memory_mask, model.vocabulary, limits)
+            for row, ids, limit in zip(batch, texts, limits, strict=True):
                 row[name], row[f"{name} passes"] = model.vocabulary.text(ids), min(limit, len(ids) + 1)
         if certify is not None:
             way = replace(model.config.decode, certify="ar", certify_draft=certify)

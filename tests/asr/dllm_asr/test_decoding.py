@@ -139,7 +139,8 @@ def test_a_draft_that_is_sure_everywhere_is_not_read(whisper: DllmAsr, encoded: 
 def test_certified_text_is_the_left_to_right_text(whisper: DllmAsr, encoded: tuple[Tensor, Tensor], draft: Any) -> None:
     vocab = whisper.vocabulary
     limits = [length_guard(words, vocab) for words in whisper.drafts(*encoded)]
-    expected = greedy(decoder_of(whisper), *whisper.adapter(*encoded), vocab, limits=limits)
+    memory, mask = whisper.adapter(*encoded)
+    expected = greedy(decoder_of(whisper), memory, mask, vocab, limits)
     way = replace(whisper.config.decode, certify_draft=draft, certify_rejection_prob=0.9)
     done = whisper.decode(*encoded, {"certify": "ar"}, way)
     assert done == whisper.decode(*encoded, settings=replace(way, certify="ar"))
