@@ -131,7 +131,7 @@ def parallel(model: Any, cache: DynamicCache, slots: int) -> Tensor:
     logits: Tensor = model(
         input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
     ).logits
-    cache.crop(start)
+    cache.crop(start - cache.get_seq_length())  # counted from the end
     return logits.argmax(-1)
 
 
@@ -141,7 +141,7 @@ def left_to_right(model: Any, cache: DynamicCache, slots: int) -> Tensor:
     now = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     for _ in range(slots):
         now = model(input_ids=now, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-    cache.crop(start)
+    cache.crop(start - cache.get_seq_length())  # counted from the end
     return now
 
 

@@ -101,7 +101,7 @@ def vocabulary(size: int = 120) -> Vocabulary:
 
 def tiny_config(family: Family, pools: tuple[int, ...] = (), **decode: Any) -> DllmAsrConfig:
     """Whisper's decoder reads 25 states a second as they are; the others 12.5, through the convolution, as a prefix."""
-    sizes: dict[str, int] = {
+    sizes: dict[str, Any] = {
         "hidden_size": WIDTH,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,

@@ -213,7 +213,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 
 def _end(tokenizer: Tokenizer, fields: dict[str, Any]) -> int:
-    found = fields.get("eos_token_id", fields.get("pad_token_id"))
+    found: Any = fields.get("eos_token_id", fields.get("pad_token_id"))
     found = found[0] if isinstance(found, list) and found else found
     for name in ENDS:
         found = tokenizer.token_to_id(name) if found is None else found

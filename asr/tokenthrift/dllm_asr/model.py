@@ -99,7 +99,7 @@ class DllmAsr(HubModel):
         self.encoder.requires_grad_(False)
         has_frontend = sizes.kind == "step_audio"
         if has_frontend:
-            self.encoder.layer_norm = torch.nn.Identity()
+            self.encoder.layer_norm = torch.nn.Identity()  # type: ignore[assignment]
         self.draft = DraftHead(config.draft, sizes.hidden_size)
         self.backbone = make_backbone(config.backbone, config.vocab_size, vocabulary)
         widths = (sizes.hidden_size, self.backbone.memory_size)

@@ -116,7 +116,7 @@ def around(whisper: Path, kind: str, folder: Path, **options: Any) -> DllmAsr:
 
 def texts(model: DllmAsr) -> list[Any]:
     audio = [speech(0.9), speech(0.4, seed=1)]
-    return model.transcribe(audio, decode={"max_rounds": 4})
+    return [*model.transcribe(audio, decode={"max_rounds": 4})]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
