@@ -144,8 +144,8 @@ class TransformersRecognizer(ABC):
             ValueError: an item has several channels, is empty or too long, or holds NaN; the message says which.
         """
         limits = DecodeBudget.parse(decode)
-        ignored = [f.name for f in fields(limits) if getattr(limits, f.name) is not None]
-        for name in (name for name in ignored if name not in self.decode_fields):
+        chosen = [f.name for f in fields(limits) if getattr(limits, f.name) != f.default]
+        for name in (name for name in chosen if name not in self.decode_fields):
             kind = type(self.model).__name__
             allowed = f"the fields {', '.join(sorted(self.decode_fields))}" if self.decode_fields else "no limit"
             raise BudgetError(f"{name}={getattr(limits, name)} for {kind}", allowed, f"no {name}")

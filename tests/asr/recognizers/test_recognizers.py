@@ -16,7 +16,7 @@ import torch
 
 from tests.asr.recognizers.tiny_speech import KINDS, moonshine, wav2vec2, whisper
 from tests.asr.tiny_dllm import speech
-from tokenthrift.budget import BudgetError, ItemSize
+from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize
 from tokenthrift.config import ConfigError
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.media.audio import read_audio
@@ -206,3 +206,11 @@ def test_whisper_tiny_en_writes_what_is_said() -> None:
         assert min(lengths) >= 0
         assert sum(length > 0.05 for length in lengths) >= 0.8 * len(words)
         assert (words[-1].end or 0) <= len(samples) / 16_000
+
+
+def test_every_limit_of_decoding_is_honored_or_refused() -> None:
+    """One that is left at its default is none, whatever limits there are."""
+    model = loaded("wav2vec2")
+    assert model.transcribe([speech(0.6)], None, DecodeBudget())[0].text
+    with pytest.raises(BudgetError, match="hotwords"):
+        model.transcribe([speech(0.6)], None, {"hotwords": ("fox",)})
