@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary
@@ -354,11 +354,12 @@ class Attachment:
         return [feature.clone() for each in lists for feature in each], (marked.flatten().cumsum(0) - 1).view_as(marked)
 
 
-def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, never traced where torch.compile is in use: lengths of rows follow from content."""
+def _outside_graphs(hook: Any) -> Callable[..., Any]:
+    """The method, never traced where torch.compile is in use: lengths of rows follow from content."""
     if "torch._dynamo" not in sys.modules:
-        return hook
-    return cast(Callable[..., Any], torch.compiler.disable(hook))
+        return cast(Callable[..., Any], hook)
+    # A partial holds the handle, which refuses to be copied with the model.
+    return partial(torch.compiler.disable(hook.__func__), hook.__self__)
 
 
 def _alike(features: Tensor, source: Tensor, members: Tensor | None) -> Tensor:
