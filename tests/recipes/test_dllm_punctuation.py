@@ -50,7 +50,9 @@ def test_from_labels_to_a_model_that_punctuates(
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")
     arguments = [str(tmp_path / "model"), str(labels), str(folder), str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["punctuation.py", *arguments, "--epochs", "25", "--hidden-size", "16"])
+    monkeypatch.setattr(
+        sys, "argv", ["punctuation.py", *arguments, "--epochs", "150", "--hidden-size", "16", "--rate", "0.01"]
+    )
     punctuation.main()
     said = dict(part.rsplit(" ", 1) for part in capsys.readouterr().out.splitlines()[1].partition(" (")[0].split(", "))
     assert float(said["case_accuracy"]) > 0.9
