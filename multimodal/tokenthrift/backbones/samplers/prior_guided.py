@@ -86,7 +86,7 @@ class PriorGuidedRun(BlockRun):
     def __init__(self, sampler: PriorGuidedSampler, canvas: Canvas, tokens: TokenIds, generators: Generators) -> None:
         self.options = sampler
         self.reopened = torch.zeros_like(canvas.mask)
-        self.unread = torch.zeros_like(canvas.mask[:, 0])
+        self.unread = canvas.mask.new_zeros(len(canvas.mask))  # also where there is no slot
         super().__init__(sampler, canvas, tokens, generators)
 
     def reopen(self, rows: Tensor, here: slice, logits: Tensor, undecided: Tensor) -> Tensor:
