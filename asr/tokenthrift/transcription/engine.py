@@ -39,6 +39,7 @@ class JobSpec:
     noise_aware: bool = False
     track: int | str | None = None
     channels: Any = "mix"
+    drop_below: float = 0.0
     flag_below: float | None = None
     batch_seconds: float = 120.0
     device: str | None = None
@@ -97,6 +98,7 @@ class JobSpec:
             batch_seconds=self.batch_seconds,
             track=self.track,
             channels=self.channels,
+            drop_below=self.drop_below,
             aligner=aligner,
         )
 

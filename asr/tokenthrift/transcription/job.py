@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -25,6 +25,8 @@ from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike
 from tokenthrift.media.audio import AudioError
 from tokenthrift.media.audio_track import AudioTrack
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
+from tokenthrift.transcription.doubt import drop_doubtful
+from tokenthrift.transcription.joining import join_overlaps
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.results import FileTranscript, to_segment, total_usage
@@ -107,6 +109,7 @@ class Transcriber:
         batch_seconds: float = BATCH_SECONDS,
         track: TrackChoice = None,
         channels: ChannelChoice = "mix",
+        drop_below: float = 0.0,
         aligner: Aligner | None = None,
     ) -> None:
         """Sets up the job.
@@ -122,12 +125,16 @@ class Transcriber:
                 None for the default one, or where that is silent the first that is not, which a note says.
             channels: "mix" averages them without letting them cancel each other, "left" and "right" take one, "each"
                 transcribes every channel by itself.
+            drop_below: Words of less confidence are left out; what a recognizer repeats in a circle always is.
             aligner: Gives words their times where the model gives none.
 
         Raises:
             BudgetError: The recognizer does not honor a field of `budget`, or one of the two is no budget.
-            ValueError: `batch_seconds` is not above 0, or the recognizer has no rates to choose from.
+            ValueError: `batch_seconds` is not above 0, `drop_below` is no probability, or the recognizer has no rates
+                to choose from.
         """
+        if not 0 <= drop_below <= 1:
+            raise ValueError(f"drop_below is a probability from 0 to 1, not {drop_below}")
         if not batch_seconds > 0:
             raise ValueError(f"batch_seconds must be above 0, not {batch_seconds}")
         limits = TokenBudget.parse(budget)
@@ -141,7 +148,7 @@ class Transcriber:
             batch_seconds,
         )
         self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
-        self.track, self.channels, self.aligner = track, channels, aligner
+        self.track, self.channels, self.aligner, self.drop_below = track, channels, aligner, drop_below
 
     def transcribe(self, *inputs: Input) -> list[FileTranscript]:
         """Transcribes and returns all results, one per input in the order given. Never raises for a bad file."""
@@ -195,7 +202,7 @@ class Transcriber:
 
         def take() -> Iterator[tuple[int, FileTranscript]]:
             for index in [index for index, draft in drafts.items() if draft.finished]:
-                yield index, _finish(drafts.pop(index), report, self.model.sample_rate)
+                yield index, _finish(drafts.pop(index), report, self.model.sample_rate, self.drop_below)
 
         for index, item in enumerate(inputs):
             if stop():
@@ -356,7 +363,7 @@ def _timed(transcript: Transcript) -> bool:
     return bool(transcript.words) or all(token.start is not None for token in transcript.tokens)
 
 
-def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> FileTranscript:
+def _finish(draft: _Draft, report: ProgressCallback, rate: int, below: float) -> FileTranscript:
     report(draft.share_left, draft.share_left * draft.seconds)
     common: Mapping[str, Any] = {
         "reference": draft.recording.reference,
@@ -367,10 +374,12 @@ def _finish(draft: _Draft, report: ProgressCallback, rate: int) -> FileTranscrip
         return FileTranscript(
             draft.path, draft.seconds, (), total_usage(()), 0, draft.error, error_type=draft.error_type, **common
         )
-    segments = [
-        to_segment(draft.transcripts[index], window.start / rate, window.stop / rate, source)
-        for index, (window, source) in enumerate(draft.windows or ())
-    ]
+    segments = []
+    for _, windows in groupby(enumerate(draft.windows or ()), key=lambda entry: id(entry[1][1])):
+        group = [(index, window.start / rate, window.stop / rate, source) for index, (window, source) in windows]
+        sure = [drop_doubtful(draft.transcripts[index], end - start, below) for index, start, end, _ in group]
+        for joined in join_overlaps(sure, [(start, end) for _, start, end, _ in group]):
+            segments.append(to_segment(*joined, group[0][3]))
     return FileTranscript(
         draft.path,
         draft.seconds,

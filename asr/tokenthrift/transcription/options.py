@@ -108,6 +108,13 @@ def make_parser() -> argparse.ArgumentParser:
         default="mix",
         help="mix them, take one, or transcribe each by itself, as for calls (default: %(default)s)",
     )
+    speech.add_argument(
+        "--drop-below",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="leave out words of less confidence (default: %(default)s, none)",
+    )
     decoding = parser.add_argument_group("decoding, for each window of at most 30 s")
     decoding.add_argument(
         "--max-rounds", type=count, metavar="N", help="most denoising rounds (default: the model's own)"

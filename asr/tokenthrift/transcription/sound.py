@@ -19,6 +19,7 @@ from tokenthrift.media.audio import AudioError, stream_audio
 from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
 from tokenthrift.media.mixing import Channels, channel_name
 from tokenthrift.transcription.recordings import Recording
+from tokenthrift.transcription.vad import SAMPLE_RATE, SpeechDetector, load_vad, speech_frames
 from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
 
 __all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "plan_sound"]
@@ -160,9 +161,13 @@ def _sources(track: AudioTrack, channels: ChannelChoice, recording: Recording, *
 
 def _plan(path: Path, rate: int, longest: float, source: Source) -> Plan:
     plan = Plan(source, [], 0)
-    levels, plan.total = frame_levels(_keep_short(source.stream(path, rate, plan.notes), plan.kept, rate), rate)
+    blocks = _keep_short(source.stream(path, rate, plan.notes), plan.kept, rate)
+    model = load_vad() if rate == SAMPLE_RATE else None
+    detector = None if model is None else SpeechDetector(model)
+    levels, plan.total = frame_levels(blocks if detector is None else detector.through(blocks), rate)
     if plan.total / rate >= _MIN_SECONDS:
-        plan.windows = plan_windows(levels, plan.total, rate, longest)
+        speech = None if detector is None else speech_frames(detector.probabilities, len(levels), rate // 50)
+        plan.windows = plan_windows(levels, plan.total, rate, longest, speech)
     if not plan.windows:
         plan.kept.clear()
     return plan

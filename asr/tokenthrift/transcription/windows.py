@@ -1,18 +1,22 @@
-"""Where to cut a long recording: windows of at most 30 s that hold all its sound, divided where it is quiet.
+"""Where to cut a long recording: windows of at most 30 s that hold all its speech, divided where nobody speaks.
 
-Energy only, no network: WhisperX and faster-whisper run a second model to find speech. The level of a frame of 20 ms is
-its power from 200 to 4,000 Hz in decibels of full scale, so that neither an offset nor mains hum hides a quiet voice.
-The noise floor of a recording is the 10th percentile of its levels. It holds sound where three frames in a row (a click
-is shorter) lie 6 dB above that floor, however quiet it is on the whole; what lies below -85 dB is silence in any
-recording. So steady noise or a steady tone is silence, and noise that rises on the way is sound. A recording under a
-second is too short to show its floor: all above -85 dB in it is sound.
+Where there is speech is said by Silero VAD (`vad`), if its package is installed; else by energy alone, as follows. The
+level of a frame of 20 ms is its power from 200 to 4,000 Hz in decibels of full scale, so that neither an offset nor
+mains hum hides a quiet voice. The noise floor of a recording is the 10th percentile of its levels. It holds sound where
+three frames in a row (a click is shorter) lie 6 dB above that floor, however quiet it is on the whole; what lies below
+-85 dB is silence in any recording. So steady noise or a steady tone is silence, and noise that rises on the way is
+sound. A recording under a second is too short to show its floor: all above -85 dB in it is sound.
 
-Stretches of sound closer than `PAUSE_SECONDS` form one window with 0.3 s around them. A longer one is cut at its
-quietest frame in the second half of the 30 s. Nothing but silence lies between windows, and no model runs there.
+Stretches of speech closer than `PAUSE_SECONDS` form one window with 0.3 s around them. A longer one is cut in its
+second half, at the quietest frame of a pause: a fifth of a second or more without speech, which is longer than a stop
+consonant. Where nobody pauses it is cut at the quietest frame, which may lie in a word, and the next window begins
+`OVERLAP_SECONDS` earlier, so that `joining` can take every word from the window that holds it whole. Nothing that is
+speech lies between windows, and no model runs there.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -22,12 +26,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["FRAME_SECONDS", "PAUSE_SECONDS", "Levels", "Window", "cut", "frame_levels", "plan_windows"]
+__all__ = [
+    "FRAME_SECONDS",
+    "OVERLAP_SECONDS",
+    "PAUSE_SECONDS",
+    "Levels",
+    "Window",
+    "cut",
+    "frame_levels",
+    "plan_windows",
+]
 
 Levels: TypeAlias = NDArray[np.float64]
 
 FRAME_SECONDS: Final = 0.02
 PAUSE_SECONDS: Final = 1.0
+OVERLAP_SECONDS: Final = 3.0
+SHORT_PAUSE_SECONDS: Final = 0.2
 MARGIN_SECONDS: Final = 0.3
 BAND_HERTZ: Final = (200, 4000)
 SILENCE_DB: Final = -85.0
@@ -71,7 +86,13 @@ def frame_levels(blocks: Iterable[Tensor], sample_rate: int) -> tuple[Levels, in
     return np.concatenate([np.zeros(0), *levels]), total
 
 
-def plan_windows(levels: Levels, total: int, sample_rate: int, max_seconds: float = 30.0) -> list[Window]:
+def plan_windows(
+    levels: Levels,
+    total: int,
+    sample_rate: int,
+    max_seconds: float = 30.0,
+    speech: NDArray[np.bool_] | None = None,
+) -> list[Window]:
     """Divides a recording.
 
     Args:
@@ -79,24 +100,33 @@ def plan_windows(levels: Levels, total: int, sample_rate: int, max_seconds: floa
         total: Samples of the recording.
         sample_rate: Samples per second.
         max_seconds: Longest window; at least a few frames.
+        speech: (frames,) whether somebody speaks; by the levels if not given.
 
     Returns:
-        Windows in order, without overlap, none empty or longer than `max_seconds`; every frame that holds sound lies
-        in one of them. No window for a silent recording.
+        Windows in order of their start and of their end, none empty or longer than `max_seconds`; every frame that
+        holds speech lies in one of them. Two that follow each other overlap where the cut between them is in no pause.
+        No window for a silent recording.
     """
     size = _frame_size(sample_rate)
     longest = int(max_seconds * sample_rate) // size
     if longest < 2:
         raise ValueError(f"windows of {max_seconds} s are too short; the least is {2 * FRAME_SECONDS} s")
     smooth = np.convolve(np.pad(levels, _SMOOTH // 2, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), mode="valid")
+    sounding = _sounding(levels) if speech is None else speech
+    paused = _runs_of(~sounding, round(SHORT_PAUSE_SECONDS / FRAME_SECONDS))
+    overlap = min(round(OVERLAP_SECONDS / FRAME_SECONDS), longest // 4)
     windows = []
-    for start, stop in _stretches(_sounding(levels)):
+    for start, stop in _stretches(sounding):
         while stop - start > longest:
-            # The last of equally quiet places, so that a stretch without any pause is not cut more often than it must.
             half = start + longest // 2 + 1
-            quietest = int(np.argmin(smooth[half : start + longest + 1][::-1]))
-            windows.append((start, start + longest - quietest))
-            start += longest - quietest
+            places = smooth[half : start + longest + 1].copy()
+            pauses = np.append(paused, True)[half : start + longest + 1]
+            if pauses.any():
+                places[~pauses] = np.inf
+            # The last of equally quiet places, so that a stretch without any pause is not cut more often than it must.
+            place = start + longest - int(np.argmin(places[::-1]))
+            windows.append((start, place))
+            start = place if pauses.any() else place - overlap
         windows.append((start, stop))
     return [Window(start * size, min(stop * size, total)) for start, stop in windows]
 
@@ -106,26 +136,24 @@ def cut(blocks: Iterable[Tensor], windows: Sequence[Window]) -> Iterator[Tensor]
 
     Args:
         blocks: (samples,) pieces of a recording, in order.
-        windows: Windows in order, without overlap.
+        windows: Windows in order of their start and of their end.
 
     Yields:
         (samples,) of every window.
     """
-    waiting = iter(windows)
-    window = next(waiting, None)
-    parts: list[Tensor] = []
+    waiting = deque(windows)
+    parts: deque[tuple[int, Tensor]] = deque()
     position = 0
     for block in blocks:
-        end = position + len(block)
-        while window is not None and window.start < end:
-            parts.append(block[max(0, window.start - position) : window.stop - position])
-            if window.stop > end:
-                break
-            yield torch.cat(parts)
-            parts, window = [], next(waiting, None)
-        if window is None:
+        parts.append((position, block))
+        position += len(block)
+        while waiting and waiting[0].stop <= position:
+            window = waiting.popleft()
+            yield torch.cat([part[max(0, window.start - at) : max(0, window.stop - at)] for at, part in parts])
+        if not waiting:
             return
-        position = end
+        while parts and parts[0][0] + len(parts[0][1]) <= waiting[0].start:
+            parts.popleft()
 
 
 def _frame_size(sample_rate: int) -> int:
@@ -152,9 +180,15 @@ def _sounding(levels: Levels) -> NDArray[np.bool_]:
         run = min(run, len(levels))
     else:
         threshold = max(threshold, float(np.percentile(levels, _FLOOR_PERCENTILE)) + ABOVE_FLOOR_DB)
-    loud = levels > threshold
-    runs = np.convolve(loud, np.ones(run), mode="valid") == run
-    return np.asarray(np.convolve(runs, np.ones(run)) > 0)
+    return _runs_of(levels > threshold, run)
+
+
+def _runs_of(frames: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
+    """Those of the frames that stand in a row of at least so many."""
+    if len(frames) < least:
+        return np.zeros(len(frames), dtype=bool)
+    whole = np.convolve(frames, np.ones(least), mode="valid") == least
+    return np.asarray(np.convolve(whole, np.ones(least)) > 0)
 
 
 def _stretches(sounding: NDArray[np.bool_]) -> list[tuple[int, int]]:

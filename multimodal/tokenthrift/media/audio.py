@@ -36,7 +36,15 @@ import torch
 from torch import Tensor
 
 from tokenthrift import extras
-from tokenthrift.media.audio_track import AudioError, Block, Samples, check_length, decode_track, reads_by_libsndfile
+from tokenthrift.media.audio_track import (
+    MAX_CHANNELS,
+    AudioError,
+    Block,
+    Samples,
+    check_length,
+    decode_track,
+    reads_by_libsndfile,
+)
 from tokenthrift.media.mixing import Channels, Mixer
 
 __all__ = ["AudioError", "Channels", "read_audio", "stream_audio"]
@@ -44,6 +52,7 @@ __all__ = ["AudioError", "Channels", "read_audio", "stream_audio"]
 # A length that a writer puts in the header of a stream whose length it does not know.
 _UNKNOWN_LENGTH: Final = 0x7FFF0000
 _BLOCK_SECONDS: Final = 4
+_BLOCK_VALUES: Final = 4_000_000
 _RATES: Final = (1_000, 1_000_000)
 # A float file may exceed 1; beyond 16-bit integers stored as floats there is no sound, only a broken file.
 _LARGEST: Final = 65536.0
@@ -145,10 +154,13 @@ def _decode_sndfile(path: Path) -> Iterator[Block]:
             rate, read = file.samplerate, 0
             if not _RATES[0] <= rate <= _RATES[1]:
                 raise AudioError(path, f"corrupt: a sample rate of {rate} Hz")
+            if file.channels > MAX_CHANNELS:
+                raise AudioError(path, f"corrupt: {file.channels} channels; at most {MAX_CHANNELS} are read")
+            size = min(_BLOCK_SECONDS * rate, _BLOCK_VALUES // file.channels)
             _check_riff_length(path, file)
             while True:
                 try:
-                    block = file.read(_BLOCK_SECONDS * rate, dtype="float32", always_2d=True)
+                    block = file.read(size, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
                     raise AudioError(path, f"corrupt or cut short after {read / rate:.1f} s: {error}") from error
                 if not len(block):

@@ -23,6 +23,7 @@ from tokenthrift.media.errors import MediaError, cause
 from tokenthrift.media.suffixes import RAW_FORMATS
 
 __all__ = [
+    "MAX_CHANNELS",
     "AudioError",
     "AudioTrack",
     "audio_tracks",
@@ -42,7 +43,8 @@ _SLACK_SECONDS: Final = 0.05
 _SILENT_SECONDS: Final = 3600
 _SILENT_SHARE: Final = 10
 _SILENT_BLOCK: Final = 65_536
-_MOST_CHANNELS: Final = 64
+MAX_CHANNELS: Final = 64
+"""Most channels of a recording; a header can claim 65,535."""
 
 
 class AudioError(MediaError):
@@ -300,7 +302,7 @@ def _has_info_frame(path: Path) -> bool:
 def _samples(path: Path, frame: Any) -> Samples:
     """(samples, channels) float32 from a frame of any sample format."""
     data, count = frame.to_ndarray(), frame.layout.nb_channels
-    if not 1 <= count <= _MOST_CHANNELS:
+    if not 1 <= count <= MAX_CHANNELS:
         raise AudioError(path, f"corrupt: {count} channels")
     data = data.T if frame.format.is_planar else data.reshape(-1, count)
     if data.dtype == np.uint8:

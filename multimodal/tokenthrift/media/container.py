@@ -5,7 +5,9 @@ from there. Matroska states a start before zero only for the samples that an aud
 there second 0 is the zero of its timestamps. Sound, frames and lips are all counted from this one instant.
 
 Nothing outside the file is opened: "file:" and the whitelist keep a hostile playlist or file name from a network
-address. A file whose own structure says that it goes on behind its last byte is refused as cut short.
+address, and a playlist, which names other files, is refused whatever its name. A picture of more than `MAX_PIXELS` is
+not decoded even to find out what the file is. A file whose own structure says that it goes on behind its last byte is
+refused as cut short.
 """
 
 from __future__ import annotations
@@ -20,11 +22,17 @@ from tokenthrift import extras
 from tokenthrift.media import matroska, mp4
 from tokenthrift.media.errors import MediaError, cause
 
-__all__ = ["LOST_SECONDS", "display_rotation", "opened", "preferred", "start_of"]
+__all__ = ["LOST_SECONDS", "MAX_PIXELS", "display_rotation", "opened", "preferred", "start_of"]
 
 LOST_SECONDS: Final = 0.5
 """Less than this may be missing of a whole file."""
 
+MAX_PIXELS: Final = 100_000_000
+"""Most pixels of a frame; a few bytes can claim many gigabytes."""
+
+# What names other files: by its first bytes, before FFmpeg opens them, and by FFmpeg's name of the format.
+_LISTS: Final = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"<smil", b"[playlist]", b"[Reference]", b"v=0")
+_LIST_FORMATS: Final = frozenset(("hls", "concat", "dash", "sdp", "rtsp", "image2", "imf", "webm_dash_manifest"))
 # The whitelist crashes FFmpeg 7 (PyAV 15) on these two; read as what they say they are, they can name no other file.
 _PLAIN: Final = ((b"\0\0\1\xba", "mpeg"), (b"FLV\1", "flv"))
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
@@ -51,14 +59,16 @@ def opened(
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            magic = file.read(12)
+            magic = file.read(64)
     except OSError as problem:
         raise error(path, f"cannot be read: {problem.strerror}") from problem
     if not size:
         raise error(path, "empty: a file of 0 bytes")
     if (stated := _stated_size(path, magic)) > size:
         raise error(path, f"cut short: {size} bytes of {stated}")
-    options = dict(options or {})
+    if form is None and magic.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_LISTS):
+        raise error(path, f"not {what}: a list of other files; name those")
+    options = {"max_pixels": str(MAX_PIXELS), **(options or {})}
     if form is None and (plain := next((name for start, name in _PLAIN if magic.startswith(start)), None)):
         form = plain
     else:
@@ -73,6 +83,8 @@ def opened(
     except Exception as problem:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.
         raise error(path, f"not {what} of a known format, or damaged: {cause(problem)}") from problem
     with container:
+        if _LIST_FORMATS.intersection(container.format.name.split(",")):
+            raise error(path, f"not {what}: a list of other files; name those")
         yield container
 
 

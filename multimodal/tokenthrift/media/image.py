@@ -9,7 +9,9 @@ What is promised of every file that is read, each with its test (`docs/media.md`
   divided by 255 or 65535, the smaller that holds them, if their largest uses a sixteenth of it, else stretched from
   their least to their greatest. Signed or 32-bit integers beyond 65535 are stretched as well. NaN is black.
 - Of an animation or a file of several pages, the first frame; the log says so, once a file.
-- A file that is not whole, claims more than `MAX_PIXELS` or is no picture raises :class:`ImageError`.
+- A file that is not whole, claims more than `MAX_PIXELS` or is no picture raises :class:`ImageError`; so does
+  PostScript, which Pillow would run. `image_size` decodes nothing. Pictures are worked on in strips, so that memory is
+  that of the result (12 bytes a pixel) and of the picture as Pillow holds it.
 
 Differs from the usual `Image.open(path).convert("RGB")`: that ignores orientation and profiles, makes transparent
 pixels whatever color hides under them (mostly black), cuts 16-bit grey and floats off at 255, and only warns about a
@@ -44,6 +46,8 @@ __all__ = ["ImageError", "image_from", "image_size", "read_image", "read_image_b
 MAX_PIXELS: Final = 100_000_000
 """Most pixels of a picture; a few bytes can claim many gigabytes."""
 
+_STRIP_PIXELS: Final = 250_000
+_PROGRAMS: Final = ("EPS", "WMF")
 _ORIENTATION: Final = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE: Final = 258  # TIFF tag
 _SIDEWAYS: Final = (5, 6, 7, 8)
@@ -89,7 +93,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _opened(Path(path)) as picture:
         width, height = picture.size
         # Pillow gives the size of a TIFF as it is turned already.
-        turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+        turned = picture.format != "TIFF" and _exif(picture).get(_ORIENTATION) in _SIDEWAYS
     return (width, height) if turned else (height, width)
 
 
@@ -108,24 +112,53 @@ def image_from(picture: Image) -> Tensor:
         return torch.from_numpy(scaled).expand(3, -1, -1).contiguous()
     if picture.mode == "RGB" and deep and isinstance(clear, tuple):
         picture.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow does with the pixels
-    profile = picture.info.get("icc_profile")
+    picture.load()
+    width, height = picture.size
+    result = torch.empty(3, height, width)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        pixels = torch.from_numpy(np.array(_on_white(strip, picture.info.get("icc_profile"))))
+        torch.div(pixels.permute(2, 0, 1), 255, out=result[:, top : top + rows])
+    return result
+
+
+def _on_white(picture: Any, profile: bytes | None) -> Any:
+    """A picture of a mode of at most 8 bits a channel as RGB, in sRGB, and white where it is transparent."""
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         # Premultiplied modes lead to RGB only through their straight form.
         straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode, picture.mode)
         grey_profile = straight in ("L", "LA")
         picture = picture.convert(straight).convert("RGBA")
-        alpha = picture.getchannel("A")
         colors = _in_srgb(picture.convert("L" if grey_profile else "RGB"), profile).convert("RGBA")
-        colors.putalpha(alpha)
+        colors.putalpha(picture.getchannel("A"))
         white = extras.require("PIL.Image").new("RGBA", picture.size, "white")
         white.alpha_composite(colors)
-        picture = white
-    elif picture.mode == "P":
-        picture = _in_srgb(picture.convert("RGB"), profile)
-    else:
-        picture = _in_srgb(picture, profile)
-    pixels = np.array(picture.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+        return white.convert("RGB")
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    return _in_srgb(picture, profile).convert("RGB")
+
+
+def _exif(picture: Any) -> Any:
+    """EXIF without decoding the picture, which Pillow does for PNG files, where it may stand behind the pixels."""
+    if picture.format != "PNG" or _png_says_more_behind(picture.fp):
+        return picture.getexif()
+    return super(type(picture), picture).getexif()
+
+
+def _png_says_more_behind(file: Any) -> bool:
+    """Whether a chunk that may hold EXIF stands behind the first chunk of pixels; leaves the file where it was."""
+    start, at, pixels = file.tell(), 8, False
+    try:
+        while file.seek(at) == at and len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            pixels = pixels or head[4:] == b"IDAT"
+            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            at += 12 + int.from_bytes(head[:4], "big")
+        return False
+    finally:
+        file.seek(start)
 
 
 def _full_range(grey: NDArray[np.float32], bits: int, *, is_float: bool) -> NDArray[np.float32]:
@@ -190,6 +223,8 @@ def _opened(path: Path, stream: io.BytesIO | None = None) -> Iterator[Any]:
             # Pillow warns of large pictures and of odd metadata; size is judged here and metadata is not used.
             warnings.simplefilter("ignore")
             with pillow.open(stream or path) as picture:
+                if picture.format in _PROGRAMS:
+                    raise ImageError(path, f"{picture.format} is a program that draws, not a picture")
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise ImageError(path, f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")

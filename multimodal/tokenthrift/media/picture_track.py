@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tokenthrift import extras
-from tokenthrift.media.container import LOST_SECONDS, display_rotation, opened, preferred, start_of
+from tokenthrift.media.container import LOST_SECONDS, MAX_PIXELS, display_rotation, opened, preferred, start_of
 from tokenthrift.media.errors import MediaError, cause
 
 __all__ = ["LOST_SECONDS", "PictureTrack", "VideoError", "VideoInfo", "open_track", "probe", "read_track"]
 
-MAX_PIXELS: Final = 100_000_000
-"""Most pixels of a frame; a few bytes can claim many gigabytes."""
 MAX_SECONDS: Final = 24 * 3600
 """Longest film; damaged timestamps can claim centuries."""
 

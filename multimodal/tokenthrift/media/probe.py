@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import soundfile
 
@@ -27,6 +27,9 @@ from tokenthrift.media.picture_track import probe as probe_video
 from tokenthrift.media.suffixes import RAW_FORMATS
 
 __all__ = ["Probe", "ProbeKind", "probe"]
+
+# A FLAC frame of silence holds 65,535 samples in 10 bytes or more; no codec holds more.
+_SAMPLES_PER_BYTE: Final = 6554
 
 ProbeKind: TypeAlias = Literal["image", "video", "audio", "talking video"]
 
@@ -83,6 +86,8 @@ def _sndfile_seconds(path: Path) -> float:
     with path.open("rb") as handle:
         try:
             with soundfile.SoundFile(handle.fileno(), closefd=False) as file:
+                if file.frames > path.stat().st_size * _SAMPLES_PER_BYTE:
+                    raise AudioError(path, f"corrupt: claims {file.frames:,} samples in {path.stat().st_size} bytes")
                 return float(file.frames / file.samplerate) if file.samplerate else 0.0
         except soundfile.LibsndfileError:
             return 0.0

@@ -14,8 +14,9 @@ What is promised of every file that is read, whatever decodes it:
   range where it states none; 10 bits and more are rounded to 8. Transfer curves (HDR) are left as they are, alpha is
   dropped, pixels that are not square are not stretched, and the rotation by quarters that a file asks for is done.
 
-Whole files are never held: frames are decoded a few at a time and resized at once, so memory is that of the result, and
-of one chunk for `stream_frames`. Reads with one thread unless told, as data loaders start many readers.
+Whole files are never held: frames are decoded one at a time and resized at once, so memory is that of the result, and
+of one chunk for `stream_frames`. A result of more than `MAX_BYTES` is refused before a frame is decoded. Reads with one
+thread unless told, as data loaders start many readers.
 
 `count` spreads frames as the published LLaVA-OneVision and VQToken evaluation does, `linspace(0, n - 1, count)` rounded
 down; unlike there, a clip of fewer frames gives each of them once instead of copies. Resizing is bicubic with
@@ -47,6 +48,8 @@ __all__ = ["Frames", "VideoError", "VideoInfo", "probe", "read_frames", "read_fr
 
 # Timestamps such as 1001/30000 are rounded to ticks, so a frame may begin a little after the time it stands for.
 _TICK: Final = 1e-3
+MAX_BYTES: Final = 4 << 30
+"""Most bytes of the frames that one call returns; a small file can hold very many large ones."""
 
 
 class Frames(NamedTuple):
@@ -97,15 +100,15 @@ def read_frames(
         wanted = [_place(track, index) for index in indices]
     else:
         wanted = [_shown(track, second) for second in seconds or ()]
+    height, width = size or (track.info.height, track.info.width)
+    _check_bytes(track, len(wanted), height, width)
     distinct = sorted(set(wanted))
     slots = {index: slot for slot, index in enumerate(distinct)}
     frames = decode(track, distinct, threads, reader)
-    chunks = list(_chunks(frames, distinct, size, chunk=16))
-    if not chunks:
-        height, width = size or (track.info.height, track.info.width)
-        return Frames(torch.empty(0, 3, height, width, dtype=torch.uint8), torch.empty(0, dtype=torch.float64))
-    order = torch.tensor([slots[index] for index in wanted])
-    pixels = torch.cat(chunks)
+    pixels = torch.empty(len(distinct), 3, height, width, dtype=torch.uint8)
+    for slot, frame in enumerate(_repeated(frames, distinct, size)):
+        pixels[slot] = frame
+    order = torch.tensor([slots[index] for index in wanted], dtype=torch.int64)
     times = torch.tensor([track.seconds[index] for index in wanted], dtype=torch.float64)
     return Frames(pixels if wanted == distinct else pixels[order], times)
 
@@ -132,8 +135,15 @@ def read_frames_at(
     Raises:
         VideoError, MissingExtraError: as in `read_frames`.
     """
-    pieces = stream_frames(path, fps=fps, size=size, threads=threads, reader=reader)
-    return Frames(*map(torch.cat, zip(*pieces, strict=True)))
+    track = read_track(path)
+    height, width = size or (track.info.height, track.info.width)
+    _check_bytes(track, _moment_count(track, _checked_rate(fps)), height, width)
+    moments = list(_moments(track, fps))
+    pixels = torch.empty(len(moments), 3, height, width, dtype=torch.uint8)
+    frames = decode(track, _distinct(index for index, _ in moments), threads, reader)
+    for slot, frame in enumerate(_repeated(frames, (index for index, _ in moments), size)):
+        pixels[slot] = frame
+    return Frames(pixels, torch.tensor([second for _, second in moments], dtype=torch.float64))
 
 
 def stream_frames(
@@ -164,8 +174,7 @@ def stream_frames(
     if chunk < 1:
         raise ValueError(f"a chunk is at least one frame, not {chunk}")
     track = read_track(path)
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps is a positive number of frames per second, not {fps}")
+    fps = None if fps is None else _checked_rate(fps)
     wanted, decoded, times = tee(_moments(track, fps), 3)
     frames = decode(track, _distinct(index for index, _ in decoded), threads, reader)
     for pixels in _chunks(frames, (index for index, _ in wanted), size, chunk):
@@ -185,6 +194,19 @@ def spread(frames: int, count: int) -> list[int]:
     if count < 1:
         raise ValueError(f"a count of frames is at least 1, not {count}")
     return [int(place) for place in np.linspace(0, frames - 1, count)]
+
+
+def _checked_rate(fps: float) -> float:
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps is a positive number of frames per second, not {fps}")
+    return fps
+
+
+def _check_bytes(track: PictureTrack, count: int, height: int, width: int) -> None:
+    total = 3 * count * height * width
+    if total > MAX_BYTES:
+        what = f"{count} frames of {width} x {height} take {total / 1e9:.1f} GB; at most {MAX_BYTES / 1e9:.1f} are"
+        raise VideoError(track.info.path, f"{what} returned at once: name fewer, a size, or use stream_frames")
 
 
 def _place(track: PictureTrack, index: int) -> int:
@@ -210,12 +232,15 @@ def _moments(track: PictureTrack, fps: float | None) -> Iterator[tuple[int, floa
     if fps is None:
         yield from enumerate(track.seconds)
         return
-    moments = max(round((track.seconds[0] + track.info.seconds) * fps), 1)
     index = 0
-    for second in (moment / fps for moment in range(moments)):
+    for second in (moment / fps for moment in range(_moment_count(track, fps))):
         while index + 1 < track.info.frames and track.seconds[index + 1] <= second + _TICK:
             index += 1
         yield index, second
+
+
+def _moment_count(track: PictureTrack, fps: float) -> int:
+    return max(round((track.seconds[0] + track.info.seconds) * fps), 1)
 
 
 def _distinct(ascending: Iterable[int]) -> Iterator[int]:

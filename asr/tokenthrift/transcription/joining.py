@@ -1,0 +1,186 @@
+"""Transcripts of windows that overlap, joined: no word of the overlap is lost, none is written twice.
+
+Speech without a pause is cut anyway, and a word may lie on the cut. The two windows then share some seconds. Where both
+transcripts have the same words at about the same time, the first one is followed up to the middle of that run and the
+second one from there, so that what either wrote at its own edge, where it heard half a word, is not used. Where they
+have no word in common, the middle of the overlap divides them by the times of the words. A recognizer without times is
+taken to speak evenly.
+
+WhisperX cuts without overlap; transformers' pipeline joins by the longest common sequence of tokens alone, which takes
+a word said twice for the same word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Final
+
+from tokenthrift.transcript import Transcript, TranscriptToken
+
+__all__ = ["SpokenWord", "join_overlaps", "spoken_words", "written"]
+
+# Two windows tell the time of a word to about this many seconds.
+_SAME_TIME: Final = 0.6
+_SAME_TIME_GUESSED: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A word of a transcript with the tokens that write it.
+
+    Attributes:
+        text: as written.
+        start: seconds from the start of the recording.
+        end: likewise.
+        confidence: the least of its tokens.
+        tokens: from which to which of the transcript's tokens; an empty range where they do not add up to the text.
+        timed: whether the recognizer gave the times.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+    tokens: range
+    timed: bool
+
+
+def spoken_words(transcript: Transcript, start: float, end: float) -> list[SpokenWord]:
+    """The words of a window's transcript on the clock of the recording.
+
+    Args:
+        transcript: what was written for the window.
+        start: start of the window in seconds.
+        end: end of the window in seconds.
+    """
+    texts = transcript.text.split()
+    groups: list[range] = []
+    for index, token in enumerate(transcript.tokens):
+        if token.text.strip() and (token.text[0].isspace() or not groups):
+            groups.append(range(index, index + 1))
+        elif groups:
+            groups[-1] = range(groups[-1].start, index + 1)
+    pieces = ["".join(token.text for token in transcript.tokens[group.start : group.stop]).strip() for group in groups]
+    if pieces != texts:
+        groups = [range(0)] * len(texts)
+    letters = [len(text) + 1 for text in texts]
+    share = (end - start) / max(sum(letters), 1)
+    words = []
+    for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        own = transcript.tokens[group.start : group.stop]
+        begins, ends = own[0].start if own else None, own[-1].end if own else None
+        confidence = min((token.confidence for token in own), default=1.0)
+        if len(transcript.words) == len(texts):
+            word = transcript.words[index]
+            begins, ends, confidence = word.start, word.end, word.confidence
+        timed = begins is not None and ends is not None
+        if begins is None or ends is None:
+            begins, ends = share * sum(letters[:index]), share * sum(letters[: index + 1])
+        words.append(SpokenWord(text, start + begins, start + ends, confidence, group, timed))
+    return words
+
+
+def written(transcript: Transcript, words: Sequence[SpokenWord], kept: Sequence[int]) -> Transcript:
+    """The transcript with only those of its words.
+
+    Args:
+        transcript: what was written.
+        words: all of it, from `spoken_words`.
+        kept: ascending indices into `words`.
+    """
+    if len(kept) == len(words):
+        return transcript
+    tokens: list[TranscriptToken] = []
+    for index in kept:
+        tokens += [transcript.tokens[place] for place in words[index].tokens]
+    has_words = len(transcript.words) == len(words)
+    return replace(
+        transcript,
+        text=" ".join(words[index].text for index in kept),
+        tokens=tuple(tokens),
+        words=tuple(transcript.words[index] for index in kept) if has_words else (),
+        alternatives=(),
+    )
+
+
+def join_overlaps(
+    transcripts: Sequence[Transcript], windows: Sequence[tuple[float, float]]
+) -> list[tuple[Transcript, float, float]]:
+    """Removes from the transcripts of windows that follow each other what two of them wrote of the same second.
+
+    Args:
+        transcripts: of every window, in order.
+        windows: start and end of every window in seconds of the recording; starts and ends ascend.
+
+    Returns:
+        As many transcripts, each with a start and an end that no other shares, and times from that start. Those of
+        windows that share nothing are as they were.
+    """
+    spoken = [spoken_words(transcript, *window) for transcript, window in zip(transcripts, windows, strict=True)]
+    first, last = [0] * len(spoken), [len(words) for words in spoken]
+    starts, ends = [start for start, _ in windows], [end for _, end in windows]
+    for index in range(1, len(windows)):
+        overlap = windows[index][0], windows[index - 1][1]
+        if overlap[0] < overlap[1]:
+            last[index - 1], first[index] = _division(spoken[index - 1], spoken[index], overlap, first[index - 1])
+            edges = [word.end for word in spoken[index - 1][: last[index - 1]][-1:]]
+            edges += [word.start for word in spoken[index][first[index] :][:1]]
+            edge = min(max(sum(edges or overlap) / len(edges or overlap), overlap[0]), overlap[1])
+            starts[index] = ends[index - 1] = max(edge, starts[index - 1])
+    joined = []
+    for index, (transcript, words) in enumerate(zip(transcripts, spoken, strict=True)):
+        kept = written(transcript, words, range(first[index], last[index]))
+        joined.append((_earlier(kept, starts[index] - windows[index][0]), starts[index], ends[index]))
+    return joined
+
+
+def _earlier(transcript: Transcript, seconds: float) -> Transcript:
+    if not seconds:
+        return transcript
+    tokens = tuple(
+        token
+        if token.start is None or token.end is None
+        else replace(token, start=max(token.start - seconds, 0.0), end=max(token.end - seconds, 0.0))
+        for token in transcript.tokens
+    )
+    words = tuple(
+        replace(word, start=max(word.start - seconds, 0.0), end=max(word.end - seconds, 0.0))
+        for word in transcript.words
+    )
+    return replace(transcript, tokens=tokens, words=words)
+
+
+def _division(
+    before: Sequence[SpokenWord], after: Sequence[SpokenWord], overlap: tuple[float, float], least: int
+) -> tuple[int, int]:
+    """Up to which word the window before is followed, and from which the one after."""
+    start, end = overlap
+    timed = all(word.timed for word in (*before, *after))
+    near = _SAME_TIME if timed else _SAME_TIME_GUESSED
+    tail = [i for i, word in enumerate(before) if i >= least and word.end > start - near]
+    head = [i for i, word in enumerate(after) if word.start < end + near]
+    middle = (start + end) / 2
+    best: tuple[int, float, int, int] | None = None
+    if tail and head:
+        left, right = [_plain(before[i].text) for i in tail], [_plain(after[i].text) for i in head]
+        for a, b, size in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
+            run = [k for k in range(size) if abs(before[tail[a + k]].start - after[head[b + k]].start) <= near]
+            if run:
+                inner = run[len(run) // 2]
+                place = before[tail[a + inner]]
+                ranked = (len(run), -abs((place.start + place.end) / 2 - middle), tail[a + inner], head[b + inner])
+                best = ranked if best is None else max(best, ranked)
+    if best is not None:
+        return best[2], best[3]
+    up_to = next((i for i, word in enumerate(before) if i >= least and _center(word) >= middle), len(before))
+    return up_to, next((i for i, word in enumerate(after) if _center(word) >= middle), len(after))
+
+
+def _center(word: SpokenWord) -> float:
+    return (word.start + word.end) / 2
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum()) or text

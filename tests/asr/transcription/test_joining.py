@@ -1,0 +1,149 @@
+"""Windows that overlap, joined: for any speech, any cut and an exact recognizer, the text of the whole."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenthrift.budget import TokenUsage
+from tokenthrift.transcript import Transcript, TranscriptToken, Word
+from tokenthrift.transcription.doubt import drop_doubtful
+from tokenthrift.transcription.joining import join_overlaps, spoken_words
+from tokenthrift.transcription.windows import plan_windows
+
+RATE = 16_000
+USAGE = TokenUsage(native=1, cap=1, used=1)
+FEW = ("the", "of", "no", "zero")
+
+
+def transcript(
+    words: list[tuple[str, float, float]], *, confidence: float = 0.9, timed: bool = True, as_words: bool = False
+) -> Transcript:
+    tokens = tuple(
+        TranscriptToken(f" {text}", confidence, start if timed else None, end if timed else None)
+        for text, start, end in words
+    )
+    spoken = tuple(Word(text, start, end, confidence) for text, start, end in words) if as_words else ()
+    return Transcript(" ".join(text for text, _, _ in words), tokens, USAGE, spoken)
+
+
+@st.composite
+def speeches(draw: st.DrawFn) -> list[tuple[str, float, float]]:
+    """Words of 0.1 to 0.6 s, some of them the same, with pauses from nothing to 3 s."""
+    count = draw(st.integers(1, 160))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pause = draw(st.sampled_from([0.0, 0.05, 0.3, 3.0]))
+    repeated = draw(st.sampled_from([0.0, 0.3, 0.8]))
+    words, now = [], 1.0
+    for index in range(count):
+        text = str(random.choice(FEW)) if random.random() < repeated else f"w{index}"
+        length = random.uniform(0.1, 0.6)
+        words.append((text, now, now + length))
+        now += length + (pause if random.random() < 0.2 else 0.0)
+    return words
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    words=speeches(),
+    longest=st.sampled_from([8.0, 15.0, 30.0]),
+    jitter=st.sampled_from([0.0, 0.1]),
+    half=st.sampled_from(["nothing", "garbage", "word"]),
+    as_words=st.booleans(),
+)
+def test_joined_windows_give_the_words_of_the_whole(
+    words: list[tuple[str, float, float]], longest: float, jitter: float, half: str, as_words: bool
+) -> None:
+    """The recognizer writes every word that it hears whole; of half a word it writes nothing, something or all."""
+    count = round((words[-1][2] + 1) * 50)
+    speech = np.zeros(count, dtype=bool)
+    for _, start, end in words:
+        speech[int(start * 50) : int(np.ceil(end * 50))] = True
+    random = np.random.default_rng(len(words))
+    levels = np.where(speech, -20.0, -80.0) + random.normal(size=count)
+    windows = [(w.start / RATE, w.stop / RATE) for w in plan_windows(levels, count * 320, RATE, longest, speech)]
+    heard = []
+    for begin, stop in windows:
+        inside = []
+        for text, start, end in words:
+            if end <= begin or start >= stop:
+                continue
+            if start < begin or end > stop:
+                if half == "nothing":
+                    continue
+                text = "hm" if half == "garbage" else text
+            shift = random.uniform(-jitter, jitter)
+            at = min(max(start - begin + shift, 0), stop - begin)
+            inside.append((text, at, min(max(at, end - begin + shift), stop - begin)))
+        heard.append(transcript(inside, as_words=as_words))
+    joined = join_overlaps(heard, windows)
+    assert " ".join(part.text for part, _, _ in joined).split() == [text for text, _, _ in words]
+    assert all(before[2] <= after[1] for before, after in pairwise(joined))
+    for part, start, end in joined:
+        for word in spoken_words(part, start, end):
+            assert start - 1e-6 <= word.start <= word.end <= end + 0.2
+
+
+def test_a_cut_lies_in_a_pause_if_there_is_one() -> None:
+    speech = np.ones(60 * 50, dtype=bool)
+    speech[24 * 50 : 24 * 50 + 10] = False
+    levels = np.random.default_rng(0).uniform(-30, -20, len(speech))
+    levels[20 * 50] = -70  # quieter than the pause, and no pause: a stop consonant
+    first, second, *_ = plan_windows(levels, len(speech) * 320, RATE, 30.0, speech)
+    assert first.stop == second.start
+    assert 24 <= first.stop / RATE <= 24.2
+
+
+def test_without_a_pause_windows_overlap_and_text_without_times_is_joined() -> None:
+    levels = np.random.default_rng(0).uniform(-30, -20, 50 * 50)
+    first, second = plan_windows(levels, len(levels) * 320, RATE, 30.0, np.ones(len(levels), dtype=bool))
+    assert first.stop - second.start == 3 * RATE
+    texts = [f"w{index}" for index in range(125)]
+    windows = [(w.start / RATE, w.stop / RATE) for w in (first, second)]
+    heard = [
+        Transcript(" ".join(t for i, t in enumerate(texts) if begin <= i * 0.4 and i * 0.4 + 0.4 <= end), (), USAGE)
+        for begin, end in windows
+    ]
+    joined = join_overlaps(heard, windows)
+    assert " ".join(part.text for part, _, _ in joined).split() == texts
+
+
+def test_windows_that_share_nothing_stay_as_they_are() -> None:
+    parts = [transcript([("the", 0.0, 0.5)]), transcript([("the", 0.0, 0.5)])]
+    assert join_overlaps(parts, [(0.0, 1.0), (1.0, 2.0)]) == [(parts[0], 0.0, 1.0), (parts[1], 1.0, 2.0)]
+
+
+def circle(phrase: str, times: int, seconds: float, confidence: float) -> Transcript:
+    texts = (phrase.split() * times) + ["end"]
+    step = seconds / len(texts)
+    return transcript([(t, i * step, (i + 1) * step) for i, t in enumerate(texts)], confidence=confidence)
+
+
+@pytest.mark.parametrize("phrase", ["you", "thank you", "see you in the next one"])
+def test_a_phrase_in_a_circle_is_written_once(phrase: str) -> None:
+    size = len(phrase.split())
+    fast = circle(phrase, 8, 8 * size / 6, 0.9)
+    assert drop_doubtful(fast, 30.0).text == f"{phrase} end"
+    assert "".join(token.text for token in drop_doubtful(fast, 30.0).tokens).strip() == f"{phrase} end"
+    doubted = circle(phrase, 8, 8 * size, 0.3)
+    assert drop_doubtful(doubted, 8 * size).text == f"{phrase} end"
+    sung = circle(phrase, 8, 8 * size / 2, 0.9)
+    assert drop_doubtful(sung, 30.0) is sung
+    assert drop_doubtful(circle(phrase, 3, 3 * size / 6, 0.9), 30.0).text == " ".join([phrase] * 3) + " end"
+
+
+def test_doubtful_words_are_dropped_with_their_tokens() -> None:
+    tokens = (
+        TranscriptToken(" sure", 0.9, 0.0, 0.5),
+        TranscriptToken(" un", 0.9, 0.5, 0.6),
+        TranscriptToken("sure", 0.2, 0.6, 1.0),
+        TranscriptToken(" again", 0.8, 1.0, 1.5),
+    )
+    found = drop_doubtful(Transcript("sure unsure again", tokens, USAGE), 2.0, below=0.5)
+    assert found.text == "sure again"
+    assert found.tokens == (tokens[0], tokens[3])
+    assert drop_doubtful(Transcript("sure unsure again", tokens, USAGE), 2.0).text == "sure unsure again"

@@ -1,0 +1,179 @@
+"""Silero VAD: no words where nobody speaks, whatever the recognizer invents; and all of the speech of real voices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from tests.media_files import Samples, write
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcription import Transcriber, sound
+from tokenthrift.transcription.vad import SpeechDetector, load_vad, speech_frames
+from tokenthrift.transcription.windows import frame_levels, plan_windows
+
+pytest.importorskip("silero_vad")
+
+RATE = 16_000
+SECONDS = 6
+TIME = np.arange(SECONDS * RATE) / RATE
+VOICES = sorted((Path(__file__).parents[3] / "samples" / "speech").glob("*.flac"))
+
+
+class Inventor:
+    """Writes the same sure words for whatever it hears."""
+
+    support = BudgetSupport(fields=frozenset())
+    sample_rate = RATE
+    max_seconds = 30.0
+
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        return tuple(TokenUsage(native=1, cap=1, used=1) for _ in items)
+
+    def transcribe(
+        self, audio: Sequence[Tensor], budget: BudgetLike | Sequence[BudgetLike] = None, decode: DecodeLike = None
+    ) -> list[Transcript]:
+        tokens = (TranscriptToken(" thanks", 1.0, 0.0, 0.1), TranscriptToken(" for", 1.0, 0.1, 0.2))
+        return [Transcript("thanks for", tokens, TokenUsage(native=1, cap=1, used=1)) for _ in audio]
+
+
+@pytest.fixture(autouse=True)
+def silero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have put energy in its place."""
+    monkeypatch.setattr(sound, "load_vad", load_vad)
+
+
+def _pink(count: int) -> Samples:
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(size=count))
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    noise = np.fft.irfft(spectrum, count)
+    return np.asarray(noise / np.abs(noise).max(), dtype=np.float32)
+
+
+def _keypad() -> Samples:
+    samples = np.zeros(len(TIME))
+    tones = [(697, 1209), (770, 1336), (852, 1477), (941, 1336), (941, 1477), (697, 1477)]
+    for index, pair in enumerate(tones * 3):
+        press = 0.4 * sum(np.sin(2 * np.pi * hertz * np.arange(2400) / RATE) for hertz in pair)
+        samples[4800 * (index + 1) : 4800 * (index + 1) + 2400] = press
+    return np.asarray(samples, dtype=np.float32)
+
+
+def _chords() -> Samples:
+    time, parts = np.arange(RATE) / RATE, []
+    for root in [220.0, 261.6, 196.0, 174.6, 220.0, 146.8]:
+        notes = (np.sin(2 * np.pi * root * r * k * time) / k for r in (1, 1.26, 1.5) for k in range(1, 6))
+        parts.append(0.1 * sum(notes) * np.exp(-2 * time))
+    return np.asarray(np.concatenate(parts), dtype=np.float32)
+
+
+def _clicks() -> Samples:
+    samples = np.zeros(len(TIME), dtype=np.float32)
+    samples[::4000] = 0.9
+    return samples
+
+
+NOISE = np.asarray(np.random.default_rng(1).normal(size=len(TIME)), dtype=np.float32)
+SPEECHLESS = {
+    "silence": np.zeros(len(TIME), dtype=np.float32),
+    "white noise": 0.1 * NOISE,
+    "faint white noise": 3e-4 * NOISE,
+    "pink noise": 0.5 * _pink(len(TIME)),
+    "rising noise": _pink(len(TIME)) * np.linspace(0.01, 0.8, len(TIME)),
+    "hum": 0.5 * np.sin(2 * np.pi * 50 * TIME) + 0.2 * np.sin(2 * np.pi * 150 * TIME),
+    "dial tone": 0.3 * np.sin(2 * np.pi * 350 * TIME) + 0.3 * np.sin(2 * np.pi * 440 * TIME),
+    "busy tone": 0.4 * np.sin(2 * np.pi * 425 * TIME) * (np.sin(2 * np.pi * TIME) > 0),
+    "sweep": 0.5 * np.sin(2 * np.pi * (200 * TIME + 100 * TIME**2)),
+    "keypad tones": _keypad(),
+    "chords": _chords(),
+    "clicks": _clicks(),
+}
+
+
+@pytest.mark.parametrize("kind", SPEECHLESS)
+def test_nothing_is_written_where_nobody_speaks(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.wav", np.asarray(SPEECHLESS[kind], dtype=np.float32))
+    (result,) = Transcriber(Inventor()).transcribe(path)
+    assert (result.text, result.status, result.windows, result.error) == ("", "no speech", 0, None)
+
+
+def test_what_is_not_speech_is_written_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set would prove nothing if no reader heard it; energy alone takes tones that come and go for speech."""
+    monkeypatch.setattr(sound, "load_vad", lambda: None)
+    (result,) = Transcriber(Inventor()).transcribe(write(tmp_path / "x.wav", _keypad()))
+    assert result.status == "completed"
+
+
+def _speech(samples: Samples) -> np.ndarray:
+    model = load_vad()
+    assert model is not None
+    detector = SpeechDetector(model)
+    list(detector.through(torch.split(torch.from_numpy(samples), 50_000)))
+    return speech_frames(detector.probabilities, -(-len(samples) // 320), 320)
+
+
+def _joined(gap: float) -> tuple[Samples, np.ndarray]:
+    """Sentences with pauses between them, and which frames are loud."""
+    parts = []
+    for path in VOICES[:4]:
+        parts += [soundfile.read(path, dtype="float32")[0], np.zeros(round(gap * RATE), np.float32)]
+    samples = np.concatenate(parts)
+    frames = np.pad(samples, (0, -len(samples) % 320)).reshape(-1, 320)
+    return samples, np.square(frames).mean(1) > 0.05 * np.square(samples).mean()
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("noise", ["none", "20", "10", "0", "rising"])
+def test_windows_hold_the_speech_of_real_voices(gap: float, noise: str) -> None:
+    samples, loud = _joined(gap)
+    power = np.sqrt(np.square(samples).mean())
+    if noise != "none":
+        hiss = np.random.default_rng(2).normal(size=len(samples)) * power
+        scale = 10 ** (-float(noise) / 20) if noise != "rising" else np.linspace(0.03, 1, len(samples))
+        samples = np.asarray(samples + hiss * scale, dtype=np.float32)
+    levels, total = frame_levels([torch.from_numpy(samples)], RATE)
+    windows = plan_windows(levels, total, RATE, 30.0, _speech(samples))
+    held = np.zeros(len(levels), dtype=bool)
+    for window in windows:
+        held[window.start // 320 : -(-window.stop // 320)] = True
+    assert held[loud].mean() > (0.9 if noise in ("0", "rising") else 0.99)
+    if gap == 3.0 and noise == "none":
+        assert len(windows) == 4
+        assert held.mean() < 0.75
+
+
+def test_a_quiet_voice_is_heard_and_blocks_do_not_matter() -> None:
+    samples, loud = _joined(0.5)
+    quiet = np.asarray(np.round(samples * 1e-3 * 32768) / 32768, dtype=np.float32)
+    assert _speech(quiet)[loud].mean() > 0.9
+    model = load_vad()
+    assert model is not None
+    found = []
+    for sizes in (len(samples), 1000, 77_777):
+        detector = SpeechDetector(model)
+        passed = torch.cat(list(detector.through(torch.split(torch.from_numpy(samples), sizes))))
+        assert torch.equal(passed, torch.from_numpy(samples))
+        found.append(detector.probabilities)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_the_package_is_not_imported_and_threads_stay() -> None:
+    code = (
+        "import sys, torch; torch.set_num_threads(2)\n"
+        "from tokenthrift.transcription.vad import load_vad\n"
+        "assert load_vad() is not None and torch.get_num_threads() == 2 and 'silero_vad' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
