@@ -7,9 +7,9 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from inspect import signature
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -354,12 +354,24 @@ class Attachment:
         return [feature.clone() for each in lists for feature in each], (marked.flatten().cumsum(0) - 1).view_as(marked)
 
 
-def _outside_graphs(hook: Any) -> Callable[..., Any]:
-    """The method, never traced where torch.compile is in use: lengths of rows follow from content."""
-    if "torch._dynamo" not in sys.modules:
-        return cast(Callable[..., Any], hook)
-    # A partial holds the handle, which refuses to be copied with the model.
-    return partial(torch.compiler.disable(hook.__func__), hook.__self__)
+class _OutsideGraphs:
+    """A hook that torch.compile never traces, since lengths of rows follow from content; not to be copied either."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = torch.compiler.disable(hook)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._hook(*args)
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise RuntimeError(_NO_COPY)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError(_NO_COPY)
+
+
+def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return _OutsideGraphs(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def _alike(features: Tensor, source: Tensor, members: Tensor | None) -> Tensor:
