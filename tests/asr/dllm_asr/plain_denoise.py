@@ -185,9 +185,8 @@ def sampled(
     delete_id: int | None = None,
 ) -> Sampled:
     """The same by the sampler; see `denoise`."""
-    assert budget.confidence_threshold is not None
     sampler = PriorGuidedSampler(
-        threshold=budget.confidence_threshold,
+        threshold=0.9 if budget.confidence_threshold is None else budget.confidence_threshold,
         prune=prune,
         verify_threshold=verify_threshold,
         verify_committed=verify_committed,
