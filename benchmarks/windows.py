@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--no-vad", action="store_true", help="windows by energy, as without silero-vad")
     arguments = parser.parse_args()
     if arguments.no_vad:
-        sound.load_vad = lambda: None  # type: ignore[attr-defined]
+        sound.load_vad = lambda: None  # type: ignore[attr-defined, assignment]
     rows = [json.loads(line) for line in arguments.manifest.read_text().splitlines()]
     rows = [row for row in rows if arguments.split in (None, row.get("split"))]
     rows = random.Random(arguments.seed).sample(rows, min(arguments.sentences, len(rows)))

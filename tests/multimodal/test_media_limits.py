@@ -204,7 +204,8 @@ def test_more_frames_than_fit_are_refused_before_one_is_decoded(
     path = film(tmp_path / "film.mp4", 30)
     monkeypatch.setattr(video, "MAX_BYTES", 10 * 3 * 64 * 48)
     monkeypatch.setattr(video, "_repeated", None)
-    for read in (lambda: read_frames(path, count=11), lambda: read_frames_at(path, 25)):
+    reads: list[Callable[[], object]] = [lambda: read_frames(path, count=11), lambda: read_frames_at(path, 25)]
+    for read in reads:
         with pytest.raises(MediaError, match=r"frames of 64 x 48 take .* stream_frames"):
             read()
     monkeypatch.undo()

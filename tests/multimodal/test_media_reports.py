@@ -41,7 +41,7 @@ def test_a_header_of_more_frames_than_there_are_neither_hangs_nor_shifts(tmp_pat
     times = [number * 50 for number in range(60)]
     path = film(tmp_path / "film.mp4", 60, rate=30, milliseconds=times)
     for reader in ("pyav", "decord"):
-        frames = read_frames(path, count=1000, reader=reader)  # type: ignore[arg-type]
+        frames = read_frames(path, count=1000, reader=reader)
         assert numbers(frames.pixels) == list(range(60))
         assert frames.seconds.tolist() == pytest.approx([time / 1000 for time in times], abs=0.002)
 
@@ -51,7 +51,7 @@ def test_indices_named_again_at_the_end_of_an_avi(tmp_path: Path) -> None:
     path = film(tmp_path / "film.avi", 39, "mpeg4")
     wanted = [0, 4, 8, 37, 38, 38, 38, 38]
     for reader in ("pyav", "decord"):
-        assert numbers(read_frames(path, indices=wanted, reader=reader).pixels) == wanted  # type: ignore[arg-type]
+        assert numbers(read_frames(path, indices=wanted, reader=reader).pixels) == wanted
 
 
 def test_frames_with_b_frames_come_in_the_order_shown(tmp_path: Path) -> None:

@@ -114,6 +114,6 @@ def _stated_size(path: Path, magic: bytes) -> int:
     if magic[:4] == b"\x1aE\xdf\xa3":
         return matroska.stated_size(path)
     # The first chunk of an AVI states its length, rounded up to even; when it was cut, FFmpeg only shortens the index.
-    if magic[:4] == b"RIFF" and magic[8:] == b"AVI ":
+    if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
         return int.from_bytes(magic[4:8], "little") + 7
     return 0

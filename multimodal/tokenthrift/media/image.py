@@ -102,7 +102,8 @@ def image_from(picture: Image) -> Tensor:
     # Both are gone once the pixels are loaded.
     bits = int(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (0,))[0])
     deep = any("16" in str(part[3]) for part in getattr(picture, "tile", ()) if len(part) > 3)
-    picture = extras.require("PIL.ImageOps").exif_transpose(picture)
+    if picture.getexif().get(_ORIENTATION, 1) != 1:  # without one, a copy would be made
+        picture = extras.require("PIL.ImageOps").exif_transpose(picture)
     clear = picture.info.get("transparency")
     if picture.mode in _WIDE_GREY:
         grey = np.asarray(picture).astype(np.float32)
@@ -111,6 +112,7 @@ def image_from(picture: Image) -> Tensor:
             scaled = np.where(grey == clear, np.float32(1), scaled)
         return torch.from_numpy(scaled).expand(3, -1, -1).contiguous()
     if picture.mode == "RGB" and deep and isinstance(clear, tuple):
+        picture = picture.copy()
         picture.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow does with the pixels
     picture.load()
     width, height = picture.size
