@@ -413,7 +413,8 @@ def test_the_vocabulary_travels_with_the_model(whisper: DllmAsr, tmp_path: Path)
     whisper.save_pretrained(tmp_path, dtype=torch.float16)
     loaded = DllmAsr.from_pretrained(tmp_path)
     assert loaded.vocabulary.tokenizer.get_vocab() == whisper.vocabulary.tokenizer.get_vocab()
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    own = {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {p.name for p in tmp_path.iterdir()} == own | {"preprocessor_config.json", "tokenizer_config.json"}
     config = replace(whisper.config, draft=replace(whisper.config.draft, num_hidden_layers=2))
     DllmAsr(config, vocabulary()).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
