@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.asr.dllm_asr.test_language_models import write_source
-from tests.asr.tiny_dllm import WIDTH, write_shard, write_whisper
+from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
 from tests.recipes.dllm_scripts import RECIPE
 from tokenthrift.cli import main
 from tokenthrift.dllm_asr import DllmAsr
@@ -111,3 +111,6 @@ def test_two_steps(features: Path, names: list[str], kind: str, encoder: str) ->
     assert {f"model.{name}" for name in stored} == {*state}
     model = DllmAsr.from_pretrained(features / "out")
     assert model.config.backbone.source == str(source)
+    audio = [speech(0.9), speech(0.4, seed=1)]
+    found = [transcript.text for transcript in model.transcribe(audio, decode={"max_rounds": 3})]
+    assert [model.transcribe([clip], decode={"max_rounds": 3})[0].text for clip in audio] == found

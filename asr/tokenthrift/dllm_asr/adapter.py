@@ -49,19 +49,14 @@ class Adapter(nn.Module):
             rates: encoder states that are averaged to one, for all recordings; or the rate of each; None for the
                 pooling of the configuration.
         """
-        memory, lengths = self.pooled(states, lengths, rates)
+        if rates is None or isinstance(rates, int):
+            memory, lengths = pool_by_rate(states, lengths, rates or self.config.pool)
+        else:
+            memory, lengths = self._pool_each(states, lengths, rates)
         if self.conv is not None and self.projection is not None:
             memory = self.projection(F.gelu(self.conv(memory.transpose(1, 2))).transpose(1, 2))
             lengths = -(-lengths // self.config.stride)
         return memory, length_mask(lengths, memory.shape[1])
-
-    def pooled(
-        self, states: Tensor, lengths: Tensor, rates: int | Sequence[Rate] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Averages of encoder states, and their number for each recording; see `forward`."""
-        if rates is None or isinstance(rates, int):
-            return pool_by_rate(states, lengths, rates or self.config.pool)
-        return self._pool_each(states, lengths, rates)
 
     def _pool_each(self, states: Tensor, lengths: Tensor, rates: Sequence[Rate]) -> tuple[Tensor, Tensor]:
         rows = []

@@ -279,6 +279,8 @@ class DllmAsrConfig:
         check_within("vocab_size", self.vocab_size, 8, 300_000)
         if self.punctuation is not None:
             check_within("punctuation", self.punctuation, 1, 8192)
+        if self.encoder.kind == "step_audio" and (self.adapter.trained_pools, self.adapter.stride) != ((2,), 2):
+            raise ConfigError("Step-Audio has one rate, 12.5 a second: adapter.pool 2 and adapter.stride 2")
         known = self.backbone.source is None or self.backbone.language_model is not None
         if self.adapter.stride == 1 and known and self.encoder.hidden_size != self.backbone.hidden_size:
             raise ConfigError(
