@@ -82,7 +82,7 @@ SYSTEMS: Final[dict[str, System]] = {
             name="vqtoken_answerer",
             model="tokenthrift.vqtoken:VideoAnswerer",
             files="tokenthrift.vqtoken.files:VideoFiles",
-            prefix="tokenthrift.vqtoken.prefix:VideoPrefix",
+            prefix="tokenthrift.vqtoken.video_lm.prefix:VideoPrefix",
         ),
         System(
             name="multimodal_lm",

@@ -99,6 +99,15 @@ def make(path: Path, plan: dict[str, Any]) -> Path:
     return path
 
 
+def test_a_film_of_few_pictures_starts_with_them_though_its_sound_is_later(tmp_path: Path) -> None:
+    plan = {"suffix": "mkv", "codec": "libx264", "times": [0, 40], "group": 1, "b_frames": False}
+    path = make(tmp_path / "film.mkv", plan | {"tones": [1, 18, 38], "second_track": False})
+    assert read_track(path).seconds == pytest.approx([0.0, 0.04], abs=0.002)
+    sound = read_audio(path).numpy()
+    assert np.abs(sound[: int(0.05 * RATE)]).max() < 0.01
+    assert np.abs(sound[int(0.2 * RATE) : int(0.3 * RATE)]).max() > 0.3
+
+
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(plan=films(), data=st.data())
 def test_random_films_read_back_as_they_were_written(

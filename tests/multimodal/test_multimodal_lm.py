@@ -23,7 +23,7 @@ from tokenthrift.multimodal_lm import Media, MultimodalLM
 from tokenthrift.multimodal_lm.config import LanguageModelConfig, PrefixConfig, describe
 from tokenthrift.quality import QualityCurve, write_quality
 from tokenthrift.sources import WeightsError
-from tokenthrift.vqtoken.prefix import VideoPrefix
+from tokenthrift.vqtoken.video_lm.prefix import VideoPrefix
 
 PICTURES = list(pictures(3))
 PROMPTS: list[list[str | Media]] = [

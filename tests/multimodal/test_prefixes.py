@@ -26,7 +26,7 @@ from tokenthrift.karl.prefix import KarlPrefix
 from tokenthrift.mtsk.prefix import MtskPrefix
 from tokenthrift.prefixes import Prefix, PrefixProjector, load_prefix
 from tokenthrift.vqtoken import VQToken
-from tokenthrift.vqtoken.prefix import VideoPrefix
+from tokenthrift.vqtoken.video_lm.prefix import VideoPrefix
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

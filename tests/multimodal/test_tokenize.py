@@ -90,11 +90,11 @@ def test_a_plan_bounds_what_is_used(folder: Path, capsys: pytest.CaptureFixture[
     at = (folder / "in", "--model", folder / "model", "--budget", "50%,e0.1")
     code, planned, log = run(capsys, "plan", *at, "--json")
     _, used, _ = run(capsys, "tokenize", *at)
-    assert code == 1  # the broken one has no header either
+    assert code == 0  # the header of the broken one says its size, which is all that a plan reads
     assert "at most" in log
     for name, row in planned.items():
-        if "failed" in row:
-            assert name == "broken.jpg"
+        assert row["cap"] == TOKENS // 2
+        if name == "broken.jpg":
             continue
         assert row["cap"] == used[name]["cap"] == TOKENS // 2
         assert used[name]["tokens"] <= row["cap"]

@@ -131,7 +131,8 @@ def test_calibration_is_kept_beside_untouched_weights(
     script("calibrate", monkeypatch).main()
     assert (folder / "model.safetensors").read_bytes() == before
     assert {t.dtype for t in load_file(folder / "model.safetensors").values() if t.is_floating_point()} == {dtype}
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     config = Karl.from_pretrained(folder).config
     assert config.calibration is not None
     assert (config.calibration.images, config.calibration.tokens, config.calibration.alpha) == (24, TOKENS, 0.2)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
 from tokenthrift.backbones.samplers import SAMPLERS, DaedalSampler, PriorGuidedSampler, Sampler, TokenIds, sample
 from tokenthrift.backbones.samplers import Canvas as SamplerCanvas
-from tokenthrift.budget import DecodeBudget, TokenUsage
+from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
 from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, certify
 from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse
@@ -32,7 +32,7 @@ from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_places
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-__all__ = ["Batch", "Parts", "make_sampler", "transcribe_batch"]
+__all__ = ["Batch", "Parts", "make_sampler", "settings_for", "transcribe_batch"]
 
 
 class Parts(Protocol):
@@ -125,6 +125,24 @@ def make_sampler(settings: DecodeConfig, limits: DecodeBudget, longest: int) -> 
     kind = SAMPLERS[settings.sampler]
     takes_threshold = any(f.name == "threshold" for f in fields(kind))  # type: ignore[arg-type]
     return kind(threshold=threshold) if takes_threshold else kind()  # type: ignore[call-arg]
+
+
+def settings_for(limits: DecodeBudget, settings: DecodeConfig) -> DecodeConfig:
+    """The settings under the limits of a call: what limits the denoiser is honored by denoising, or refused.
+
+    Raises:
+        BudgetError: limits of the denoiser beside `certify`, whose draft is that of the CTC head.
+    """
+    named = [name for name in ("max_rounds", "confidence_threshold", "hotwords") if getattr(limits, name)]
+    if not named or settings.certify_draft != "ctc" or not (limits.certify or settings.certify):
+        return settings
+    if limits.certify:
+        raise BudgetError(
+            f"{' and '.join(named)} with certify={limits.certify!r}",
+            "limits of the denoiser where it runs; the certified draft is that of the CTC head",
+            "max_new_tokens",
+        )
+    return replace(settings, certify=None)
 
 
 def transcribe_batch(

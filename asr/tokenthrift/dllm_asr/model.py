@@ -38,7 +38,7 @@ from tokenthrift.budget import (
 from tokenthrift.dllm_asr.adapter import Adapter
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas
 from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, upgrade_version_1
-from tokenthrift.dllm_asr.decoding import Batch, transcribe_batch
+from tokenthrift.dllm_asr.decoding import Batch, settings_for, transcribe_batch
 from tokenthrift.dllm_asr.draft import DraftHead, DraftWord, draft_words
 from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.dllm_asr.language_model import (
@@ -225,15 +225,17 @@ class DllmAsr(HubModel):
         Args:
             audio: `(samples,)` each, mono at 16 kHz, at most 30 s.
             budget: of tokens, for each recording or a list with one for each; see `plan`.
-            decode: limits of decoding for each recording; the model's own where it says nothing.
+            decode: limits of decoding for each recording; the model's own where it says nothing. Limits of the denoiser
+                (rounds, threshold, hotwords) turn off a certification that only the model's own settings ask for.
 
         Raises:
-            BudgetError: as `plan`, before anything is encoded.
+            BudgetError: as `plan`, or limits of the denoiser beside `certify`, before anything is encoded.
             ValueError: as `encode`, before anything is transcribed.
         """
         sizes = [ItemSize(seconds=len(samples) / SAMPLE_RATE) for samples in check_audio(audio)]
         rates = [rate for rate, _ in self._rates(sizes, budget)]
         decode = DecodeBudget.parse(decode)
+        settings_for(decode, self.config.decode)
         silence = round(self.config.encoder.trailing_silence * SAMPLE_RATE)
         results: dict[int, Transcript] = {}
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
@@ -293,8 +295,8 @@ class DllmAsr(HubModel):
             BudgetError: `certify` with a language model that does not read from left to right.
             ValueError: a hotword that cannot be written.
         """
-        settings = settings or self.config.decode
         limits = DecodeBudget.parse(decode)
+        settings = settings_for(limits, settings or self.config.decode)
         limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
         if rates is None:
             rates = [choose_rate(ItemSize(native=n), TokenBudget(), self.config.adapter)[0] for n in lengths.tolist()]

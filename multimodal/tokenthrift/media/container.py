@@ -91,7 +91,18 @@ def opened(
 def start_of(container: Any) -> Fraction:
     """Second 0 of the file, in seconds of its timestamps."""
     start = Fraction(container.start_time or 0, 1_000_000)
-    return max(start, Fraction(0)) if "matroska" in container.format.name else start
+    if "matroska" not in container.format.name:
+        return start
+    return _first_stamp(container.name, start) if start > 0 else Fraction(0)
+
+
+def _first_stamp(name: str, stated: Fraction) -> Fraction:
+    """The earlier of the stated start and the first packet: FFmpeg's start leaves out a film of very few pictures."""
+    with extras.require("av").open(name, metadata_errors="replace") as again:
+        for packet in again.demux():
+            if packet.pts is not None:
+                return min(stated, max(packet.pts * packet.time_base, Fraction(0)))
+    return stated
 
 
 def preferred(streams: Sequence[Any]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +76,6 @@ def test_without_pooling_and_stride_states_pass_unchanged() -> None:
 
 @pytest.mark.parametrize("field", ["pool", "stride"])
 @pytest.mark.parametrize("value", [0, 9])
-def test_rates_out_of_range_are_refused(field: str, value: int) -> None:
+def test_rates_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"adapter\.{field} must be between 1 and 8"):
         AdapterConfig(**{field: value})  # type: ignore[arg-type]  # pools is no number

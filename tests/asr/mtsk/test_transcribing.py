@@ -264,4 +264,4 @@ def test_what_it_cannot_honor_of_a_decoding_is_refused() -> None:
     model = tiny_model()
     for decode, message in (({"certify": "ar"}, "4 beams"), ({"hotwords": ["fox"]}, "hotwords")):
         with pytest.raises(BudgetError, match=message):
-            model.transcribe([speech(0.4)], [None], decode=decode, beams=4)
+            model.transcribe([speech(0.4, 0)], [None], decode=decode, beams=4)

@@ -27,6 +27,7 @@ from tests.tokenizers.karl.training.training_runs import (
     stage,
 )
 from tokenthrift.karl.quantizer import CosineQuantizer
+from tokenthrift.karl.training import module as training_module
 from tokenthrift.karl.training.base_tokenizer import KarlBaseModule
 from tokenthrift.karl.training.data import KarlDataModule
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
@@ -108,7 +109,7 @@ def test_the_average_of_the_weights_survives_epochs(pack: Path) -> None:
 @pytest.fixture
 def small_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A discriminator that 16 px are enough for."""
-    monkeypatch.setattr("tokenthrift.karl.training.module.PatchDiscriminator", partial(PatchDiscriminator, 16, 1))
+    monkeypatch.setattr(training_module, "PatchDiscriminator", partial(PatchDiscriminator, 16, 1))
 
 
 @pytest.mark.usefixtures("small_discriminator")
