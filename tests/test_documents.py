@@ -19,6 +19,7 @@ import yaml
 
 from tests.media_files import film
 from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
+from tokenthrift.attachment import families
 from tokenthrift.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +65,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", names(PAGES, "python"), ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for family in FAMILIES:  # A page may register one: it is known while the page runs.
-        monkeypatch.setitem(FAMILIES, family, FAMILIES[family])
+    # A page may register a family: it is known only while the page runs.
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     variables: dict[str, Any] = {}
     for block in blocks_of(page):
         if block.kind != "python" or block.reason is not None:

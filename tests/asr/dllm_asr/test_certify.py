@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import pytest
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
 from tokenthrift.backbones.prefix import PrefixBackbone
-from tokenthrift.budget import BudgetError
+from tokenthrift.budget import BudgetError, DecodeBudget
 from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
 from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, certify, check_beams
+from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.decoding import settings_for
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.dllm_asr.reading import causal_readers, check_causal
 
@@ -277,3 +280,13 @@ def test_a_reader_stops_at_its_positions(whisper: DllmAsr) -> None:
     forbidden = (*range(3, vocabulary().size),)  # never an end
     done = certify(reader, [Draft([0] * 500)], limit=10**6, end=vocabulary().eos_id, forbidden=forbidden)
     assert len(done.ids) == reader.positions
+
+
+def test_limits_of_the_denoiser_are_honored_or_refused() -> None:
+    own, limits = DecodeConfig(certify="ar"), ({"max_rounds": 1}, {"confidence_threshold": 0.5}, {"hotwords": ["fox"]})
+    for decode in limits:
+        assert settings_for(DecodeBudget.parse(decode), own).certify is None
+        assert settings_for(DecodeBudget.parse(decode), replace(own, certify_draft="both")).certify == "ar"
+        with pytest.raises(BudgetError, match="limits of the denoiser where it runs"):
+            settings_for(DecodeBudget.parse({**decode, "certify": "ar"}), own)
+    assert settings_for(DecodeBudget.parse({"max_new_tokens": 4, "certify": "ar"}), own) is own
