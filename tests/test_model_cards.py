@@ -65,7 +65,7 @@ def test_figures_of_the_metadata_stand_in_the_card_with_a_command(folder: Path) 
             for metric in result["metrics"]:
                 assert re.search(rf"(?<![\d.]){re.escape(str(metric['value']))}(?!\d)", body), metric
     results = body[body.index("## Results") :]
-    assert re.search(r"`(tokenthrift evaluate|python benchmarks/)", results)
+    assert re.search(r"`(tokenthrift evaluate|python (benchmarks|recipes)/)", results)
 
 
 def test_the_first_screen_says_the_main_thing(folder: Path) -> None:

@@ -101,7 +101,7 @@ def _first_stamp(name: str, stated: Fraction) -> Fraction:
     with extras.require("av").open(name, metadata_errors="replace") as again:
         for packet in again.demux():
             if packet.pts is not None:
-                return min(stated, max(packet.pts * packet.time_base, Fraction(0)))
+                return min(stated, max(Fraction(packet.pts * packet.time_base), Fraction(0)))
     return stated
 
 

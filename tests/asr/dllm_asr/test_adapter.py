@@ -78,4 +78,4 @@ def test_without_pooling_and_stride_states_pass_unchanged() -> None:
 @pytest.mark.parametrize("value", [0, 9])
 def test_rates_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"adapter\.{field} must be between 1 and 8"):
-        AdapterConfig(**{field: value})  # type: ignore[arg-type]  # pools is no number
+        AdapterConfig(**{field: value})  # pools is no number
