@@ -331,3 +331,9 @@ def test_the_makefile_explains_itself() -> None:
     shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout
     assert shown.startswith("make demo")
     assert "VENV=" in shown
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    (cited,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    (stated,) = re.findall(r'__version__ = "(.+)"', (ROOT / "multimodal/tokenthrift/version.py").read_text())
+    assert cited == stated
