@@ -164,6 +164,8 @@ def _entry(line: bytes, manifest: Path, number: int, folder: Path, root: Path) -
         return _bad(manifest, number, f"audio_filepath: {error}")
     if not real.is_relative_to(root):
         return _bad(manifest, number, f"{name[:_NAME]} lies outside of {root}; --manifest-root allows another folder")
+    if os.path.isdir(real):
+        return _bad(manifest, number, f"{name[:_NAME]} is a folder")
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return _bad(manifest, number, f"{name[:_NAME]} is no recording")
     output = Path(os.path.relpath(os.path.normpath(path), folder))

@@ -76,6 +76,16 @@ def test_no_manifest_leads_out_or_raises(folder: Path, lines: list[bytes]) -> No
             assert "fuzz.jsonl, line " in recording.error
 
 
+@pytest.mark.parametrize("name", [".", "./", "sub", "sub/", "sub/..", "sub/../."])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_folder_is_no_recording(folder: Path, name: str, above: bool) -> None:
+    manifest = folder / "folders.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": f"../{folder.name}/{name}" if above else name}))
+    (recording,) = read_manifest(manifest, folder.parent)
+    assert recording.error is not None
+    assert recording.error.endswith("is a folder")
+
+
 def test_what_a_manifest_says(folder: Path) -> None:
     manifest = folder / "m.jsonl"
     lines = [
