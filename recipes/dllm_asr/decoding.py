@@ -82,11 +82,11 @@ def find_gate(model: DllmAsr, items: list[Item], settings: DecodeConfig) -> tupl
         own, decoded = (word_errors([text], [written]).errors for written in (" ".join(drafted), done.text))
         rows.append((entropy, own, decoded))
         right = {
-            place
+            position
             for block in SequenceMatcher(None, drafted, text.split(), autojunk=False).get_matching_blocks()
-            for place in range(block.a, block.a + block.size)
+            for position in range(block.a, block.a + block.size)
         }
-        words += [(word.confidence, place in right) for place, word in enumerate(draft)]
+        words += [(word.confidence, position in right) for position, word in enumerate(draft)]
     best, drafted_errors, transcript_errors = (0.0, 0.0), 0, 0
     for count, (entropy, own, decoded) in enumerate(sorted(rows), 1):
         drafted_errors, transcript_errors = drafted_errors + own, transcript_errors + decoded

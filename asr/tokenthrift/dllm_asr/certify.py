@@ -6,7 +6,7 @@ causal reading says the greedy token after each token of a draft; the longest ru
 disagreement takes the causal token, and the rest of the draft is verified on.
 
 Differs from both: the draft is not thrown away at the first disagreement. The text so far is aligned to it (Levenshtein
-distance), what stands after the aligned place goes on to be verified, and where the pass disagreed further on, its own
+distance), what stands after the aligned position is verified next, and where the pass disagreed further on, its own
 tokens replace those of the draft (a step of Jacobi decoding), so several errors of a draft cost one pass together.
 Several drafts are read side by side. SpecDec++'s adaptive length (arXiv 2405.19715) is an option: there a trained head
 says how likely a token is accepted, here the draft's own confidence does.
@@ -70,7 +70,7 @@ class Certified:
         ids: tokens without the end.
         probabilities: of each token under the causal reading.
         passes: of the causal reading, one after another.
-        accepted: tokens that a draft had at the right place, the end included.
+        accepted: tokens that a draft had in the right position, the end included.
         written: all tokens, the end included where there is one.
     """
 
@@ -160,8 +160,8 @@ class _Follower:
     Attributes:
         possible: tokens that may be written.
         distances: edit distance between the text so far and each beginning of the draft.
-        corrections: tokens of the draft that a pass would rather have otherwise, by their place.
-        places: where the tokens of the last proposal stand in the draft.
+        corrections: tokens of the draft that a pass would rather have otherwise, by their position.
+        positions: where the tokens of the last proposal stand in the draft.
     """
 
     draft: Draft
@@ -170,7 +170,7 @@ class _Follower:
     options: CertifyOptions
     distances: list[int] = field(init=False)
     corrections: dict[int, int] = field(default_factory=dict)
-    places: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.distances = list(range(len(self.draft.ids) + 1))
@@ -179,21 +179,21 @@ class _Follower:
         """At most so many tokens; the end comes last and only there."""
         draft, start = self.draft, self._aligned()
         out: list[int] = []
-        self.places = []
+        self.positions = []
         all_accepted, replaced = 1.0, False
-        for place in range(start, len(draft.ids)):
-            begins = draft.starts[place] if draft.starts else True
+        for position in range(start, len(draft.ids)):
+            begins = draft.starts[position] if draft.starts else True
             if replaced and not begins:
                 continue  # the rest of a word whose beginning was replaced
-            replaced = place in self.corrections
-            token = self.corrections.get(place, draft.ids[place])
+            replaced = position in self.corrections
+            token = self.corrections.get(position, draft.ids[position])
             if token not in self.possible:
                 continue
-            all_accepted *= draft.confidence[place] if draft.confidence else 1.0
+            all_accepted *= draft.confidence[position] if draft.confidence else 1.0
             if 1 - all_accepted > self.options.max_rejection_prob:
                 break  # too unsure to be worth reading
             out.append(token)
-            self.places.append(place)
+            self.positions.append(position)
             if token == self.end:
                 break
         else:
@@ -204,12 +204,12 @@ class _Follower:
         """Notes what a pass over the last proposal says after the first disagreement, whose token is written."""
         if not self.options.correct:
             return
-        for at in range(_agreed(proposal, tokens) + 1, min(len(self.places), len(proposal))):
-            place, token = self.places[at], tokens[at]
-            self.corrections.pop(place, None)
+        for at in range(_agreed(proposal, tokens) + 1, min(len(self.positions), len(proposal))):
+            position, token = self.positions[at], tokens[at]
+            self.corrections.pop(position, None)
             # What follows a token that is wrong itself was said in its light.
-            if token != self.draft.ids[place] and tokens[at - 1] == proposal[at - 1]:
-                self.corrections[place] = token
+            if token != self.draft.ids[position] and tokens[at - 1] == proposal[at - 1]:
+                self.corrections[position] = token
 
     def follow(self, tokens: Sequence[int]) -> None:
         """The text goes on with these tokens."""
@@ -219,4 +219,4 @@ class _Follower:
     def _aligned(self) -> int:
         """The beginning of the draft that is most like the text, the longest among equals."""
         least = min(self.distances)
-        return max(place for place, distance in enumerate(self.distances) if distance == least)
+        return max(position for position, distance in enumerate(self.distances) if distance == least)

@@ -29,7 +29,7 @@ from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
 from tokenthrift.dllm_asr.rates import STATE_RATE, Rate
 from tokenthrift.dllm_asr.reading import CausalReader, causal_readers, check_causal
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
-from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_places
+from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_positions
 from tokenthrift.transcript import Transcript, TranscriptToken
 
 __all__ = ["Batch", "Parts", "make_sampler", "settings_for", "transcribe_batch"]
@@ -92,7 +92,7 @@ class Response:
         pieces: what its tokens write.
         ids: its tokens.
         confidence: of each token.
-        times: of each token in seconds; None where slots did not stay in their places.
+        times: of each token in seconds; None where slots did not stay in their positions.
         rounds: passes of the language model.
     """
 
@@ -175,7 +175,7 @@ def transcribe_batch(
             used=batch.rates[row].positions,
             rounds=rounds,
         )
-        alternatives = tuple(responses[place].text for place in order[1:]) if settings.n_best > 1 else ()
+        alternatives = tuple(responses[position].text for position in order[1:]) if settings.n_best > 1 else ()
         if certified:
             drafts = []
             if settings.certify_draft != "denoised":
@@ -256,12 +256,12 @@ def _denoise(
 
 
 def _order(log_p: Tensor, texts: Sequence[str], settings: DecodeConfig) -> list[int]:
-    """Places of the responses, the best first: by risk where several drafts were drawn, else by CTC likelihood."""
+    """Positions of the responses, the best first: by risk where several drafts were drawn, else by CTC likelihood."""
     if settings.n_best > 1:
         return by_risk(texts)
     if len(texts) == 1:
         return [0]
-    return sorted(range(len(texts)), key=lambda place: -ctc_log_likelihood(log_p, texts[place]))
+    return sorted(range(len(texts)), key=lambda position: -ctc_log_likelihood(log_p, texts[position]))
 
 
 def _ctc_draft(words: Sequence[DraftWord], vocabulary: Vocabulary) -> Draft:
@@ -298,7 +298,9 @@ def _response(
 def _transcript(log_p: Tensor, response: Response, usage: TokenUsage, alternatives: tuple[str, ...]) -> Transcript:
     texts = response.text.split()
     sure = [1.0] * len(texts)
-    for piece, word, confidence in zip(response.pieces, word_places(response.pieces), response.confidence, strict=True):
+    for piece, word, confidence in zip(
+        response.pieces, word_positions(response.pieces), response.confidence, strict=True
+    ):
         if piece.strip():
             sure[word] = min(sure[word], confidence)
     words = time_words(log_p, texts, sure)

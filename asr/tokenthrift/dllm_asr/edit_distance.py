@@ -22,8 +22,8 @@ def next_distances(distances: Sequence[int], draft: Sequence[T], token: T) -> li
         token: of the text.
     """
     row = [distances[0] + 1]
-    for place, own in enumerate(draft):
-        row.append(min(distances[place] + (own != token), distances[place + 1] + 1, row[place] + 1))
+    for position, own in enumerate(draft):
+        row.append(min(distances[position] + (own != token), distances[position + 1] + 1, row[position] + 1))
     return row
 
 

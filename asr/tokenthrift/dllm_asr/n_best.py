@@ -36,7 +36,7 @@ def sampled_drafts(log_p: Tensor, count: int, temperature: float = 1.0) -> list[
 
 
 def by_risk(texts: Sequence[str]) -> list[int]:
-    """Places of distinct texts, the lowest expected word errors first, the earlier among equals.
+    """Positions of distinct texts, the lowest expected word errors first, the earlier among equals.
 
     Args:
         texts: drawn texts; a text that was drawn more often weighs more.
@@ -49,4 +49,4 @@ def by_risk(texts: Sequence[str]) -> list[int]:
     def risk(text: str) -> float:
         return sum(n * edit_distance(words[text], words[other]) for other, n in zip(distinct, weights, strict=True))
 
-    return sorted((texts.index(text) for text in distinct), key=lambda place: (risk(texts[place]), place))
+    return sorted((texts.index(text) for text in distinct), key=lambda position: (risk(texts[position]), position))

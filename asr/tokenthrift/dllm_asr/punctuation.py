@@ -157,7 +157,7 @@ def labels_of(reference: str, cased: str) -> tuple[list[int], list[int]]:
         cased: with capitals and punctuation, as Whisper writes.
 
     Returns:
-        For each reference word its place in `CASES` and in `MARKS`; -100 where the other writing has another word.
+        For each reference word its index in `CASES` and in `MARKS`; -100 where the other writing has another word.
     """
     from difflib import SequenceMatcher
 

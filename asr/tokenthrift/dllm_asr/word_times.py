@@ -18,7 +18,7 @@ from tokenthrift.dllm_asr.draft import CHARACTERS
 from tokenthrift.transcript import Word
 from tokenthrift.whisper import STATE_SAMPLES
 
-__all__ = ["forced_align", "time_tokens", "time_words", "word_places"]
+__all__ = ["forced_align", "time_tokens", "time_words", "word_positions"]
 
 SECONDS = STATE_SAMPLES / 16_000
 
@@ -85,17 +85,17 @@ def forced_align(log_p: NDArray[np.float32], targets: Sequence[int]) -> list[tup
         before[2, 2:] = np.where(skips[2:], score[:-2], -np.inf)
         moves[frame] = before.argmax(0)
         score = before.max(0) + emitted[frame]
-    place = len(labels) - 1 - int(score[-2] > score[-1])
+    position = len(labels) - 1 - int(score[-2] > score[-1])
     spans = [(0, 0)] * len(targets)
     for frame in range(len(log_p) - 1, -1, -1):
-        if place % 2:
-            target = place // 2
+        if position % 2:
+            target = position // 2
             spans[target] = (frame, spans[target][1] or frame + 1)
-        place -= int(moves[frame, place])
+        position -= int(moves[frame, position])
     return spans
 
 
-def word_places(pieces: Sequence[str]) -> list[int]:
+def word_positions(pieces: Sequence[str]) -> list[int]:
     """To which word of the text each token belongs; one that writes nothing, to the word before it."""
     out, word, apart = [], -1, True
     for piece in pieces:
@@ -117,10 +117,10 @@ def time_tokens(pieces: Sequence[str], words: Sequence[Word]) -> list[tuple[floa
     """
     if not words:
         return [(0.0, 0.0)] * len(pieces)
-    owners = word_places(pieces)
+    owners = word_positions(pieces)
     out = []
-    for place, owner in enumerate(owners):
+    for position, owner in enumerate(owners):
         word, first, count = words[owner], owners.index(owner), owners.count(owner)
         step = (word.end - word.start) / count
-        out.append((word.start + (place - first) * step, word.start + (place - first + 1) * step))
+        out.append((word.start + (position - first) * step, word.start + (position - first + 1) * step))
     return out

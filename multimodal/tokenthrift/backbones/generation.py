@@ -66,14 +66,14 @@ def greedy(
             logits = logits.index_fill(1, torch.tensor(forbidden, device=logits.device), float("-inf"))
         best, tokens = logits.log_softmax(-1).max(-1)
         going = []
-        for place, (row, token, chance) in enumerate(zip(rows, tokens.tolist(), best.exp().tolist(), strict=True)):
+        for position, (row, token, chance) in enumerate(zip(rows, tokens.tolist(), best.exp().tolist(), strict=True)):
             ids[row].append(token)
             probabilities[row].append(chance)
             if token != end and len(ids[row]) < limits[row]:
-                going.append(place)
+                going.append(position)
         if not going:
             break
-        rows = [rows[place] for place in going]
+        rows = [rows[position] for position in going]
         indices = torch.tensor(going, device=tokens.device)
         logits = step(tokens[indices], indices)
     return [without_end(row, chances, end) for row, chances in zip(ids, probabilities, strict=True)]

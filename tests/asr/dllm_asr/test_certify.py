@@ -36,7 +36,7 @@ class Toy:
         generator = torch.Generator().manual_seed(seed)
         self.last = torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64)
         self.before = torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64) * sharpness
-        self.place = torch.randn(positions, VOCAB, generator=generator, dtype=torch.float64)
+        self.position = torch.randn(positions, VOCAB, generator=generator, dtype=torch.float64)
         self.positions = positions
         self.kept: list[int] = []
         self.reads: list[list[int]] = []
@@ -46,7 +46,7 @@ class Toy:
         """What follows each of some tokens from the beginning of the text on."""
         assert len(tokens) <= self.positions
         now = torch.tensor(tokens)
-        return self.last[now] + self.before[torch.tensor([START, *tokens[:-1]])] + self.place[: len(tokens)]
+        return self.last[now] + self.before[torch.tensor([START, *tokens[:-1]])] + self.position[: len(tokens)]
 
     def read(self, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         self.passes += 1
@@ -61,7 +61,7 @@ class Toy:
         tokens = [START]
         while len(tokens) <= min(limit, self.positions):
             before = tokens[-2] if len(tokens) > 1 else START
-            scores = self.last[tokens[-1]] + self.before[before] + self.place[len(tokens) - 1]
+            scores = self.last[tokens[-1]] + self.before[before] + self.position[len(tokens) - 1]
             scores[list(FORBIDDEN)] = -torch.inf
             tokens.append(int(scores.argmax()))
             if tokens[-1] == END:
@@ -79,7 +79,7 @@ def certified(model: Toy, drafts: Sequence[Draft], limit: int, options: CertifyO
 
 
 class Spoiling(NamedTuple):
-    """How a draft differs from a text. An edit is a place, a kind (0 instead, 1 before, 2 without) and a token."""
+    """How a draft differs from a text. An edit is a position, a kind (0 instead, 1 before, 2 without) and a token."""
 
     kind: str
     edits: list[tuple[int, int, int]]
@@ -100,8 +100,8 @@ def spoilt(text: Sequence[int], spoiling: Spoiling) -> Draft:
     """Near the text, far from it, empty, too long, repeated, full of special tokens or of what is no token at all."""
     ids, wild = list(text), [token for *_, token in spoiling.edits]
     if spoiling.kind == "near":
-        for place, kind, token in spoiling.edits:
-            at = place % (len(ids) + 1)
+        for position, kind, token in spoiling.edits:
+            at = position % (len(ids) + 1)
             ids[at : at + (kind != 1)] = [token] * (kind != 2)
     elif spoiling.kind == "cut":
         ids = ids[len(spoiling.edits) :]
@@ -179,7 +179,7 @@ def test_a_token_too_many_or_too_few_costs_a_pass_or_two() -> None:
 
 def test_the_rest_of_a_replaced_word_is_left_out_and_several_errors_cost_one_pass() -> None:
     class Fixed(Toy):
-        """Says the same at each place, whatever it has read."""
+        """Says the same at each position, whatever it has read."""
 
         vocab_size = 50
         text = (10, 11, 20, 12, 21, 13, END)

@@ -25,7 +25,7 @@ from tokenthrift.dllm_asr.draft import CHARACTERS, draft_entropy, draft_words, l
 from tokenthrift.dllm_asr.edit_distance import edit_distance
 from tokenthrift.dllm_asr.hotwords import Hotwords
 from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
-from tokenthrift.dllm_asr.word_times import forced_align, time_tokens, time_words, word_places
+from tokenthrift.dllm_asr.word_times import forced_align, time_tokens, time_words, word_positions
 from tokenthrift.media.audio import read_audio
 from tokenthrift.transcript import Transcript
 
@@ -200,7 +200,7 @@ def test_hotwords_change_what_is_open_and_nothing_else(whisper: DllmAsr, encoded
 @few
 def test_the_text_of_least_expected_errors_comes_first(texts: list[str]) -> None:
     order = by_risk(texts)
-    assert sorted(texts[place] for place in order) == sorted(set(texts))
+    assert sorted(texts[p] for p in order) == sorted(set(texts))
     risks = [sum(edit_distance(texts[p].split(), other.split()) for other in texts) for p in order]
     assert risks == sorted(risks)
 
@@ -255,7 +255,7 @@ def test_words_are_where_their_letters_are() -> None:
     assert (one.start, one.end, one.confidence) == pytest.approx((0.02, 0.10, 0.3))
     assert (two.start, two.end, two.confidence) == pytest.approx((0.18, 0.24, 0.4))
     pieces = [" a", "b", "", " ", "cd"]
-    assert word_places(pieces) == [0, 0, 0, 0, 1]
+    assert word_positions(pieces) == [0, 0, 0, 0, 1]
     assert time_tokens(pieces, [one, two])[0] == pytest.approx((0.02, 0.04))
 
 

@@ -51,6 +51,6 @@ class EntropyBoundSampler(BlockSampler):
         nats[found.open_slots] = entropy(logits)
         order = None
         if self.position_decay:
-            place = (found.open_slots.cumsum(1) - 1).clamp(min=0)
-            order = -found.confidence.double() * torch.exp(-self.position_decay * place)
+            position = (found.open_slots.cumsum(1) - 1).clamp(min=0)
+            order = -found.confidence.double() * torch.exp(-self.position_decay * position)
         return by_entropy(nats, found.open_slots, self.bound, order)

@@ -5,7 +5,7 @@ not committed stays masked; a committed token is never touched again. Options: s
 classifier-free guidance, random remasking, and the two ways to keep EOS from filling a response too early.
 
 Differs from the published code, unless `compat="released"`:
-- MASK is no candidate (`mask_token`); published, a slot that predicts MASK uses up a place of the quota and stays;
+- MASK is no candidate (`mask_token`); published, a slot that predicts MASK uses up a part of the quota and stays;
 - a block ends with its last MASK (`surplus_steps=False`); published, steps beyond the slots run for nothing;
 - softmax in float64 (`wide`); published, in the dtype of the model;
 - with noise, EOS is held back by `confidence_eos_eot_inf` as without (`eos_noise_quirk=False`);
