@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.multimodal import tiny_families
 from tests.multimodal.tiny_vlms import IMAGE, Clip, Picture, Row, build, encode, shared
 from tokenthrift import attachment
 from tokenthrift.attachment import attach
@@ -168,3 +169,25 @@ def test_videos_in_qwen2_5_vl_and_pictures_counted_apart() -> None:
     with attach(model, VQToken(), "50%") as handle:
         logits(model, inputs)
     assert [(u.native, u.used) for u in handle.usage] == [(8, 4)] * 3
+
+
+def test_deepstack_features_are_averaged_over_the_cluster_of_a_code() -> None:
+    model, spy = tiny_families.shared("qwen3_vl"), Spy()
+    inputs = tiny_families.encode("qwen3_vl", [[10, Clip(1), 11]])
+
+    def seen(budget: BudgetLike) -> list[Tensor]:
+        """The features (N, D) that the layers read beside their tokens."""
+        calls: list[dict[str, Any]] = []
+        with attach(model, spy, budget):
+            layers = model.model.language_model
+            hook = layers.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
+            logits(model, inputs)
+            hook.remove()
+        return list(calls[0]["deepstack_visual_embeds"])
+
+    native, reduced = seen(None), seen("3")
+    index_map = spy.compress(spy.seen[-1], "3").maps[0].flatten()
+    assert index_map.bincount().amax() > 1
+    for before, after in zip(native, reduced, strict=True):
+        wanted = torch.stack([before[index_map == k].mean(0) for k in range(3)])
+        torch.testing.assert_close(after, wanted, rtol=0, atol=1e-5)

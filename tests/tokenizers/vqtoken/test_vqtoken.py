@@ -62,6 +62,24 @@ def test_the_package_lists_its_modules() -> None:
     assert all(getattr(package, name).__name__ == name for name in package.__all__)
 
 
+@pytest.mark.parametrize("model", [MEAN, RELEASED], ids=["mean", "released"])
+def test_sources_name_the_cells_of_every_code(model: VQToken) -> None:
+    tokens = batch_of([13, 4, 30, 7], newline=True)  # the second is left whole; three newlines
+    once = model.compress(tokens, ["3", None, "5", "1"])
+    assert once.tokens.sources is not None
+    for found, index_map, grid, native in zip(
+        once.tokens.sources, once.maps, tokens.grids or (), (13, 4, 30, 7), strict=True
+    ):
+        assert torch.equal(found[: math.prod(grid)], index_map.flatten())
+        assert (found[native:] == -1).all()
+    assert once.tokens.sources[0, 12] == 2  # this newline is kept behind two codes,
+    assert once.tokens.sources[3, 6] == -1  # and this one has no room
+    twice = model.reduce(once.tokens, "2").sources
+    assert twice is not None
+    assert [len(set(row[:n].tolist())) for row, n in zip(twice, (13, 4, 30), strict=False)] == [2, 2, 2]
+    assert MEDOID.reduce(tokens, "3").sources is None
+
+
 @EVERY
 @FEW
 @given(lengths=LENGTHS, budget=budgets(), error=ERRORS, seed=st.integers(0, 99), newline=st.booleans())

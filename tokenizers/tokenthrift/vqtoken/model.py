@@ -115,6 +115,11 @@ class VQToken(HubModel):
     def _corrected(self) -> bool:
         return self.config.compat == "corrected"
 
+    @property
+    def _averages(self) -> bool:
+        """Whether a code is made of its cluster: a medoid is one token, the published attention mixes clusters."""
+        return self.config.code_type == "mean" and (self._corrected or self.cross_attention is None)
+
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
     ) -> tuple[TokenUsage, ...]:
@@ -222,12 +227,16 @@ class VQToken(HubModel):
         out = []
         for (code, index_map, error), item, n, rest in zip(done, items, cells, rests, strict=True):
             tail = item.select(torch.arange(n, n + rest, device=item.positions.device))
-            joined = Item(
+            group = torch.full_like(item.positions, -1)
+            group[:n], group[n : n + rest] = index_map.flatten(), torch.arange(rest, device=group.device) + len(code[0])
+            joined = item.merged(
                 torch.cat([code.embeddings, tail.embeddings]),
                 torch.cat([code.positions, tail.positions]),
-                None,
                 torch.cat([code.weights(), tail.weights()]),
+                group,
             )
+            if not self._averages:
+                joined = joined._replace(sources=None)
             out.append((joined, index_map, error))
         return out
 
