@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.multimodal.tiny_families import Recording, Row, encode, shared
+from tests.multimodal.tiny_families import encode, shared
+from tests.multimodal.tiny_media import Recording, Row
 from tests.multimodal.tiny_vlms import Clip, Picture, logits
 from tokenthrift.attachment import attach, reducer_from
 from tokenthrift.budget import BudgetError

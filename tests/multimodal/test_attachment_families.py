@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.multimodal.test_attachment_limits import traces
-from tests.multimodal.tiny_families import AUDIO, TINY, Recording, build, encode, rows_of, shared
+from tests.multimodal.tiny_families import TINY, build, encode, rows_of, shared
+from tests.multimodal.tiny_media import AUDIO, Recording
 from tests.multimodal.tiny_vlms import IMAGE, VIDEO, Clip, Picture, generated, logits, noise
 from tokenthrift.attachment import FAMILIES, attach
 from tokenthrift.reducers import AveragePooling, BipartiteMerging, ItemReducer, Uniform
