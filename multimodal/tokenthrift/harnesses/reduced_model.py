@@ -22,7 +22,7 @@ from tokenthrift.models import load
 from tokenthrift.reducers import REDUCERS
 from tokenthrift.registry import resolve, those_with
 
-__all__ = ["Reduced", "ReducedModel", "place", "reducer_of"]
+__all__ = ["Reduced", "ReducedModel", "device_and_dtype", "reducer_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def reducer_of(name: str) -> Any:
     raise ValueError(f"no reducer {name!r}; there are none, {', '.join(sorted({*REDUCERS, 'vqtoken'}))}, or a folder")
 
 
-def place(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
+def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
     """Where a model runs and how it computes: a GPU that is there in bfloat16, else the CPU in float32.
 
     Args:
@@ -95,7 +95,7 @@ class ReducedModel:
     ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        device, precision = place(device, dtype)
+        device, precision = device_and_dtype(device, dtype)
         self.reducer, self.budget, self.num_frames = reducer_of(reducer), budget, num_frames
         self.model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=precision).to(device).eval()
         self.processor: Any = AutoProcessor.from_pretrained(source)

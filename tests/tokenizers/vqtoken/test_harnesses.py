@@ -15,6 +15,7 @@ import pytest
 from tests.media_files import film
 from tests.tokenizers.vqtoken import harnesses
 from tests.tokenizers.vqtoken.published import attention, language_model, tensors, write
+from tokenthrift.harnesses.base import harness_class
 from tokenthrift.vqtoken.convert import vqtoken
 from tokenthrift.vqtoken.harnesses import lmms_eval, vlmevalkit
 
@@ -31,8 +32,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    lmms_eval._model_class.cache_clear()
-    vlmevalkit._model_class.cache_clear()
+    harness_class.cache_clear()
     return harnesses.install(monkeypatch)
 
 
@@ -110,7 +110,7 @@ def test_lmms_eval_finds_the_model_and_makes_it_of_arguments(
 def test_ceilings_and_choices_fit_between_the_commas_of_lmms_eval(
     table: dict[str, Any], converted: Path, clip: Path
 ) -> None:
-    kind: Any = lmms_eval._model_class()
+    kind: Any = lmms_eval.LmmsVQToken
     fixed = f"pretrained={converted},max_frames_num=4,dtype=float32,device=cpu"
     model = kind.create_from_arg_string(f"{fixed},budget=30+20/s")
     chosen = kind.create_from_arg_string(f"{fixed},budget=30,selection_method=elbow")

@@ -3,57 +3,33 @@
     python -m lmms_eval --model tokenthrift_vqtoken \\
         --model_args pretrained=converted,budget=33,max_frames_num=32 --tasks nextqa_mc_test --batch_size 1
 
-Written against lmms-eval 0.7.3: `lmms_eval.models.registry_v2.ModelManifest`, the entry point group
-`lmms_eval.models`, and a "simple" model of `lmms_eval.api.model.lmms`. Nothing of lmms-eval is imported before it asks.
+What all models of lmms-eval share is in `tokenthrift.harnesses.base`.
 
-One process, one video or none a question, greedy. Frames are spread evenly over the video, without a word of time in
-the prompt, as in the published evaluation. A video that cannot be read, or is too short for the budget, is logged and
-gets an empty answer, which counts as wrong; upstream's adapters answer it without a video. The mean number of tokens is
-logged at the end, for TokDense.
+One video or none a question. Frames are spread evenly over the video, without a word of time in the prompt, as in the
+published evaluation. Upstream's adapters answer a video that cannot be read without it; here the answer is empty. The
+mean number of tokens is logged at the end, for TokDense.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import import_module
-from types import new_class
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from tokenthrift.budget import BudgetError, TokenUsage
-from tokenthrift.harnesses.reduced_model import place
-from tokenthrift.media.video import VideoError, probe, read_frames
+from tokenthrift.budget import TokenUsage
+from tokenthrift.harnesses import base
+from tokenthrift.harnesses.reduced_model import Reduced, device_and_dtype
+from tokenthrift.media.video import probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
 __all__ = ["manifest"]
 
 _NAME = "LmmsVQToken"
-_PLACEHOLDERS = ("<image>", "<video>")
 _log = logging.getLogger("lmms-eval")
 
 
-def manifest() -> Any:
-    """What lmms-eval's registry takes: the model's name and where its class is."""
-    registry = import_module("lmms_eval.models.registry_v2")
-    return registry.ModelManifest(model_id="tokenthrift_vqtoken", simple_class_path=f"{__name__}.{_NAME}")
-
-
-def __getattr__(name: str) -> Any:
-    # The class needs lmms-eval for its base, this module does not.
-    if name == _NAME:
-        return _model_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@cache
-def _model_class() -> type:
-    bases = (_Model, import_module("lmms_eval.api.model").lmms)
-    return new_class(_NAME, bases, exec_body=lambda body: body.update(__module__=__name__))
-
-
-class _Model:
+class _Model(base.LmmsModel):
     """Everything of the model but lmms-eval's base class.
 
     Args:
@@ -68,9 +44,7 @@ class _Model:
             that of the checkpoint if not given.
     """
 
-    is_simple = True
-    task_dict: dict[str, Any]
-    cache_hook: Any
+    model_id = "tokenthrift_vqtoken"
 
     def __init__(
         self,
@@ -83,10 +57,8 @@ class _Model:
         max_batch_size: int | None = None,
         selection_method: str | None = None,
     ) -> None:
-        super().__init__()
-        if int(batch_size) != 1 or int(os.environ.get("WORLD_SIZE", "1")) != 1:
-            raise ValueError("tokenthrift_vqtoken answers one question at a time in one process: --batch_size 1")
-        device, precision = place(device, dtype)
+        super().__init__(batch_size)
+        device, precision = device_and_dtype(device, dtype)
         self.chat = VideoChat.from_pretrained(
             pretrained, device=device, dtype=precision, selection_method=selection_method
         )
@@ -95,54 +67,29 @@ class _Model:
         self.chat.check(self.num_frames, self.budget)
         self.usages: list[TokenUsage] = []
 
-    def generate_until(self, requests: Sequence[Any]) -> list[Any]:
-        """An answer to every request, in their order, with the tokens that the harness counts."""
-        instance, answers = import_module("lmms_eval.api.instance"), []
-        for request in requests:
-            question, settings, visuals, number, task, split = request.args
-            before = len(self.usages)
-            answer = self._answer(question, settings, visuals(self.task_dict[task][split][number]))
-            self.cache_hook.add_partial("generate_until", (question, settings), answer)
-            visual = sum(usage.used for usage in self.usages[before:])
-            counts = instance.TokenCounts(
-                input_tokens=self.chat.prompt_tokens(question) + visual, output_tokens=self.chat.text_tokens(answer)
-            )
-            answers.append(instance.GenerationResult(answer, counts))
+    def answer(self, question: str, visuals: Sequence[Any], max_new_tokens: int, stop: tuple[str, ...]) -> Reduced:
+        """One video file or none."""
+        frames, seconds = None, None
+        if visuals:
+            if len(visuals) != 1 or not isinstance(visuals[0], str):
+                kinds = ", ".join(sorted({type(visual).__name__ for visual in visuals}))
+                raise ValueError(f"{self.model_id} reads one video file a question, not {len(visuals)} of {kinds}")
+            seconds = probe(visuals[0]).seconds
+            frames = read_frames(visuals[0], count=self.num_frames, size=self.chat.size).pixels
+        answer = self.chat.answer(
+            frames, question, self.budget, seconds=seconds, max_new_tokens=max_new_tokens, stop=stop
+        )
+        usage = () if answer.usage is None else (answer.usage,)
+        self.usages += usage
+        read = self.chat.prompt_tokens(question) + sum(item.used for item in usage)
+        return Reduced(answer.text, read, self.chat.text_tokens(answer.text), usage)
+
+    def report(self, results: Sequence[Reduced], seconds: float) -> None:
+        """The mean over all videos so far."""
         if self.usages:
             tokens = sum(usage.used for usage in self.usages) / len(self.usages)
             _log.info(f"VQToken: {len(self.usages)} videos, {tokens:.2f} tokens each, newline included")
-        return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not supported: every task of the paper is answered in words."""
-        raise NotImplementedError("tokenthrift_vqtoken answers in words; choose a task of type generate_until")
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not supported."""
-        raise NotImplementedError("tokenthrift_vqtoken answers one question at a time")
-
-    def _answer(self, question: str, settings: dict[str, Any], visuals: Sequence[Any] | None) -> str:
-        if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
-            raise ValueError(f"tokenthrift_vqtoken decodes greedily, not with {settings}")
-        for placeholder in _PLACEHOLDERS:
-            question = question.replace(placeholder, "")
-        until = settings.get("until") or ()
-        respond: Callable[..., Any] = self.chat.answer
-        options = {
-            "max_new_tokens": int(settings.get("max_new_tokens", 512)),
-            "stop": (until,) if isinstance(until, str) else tuple(until),
-        }
-        if not visuals:
-            return str(respond(None, question.strip(), **options).text)
-        if len(visuals) != 1 or not isinstance(visuals[0], str):
-            kinds = ", ".join(sorted({type(visual).__name__ for visual in visuals}))
-            raise ValueError(f"tokenthrift_vqtoken reads one video file a question, not {len(visuals)} of {kinds}")
-        try:
-            info = probe(visuals[0])
-            frames = read_frames(visuals[0], count=self.num_frames, size=self.chat.size).pixels
-            answer = respond(frames, question.strip(), self.budget, seconds=info.seconds, **options)
-        except (VideoError, BudgetError) as error:
-            _log.error(f"{visuals[0]}: {getattr(error, 'reason', error)}; answered with nothing")
-            return ""
-        self.usages.append(answer.usage)
-        return str(answer.text)
+manifest = partial(base.manifest, _Model, _NAME)
+__getattr__ = base.lazy_model(_Model, _NAME)

@@ -20,14 +20,14 @@ import logging
 import runpy
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import new_class
 from typing import Any
 
 from tokenthrift.budget import BudgetError
-from tokenthrift.harnesses.reduced_model import place
+from tokenthrift.harnesses.base import harness_class
+from tokenthrift.harnesses.reduced_model import device_and_dtype
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
@@ -59,7 +59,8 @@ def register(
             given.
     """
     models = import_module("vlmeval.config").supported_VLM
-    models[name] = partial(_model_class(), pretrained, budget, max_new_tokens, device, dtype, selection_method)
+    kind = harness_class(_Model, "VQTokenModel", "vlmeval.vlm.base:BaseModel")
+    models[name] = partial(kind, pretrained, budget, max_new_tokens, device, dtype, selection_method)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,12 +96,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     runpy.run_path("run.py", run_name="__main__")
 
 
-@cache
-def _model_class() -> type:
-    bases = (_Model, import_module("vlmeval.vlm.base").BaseModel)
-    return new_class("VQTokenModel", bases, exec_body=lambda body: body.update(__module__=__name__))
-
-
 class _Model:
     """Everything of the model but VLMEvalKit's base class."""
 
@@ -124,7 +119,7 @@ class _Model:
         if unknown:
             raise TypeError(f"VQToken takes no {', '.join(unknown)}")
         super().__init__()
-        device, precision = place(device, dtype)
+        device, precision = device_and_dtype(device, dtype)
         self.chat = VideoChat.from_pretrained(
             pretrained, device=device, dtype=precision, selection_method=selection_method
         )
