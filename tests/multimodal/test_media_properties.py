@@ -23,6 +23,7 @@ from PIL import Image
 
 from tests.media_files import encode, film, number_of, numbered, voice, write
 from tokenthrift.media.audio import read_audio, stream_audio
+from tokenthrift.media.container import start_of
 from tokenthrift.media.errors import MediaError
 from tokenthrift.media.image import image_size, read_image
 from tokenthrift.media.picture_track import read_track
@@ -106,6 +107,28 @@ def test_a_film_of_few_pictures_starts_with_them_though_its_sound_is_later(tmp_p
     sound = read_audio(path).numpy()
     assert np.abs(sound[: int(0.05 * RATE)]).max() < 0.01
     assert np.abs(sound[int(0.2 * RATE) : int(0.3 * RATE)]).max() > 0.3
+
+
+@pytest.mark.parametrize("options", [{}, {"live": "1"}, {"cluster_time_limit": "0"}])
+def test_second_zero_is_the_first_picture_or_sound_of_a_matroska_file(options: dict[str, str], tmp_path: Path) -> None:
+    """Neither a subtitle long before it, nor the samples that a decoder drops first, which FFmpeg stamps earlier."""
+    path, lines = tmp_path / "film.mkv", tmp_path / "lines.srt"
+    lines.write_text("1\n00:00:00,000 --> 00:00:00,500\nsoon\n")
+    with av.open(str(lines)) as source, av.open(str(path), "w", options=options) as out:
+        text: Any = out.add_stream_from_template(source.streams[0])
+        sound: Any = out.add_stream("libopus", rate=48_000, layout="mono")
+        line = next(source.demux())
+        line.stream = text
+        out.mux(line)
+        for at in range(0, 48_000, 960):
+            block = np.full((1, 960), 0.5 * np.sin(at), np.float32)
+            frame = av.AudioFrame.from_ndarray(block, format="flt", layout="mono")
+            frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), 3 * 48_000 + at
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+    with av.open(str(path)) as container:
+        assert float(start_of(path, container)) == pytest.approx(3, abs=0.0011)
+    assert len(read_audio(path)) / RATE == pytest.approx(1, abs=0.03)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))

@@ -195,7 +195,7 @@ class _Clock:
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self.path, self.container, self.stream = path, container, stream
-        self.zero = start_of(container)
+        self.zero = start_of(path, container)
         self.lost = 0.0
         self.damaged = False
         self.rate = 0

@@ -88,21 +88,14 @@ def opened(
         yield container
 
 
-def start_of(container: Any) -> Fraction:
+def start_of(path: Path, container: Any) -> Fraction:
     """Second 0 of the file, in seconds of its timestamps."""
     start = Fraction(container.start_time or 0, 1_000_000)
     if "matroska" not in container.format.name:
         return start
-    return _first_stamp(container.name, start) if start > 0 else Fraction(0)
-
-
-def _first_stamp(name: str, stated: Fraction) -> Fraction:
-    """The earlier of the stated start and the first packet: FFmpeg's start leaves out a film of very few pictures."""
-    with extras.require("av").open(name, metadata_errors="replace") as again:
-        for packet in again.demux():
-            if packet.pts is not None:
-                return min(stated, max(Fraction(packet.pts * packet.time_base), Fraction(0)))
-    return stated
+    # FFmpeg's start leaves out the pictures of a film that has very few of them.
+    first = matroska.first_stamp(path) if start > 0 else None
+    return max(start if first is None else min(start, first), Fraction(0))
 
 
 def preferred(streams: Sequence[Any]) -> Any:

@@ -118,7 +118,7 @@ def read_track(path: str | Path) -> PictureTrack:
         shown = [packet for packet in packets if not packet.hidden]
         if not shown:
             raise VideoError(path, "empty: the picture track holds no frame")
-        unit, zero = stream.time_base, start_of(container)
+        unit, zero = stream.time_base, start_of(path, container)
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         times: list[Fraction]
         pts: tuple[int, ...] | None = None

@@ -96,7 +96,7 @@ def _sndfile_seconds(path: Path) -> float:
 def _sound_seconds(path: Path, container: Any) -> float:
     """Seconds from second 0 of the file to the end of the sound track that a player takes."""
     stream = preferred(container.streams.audio)
-    unit, zero = stream.time_base, start_of(container)
+    unit, zero = stream.time_base, start_of(path, container)
     formats = container.format.name.split(",")
     if stream.duration is not None and "mp4" in formats:
         return float(max((stream.start_time or 0) * unit - zero, Fraction(0)) + stream.duration * unit)
