@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenthrift.budget import DecodeBudget, TokenBudget
+from tokenthrift.transcription.vad_weights import weights_digest
 
 if TYPE_CHECKING:
     from tokenthrift.transcription.job import Transcriber
@@ -47,9 +48,13 @@ class JobSpec:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a result depends on besides the input and the model; nothing of batches and machines."""
+        """What a result depends on besides the input and the model; nothing of batches and machines.
+
+        What finds speech is among it, because it decides the windows.
+        """
         machine = {"model", "revision", "batch_seconds", "device", "threads"}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
+        return chosen | {"vad": weights_digest()}
 
     @property
     def decode(self) -> DecodeBudget:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,6 +20,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tokenthrift.transcription.vad_weights import find_weights
 
 __all__ = ["CHUNK", "SAMPLE_RATE", "SileroVad", "SpeechDetector", "load_vad", "speech_frames"]
 
@@ -77,16 +77,13 @@ class SileroVad(nn.Module):
 
 @lru_cache(maxsize=1)
 def load_vad() -> SileroVad | None:
-    """The network, or None where the package `silero-vad` is not installed or holds no such file."""
-    package = find_spec("silero_vad")
-    folders = [] if package is None else package.submodule_search_locations or []
-    for folder in folders:
-        weights = Path(folder, "data", "silero_vad_16k.safetensors")
-        if weights.is_file():
-            model = SileroVad()
-            model.load_state_dict(load_file(weights))
-            return model.eval().requires_grad_(False)
-    return None
+    """The network, or None without its weights."""
+    weights = find_weights()
+    if weights is None:
+        return None
+    model = SileroVad()
+    model.load_state_dict(load_file(weights))
+    return model.eval().requires_grad_(False)
 
 
 class SpeechDetector:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,28 @@ def test_other_options_or_another_model_do_it_again(
     assert done("--max-rounds", "5") == "1 done, 0 failed"
     (tmp_path / "out" / "a.txt").unlink()
     assert done("--max-rounds", "5") == "1 done, 0 failed", "what is gone is done again"
+
+
+def test_another_finder_of_speech_does_it_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The package `silero-vad` installed, updated and removed between runs: the windows may be others."""
+    write(tmp_path / "a.wav", voice(0.6))
+    command = [str(tmp_path / "a.wav"), "--model", str(model), "--out-dir", str(tmp_path / "out")]
+    package = tmp_path / "packages" / "silero_vad"
+    weights = package / "data" / "silero_vad_16k.safetensors"
+    weights.parent.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "silero_vad", raising=False)  # what is imported is found first
+    monkeypatch.syspath_prepend(package.parent)
+    for content in (None, b"one", b"two", None):
+        if content is None:
+            weights.unlink(missing_ok=True)
+        else:
+            weights.write_bytes(content)
+        for counts in ("1 done, 0 failed", "0 done, 0 failed, 1 skipped"):
+            assert main(command) == 0
+            assert counts in capsys.readouterr().out
 
 
 def test_one_writer(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
