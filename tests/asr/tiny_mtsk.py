@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from tokenthrift.budget import ItemSize
 from tokenthrift.mtsk.config import (
     AudioConfig,
     DecodeConfig,
@@ -20,6 +21,9 @@ from tokenthrift.mtsk.config import (
     VideoConfig,
 )
 from tokenthrift.mtsk.model import LlamaMtsk
+from tokenthrift.mtsk.planning import ItemPlan, plan_items
+from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.sequence import PROMPTS
 
 # The order of the reference's character vocabulary: letters, then two unused places, space, full stop and capital T.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz~ .T#^"
@@ -101,3 +105,29 @@ def lips(seconds: float, seed: int, size: int = 36) -> Tensor:
     """Random pictures (T, size, size) uint8 at 25 frames a second."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (round(seconds * 25), size, size), generator=generator, dtype=torch.uint8)
+
+
+def size_of(states: int, frames: int) -> ItemSize:
+    """An item with so many encoder states of sound and frames of video; 0 for none."""
+    return ItemSize(seconds=states / 50 if states else None, frames=frames or None)
+
+
+def plan_one(config: MtskConfig, states: int, frames: int, budget: Any = None, **options: Any) -> ItemPlan:
+    (plan,) = plan_items(config, [size_of(states, frames)], budget, **options)
+    return plan
+
+
+def around(model: LlamaMtsk, first: Rates, last: Rates) -> int:
+    """Positions of start, markers and prompt that are read, at one pair of rates or at two one after the other."""
+
+    def head(rates: Rates) -> int:
+        return 1 + 2 * bool(rates.audio)
+
+    def tail(rates: Rates) -> int:
+        return 2 * bool(rates.video) + len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
+
+    once = head(first) + tail(first)
+    if last == first:
+        return once
+    goes_on = model.config.lora.strategy == "MS" and first.audio == last.audio
+    return once + tail(last) + (0 if goes_on else head(last))

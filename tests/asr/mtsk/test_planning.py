@@ -11,17 +11,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.asr.tiny_mtsk import lips, speech, tiny_config, tiny_model
+from tests.asr.tiny_mtsk import around, lips, plan_one, size_of, speech, tiny_config, tiny_model
 from tokenthrift.backbones.generation import Generation
 from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize, NativeCost, TokenBudget
 from tokenthrift.mtsk import transcribing
 from tokenthrift.mtsk.audiovisual.noise import estimate_snr
 from tokenthrift.mtsk.coarse_to_fine import decode_in_two_passes
-from tokenthrift.mtsk.config import MtskConfig, Strategy
+from tokenthrift.mtsk.config import Strategy
 from tokenthrift.mtsk.model import LlamaMtsk
-from tokenthrift.mtsk.planning import ItemPlan, audio_states, plan_items
+from tokenthrift.mtsk.planning import audio_states, plan_items
 from tokenthrift.mtsk.rates import Measured, Rates, count_tokens
-from tokenthrift.mtsk.sequence import PROMPTS
 
 ALL = ("avsr", "asr", "vsr")
 CONFIG = tiny_config(tasks=ALL)
@@ -38,16 +37,6 @@ budgets = st.builds(
     retention=st.none() | st.floats(0.01, 1),
     tokens_per_second=st.none() | st.floats(0.5, 80),
 )
-
-
-def size_of(states: int, frames: int) -> ItemSize:
-    """An item with so many encoder states of sound and frames of video; 0 for none."""
-    return ItemSize(seconds=states / 50 if states else None, frames=frames or None)
-
-
-def plan_one(config: MtskConfig, states: int, frames: int, budget: Any = None, **options: Any) -> ItemPlan:
-    (plan,) = plan_items(config, [size_of(states, frames)], budget, **options)
-    return plan
 
 
 @given(st.integers(0, 1500), st.integers(0, 750), budgets, st.booleans(), st.booleans())
@@ -252,19 +241,3 @@ def test_noise_is_measured_in_the_pauses(seed: int, snr: int) -> None:
 def model(request: pytest.FixtureRequest) -> LlamaMtsk:
     # In double precision, as random weights can make much of the last digit of a float.
     return tiny_model(request.param, tasks=ALL).double()
-
-
-def around(model: LlamaMtsk, first: Rates, last: Rates) -> int:
-    """Positions of start, markers and prompt that are read, at one pair of rates or at two one after the other."""
-
-    def head(rates: Rates) -> int:
-        return 1 + 2 * bool(rates.audio)
-
-    def tail(rates: Rates) -> int:
-        return 2 * bool(rates.video) + len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
-
-    once = head(first) + tail(first)
-    if last == first:
-        return once
-    goes_on = model.config.lora.strategy == "MS" and first.audio == last.audio
-    return once + tail(last) + (0 if goes_on else head(last))

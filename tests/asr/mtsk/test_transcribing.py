@@ -14,29 +14,17 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from tests.asr.talking import SquareFinder, face, write_video
-from tests.asr.tiny_mtsk import EOS, lips, speech, tiny_config, tiny_model
+from tests.asr.tiny_mtsk import EOS, around, lips, plan_one, speech, tiny_config, tiny_model
 from tests.media_files import voice, write
 from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize
 from tokenthrift.cli import main
-from tokenthrift.mtsk.config import MtskConfig, Strategy
+from tokenthrift.mtsk.config import Strategy
 from tokenthrift.mtsk.model import LlamaMtsk
-from tokenthrift.mtsk.planning import ItemPlan, plan_items
 from tokenthrift.mtsk.rates import Rates
-from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.transcript import AudioVisualRecognizer, Transcript
 
 CARD = Path(__file__).resolve().parents[3] / "model_cards" / "mtsk-tiny-en"
 ALL = ("avsr", "asr", "vsr")
-
-
-def size_of(states: int, frames: int) -> ItemSize:
-    """An item with so many encoder states of sound and frames of video; 0 for none."""
-    return ItemSize(seconds=states / 50 if states else None, frames=frames or None)
-
-
-def plan_one(config: MtskConfig, states: int, frames: int, budget: Any = None, **options: Any) -> ItemPlan:
-    (plan,) = plan_items(config, [size_of(states, frames)], budget, **options)
-    return plan
 
 
 AUDIO: list[Tensor | None] = [speech(0.7, 1), speech(1.3, 2), None, speech(0.4, 4), speech(0.1, 5)]
@@ -161,22 +149,6 @@ def test_coarse_to_fine_pays_for_detail_only_where_it_must() -> None:
     assert encoded == ["WhisperEncoder", "AvHubert"], "once for both passes"
     once = DecodeBudget(max_rounds=1, confidence_threshold=1.0)
     assert all(t.usage.rounds == 1 for t in model.transcribe(audio, video, decode=once, coarse_to_fine=True))
-
-
-def around(model: LlamaMtsk, first: Rates, last: Rates) -> int:
-    """Positions of start, markers and prompt that are read, at one pair of rates or at two one after the other."""
-
-    def head(rates: Rates) -> int:
-        return 1 + 2 * bool(rates.audio)
-
-    def tail(rates: Rates) -> int:
-        return 2 * bool(rates.video) + len(model.token_ids(PROMPTS[bool(rates.audio), bool(rates.video)]))
-
-    once = head(first) + tail(first)
-    if last == first:
-        return once
-    goes_on = model.config.lora.strategy == "MS" and first.audio == last.audio
-    return once + tail(last) + (0 if goes_on else head(last))
 
 
 @pytest.mark.parametrize("ladder", [False, True])
