@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.multimodal.test_attachment_limits import traces
 from tests.multimodal.tiny_families import build, encode, rows_of, shared
 from tests.multimodal.tiny_vlms import Clip, Picture, generated, logits
 from tokenthrift.attachment import attach
-from tokenthrift.reducers import BipartiteMerging, ItemReducer, TemporalMerging, Uniform
+from tokenthrift.reducers import BipartiteMerging, ItemReducer, Prefix, TemporalMerging, Uniform
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ROWS = ("llava", "llava_next_video", "llava_onevision", "video_llava", "gemma3", "paligemma")
@@ -88,6 +89,37 @@ def test_static_patches_are_dropped_across_the_frames_of_rows(family: str) -> No
     assert [(u.native, u.used) for u in handle.encoder_usage["video"]] == [(64, 16)] * 2
     assert got.isfinite().all()
     assert all(u.used <= u.native // 4 for u in handle.usage)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "video_llava", "llava_next_video"])
+def test_frames_that_became_short_share_a_row_and_do_not_see_each_other(family: str) -> None:
+    model, inputs = shared(family), encode(family, [[10, Clip(1), 11], [12, Clip(2), 13]])
+    tower = model.model.video_tower if family == "video_llava" else model.model.vision_tower
+    states: list[Tensor] = []
+    read: list[int] = []
+
+    def run(given: dict[str, Any]) -> tuple[Tensor, int]:
+        """What the tower gives (F, N, D), and how many tokens its last layer reads."""
+        hooks = [
+            tower.encoder.register_forward_hook(lambda m, args, out: states.append(out.last_hidden_state)),
+            tower.encoder.layers[-1].register_forward_hook(lambda m, args, out: read.append(out[..., 0].numel())),
+        ]
+        logits(model, given)
+        for hook in hooks:
+            hook.remove()
+        return states[-1], read[-1]
+
+    with attach(model, Prefix(), 24, at="encoder"):  # frames of 16, 8, 0 and 0 patches
+        both, short = run(inputs)
+        alone = [run(encode(family, [[10, Clip(seed), 11]]))[0] for seed in (1, 2)]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-4)
+    inputs["pixel_values_videos"][:, 1:] = inputs["pixel_values_videos"][:, :1]
+    native, whole = run(inputs)
+    with attach(model, TemporalMerging(), "25%", at="encoder"):
+        reduced, least = run(inputs)
+    torch.testing.assert_close(reduced[:, -16:], native[:, -16:], rtol=0, atol=1e-4)
+    assert 2 * short <= whole
+    assert 2 * least < whole
 
 
 def test_training_through_a_reduced_tower() -> None:

@@ -5,8 +5,9 @@ with static ones. A reducer with `between_layers` (ToMe, arXiv 2210.09461) works
 evenly from native to the budget. Behind the encoder every token is copied to the positions of its members, so that all
 that follows (mergers, pooling, tiles with newlines) meets the lengths it expects; a position without a token is zero.
 
-Two kinds of towers: rows of one picture, tile or frame each (CLIP, SigLIP), and pictures and frames packed into one row
-(Qwen), where what is kept or dropped is the group of patches that becomes one token of the language model.
+Two kinds of towers: rows of one picture, tile or frame each (CLIP, SigLIP), where frames that became short share a row,
+and pictures and frames packed into one row (Qwen), where what is kept or dropped is the group of patches that becomes
+one token of the language model.
 
 Differs from the published code: ToMe compares attention keys and adds log(size) to the scores, EVS compares pixels;
 here hidden states of the layer are compared and attention is as it was, so that any attention kernel serves. EVS keeps
@@ -50,9 +51,9 @@ class EncoderRun:
     """The units of every item as the latest stage left them."""
     native: list[int] = field(default_factory=list)
     permutation: Tensor | None = None
-    maps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """For towers of rows, by layer: (F, N) the slot in the flat (F * K) tokens for each native one, -1 for none, and
-    (F, K) which are real."""
+    maps: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    """For towers of rows, by layer: (F, N) the slot in the flat (R * K) tokens for each native one, -1 for none, and
+    the mask of the rows where they need one."""
 
     def start(self, units: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> None:
         """Begins with the units (N_i, D) of every item."""
@@ -150,7 +151,7 @@ def _install_rows(tower: nn.Module, encoder: Any, current: Current) -> list[Call
 
 
 def _rows_stage(run: EncoderRun, layer: int, layers: int, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The rows (F, K, D) that a layer reads, and their additive mask (F, 1, 1, K) where they are of unequal length."""
+    """The rows (R, K, D) that a layer reads, and their additive mask (R, 1, K, K) where they need one."""
     if layer == 0:
         frames, length, _ = hidden.shape
         side = math.isqrt(length)
@@ -162,11 +163,11 @@ def _rows_stage(run: EncoderRun, layer: int, layers: int, hidden: Tensor) -> tup
             [rows.flatten(0, 1) for rows in hidden[:, length - patches :].split(depth)], [grid] * (frames // depth)
         )
         home = torch.arange(frames * length, device=hidden.device).view(frames, length)
-        run.maps.append((home, torch.ones_like(home, dtype=torch.bool)))
-    home, real = run.maps[-1]
+        run.maps.append((home, None))
+    home, mask = run.maps[-1]
     if layer and not run.between:
-        run.maps.append((home, real))
-        return hidden, _additive(real, hidden)
+        run.maps.append((home, mask))
+        return hidden, mask
     frames, length = home.shape
     patches = math.isqrt(length) ** 2
     leading = length - patches
@@ -178,43 +179,57 @@ def _rows_stage(run: EncoderRun, layer: int, layers: int, hidden: Tensor) -> tup
         slots = home[i * per_item : (i + 1) * per_item, leading:].flatten()[positions]
         units.append(flat[slots])
     run.step(layer, layers, units)
-    rows: list[Tensor] = []
-    found = home.new_full(home.shape, -1)
-    slots_of: list[Tensor] = []
-    for i, values in enumerate(run.batch.items()):
-        positions = run.batch.positions[i][run.batch.mask[i]]
-        frame = positions // patches
-        within = torch.zeros_like(frame)
-        for j in range(per_item):
-            mine = frame == j
-            within[mine] = torch.arange(int(mine.sum()), device=frame.device) + leading
-            row = torch.cat([hidden[i * per_item + j, :leading], values[mine].to(hidden.dtype)])
-            rows.append(row if len(row) else hidden.new_zeros(1, hidden.shape[2]))
-        slots_of.append(torch.stack([frame + i * per_item, within]))
-    width = max(map(len, rows))
-    packed = hidden.new_zeros(frames, width, hidden.shape[2])
-    real = torch.zeros(frames, width, dtype=torch.bool, device=hidden.device)
-    for f, row in enumerate(rows):
-        packed[f, : len(row)], real[f, : len(row)] = row, True
-    for i, (row_of, within) in enumerate(slots_of):
-        sources = run.sources(i)
-        flat_slots = torch.cat([row_of * width + within, home.new_full((1,), -1)])
-        found[i * per_item : (i + 1) * per_item, leading:] = flat_slots[sources].view(per_item, patches)
-    found[:, :leading] = (torch.arange(frames, device=found.device) * width)[:, None] + torch.arange(
-        leading, device=found.device
-    )
-    run.maps[layer:] = [(found, real)]
-    return packed, _additive(real, hidden)
+    kept = [positions[mask] for positions, mask in zip(run.batch.positions, run.batch.mask, strict=True)]
+    frame = torch.cat([positions // patches + i * per_item for i, positions in enumerate(kept)])
+    counts = frame.bincount(minlength=frames)
+    begins, width, height = _pack((counts + leading).tolist())
+    begin = torch.tensor(begins, device=hidden.device)
+    heads = begin[:, None] + torch.arange(leading, device=hidden.device)
+    within = torch.arange(len(frame), device=hidden.device) - (counts.cumsum(0) - counts)[frame]
+    slots = begin[frame] + leading + within
+    packed = hidden.new_zeros(height * width, hidden.shape[2])
+    packed[heads] = flat[home[:, :leading]]
+    packed[slots] = torch.cat(run.batch.items()).to(hidden.dtype)
+    owner = home.new_full((height * width,), -1)
+    owner[heads] = torch.arange(frames, device=hidden.device)[:, None].expand_as(heads)
+    owner[slots] = frame
+    members = [
+        torch.cat([own, own.new_full((1,), -1)])[run.sources(i)].view(per_item, patches)
+        for i, own in enumerate(slots.split([len(positions) for positions in kept]))
+    ]
+    mask = _apart(owner.view(height, width), hidden.dtype)
+    run.maps[layer:] = [(torch.cat([heads, torch.cat(members)], dim=1), mask)]
+    return packed.view(height, width, -1), mask
 
 
-def _additive(real: Tensor, hidden: Tensor) -> Tensor | None:
-    if real.all():
+def _pack(lengths: Sequence[int]) -> tuple[list[int], int, int]:
+    """Lays frames into rows as wide as the longest, each into the first one with room, so that none is paid for twice.
+
+    Returns:
+        Where each frame begins in the flat rows, their width, and how many they are.
+    """
+    width, filled, begins = max(*lengths, 1), [0], []
+    for length in lengths:
+        row = next((i for i, used in enumerate(filled) if used + length <= width), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        begins.append(row * width + filled[row])
+        filled[row] += length
+    return begins, width, len(filled)
+
+
+def _apart(owner: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The additive mask (R, 1, K, K) that keeps tokens (R, K) to their own frame; None where a frame fills each row."""
+    other = owner[:, :, None] != owner[:, None, :]
+    if not other.any():
         return None
-    return hidden.new_zeros(real.shape).masked_fill(~real, torch.finfo(hidden.dtype).min)[:, None, None, :]
+    return torch.zeros(other.shape, dtype=dtype, device=owner.device).masked_fill(other, torch.finfo(dtype).min)[
+        :, None
+    ]
 
 
 def _to_native(states: Tensor, home: Tensor) -> Tensor:
-    """(F, K, D) to (F, N, D)."""
+    """(R, K, D) to (F, N, D)."""
     return states.flatten(0, 1)[home].masked_fill((home < 0)[..., None], 0)
 
 
