@@ -7,7 +7,7 @@ usual loaders quietly take ``pytorch_model.bin`` where the safetensors are missi
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -19,6 +19,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tokenthrift.config import read_json
+
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = f"{_WEIGHTS}.index.json"
 PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -103,6 +107,34 @@ def fetch(
         # The branch may move between two downloads; the commit of the first file holds for all of them.
         revision = folder.name
     return folder
+
+
+def fetch_weights(source: str | Path, prefix: str | tuple[str, ...] = "", **options: Any) -> list[Path]:
+    """Makes sure that the tensors of a checkpoint in transformers' format, whole or in shards, are on this machine.
+
+    Args:
+        source: as for `fetch`.
+        prefix: begins the names of the tensors that are needed; shards without any of them are left out.
+        options: of `fetch`.
+
+    Returns:
+        `model.safetensors`, or the shards that `model.safetensors.index.json` names, all of one commit.
+
+    Raises:
+        SourceError, WeightsError: as `fetch`.
+    """
+    try:
+        return [fetch(source, (_WEIGHTS,), **options) / _WEIGHTS]
+    except SourceError as missing:
+        try:
+            folder = fetch(source, (_INDEX,), **options)
+        except SourceError:
+            raise missing from None
+    shards: dict[str, str] = read_json(folder / _INDEX)["weight_map"]
+    names = sorted({shard for name, shard in shards.items() if name.startswith(prefix)})
+    if not is_folder(source):
+        options["revision"] = folder.name
+    return [fetch(source, names, **options) / name for name in names]
 
 
 def _check_repository_name(source: str | Path) -> str:

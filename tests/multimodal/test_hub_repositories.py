@@ -1,5 +1,6 @@
 """Repositories of models, with the real client against a local Hub."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from tests.hub_server import TOKEN, HubServer, Repository
 from tests.multimodal.tiny_hub import IDS, WORDS, Tiny, TinyConfig, files_of
 from tokenthrift.hub import ConfigError, SourceError, WeightsError, push_folder
+from tokenthrift.sources import fetch_weights
 
 
 class Other(Tiny):
@@ -89,6 +91,29 @@ def test_a_branch_that_moves_during_the_download_is_not_mixed(
 
     monkeypatch.setattr(Repository, "resolve", resolve_and_move)
     assert torch.equal(Tiny.from_pretrained("org/tiny").head.bias, weights["head.bias"])
+
+
+def test_shards_are_of_the_commit_of_their_index(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the branch moves with every request; shards without a needed tensor are not fetched."""
+    shards = {"a.x": "1.safetensors", "a.y": "2.safetensors", "b": "3.safetensors"}
+    resolve = Repository.resolve
+
+    def files(version: int) -> dict[str, bytes]:
+        held = dict.fromkeys(shards.values(), str(version).encode())
+        return {"model.safetensors.index.json": json.dumps({"weight_map": shards}).encode(), **held}
+
+    def resolve_and_move(self: Repository, revision: str) -> str | None:
+        found = resolve(self, revision)
+        self.commit(files(len(self.commits)))
+        return found
+
+    hub.add("org/shards", files(0))
+    monkeypatch.setattr(Repository, "resolve", resolve_and_move)
+    paths = fetch_weights("org/shards", "a.")
+    assert [path.name for path in paths] == ["1.safetensors", "2.safetensors"]
+    assert (paths[0].parent / "model.safetensors.index.json").is_file()
+    assert paths[0].read_text() == paths[1].read_text()
+    assert not any("3.safetensors" in request for request in hub.requests)
 
 
 def test_an_unknown_and_a_private_repository(hub: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,13 @@ from typing import Any, cast
 from safetensors import safe_open
 from torch import Tensor
 
-from tokenthrift.config import read_json
 from tokenthrift.dllm_asr.language_model import external_parts
 from tokenthrift.dllm_asr.step_audio import step_audio_encoder, step_audio_frontend
 from tokenthrift.external import allow_missing, assign_state, drop_external_keys, resolved
-from tokenthrift.sources import SourceError, fetch
+from tokenthrift.sources import fetch_weights
 from tokenthrift.whisper import encoder_weights
 
 __all__ = ["fill_external", "leave_out_external", "miss_external"]
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def fill_external(model: Any, base_dir: Path | None = None, **options: Any) -> None:
@@ -46,12 +43,12 @@ def fill_external(model: Any, base_dir: Path | None = None, **options: Any) -> N
             state = _tensors(source, ("encoder.after_norm.", "adapter."), options)
             assign_state(model.adapter.frontend, step_audio_frontend(state), named)
         elif model.config.encoder.kind == "step_audio":
-            encoder = step_audio_encoder(_tensors(source, ("encoder.",), options))
+            encoder = step_audio_encoder(_tensors(source, "encoder.", options))
             positions = encoder.pop("positions", model.encoder.positions)
             assign_state(model.encoder, encoder, named)
             model.encoder.positions = positions.to(model.encoder.positions)
         else:
-            assign_state(model.encoder, encoder_weights(_tensors(source, ("model.encoder.",), options)), named)
+            assign_state(model.encoder, encoder_weights(_tensors(source, "model.encoder.", options)), named)
 
 
 def leave_out_external(model: Any, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
@@ -64,17 +61,10 @@ def miss_external(model: Any, incompatible: Any) -> None:
     allow_missing(tuple(external_parts(model.config)), model, incompatible)
 
 
-def _tensors(source: str | Path, prefixes: tuple[str, ...], options: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(source: str | Path, prefix: str | tuple[str, ...], options: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, in one file or in shards, whose names begin so."""
-    try:
-        folder, names = fetch(source, (WEIGHTS,), **options), [WEIGHTS]
-    except SourceError:
-        folder = fetch(source, (INDEX,), **options)
-        shards = read_json(folder / INDEX)["weight_map"]
-        names = sorted({shard for key, shard in shards.items() if key.startswith(prefixes)})
-        folder = fetch(source, names, **options)
     found: dict[str, Tensor] = {}
-    for name in names:
-        with safe_open(folder / name, "pt") as file:
-            found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefixes)}  # noqa: SIM118
+    for path in fetch_weights(source, prefix, **options):
+        with safe_open(path, "pt") as file:
+            found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     return found

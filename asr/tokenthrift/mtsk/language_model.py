@@ -7,7 +7,6 @@ model that these do not describe is refused here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,11 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.initialization import no_init_weights
 
 from tokenthrift.mtsk.config import LanguageModelConfig
-from tokenthrift.sources import SourceError, fetch, is_folder
+from tokenthrift.sources import fetch_weights
 
 __all__ = ["build", "describe", "exact_positions", "read_sizes", "read_weights"]
 
-_INDEX = "model.safetensors.index.json"
 # Fields that a configuration of transformers and ours have under one name.
 _SAME = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -83,7 +81,7 @@ def read_weights(source: str | Path, sizes: LanguageModelConfig, **options: Any)
     if found != expected:
         raise ValueError(f"{source} is not the language model of the configuration: {found} instead of {expected}")
     state: dict[str, Tensor] = {}
-    for path in _weight_files(source, options):
+    for path in fetch_weights(source, **options):
         state |= load_file(path)
     state = {name: value for name, value in state.items() if not name.endswith("rotary_emb.inv_freq")}
     if sizes.tie_word_embeddings:
@@ -140,17 +138,3 @@ def _config(sizes: LanguageModelConfig) -> PretrainedConfig:
         **{name: getattr(sizes, name) for name in _SAME},
         **head_dim,
     )
-
-
-def _weight_files(source: str | Path, options: dict[str, Any]) -> list[Path]:
-    try:
-        return [fetch(source, ("model.safetensors",), **options) / "model.safetensors"]
-    except SourceError as missing:
-        try:
-            folder = fetch(source, (_INDEX,), **options)
-        except SourceError:
-            raise missing from None
-    names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    revision = None if is_folder(source) else folder.name
-    folder = fetch(source, names, revision=revision, **options)
-    return [folder / name for name in names]

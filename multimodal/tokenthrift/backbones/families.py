@@ -44,7 +44,7 @@ from tokenthrift.backbones.llada import llada_settings, llada_state
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.backbones.shape import BIDIRECTIONAL, DECODERS, AttentionMask, BackboneShape
 from tokenthrift.config import ConfigError, read_json
-from tokenthrift.sources import SourceError, fetch
+from tokenthrift.sources import SourceError, fetch, fetch_weights
 
 __all__ = ["Family", "backbone_shape", "backbone_state", "load_backbone"]
 
@@ -194,7 +194,7 @@ def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[s
         # transformers knows the names that its older checkpoints have.
         lm = language_model(fetch(source, ["config.json", "model.safetensors"], **options))
         return {name: tensor.detach() for name, tensor in lm.state_dict().items()}
-    state = _tensors(source, options)
+    state = {name: tensor for path in fetch_weights(source, **options) for name, tensor in load_file(path).items()}
     return llada_state(state) if family == "llada" else state
 
 
@@ -210,19 +210,6 @@ def _bidirectional(folder: Path, source: str | Path, own: Mapping[str, Any]) -> 
             continue
         raise ConfigError(f"{source}: {name} is {getattr(found, name)}; a saved backbone has {value}")
     return shape
-
-
-def _tensors(source: str | Path, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one file, or of all shards that an index names."""
-    index = "model.safetensors.index.json"
-    try:
-        folder = fetch(source, ["model.safetensors"], **options)
-        names = {"model.safetensors"}
-    except SourceError:
-        folder = fetch(source, [index], **options)
-        names = set(read_json(folder / index)["weight_map"].values())
-        folder = fetch(source, sorted(names), **options)
-    return {key: tensor for name in sorted(names) for key, tensor in load_file(folder / name).items()}
 
 
 def _mask_id(family: str, config: Mapping[str, Any], source: str | Path, options: Mapping[str, Any]) -> int:
