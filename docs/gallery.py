@@ -3,7 +3,7 @@
 karl_tokens.png    two pictures from more and more tokens of KARL
 vqtoken_codes.png  codes of VQToken over the frames of a synthetic clip, at 8, 16 and 32
 mtsk_rates.png     errors of Llama-MTSK against tokens, from the table in its config.json
-dllm_rounds.svg    a decoding of dLLM-ASR, round by round, animated
+dllm_rounds.svg    dLLM-ASR by diffusion, round by round, and its certified text; animated
 attention.png      what the small video language model looks at when it answers
 
 Charts are for a phone: few lines, each named where it ends.
@@ -15,6 +15,7 @@ import html
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ def _tokens(row: Any) -> float:
 
 
 def rounds_of(model: DllmAsr, audio: Tensor) -> list[list[tuple[str, bool]]]:
-    """What stands on the canvas before each round and at the end: words, and whether all their slots are committed."""
+    """What stands on the canvas before each round of diffusion and at its end: words, and whether committed."""
     seen: list[list[int]] = []
     hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].tolist()))
+    settings = replace(model.config.decode, certify=None)
     try:
-        (final,) = model.transcribe([audio])
+        (final,) = model.decode(*model.encode([audio]), settings=settings)
     finally:
         hook.remove()
     vocabulary, states = model.vocabulary, []
@@ -104,7 +106,7 @@ def rounds_of(model: DllmAsr, audio: Tensor) -> list[list[tuple[str, bool]]]:
         for token in ids:
             if token in (vocabulary.eos_id, vocabulary.delete_id, vocabulary.start_id):
                 continue
-            text = "▁" if token == vocabulary.mask_id else vocabulary.piece(token)
+            text = "▁" if token == vocabulary.mask_id else vocabulary.pieces([token])[0]
             if words and not text.startswith(" ") and text != "▁":
                 words[-1] = (words[-1][0] + text, words[-1][1])
             else:
@@ -121,7 +123,8 @@ def dllm_rounds(out: Path) -> None:
     (draft,) = model.transcribe([audio], decode=DecodeBudget(max_rounds=1))
     lines = [("one round alone", [(word, True) for word in draft.text.split()])]
     lines += [(f"before round {i + 1}", words) for i, words in enumerate(states[:-1])]
-    lines.append(("text", states[-1]))
+    (certified,) = model.transcribe([audio])
+    lines += [("by diffusion", states[-1]), ("certified: left to right", [(w, True) for w in certified.text.split()])]
     (out / "dllm_rounds.svg").write_text(_animated(lines), encoding="utf-8")
 
 

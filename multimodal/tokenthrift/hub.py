@@ -123,7 +123,7 @@ class HubModel(nn.Module):
             ConfigError: the configuration is not of this system, or not valid.
             WeightsError: a pickle, a damaged file, or tensors other than the model's.
         """
-        precision, place = parse_dtype(dtype), parse_device(device, device_map)
+        precision, target = parse_dtype(dtype), parse_device(device, device_map)
         get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         folder = get((CONFIG,), revision=revision)
         config = read_config(folder, cls)
@@ -135,9 +135,9 @@ class HubModel(nn.Module):
             check_header(read_header(folder / WEIGHTS), expected, folder / WEIGHTS)
             with empty_parameters():
                 model = cls(config, **assets)
-        assign_weights(model, folder / WEIGHTS, place, precision)
+        assign_weights(model, folder / WEIGHTS, target, precision)
         model.load_external(cache_dir=cache_dir, token=token, local_files_only=local_files_only)
-        return model.to(device=place, dtype=precision).eval()
+        return model.to(device=target, dtype=precision).eval()
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Writes the model's files; other files in the folder stay. Each file appears complete or not at all.
@@ -279,13 +279,13 @@ def parse_device(
     Raises:
         ValueError: there is no device of that name, or the map spreads the model over several.
     """
-    place: Any = device if device_map is None else device_map
-    if isinstance(place, Mapping) and len(place) == 1:
-        place = place.get("")
-    if isinstance(place, str) and place == "auto":
-        place = "cuda" if torch.cuda.is_available() else "cpu"
+    target: Any = device if device_map is None else device_map
+    if isinstance(target, Mapping) and len(target) == 1:
+        target = target.get("")
+    if isinstance(target, str) and target == "auto":
+        target = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(place)
+        return torch.device(target)
     except (RuntimeError, TypeError):
         given = f"device={device!r}" if device_map is None else f"device_map={device_map!r}"
         raise ValueError(
