@@ -73,6 +73,18 @@ def encode(
     return path
 
 
+def mux_sound(out: Any, stream: Any, samples: Samples, start: float, block_size: int = 1024) -> None:
+    """Encodes samples at the stream's own rate, whole blocks of them, with timestamps from `start` seconds on."""
+    kind, rate = stream.codec_context.format.name, stream.codec_context.sample_rate
+    for at in range(0, len(samples) // block_size * block_size, block_size):
+        block = samples[None, at : at + block_size]
+        if kind == "s16":
+            block = np.asarray(block * 32767, dtype=np.int16)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format=kind, layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(start * rate) + at
+        out.mux(stream.encode(frame))
+
+
 def film(
     path: Path,
     count: int = 30,

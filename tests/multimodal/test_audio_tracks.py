@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.media_files import Samples, film, voice, write
+from tests.media_files import Samples, film, mux_sound, voice, write
 from tokenthrift.media.audio import AudioError, read_audio, stream_audio
 from tokenthrift.media.audio_track import audio_tracks
 from tokenthrift.media.video import read_frames_at
@@ -47,16 +47,10 @@ def talk(
             out.mux(video.encode(frame))
         if picture is not None:
             out.mux(video.encode(None))
-        size, kind = 960 if codec == "libopus" else block_size, audio.codec_context.format.name
+        size = 960 if codec == "libopus" else block_size
         for start, samples in parts:
             samples = np.repeat(samples, rate // RATE)
-            for at in range(0, len(samples) // size * size, size):
-                block = samples[None, at : at + size]
-                if kind == "s16":
-                    block = np.asarray(block * 32767, dtype=np.int16)
-                sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format=kind, layout="mono")
-                sound.sample_rate, sound.time_base, sound.pts = rate, Fraction(1, rate), round(start * rate) + at
-                out.mux(audio.encode(sound))
+            mux_sound(out, audio, samples, start, size)
         out.mux(audio.encode(None))
     return path
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.media_files import encode, film, number_of, numbered, voice, write
+from tests.media_files import encode, film, mux_sound, number_of, numbered, voice, write
 from tokenthrift.media.audio import read_audio, stream_audio
 from tokenthrift.media.container import start_of
 from tokenthrift.media.errors import MediaError
@@ -85,17 +85,11 @@ def make(path: Path, plan: dict[str, Any]) -> Path:
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         for track, audio in enumerate(audios):
-            size, kind = 960 if rate == 48_000 else 1024, audio.codec_context.format.name
+            size = 960 if rate == 48_000 else 1024
             for index, tenth in enumerate(plan["tones"]):
                 hertz = 300 + 200 * index + 1500 * track
                 tone = 0.5 * np.sin(2 * np.pi * hertz * np.arange(rate) / rate).astype(np.float32)
-                for at in range(0, rate // size * size, size):
-                    block = tone[None, at : at + size]
-                    if kind == "s16":
-                        block = np.asarray(block * 32767, dtype=np.int16)
-                    part = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format=kind, layout="mono")
-                    part.sample_rate, part.time_base, part.pts = rate, Fraction(1, rate), tenth * rate // 10 + at
-                    out.mux(audio.encode(part))
+                mux_sound(out, audio, tone, tenth / 10, size)
             out.mux(audio.encode(None))
     return path
 
@@ -120,11 +114,7 @@ def test_second_zero_is_the_first_picture_or_sound_of_a_matroska_file(options: d
         line = next(source.demux())
         line.stream = text
         out.mux(line)
-        for at in range(0, 48_000, 960):
-            block = np.full((1, 960), 0.5 * np.sin(at), np.float32)
-            frame = av.AudioFrame.from_ndarray(block, format="flt", layout="mono")
-            frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), 3 * 48_000 + at
-            out.mux(sound.encode(frame))
+        mux_sound(out, sound, np.sin(np.arange(48_000)).astype(np.float32), 3, 960)
         out.mux(sound.encode(None))
     with av.open(str(path)) as container:
         assert float(start_of(path, container)) == pytest.approx(3, abs=0.0011)

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.media_files import Samples, film, number_of, numbered, voice
+from tests.media_files import Samples, film, mux_sound, number_of, numbered, voice
 from tokenthrift.media.audio import read_audio, stream_audio
 from tokenthrift.media.video import read_frames, read_frames_at, stream_frames
 
@@ -75,11 +75,7 @@ def test_timestamps_that_do_not_start_at_zero(suffix: str, tmp_path: Path) -> No
         out.mux(video.encode(None))
         tone = np.zeros(2 * RATE, np.float32)
         tone[RATE:] = 0.5 * np.sin(2 * np.pi * 400 * np.arange(RATE) / RATE)
-        for at in range(0, len(tone) // 1152 * 1152, 1152):
-            block = np.asarray(tone[None, at : at + 1152] * 32767, dtype=np.int16)
-            part = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
-            part.sample_rate, part.time_base, part.pts = RATE, Fraction(1, RATE), 10 * RATE + at
-            out.mux(audio.encode(part))
+        mux_sound(out, audio, tone, 10, 1152)
         out.mux(audio.encode(None))
     assert numbers(read_frames(path, seconds=[1.02]).pixels)[0] in (24, 25)
     loud = np.flatnonzero(np.abs(read_audio(path).numpy()) > 0.2)
@@ -144,14 +140,7 @@ def test_late_sound_and_the_frames_beside_it_share_one_clock(suffix: str, late: 
         for onset in onsets:
             at = round((onset - late) * RATE)
             tones[at : at + RATE // 4] = 0.6 * np.sin(2 * np.pi * 500 * np.arange(RATE // 4) / RATE)
-        kind = audio.codec_context.format.name
-        for at in range(0, len(tones) // size * size, size):
-            block = tones[None, at : at + size]
-            if kind == "s16":
-                block = np.asarray(block * 32767, dtype=np.int16)
-            part = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format=kind, layout="mono")
-            part.sample_rate, part.time_base, part.pts = RATE, Fraction(1, RATE), round(late * RATE) + at
-            out.mux(audio.encode(part))
+        mux_sound(out, audio, tones, late, size)
         out.mux(audio.encode(None))
     heard = np.flatnonzero(np.abs(read_audio(path).numpy()) > 0.2)
     starts = heard[np.r_[0, np.flatnonzero(np.diff(heard) > RATE // 4) + 1]] / RATE
