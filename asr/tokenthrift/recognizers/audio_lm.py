@@ -81,12 +81,7 @@ class AudioLmRecognizer(TransformersRecognizer):
         else:
             texts = [self._prompt()] * len(arrays)
             inputs = self.features(text=texts, audio=arrays, sampling_rate=self.sample_rate, return_tensors="pt")
-        dtype = next(self.model.parameters()).dtype
-        return {
-            name: value.to(self.device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-            if isinstance(value, Tensor)
-        }
+        return self.moved(inputs)
 
     def _prompt(self) -> str:
         """A chat turn, in the form of the checkpoint's own template."""

@@ -9,7 +9,7 @@ to one length itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, ClassVar
@@ -168,6 +168,15 @@ class TransformersRecognizer(ABC):
                 results.update(zip(rows, found, strict=True))
         return [results[i] for i in range(len(audio))]
 
+    def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors among the inputs on the model's device, numbers with a fraction in its precision."""
+        dtype = next(self.model.parameters()).dtype
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+            if isinstance(value, Tensor)
+        }
+
     def most_tokens(self, samples: int, limits: DecodeBudget) -> int:
         """Most tokens that an autoregressive decoder writes for so many samples."""
         spoken = _TOKENS_AT_LEAST + -(-samples * _TOKENS_PER_SECOND // self.sample_rate)
@@ -199,12 +208,12 @@ class ConfidenceRecorder:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores[:, : self.vocab_size].float()
-        self.steps.append((logits.max(-1).values - logits.logsumexp(-1)).exp().cpu())
+        self.steps.append((logits.max(-1).values - logits.logsumexp(-1)).exp())
         return scores
 
     def row(self, index: int) -> list[float]:
         """Probabilities of one row's choices."""
-        return [float(step[index]) for step in self.steps]
+        return torch.stack([step[index] for step in self.steps]).tolist() if self.steps else []
 
 
 def usage_of(native: int, rounds: int) -> TokenUsage:

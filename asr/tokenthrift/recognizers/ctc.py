@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 from torch import Tensor
 
@@ -43,11 +42,7 @@ class CtcRecognizer(TransformersRecognizer):
         inputs = self.features(
             [samples.numpy() for samples in audio], sampling_rate=self.sample_rate, return_tensors="pt"
         )
-        dtype = next(self.model.parameters()).dtype
-        moved: dict[str, Any] = {
-            name: value.to(self.device, dtype if value.is_floating_point() else None) for name, value in inputs.items()
-        }
-        logits: Tensor = self.model(**moved).logits
+        logits: Tensor = self.model(**self.moved(inputs)).logits
         return logits.float().log_softmax(-1).cpu()
 
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:

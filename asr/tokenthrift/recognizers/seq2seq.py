@@ -48,10 +48,7 @@ class Seq2SeqRecognizer(TransformersRecognizer):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        dtype = next(self.model.parameters()).dtype
-        return {
-            name: value.to(self.device, dtype if value.is_floating_point() else None) for name, value in inputs.items()
-        }
+        return self.moved(inputs)
 
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of one length."""

@@ -41,8 +41,7 @@ class TransducerRecognizer(TransformersRecognizer):
         known = starts.decoder_start_token_id is not None or starts.bos_token_id is not None
         out = self.model.generate(
             **({} if known else {"decoder_start_token_id": self.blank}),
-            input_features=inputs["input_features"].to(self.device),
-            attention_mask=inputs["attention_mask"].to(self.device),
+            **self.moved({name: inputs[name] for name in ("input_features", "attention_mask")}),
             logits_processor=[recorder],
             # Every frame may hold several tokens and a blank; the encoder's end stops it long before.
             max_new_tokens=(int(self.model.max_symbols_per_step) + 1) * self.native_tokens(len(audio[0])),

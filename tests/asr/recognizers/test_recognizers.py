@@ -66,6 +66,14 @@ def test_a_batch_equals_single_items(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_models_in_half_precision_get_audio_in_theirs(kind: str, tmp_path: Path) -> None:
+    """As an accelerator loads them where the checkpoint says so."""
+    model: Any = load_transformers(KINDS[kind](tmp_path / kind))
+    model.model.bfloat16()
+    assert model.transcribe([speech(0.6)])[0].usage.used > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_budgets(kind: str) -> None:
     """Plans are exact; what is not honored is refused before anything runs."""
     model = loaded(kind)
