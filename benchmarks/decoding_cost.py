@@ -18,32 +18,24 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
+
+from tokenthrift.backbones.language_models import language_model
+from tokenthrift.backbones.shape import BackboneShape
 
 CLAIM: Final = 4.44
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A published model without its weights."""
-
-    model_type: str
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    tie_word_embeddings: bool = True
-
-
+# Positions as many as a measurement needs; there is no MASK here, so any id serves.
+_shape = partial(BackboneShape, max_position_embeddings=2048, mask_id=0, tie_word_embeddings=True)
 SHAPES: Final = {
-    "SmolLM2-135M": Shape(
+    "SmolLM2-135M": _shape(
         model_type="llama",
         hidden_size=576,
         intermediate_size=1536,
@@ -52,7 +44,7 @@ SHAPES: Final = {
         num_key_value_heads=3,
         vocab_size=49_152,
     ),
-    "Qwen2.5-0.5B": Shape(
+    "Qwen2.5-0.5B": _shape(
         model_type="qwen2",
         hidden_size=896,
         intermediate_size=4864,
@@ -61,7 +53,7 @@ SHAPES: Final = {
         num_key_value_heads=2,
         vocab_size=151_936,
     ),
-    "Qwen2.5-1.5B": Shape(
+    "Qwen2.5-1.5B": _shape(
         model_type="qwen2",
         hidden_size=1536,
         intermediate_size=8960,
@@ -100,11 +92,10 @@ class Cost:
     ratio: float
 
 
-def model_of(shape: Shape, dtype: torch.dtype, device: str) -> Any:
+def model_of(shape: BackboneShape, dtype: torch.dtype, device: str) -> Any:
     """A causal model of a shape with small random weights."""
-    fields = {**asdict(shape), "max_position_embeddings": 2048, "pad_token_id": None}
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=dtype)
+        model: Any = language_model(shape.for_transformers()).to(dtype)
     model = model.to_empty(device=device).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(1.0)

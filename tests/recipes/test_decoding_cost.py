@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "decoding_cost.py"
+from tests.recipes.benchmark_scripts import load_benchmark
+from tokenthrift.backbones.language_models import language_model
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_of_decoding_cost", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("decoding_cost")
 
 
 def tiny(benchmark: Any, name: str) -> Any:
@@ -35,10 +29,8 @@ def tiny(benchmark: Any, name: str) -> Any:
     ("name", "millions"), [("SmolLM2-135M", 134.5), ("Qwen2.5-0.5B", 494.0), ("Qwen2.5-1.5B", 1543.7)]
 )
 def test_shapes_have_the_published_numbers_of_weights(benchmark: Any, name: str, millions: float) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**benchmark.asdict(benchmark.SHAPES[name])))
+        model = language_model(benchmark.SHAPES[name].for_transformers())
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.1)
 
 

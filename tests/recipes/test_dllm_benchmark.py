@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,21 +12,15 @@ import torch
 from torch import Tensor
 
 from tests.asr.tiny_dllm import speech, tiny_model
+from tests.recipes.benchmark_scripts import load_benchmark
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.whisper import states_of
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "dllm_asr.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_of_dllm_asr", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("dllm_asr")
 
 
 @pytest.fixture(scope="module")
