@@ -6,7 +6,7 @@ MANIFEST is JSON lines with `audio_filepath`, `text` and perhaps `split`. Each r
 sentences with silence of 0 to 3 s between them, alone or in noise of 20 to 0 dB (white, at one level or rising to it).
 A single sentence is a piece of that recording, so the noise in it is the same. `single` and `joined` are word error
 rates in percent; the goal is a difference of at most one point. `windows` is how many the model saw, `speech` the share
-of the recording in them.
+of the recording in those with text.
 """
 
 from __future__ import annotations
