@@ -5,8 +5,9 @@
 Layers have the widths of the published models and random weights; `--depth` keeps that share of the layers of encoder
 and language model alike, so that their proportion stays while the whole fits the machine. Every row is one clip of the
 same pixels: native, then 50, 25 and 10 % of the tokens, behind the encoder, inside it (ToMe), and before it (static
-patches are dropped). On a processor seconds are those of the process (one thread), on a GPU those of the clock;
-memory is the peak above the weights. All in one run, the baseline first. The input is synthetic: its size alone counts.
+patches are dropped). On a processor seconds are those of the process (one thread), on a GPU those of the clock; memory
+is the peak above what was held before (on a processor a lower bound: what earlier rows freed is used again). All in one
+run, the baseline first. The input is synthetic: its size alone counts.
 
 `--count` runs nothing and counts the operations of the models with all their layers instead.
 """
