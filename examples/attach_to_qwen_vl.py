@@ -1,4 +1,4 @@
-"""Fewer visual tokens in a live Qwen2.5-VL: price, run, compare, and leave the model as it was.
+"""Fewer visual tokens in a live Qwen2.5-VL: plan, run, compare, and leave the model as it was.
 
 python examples/attach_to_qwen_vl.py Qwen/Qwen2.5-VL-3B-Instruct samples/pictures/street.jpg "What is this?"
 """

@@ -1,4 +1,4 @@
-"""One context window over pictures, a film and a recording: what each gets, before anything runs, and the price of it.
+"""One context window over pictures, a film and a recording: the tokens that each gets, before anything runs.
 
 python examples/one_window.py 1024
 """

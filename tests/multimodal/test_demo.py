@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from tests.media_files import film
 from tests.tokenizers.karl.tiny_karl import tiny_karl
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.commands import demo
+from tokenthrift.demo import showing
 from tokenthrift.demo.showing import models_for, show
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +37,22 @@ def test_a_picture_a_clip_and_a_recording(models: dict[str, str], tmp_path: Path
     clip = str(film(tmp_path / "clip.mp4", 12))
     for model, path in (("karl", PICTURE), ("clips", clip), ("mtsk", RECORDING)):
         few, all_of_them = (show(models[model], path, share, 2) for share in (0.2, 1.0))
-        assert few.used.used <= few.price.used <= 0.2 * few.price.native
+        assert few.used.used <= few.planned.used <= 0.2 * few.planned.native
         assert few.used.used < all_of_them.used.used
         assert (few.picture is None) == (model == "mtsk")
         assert few.picture is None or Path(few.picture).read_bytes().startswith(b"\x89PNG")
     one = show(models["dllm"], RECORDING, 0.3, 1)
     assert one.used.rounds is not None
     assert one.used.rounds <= 1
+
+
+def test_without_a_limit_of_rounds_speech_is_decoded_as_the_model_is_set(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = showing.loaded(models["dllm"])
+    monkeypatch.setattr(model, "config", replace(model.config, decode=replace(model.config.decode, certify="ar")))
+    assert show(models["dllm"], RECORDING, 1.0, 0).used.written is not None
+    assert show(models["dllm"], RECORDING, 1.0, 2).used.written is None
 
 
 def test_models_are_chosen_by_what_a_file_holds(models: dict[str, str], tmp_path: Path) -> None:

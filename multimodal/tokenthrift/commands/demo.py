@@ -1,4 +1,4 @@
-"""`tokenthrift demo`: a page on this machine where a file, a model and a budget give tokens, price and result.
+"""`tokenthrift demo`: a page on this machine where a file, a model and a budget give token counts and a result.
 
 It listens on 127.0.0.1 only and sends nothing anywhere.
 """

@@ -38,9 +38,9 @@ def build(models: Sequence[str]) -> Any:
             shown = show(chosen, path, percent / 100, int(rounds))
         except ValueError as error:
             return f"{chosen}: {error}", "", None
-        price = f"{chosen}: at most {shown.price.used} of {shown.price.native} tokens, known before it ran"
+        planned = f"{chosen}: at most {shown.planned.used} of {shown.planned.native} tokens, known before it ran"
         used = f"{shown.used.used} used" + (f" in {shown.used.rounds} rounds" if shown.used.rounds else "")
-        return f"{price}; {used}", shown.text, shown.picture
+        return f"{planned}; {used}", shown.text, shown.picture
 
     with gradio.Blocks(title=TITLE) as page:
         gradio.Markdown(f"# {TITLE}")
@@ -49,7 +49,9 @@ def build(models: Sequence[str]) -> Any:
                 path = gradio.File(label="a picture, a clip or a recording", type="filepath")
                 model = gradio.Dropdown(list(models), value=models[0], label="model")
                 percent = gradio.Slider(1, 100, value=50, step=1, label="budget: percent of the native tokens")
-                rounds = gradio.Slider(1, 16, value=4, step=1, label="rounds of decoding, at most")
+                rounds = gradio.Slider(
+                    0, 16, value=0, step=1, label="rounds of decoding, at most; 0: as the model is set"
+                )
             with gradio.Column():
                 tokens = gradio.Textbox(label="tokens", elem_id="tokens")
                 text = gradio.Textbox(label="result", elem_id="result")

@@ -1,4 +1,4 @@
-"""One file through one model under one budget, as the demo page shows it: the price before, what was used, the result.
+"""One file through one model under one budget, as the demo page shows it: tokens before and after, and the result.
 
 Which file belongs to which kind of model follows from the file's content, as everywhere in this package.
 """
@@ -31,13 +31,13 @@ class Shown:
     """What the page shows.
 
     Attributes:
-        price: before anything ran.
-        used: after it.
+        planned: tokens before anything ran.
+        used: tokens after it.
         text: what was written, or said about the picture.
         picture: a PNG, if there is one.
     """
 
-    price: TokenUsage
+    planned: TokenUsage
     used: TokenUsage
     text: str
     picture: str | None = None
@@ -50,7 +50,7 @@ def show(model: str, path: str, share: float, rounds: int) -> Shown:
         model: a folder or `owner/name`.
         path: a picture, a clip or a recording.
         share: of the native tokens, in (0, 1]; 1 for no ceiling.
-        rounds: at most, for models that decode in rounds.
+        rounds: at most, for models that decode in rounds; 0 for the way and the limit of the model's own settings.
 
     Raises:
         ValueError: the model reads other files, the file cannot be read, or the budget cannot be honored.
@@ -70,9 +70,9 @@ def _speech(model: Any, path: str, budget: TokenBudget | None, rounds: int) -> S
     audio = read_audio(path)[: round(model.max_seconds * model.sample_rate)]
     if not model.support.fields & {"retention"}:
         budget = None  # the rate is fixed; the rounds are what adapts
-    (price,) = model.plan([ItemSize(seconds=len(audio) / model.sample_rate)], budget)
-    (result,) = model.transcribe([audio], budget=budget, decode=DecodeBudget(max_rounds=rounds))
-    return Shown(price, result.usage, result.text or "(nothing was said)")
+    (planned,) = model.plan([ItemSize(seconds=len(audio) / model.sample_rate)], budget)
+    (result,) = model.transcribe([audio], budget=budget, decode=DecodeBudget(max_rounds=rounds or None))
+    return Shown(planned, result.usage, result.text or "(nothing was said)")
 
 
 def _picture(model: Any, path: str, budget: TokenBudget | None) -> Shown:
@@ -80,12 +80,12 @@ def _picture(model: Any, path: str, budget: TokenBudget | None) -> Shown:
     side = max(height, width)
     images = square(read_image(path), side)[None, :, (side - height) // 2 :, (side - width) // 2 :]
     images = images[..., :height, :width]
-    (price,) = model.plan([ItemSize(height=height, width=width)], budget)
+    (planned,) = model.plan([ItemSize(height=height, width=width)], budget)
     tokens = model.encode(images, budget)
     again = model.decode(tokens)
     error = float((again - images).abs().mean())
     both = torch.cat([images[0], again[0]], 2).clamp(0, 1)
-    return Shown(price, tokens.usage[0], f"pixel error {error:.3f} (left the picture, right its tokens)", _png(both))
+    return Shown(planned, tokens.usage[0], f"pixel error {error:.3f} (left the picture, right its tokens)", _png(both))
 
 
 def _clip(model: Any, path: str, budget: TokenBudget | None) -> Shown:
@@ -94,13 +94,13 @@ def _clip(model: Any, path: str, budget: TokenBudget | None) -> Shown:
     size = model.config.image_size
     frames = read_frames(path, count=model.config.num_frames, size=(size, size))
     native = model.encode(frames.pixels[None].float() / 255)
-    (price,) = model.vqtoken.plan(native.item_sizes(), budget)
+    (planned,) = model.vqtoken.plan(native.item_sizes(), budget)
     coded = model.vqtoken.compress(native, budget)
     draw = resolve("tokenthrift.vqtoken.evaluation.visualize:draw_clip")
     out = Path(tempfile.mkdtemp()) / "codes.png"
     used = coded.tokens.usage[0]
     draw(out, Path(path).name, frames.pixels, frames.seconds, {f"{used.used} of {used.native} tokens": coded.maps[0]})
-    return Shown(price, used, "each color is a code", str(out))
+    return Shown(planned, used, "each color is a code", str(out))
 
 
 def _png(image: torch.Tensor) -> str:
