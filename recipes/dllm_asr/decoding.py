@@ -69,6 +69,7 @@ def measure(model: DllmAsr, items: list[Item], settings: DecodeConfig, batch: in
     return word_errors(truth, drafts).rate, word_errors(truth, texts).rate, sum(rounds) / len(rounds)
 
 
+@torch.inference_mode()
 def find_gate(model: DllmAsr, items: list[Item], settings: DecodeConfig) -> tuple[float, float, float]:
     """The entropy up to which drafts may stay, the share of recordings below it, and the calibration error of words."""
     rows: list[tuple[float, int, int]] = []
