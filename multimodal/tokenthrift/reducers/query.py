@@ -20,6 +20,7 @@ pruning in several layers is one step here.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -103,9 +104,9 @@ class QueryReducer(ItemReducer):
             return item.select(item.positions[:0])
         return item.select(self.choose(item.embeddings, cap, query).sort().values)
 
+    @abstractmethod
     def choose(self, embeddings: Tensor, cap: int, query: Tensor | None) -> Tensor:
         """Which `cap` of (N, D) tokens stay: (cap,) int64 in any order."""
-        raise NotImplementedError
 
 
 class ConditionalDiversity(QueryReducer):
