@@ -152,8 +152,9 @@ def moving(folder: Path, part: str, count: int) -> Iterator[Row]:
 
 
 def write(out: Path, kind: str, prefix: Prefix, rows: Iterable[Row], questions: list[dict[str, Any]]) -> None:
-    """Encodes items of a kind and writes their tokens; adds their questions."""
-    lengths, parts, waiting = [], [], []
+    """Encodes items of a kind and writes their tokens, unless an earlier run did; adds their questions."""
+    file, lengths, parts, waiting = out / f"{kind}.safetensors", [], [], []
+    done = file.exists()
 
     def encode() -> None:
         if waiting:
@@ -163,15 +164,20 @@ def write(out: Path, kind: str, prefix: Prefix, rows: Iterable[Row], questions: 
             waiting.clear()
 
     for i, (item, pairs) in enumerate(rows):
-        waiting.append(item)
+        if not done:
+            waiting.append(item)
         if len(waiting) == 16:
             encode()
         questions += [
             {"kind": kind, "item": i, "task": task, "question": QUESTIONS[task], "answer": answer}
             for task, answer in pairs
         ]
+    if done:
+        return
     encode()
-    save_file({"embeddings": torch.cat(parts), "lengths": torch.tensor(lengths)}, out / f"{kind}.safetensors")
+    scratch = out / f"{kind}.part"  # a run that was stopped leaves no half of a file under its name
+    save_file({"embeddings": torch.cat(parts), "lengths": torch.tensor(lengths)}, scratch)
+    scratch.rename(file)
     print(f"{out.name}/{kind}: {len(lengths)} items, {sum(lengths)} tokens", flush=True)
 
 

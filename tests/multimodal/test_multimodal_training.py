@@ -18,6 +18,7 @@ from tokenthrift.cli import main
 from tokenthrift.multimodal_lm import MultimodalDataModule, MultimodalLM, MultimodalModule
 from tokenthrift.multimodal_lm.config import LoraConfig
 from tokenthrift.multimodal_lm.questions import Questions, prompt_of
+from tokenthrift.multimodal_lm.training.module import of_like_length
 from tokenthrift.quality import read_quality
 from tokenthrift.training.optim import OptimConfig
 
@@ -91,10 +92,12 @@ def test_both_stages_learn_and_the_model_answers(folder: Path, tmp_path: Path) -
     assert main(["evaluate", "multimodal_lm", *options, "--questions", "6", "--prompts", "6"]) == 0
     curves = read_quality(folder / "model")
     assert set(curves) == {"image", "audio"}
-    assert curves["image"].tokens == (0, 1, 2, 4, 8)
+    assert curves["image"].tokens == (0, 1, 2, 4, 8, 12)  # up to all that there are
     assert curves["image"].at(12) > curves["image"].at(0)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert "by value" in report["tables"][-1]["rows"][0]
+    row = report["tables"][-1]["rows"][0]
+    assert {"by value", "value - equal", "value - demand", "value keeps"} <= set(row)
+    assert (tmp_path / "report" / "window.png").stat().st_size > 1000
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) -> None:
@@ -108,6 +111,25 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) ->
     assert again.global_step == 4
     for (name, ours), wanted in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("lengths", [[], [7], [40, 9, 10, 500, 19, 18, 41]])
+def test_prompts_of_like_length_run_together(lengths: list[int]) -> None:
+    groups = of_like_length(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        own = [lengths[i] for i in group]
+        assert max(own) <= 2 * min(own)
+    assert len(groups) == {0: 0, 7: 1, 500: 4}[max(lengths, default=0)]
+
+
+def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_grouped(folder: Path) -> None:
+    made = module(folder, "answer")
+    questions = Questions(folder / "data" / "train", others=0.5)
+    batch = [questions[(0, i)] for i in (0, 1, 30, 31, 2)]
+    ours = made.answering(batch)
+    alone = [made.answering([example]) for example in batch]
+    torch.testing.assert_close(ours, torch.stack(alone).mean(), rtol=0, atol=1e-5)
 
 
 def test_questions_are_the_same_every_time_and_prompts_hold_what_they_say(folder: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,17 @@ __all__ = ["MultimodalModule"]
 _OPTIM = OptimConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, min_lr=1e-5)
 _LORA = LoraConfig()
 _TEMPERATURE = 0.07
+
+
+def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of rows, in groups of which none has a row of more than twice the length of another."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and lengths[i] <= 2 * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 class MultimodalModule(L.LightningModule):
@@ -154,9 +166,14 @@ class MultimodalModule(L.LightningModule):
         return torch.stack([self.model.embed(self.model.token_ids(f" {word}")).mean(0) for word in words]).detach()
 
     def answering(self, batch: list[Example]) -> Tensor:
-        """Nats per token of the answers."""
+        """Nats per token of the answers; a group of prompts of like length counts by how many it holds."""
         prepared = self.model.prepare([prompt_of(e) for e in batch], [self.counts(e) for e in batch])
-        return self.model.loss(prepared.rows, [f" {e.answer}" for e in batch])
+        losses = []
+        # One clip with all its tokens would pad every other prompt to twenty times its length.
+        for group in of_like_length([len(row) for row in prepared.rows]):
+            loss = self.model.loss([prepared.rows[i] for i in group], [f" {batch[i].answer}" for i in group])
+            losses.append(loss * (len(group) / len(batch)))
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def validation_step(self, batch: list[Example], index: int) -> None:
