@@ -14,8 +14,18 @@ from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift.budget import TokenBudget
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import adaptive
-from tokenthrift.vqtoken.adaptive import by_elbow, by_error, by_silhouette, errors, merged, silhouettes, tree_of
+from tokenthrift.vqtoken.adaptive import (
+    by_elbow,
+    by_error,
+    by_gain,
+    by_silhouette,
+    errors,
+    merged,
+    silhouettes,
+    tree_of,
+)
 from tokenthrift.vqtoken.clustering import Clusters, cluster, lloyd, unit_tokens
+from tokenthrift.vqtoken.config import VQTokenConfig
 from tokenthrift.vqtoken.hierarchy import merge_all
 from tokenthrift.vqtoken.model import VQToken
 from tokenthrift.vqtoken.released import (
@@ -73,6 +83,27 @@ def test_the_published_search_of_2026_stays_within_its_bounds() -> None:
         chosen = {most: len(search_2026(clip(k), 12, most, "elbow", 0, 20).centers) for most in (13, 16)}
         assert chosen[13] == 12, "of two candidates the first"
         assert 12 <= chosen[16] <= 16
+
+
+def test_gain_takes_codes_while_each_explains_enough() -> None:
+    curve = torch.tensor([[1.0, 0.5, 0.3, 0.29, 0.21, 0.2], [1.0, 0.99, 0.98, 0.97, 0.96, 0.95]])
+    least, most = torch.tensor([1, 1]), torch.tensor([6, 6])
+    assert by_gain(curve, 0.07, least, most).tolist() == [5, 1]  # the fifth is worth it, whatever the fourth is
+    assert by_gain(curve, 0.3, least, most).tolist() == [2, 1]
+    assert by_gain(curve, 0.0, least, most).tolist() == [6, 6]
+    assert by_gain(curve, 0.07, least + 2, most - 2).tolist() == [4, 3]
+    assert by_gain(curve[:, :1], 0.07, least, least).tolist() == [1, 1]
+
+
+def test_gain_spends_codes_where_they_explain_most() -> None:
+    still, busy = clip(6)[:49].repeat(6, 1), clip(40)[:294]
+    tokens = TokenBatch.from_items([still, busy])
+    out = VQToken(VQTokenConfig(selection_method="gain", min_gain=0.01)).reduce(tokens, 64)
+    few, many = (usage.used for usage in out.usage)
+    assert few < 10 < 25 < many
+    adaptive_left = sum(usage.error or 0.0 for usage in out.usage)
+    even = VQToken().reduce(tokens, [f"{(few + many + 1) // 2},e0.0001"] * 2)
+    assert adaptive_left < sum(usage.error or 0.0 for usage in even.usage)
 
 
 def partition(tokens: int, clusters: int, seed: int) -> tuple[Tensor, Tensor, Clusters]:

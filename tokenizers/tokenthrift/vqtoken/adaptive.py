@@ -3,9 +3,11 @@
 Source: adaptive mode of VQToken (arXiv 2503.16980, section 3.2). There, K is searched by a random k-means for each K of
 12..32 and a second difference that reads the wrong index: the answer lies between 12 and 22 whatever the clip holds
 (`released.py` keeps both published eras of that rule). Here the clusters of the largest K are merged pairwise by least
-loss, which gives the loss of every smaller K exactly and makes it fall with K, and one of three rules reads that curve:
+loss, which gives the loss of every smaller K exactly and makes it fall with K, and one of four rules reads that curve:
 
 * error: the fewest clusters that leave at most a target share of the scatter unexplained (the default);
+* gain: the most clusters of which the last still lowers that share by a given amount; over many clips no other way to
+  spend as many codes leaves less, as far as the curves are convex;
 * elbow: the point farthest from the chord of the curve, both axes scaled to [0, 1], as the published code of 2026;
 * silhouette: the largest mean cosine silhouette, exact, over all K from one matrix product.
 
@@ -21,7 +23,7 @@ from torch.nn.functional import normalize
 from tokenthrift.vqtoken.clustering import Clusters, lloyd
 from tokenthrift.vqtoken.hierarchy import Tree, merge_all
 
-__all__ = ["by_elbow", "by_error", "by_silhouette", "errors", "merged", "silhouettes", "tree_of"]
+__all__ = ["by_elbow", "by_error", "by_gain", "by_silhouette", "errors", "merged", "silhouettes", "tree_of"]
 
 REFINEMENTS = 3
 
@@ -49,6 +51,21 @@ def by_error(errors: Tensor, targets: Tensor, min_clusters: Tensor, max_clusters
     """
     enough = (errors > targets[:, None]).sum(1) + 1
     return enough.maximum(min_clusters).minimum(max_clusters)
+
+
+def by_gain(errors: Tensor, min_gain: float, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:
+    """The most clusters of which the last lowers the error by at least `min_gain`: (B,) int64 within the bounds.
+
+    Args:
+        errors: (B, K) for k + 1 clusters.
+        min_gain: Share of the scatter that another cluster has to explain.
+        min_clusters: (B,) int64.
+        max_clusters: (B,) int64.
+    """
+    worth = errors[:, :-1] - errors[:, 1:] >= min_gain
+    count = torch.arange(worth.shape[1], device=errors.device) + 2
+    found = (count * worth).amax(1) if worth.shape[1] else torch.ones_like(min_clusters)
+    return found.clamp(min=1).maximum(min_clusters).minimum(max_clusters)
 
 
 def by_elbow(losses: Tensor, min_clusters: Tensor, max_clusters: Tensor) -> Tensor:

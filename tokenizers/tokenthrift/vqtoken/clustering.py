@@ -29,7 +29,19 @@ from torch import Tensor
 from tokenthrift.vqtoken.hierarchy import merge_all
 from tokenthrift.vqtoken.token_hash import Grid, Layout, central_cells, first_tokens, layout_of, ranks
 
-__all__ = ["Clusters", "cluster", "find", "lloyd", "nearest", "number", "seeds", "unit_tokens"]
+__all__ = [
+    "Clusters",
+    "cluster",
+    "fill_empty",
+    "find",
+    "lloyd",
+    "nearest",
+    "number",
+    "seeds",
+    "similarities",
+    "unit_rows",
+    "unit_tokens",
+]
 
 ITERATIONS = 20
 SETTLED = 1e-3
@@ -181,7 +193,7 @@ def find(
         start = lloyd(few, few_mask, _start(few, few_mask, num_clusters), max_iterations).sums
     else:
         start = _gather(unit, seeds(unit, mask, num_clusters, generator)) * _first(num_clusters)
-    return _fill_empty(unit, lloyd(unit, mask, start, max_iterations), num_clusters)
+    return fill_empty(unit, lloyd(unit, mask, start, max_iterations), num_clusters)
 
 
 def _even_sample(unit: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,14 +246,14 @@ def seeds(unit: Tensor, mask: Tensor, num_clusters: Tensor, generator: torch.Gen
     exact, most = unit.double(), int(num_clusters.max())
     if generator is None:
         draws = None
-        likeness = _similarities(exact, exact.sum(1, keepdim=True))[..., 0]
+        likeness = similarities(exact, exact.sum(1, keepdim=True))[..., 0]
         found = likeness.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
     else:
         draws = torch.rand(len(unit), most, generator=generator, dtype=torch.float64).to(unit.device)
         found = _draw(mask.double(), draws[:, :1])
     distance, new = mask.double() * 4, found
     while (have := found.shape[1]) < most:
-        near = 2 - 2 * _similarities(exact, _gather(unit, new)).amax(2)
+        near = 2 - 2 * similarities(exact, _gather(unit, new)).amax(2)
         distance = distance.minimum(near.where(near > 1e-12, 0.0)).scatter(1, found, 0.0)
         if draws is None:
             more = (num_clusters[:, None] - have).clamp(1, have)
@@ -276,18 +288,18 @@ def nearest(unit: Tensor, centers: Tensor, live: Tensor) -> Tensor:
 def _nearest(unit: Tensor, centers: Tensor, live: Tensor) -> Tensor:
     dead = ~live[:, None]
     if unit.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
-        return _similarities(unit.double(), centers).masked_fill_(dead, -torch.inf).argmax(2)
+        return similarities(unit.double(), centers).masked_fill_(dead, -torch.inf).argmax(2)
     with torch.autocast("cpu", enabled=False):
         rough = (unit @ centers.float().transpose(1, 2)).masked_fill_(dead, -torch.inf)
     best, labels = rough.max(2)
     unclear = (rough >= best[..., None] - _NEAR_TIE).sum(2) > 1
     for item in unclear.any(1).nonzero().flatten().tolist():
-        again = _similarities(unit[item, unclear[item]].double(), centers[item])
+        again = similarities(unit[item, unclear[item]].double(), centers[item])
         labels[item, unclear[item]] = again.masked_fill_(~live[item], -torch.inf).argmax(1)
     return labels
 
 
-def _similarities(exact: Tensor, centers: Tensor) -> Tensor:
+def similarities(exact: Tensor, centers: Tensor) -> Tensor:
     """Inner products in float64, where those that differ by rounding only are equal."""
     return (exact @ centers.transpose(-1, -2)).mul_(_TIE).round_().mul_(1 / _TIE)
 
@@ -306,7 +318,7 @@ def lloyd(
         settled: Share of the tokens that may still change when a clip is done.
     """
     live = centers.any(2)
-    centers = _unit(centers)
+    centers = unit_rows(centers)
     sums, counts = torch.zeros_like(centers), mask.new_zeros(centers.shape[:2], dtype=torch.long)
     labels = mask.long() - 2  # -1 is "not yet" here and -2 padding
     enough = (settled * mask.sum(1)).floor()
@@ -319,7 +331,7 @@ def lloyd(
         running &= moved.sum(1) > enough
         if not bool(running.any()):
             break
-        centers = torch.where(counts[..., None] > 0, _unit(sums), centers)
+        centers = torch.where(counts[..., None] > 0, unit_rows(sums), centers)
     return Clusters(labels.clamp(min=-1), sums, counts)
 
 
@@ -339,7 +351,7 @@ def _move(unit: Tensor, moved: Tensor, old: Tensor, new: Tensor, sums: Tensor, c
         numbers.index_add_(0, left, -torch.ones_like(left))
 
 
-def _fill_empty(unit: Tensor, found: Clusters, num_clusters: Tensor) -> Clusters:
+def fill_empty(unit: Tensor, found: Clusters, num_clusters: Tensor) -> Clusters:
     """Gives tokens to every empty cluster among the first `num_clusters`, one by one since they are rare."""
     slots = found.counts.shape[1]
     for item, empty in (~found.live & _first(num_clusters, slots)[..., 0]).nonzero().tolist():
@@ -348,7 +360,7 @@ def _fill_empty(unit: Tensor, found: Clusters, num_clusters: Tensor) -> Clusters
         loss = loss.where(loss > 1e-6 * counts, counts * 1e-9).masked_fill(counts < 2, -1.0)
         donor = int(loss.argmax())
         members = (labels == donor).nonzero().flatten()
-        distance = 1 - _similarities(unit[item, members].double(), _unit(sums[donor])[None])[:, 0]
+        distance = 1 - similarities(unit[item, members].double(), unit_rows(sums[donor])[None])[:, 0]
         far = members[distance.argmax()][None] if bool(distance.max() > 1e-6) else members[len(members) // 2 :]
         moved = torch.zeros_like(found.labels, dtype=torch.bool)
         moved[item, far] = True
@@ -358,7 +370,8 @@ def _fill_empty(unit: Tensor, found: Clusters, num_clusters: Tensor) -> Clusters
     return found
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; zero stays zero."""
     return vectors / vectors.square().sum(-1, keepdim=True).sqrt().clamp(min=math.ulp(1.0))
 
 

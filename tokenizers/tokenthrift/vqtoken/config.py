@@ -69,9 +69,11 @@ class VQTokenConfig:
     """VQ-attention; None returns the codes as they are ("centroids" in the published configuration)."""
     code_type: Literal["mean", "medoid"] = "mean"
     """What stands for a cluster: the mean of its tokens at their own scale, or its medoid, a real token."""
-    selection_method: Literal["fixed", "elbow", "silhouette"] = "fixed"
-    """How many codes a clip gets: as many as the budget allows, or fewer by one of the published rules. A budget with a
-    target error takes the fewest codes that reach it instead."""
+    selection_method: Literal["fixed", "gain", "elbow", "silhouette"] = "fixed"
+    """How many codes a clip gets: as many as the budget allows, or fewer by what each explains ("gain") or by one of
+    the published rules. A budget with a target error takes the fewest codes that reach it instead of "fixed"."""
+    min_gain: float = 0.005
+    """With "gain": share of the clip's scatter that a code has to explain which the others leave."""
     min_clusters: int = cast(int, None)
     """Fewest codes that a rule may select; if not given 1, or 12 as published with a released `compat`."""
     max_clusters: int = cast(int, None)
@@ -79,6 +81,10 @@ class VQTokenConfig:
     max_iterations: int = cast(int, None)
     """Most k-means passes over the tokens; if not given 20, or 50 as published. The published search over K always
     stops its fits at 100."""
+    outlier_share: float = 0.0
+    """Share of a clip's codes around the tokens that are least like any other code, so that what is rare keeps a code
+    of its own; the others are k-means' (`outliers.py`). Which of the two serves better depends on what is asked: see
+    the table of real clips in the documentation."""
     seed: int = 0
     """Seed of the published k-means++, which in 2025 nothing seeded. The corrected clustering draws nothing."""
 
@@ -94,6 +100,12 @@ class VQTokenConfig:
         check_within("min_clusters", self.min_clusters, 1, self.max_clusters)
         check_within("max_iterations", self.max_iterations, 1, 1000)
         check_within("seed", self.seed, 0, 2**63 - 1)
+        check_within("min_gain", self.min_gain, 0.0, 1.0)
+        check_within("outlier_share", self.outlier_share, 0.0, 1.0)
+        if self.compat != "corrected" and self.selection_method == "gain":
+            raise ConfigError("selection_method \"gain\": the published code has none; use compat 'corrected'")
+        if self.compat != "corrected" and self.outlier_share:
+            raise ConfigError("outlier_share: the published code has k-means only; use compat 'corrected'")
         if self.compat != "corrected" and self.code_type == "medoid":
             raise ConfigError("code_type: the published code has means only, no medoids; use compat 'corrected'")
 

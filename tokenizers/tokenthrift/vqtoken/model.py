@@ -44,6 +44,7 @@ from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.clustering import Clusters, find, number, unit_tokens
 from tokenthrift.vqtoken.codebook import means, medoids
 from tokenthrift.vqtoken.config import VQTokenConfig, upgrade_vqtoken_config
+from tokenthrift.vqtoken.outliers import with_outliers
 from tokenthrift.vqtoken.token_hash import Grid, central_cells, describe, increasing, layout_of, ranks
 
 __all__ = ["Compressed", "VQToken"]
@@ -253,7 +254,11 @@ class VQToken(HubModel):
         layout, sizes = layout_of(mask, grids), mask.sum(1)
         unit, _ = unit_tokens(x, mask)
         most = torch.tensor(counts, device=x.device)
-        clusters = find(unit, mask, most, max_iterations=self.config.max_iterations)
+        # At least one code is k-means'.
+        ordinary = most - (most * self.config.outlier_share).floor().long().clamp(max=most - 1)
+        clusters = find(unit, mask, ordinary, max_iterations=self.config.max_iterations)
+        if self.config.outlier_share:
+            clusters = with_outliers(unit, mask, clusters, most)
         limits = [budget for budget in budgets if budget is not None]
         if limits:
             clusters = self._select(unit, mask, clusters, limits)
@@ -287,7 +292,10 @@ class VQToken(HubModel):
             found = adaptive.by_error(adaptive.errors(clusters, tree), targets, floors, most)
         else:
             floors = floors.clamp(min=config.min_clusters).minimum(most)
-            if config.selection_method == "elbow":
+            if config.selection_method == "gain":
+                curve = adaptive.errors(clusters, tree)
+                found = adaptive.by_gain(curve, config.min_gain, floors, most)
+            elif config.selection_method == "elbow":
                 found = adaptive.by_elbow(adaptive.errors(clusters, tree), floors, most)
             else:
                 found = adaptive.by_silhouette(adaptive.silhouettes(unit, clusters, tree), floors, most)
