@@ -3,6 +3,7 @@
 Two cores cannot train around a language model of a billion weights. This one is a few million, has the layout of
 transformers, and learns to write down speech while it is trained (`recognizer.yaml`); from then on it is frozen, as the
 paper's Llama is. The tokenizer is byte-pair encoding of the training phrases, with the prompts' words among them.
+`--of MODEL` instead takes tokenizer and language model out of a Llama-MTSK model that was trained before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.sequence import PROMPTS
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
@@ -33,13 +35,26 @@ def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phrases", type=Path)
+    parser.add_argument("phrases", type=Path, nargs="?")
     parser.add_argument("out", type=Path)
     parser.add_argument("--vocabulary", type=int, default=800)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--of", metavar="MODEL", help="a Llama-MTSK model; nothing is random then, and no phrases are read"
+    )
     arguments = parser.parse_args()
+    if arguments.of is not None:
+        trained = LlamaMtsk.from_pretrained(arguments.of)
+        config = trained.config
+        lm = trained.language_model
+        lm.config.bos_token_id, lm.config.eos_token_id = config.bos_id, config.eos_id
+        lm.save_pretrained(arguments.out)
+        trained.tokenizer.save(str(arguments.out / "tokenizer.json"))
+        return
+    if arguments.phrases is None:
+        parser.error("give phrases, or --of MODEL")
     rows = [json.loads(line) for line in arguments.phrases.read_text().splitlines()]
     texts = [row["text"] for row in rows if row["split"] == "train"]
     tokenizer = train_tokenizer(texts, arguments.vocabulary)

@@ -35,30 +35,20 @@ from tokenthrift.sources import fetch
 from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 
-class Encoders:
-    """Whisper and the visual encoder, in bf16, in small batches of like length."""
+class AudioStates:
+    """Whisper's encoder, in small batches of like length."""
 
-    def __init__(self, whisper: str, avhubert: str) -> None:
+    def __init__(self, whisper: str) -> None:
         folder = fetch(whisper, ("config.json", "model.safetensors"))
         c = json.loads((folder / "config.json").read_text())
         names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
         self.num_mel_bins = c["num_mel_bins"]
         self.whisper = WhisperEncoder(*(c[name] for name in names)).eval()
         self.whisper.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
-        weights = load_file(fetch(avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
-        sizes = avhubert_config(weights)
-        self.avhubert = AvHubert(
-            sizes.hidden_size,
-            sizes.num_hidden_layers,
-            sizes.num_attention_heads,
-            sizes.intermediate_size,
-            sizes.channels,
-        ).eval()
-        self.avhubert.load_state_dict(weights)
 
     @torch.inference_mode()
-    def audio_states(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
-        """fp16 states of each recording."""
+    def encode(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
+        """fp16 states of each recording, computed in bf16."""
         out: list[Tensor] = [torch.empty(0)] * len(sounds)
         order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
         for rows in (order[i : i + size] for i in range(0, len(order), size)):
@@ -69,11 +59,30 @@ class Encoders:
                 out[i] = row[:n].half()
         return out
 
+
+def read_avhubert(source: str) -> AvHubert:
+    """A visual encoder from `avhubert.safetensors` of a folder or Hub id."""
+    weights = load_file(fetch(source, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
+    sizes = avhubert_config(weights)
+    width, layers, heads = sizes.hidden_size, sizes.num_hidden_layers, sizes.num_attention_heads
+    model = AvHubert(width, layers, heads, sizes.intermediate_size, sizes.channels).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+class Encoders:
+    """Whisper and the visual encoder, in bf16."""
+
+    def __init__(self, whisper: str, avhubert: str, shrink: int = 1) -> None:
+        self.shrink = shrink
+        self.audio_states = AudioStates(whisper).encode
+        self.avhubert = read_avhubert(avhubert)
+
     @torch.inference_mode()
     def video_states(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16):
-            states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
+            states: Tensor = self.avhubert(normalize(frames, shrink=self.shrink)[None])[0].half()
         return states
 
 

@@ -151,6 +151,16 @@ def test_fit_is_seeded_and_writes_checkpoint_and_recipe(recipe: Path, tmp_path: 
     assert losses(read_log(tmp_path)) != losses(first)
 
 
+def test_metrics_go_to_csv_and_to_tensorboard(recipe: Path, tmp_path: Path) -> None:
+    fields = yaml.safe_load(recipe.read_text())
+    fields["trainer"] |= {"logger": True, "log_every_n_steps": 1, "max_epochs": 1}
+    recipe.write_text(yaml.safe_dump(fields))
+    main(["fit", "--config", str(recipe)])
+    (folder,) = tmp_path.glob("lightning_logs/*")
+    assert (folder / "metrics.csv").read_text().startswith("epoch,")
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
 def test_an_ended_run_goes_on_with_equal_losses(recipe: Path, tmp_path: Path) -> None:
     """Shuffled data and dropout: both random states have to come back."""
     main(["fit", "--config", str(recipe)])

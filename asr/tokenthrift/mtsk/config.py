@@ -83,6 +83,8 @@ class VideoConfig:
     """Channels of the four stages of its ResNet."""
     crop: int = 88
     """Side of the square mouth crop that it reads."""
+    shrink: int = 1
+    """Squares of so many pixels are averaged first, for a small encoder; `crop` is a multiple."""
     features_only: bool = False
     """The model has no visual encoder: its video comes as states of `hidden_size`, 25 a second, made elsewhere."""
     trained: bool = False
@@ -97,6 +99,9 @@ class VideoConfig:
         for channels in self.channels:
             check_within("video.channels", channels, 1, 4096)
         check_within("video.crop", self.crop, 16, 256)
+        check_within("video.shrink", self.shrink, 1, 8)
+        if self.crop % self.shrink:
+            raise ConfigError(f"video.crop {self.crop} must be a multiple of video.shrink {self.shrink}")
         check_within("video.lora", self.lora, 0, 4096)
         if not self.features_only and (self.hidden_size % self.num_attention_heads or self.hidden_size % 16):
             raise ConfigError(

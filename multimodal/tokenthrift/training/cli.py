@@ -3,22 +3,25 @@
 A recipe names a LightningModule and a LightningDataModule (`class_path`) and their arguments (`init_args`); flags on
 the command line win over it. Classes of one's own are found in the current folder, as `mydata.MyData`. What differs
 from a plain LightningCLI: only the parser of the command at hand is built, arguments saved in a checkpoint neither
-override the recipe nor choose which class is built, runs are seeded, and the random state is part of every checkpoint.
+override the recipe nor choose which class is built, runs are seeded, the random state is part of every checkpoint, and
+metrics go to a CSV file and to TensorBoard unless the recipe names its loggers.
 """
 
+import importlib.util
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 # Read when jsonargparse is imported: Lightning calls functions that jsonargparse will drop in its next major release.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from jsonargparse import set_parsing_settings
-from lightning import LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from tokenthrift.commands.train import DESCRIPTIONS, HINTS, USAGE
 from tokenthrift.training.random_state import RandomState
@@ -62,8 +65,23 @@ class TrainingCLI(LightningCLI):
         """Parses without Lightning's warning about arguments that do not come from `sys.argv`."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Where the recipe leaves the loggers open, metrics.csv is written, and TensorBoard's file beside it."""
+        if config.get("logger") in (None, True):
+            config = {**config, "logger": default_loggers(config.get("default_root_dir") or os.getcwd())}
+        return cast(Trainer, super()._instantiate_trainer(config, callbacks))
+
     def _parse_ckpt_path(self) -> None:
         """Leaves the checkpoint's saved arguments alone: a resumed run does what its recipe and flags say."""
+
+
+def default_loggers(folder: str) -> list[Logger]:
+    """CSV, and TensorBoard where it is installed, in one new folder `lightning_logs/version_N` below a folder."""
+    csv = CSVLogger(folder)
+    loggers: list[Logger] = [csv]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, version=csv.version, default_hp_metric=False))
+    return loggers
 
 
 def run(command: str, argv: Sequence[str]) -> int:

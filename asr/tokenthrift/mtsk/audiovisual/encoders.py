@@ -39,7 +39,7 @@ def video_states_of(
 ) -> tuple[Tensor, Tensor]:
     """AV-HuBERT states (B, T, D) of mouth crops (T, H, W), and their lengths (B,)."""
     weight = encoder.post_extract_proj.weight
-    frames = [normalize(row.to(weight.device), config.crop).to(weight.dtype) for row in video]
+    frames = [normalize(row.to(weight.device), config.crop, config.shrink).to(weight.dtype) for row in video]
     padded, mask = pad_rows(frames)
     lengths = torch.full_like(mask[:, 0], padded.shape[1], dtype=torch.int64) if released else mask.sum(1)
     return encoder(padded, lengths), lengths

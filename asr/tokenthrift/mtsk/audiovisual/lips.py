@@ -9,7 +9,8 @@ What is given for what: other frame rates are resampled by showing at k / 25 s w
 of 88 to 96 pixels is a mouth crop already and is taken as it is; a face that is missed for a while is interpolated
 between where it was and where it comes back; a face that stays away for more than half a second gives frames of the
 mean gray, which the encoder reads as zeros, until it is back; a video in which no face is ever found raises
-`FaceError`. With several faces the largest is followed.
+`FaceError`. Of several faces the largest is followed, chosen anew every
+second.
 """
 
 from __future__ import annotations
@@ -122,25 +123,46 @@ def mouth_path(
 
 
 class _FaceFinder:
-    """The largest face of a picture, looked for near the last one first."""
+    """The face of a picture: near the last one, and in all of the picture once a second or where it is not there."""
 
     def __init__(self) -> None:
         self.cv2 = extras.require("cv2")
         self.cascade: Any = self.cv2.CascadeClassifier(
             self.cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
         )
+        self.last: tuple[int, int, int] | None = None
+        self.number = 0
 
     def find(self, picture: NDArray[np.uint8]) -> tuple[float, float, float] | None:
         """Left, top and side in pixels of the picture, or None."""
         scale = min(1.0, _DETECT_HEIGHT / picture.shape[0])
         if scale < 1:
             picture = self.cv2.resize(picture, None, fx=scale, fy=scale, interpolation=self.cv2.INTER_AREA)
-        least = max(24, min(picture.shape) // 8)
-        faces = self.cascade.detectMultiScale(picture, 1.1, 5, minSize=(least, least))
+        # Once a second the whole picture is searched, so that the largest of several faces is followed.
+        near = None if self.number % FRAMES_PER_SECOND == 0 else self._near(picture)
+        self.number += 1
+        self.last = near or self._largest(picture, max(24, min(picture.shape) // 8), max(picture.shape))
+        return None if self.last is None else tuple(value / scale for value in self.last)  # type: ignore[return-value]
+
+    def _near(self, picture: NDArray[np.uint8]) -> tuple[int, int, int] | None:
+        """A face of about the size of the last, at most a quarter of its side away."""
+        if self.last is None:
+            return None
+        x, y, side = self.last
+        room = side // 4
+        left, top = max(0, x - room), max(0, y - room)
+        part = picture[top : y + side + room, left : x + side + room]
+        found = self._largest(part, round(0.85 * side), round(1.18 * side))
+        return None if found is None else (left + found[0], top + found[1], found[2])
+
+    def _largest(self, picture: NDArray[np.uint8], least: int, most: int) -> tuple[int, int, int] | None:
+        faces = self.cascade.detectMultiScale(
+            np.ascontiguousarray(picture), 1.1, 5, minSize=(least, least), maxSize=(most, most)
+        )
         if len(faces) == 0:
             return None
         x, y, side, _ = max(faces.tolist(), key=lambda face: face[2])
-        return x / scale, y / scale, side / scale
+        return x, y, side
 
 
 def _gray(pixels: Tensor) -> Tensor:

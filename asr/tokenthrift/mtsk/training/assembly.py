@@ -33,6 +33,7 @@ class AssemblyConfig:
         language_model: transformers checkpoint of a Llama or Qwen, folder or Hub id.
         whisper: transformers checkpoint of a Whisper; None for a model that only reads lips.
         avhubert: folder or Hub id of `avhubert.safetensors`; None for a model without a visual encoder.
+        video_shrink: squares of so many pixels of a mouth crop are averaged first, as the visual encoder was trained.
         video_features: width of video states that the data hold, for a model without a visual encoder of its own.
         bos: token that starts a sequence; an empty string for a language model that has none.
         eos: token that ends a text.
@@ -51,6 +52,7 @@ class AssemblyConfig:
     language_model: str
     whisper: str | None = "openai/whisper-small.en"
     avhubert: str | None = None
+    video_shrink: int = 1
     video_features: int | None = None
     bos: str = "<|begin_of_text|>"
     eos: str = "<|end_of_text|>"
@@ -82,7 +84,9 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
     video: VideoConfig | None = None
     if config.avhubert is not None:
         weights = load_file(fetch(config.avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
-        video = replace(avhubert_config(weights), lora=config.video_lora, source=config.avhubert)
+        video = replace(
+            avhubert_config(weights), shrink=config.video_shrink, lora=config.video_lora, source=config.avhubert
+        )
     elif config.video_features is not None:
         video = VideoConfig(hidden_size=config.video_features, features_only=True)
     model = LlamaMtsk(

@@ -28,6 +28,7 @@ from tokenthrift.mtsk.training.clips import Batch
 from tokenthrift.mtsk.training.processes import average_gradients, common_streams, local_gradients, total
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.mtsk.training.start import carried_over, read_origin
+from tokenthrift.mtsk.training.text_log import log_texts
 from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, parameter_groups
 from tokenthrift.training.processes import gathered
 
@@ -201,7 +202,7 @@ class MtskModule(L.LightningModule):
             self.texts.setdefault(rates, []).extend(zip(batch.texts, texts, strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """Losses, word error rates at the finest and the coarsest scale, and their mean, over all processes."""
+        """Losses, word error rates at the finest and the coarsest scale, and their mean, over all processes; texts."""
         found = gathered([(self.losses, self.texts)])
         for rates in dict.fromkeys(rates for losses, _ in found for rates in losses):
             sums = [losses[rates] for losses, _ in found if rates in losses]
@@ -213,6 +214,8 @@ class MtskModule(L.LightningModule):
             self.log(f"val/wer_{_name(rates)}", error_rates[-1], prog_bar=True, sync_dist=True)
         if error_rates:
             self.log("val/wer", sum(error_rates) / len(error_rates), sync_dist=True)
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            log_texts(self.loggers, self.global_step, self.texts)
 
 
 def module_options(saved: Mapping[str, Any]) -> dict[str, Any]:

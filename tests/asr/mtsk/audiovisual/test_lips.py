@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.asr.talking import SquareFinder, face, write_video
+from tests.asr.talking import Pictures, SquareFinder, face, write_video
 from tokenthrift.media.audio import AudioError, read_audio
 from tokenthrift.media.video import VideoError, read_frames_at
 from tokenthrift.mtsk.audiovisual import lips
@@ -154,3 +155,39 @@ def test_a_face_that_moves_is_followed() -> None:
     assert there.all()
     assert np.abs(track[8:32, 0] - middle[8:32]).max() < 1e-6
     assert np.allclose(track[:, 1], 128)
+
+
+class SquareCascade:
+    """The squares of `face` in a picture, in the manner of OpenCV's cascade; counts the pixels it searches."""
+
+    def __init__(self) -> None:
+        self.searched: list[int] = []
+
+    def detectMultiScale(
+        self, picture: Pictures, scale: float, neighbors: int, minSize: tuple[int, int], maxSize: tuple[int, int]
+    ) -> np.ndarray:
+        self.searched.append(picture.size)
+        box = SquareFinder().find(picture)
+        if box is None or not minSize[0] <= box[2] <= maxSize[0]:
+            return np.empty((0, 4), dtype=int)
+        return np.array([[box[0], box[1], box[2], box[2]]], dtype=int)
+
+
+def test_a_face_is_looked_for_near_the_last_one() -> None:
+    finder: Any = lips._FaceFinder()
+    finder.cascade = SquareCascade()
+    pictures = [face(left=60 + i) for i in range(5)] + [face(left=150)] * 2
+    found = [finder.find(picture) for picture in pictures]
+    assert [box[0] for box in found] == [60, 61, 62, 63, 64, 150, 150]
+    whole = pictures[0].size
+    # All of the first picture, parts of those that follow, and both for the face that jumped.
+    assert [size == whole for size in finder.cascade.searched] == [True] + [False] * 5 + [True, False]
+
+
+def test_every_second_all_of_the_picture_is_searched() -> None:
+    finder: Any = lips._FaceFinder()
+    finder.cascade = SquareCascade()
+    for _ in range(51):
+        finder.find(face())
+    whole = [i for i, size in enumerate(finder.cascade.searched) if size == face().size]
+    assert whole == [0, 25, 50]
