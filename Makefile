@@ -6,13 +6,13 @@
 # make minimal   install the wheel with no extra into .venv-minimal and import every module
 # make oldest    tests of budgets, reducers and media with the oldest versions that pyproject.toml allows, in .venv-oldest
 # make newest    the same tests with the newest versions of everything, in .venv-newest
-# make harness   tests inside the real lmms-eval and of the demo page, in an environment of their own, .venv-harness
+# make harness   tests inside the real lmms-eval and of the demo page, in .venv-harness, and VLMEvalKit, in .venv-vlmevalkit
 # make build     wheel and source distribution in dist/, checked
 # make clean     remove environments, caches and builds
 #
 # The first ones make an environment in .venv before (about 6 GB, a minute or two), from Python 3.11 or newer and a
 # package index. VENV=/elsewhere puts it somewhere else, PYTHON=python3.12 makes it from another interpreter; MINIMAL,
-# OLDEST, NEWEST and HARNESS do the same for the others.
+# OLDEST, NEWEST, HARNESS and VLMEVALKIT do the same for the others.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -21,6 +21,7 @@ MINIMAL ?= .venv-minimal
 OLDEST ?= .venv-oldest
 NEWEST ?= .venv-newest
 HARNESS ?= .venv-harness
+VLMEVALKIT ?= .venv-vlmevalkit
 
 BIN := $(VENV)/bin
 MODEL := model_cards/dllm-asr-tiny-en
@@ -50,7 +51,7 @@ test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: $(INSTALLED)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --constraint constraints.txt --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 gallery: $(INSTALLED)
@@ -58,28 +59,32 @@ gallery: $(INSTALLED)
 
 minimal: $(INSTALLED)
 	$(BIN)/python -m build --wheel --outdir $(MINIMAL)/dist
-	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(MINIMAL)/env
-	VIRTUAL_ENV=$(abspath $(MINIMAL)/env) $(BIN)/python -m uv pip install $(MINIMAL)/dist/*.whl
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(MINIMAL)/env
+	$(BIN)/uv pip install --python $(MINIMAL)/env/bin/python $(MINIMAL)/dist/*.whl
 	cd $(MINIMAL) && env/bin/python $(CURDIR)/.ci/import_everything.py
 
 # Only uv can choose the oldest versions; each run makes the environment anew. PyAV 15 cannot write a turned film.
 oldest: $(INSTALLED)
-	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(OLDEST)
-	VIRTUAL_ENV=$(abspath $(OLDEST)) $(BIN)/python -m uv pip install --resolution lowest-direct --editable '.[train,audio,video,test]'
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[train,audio,video,test]'
 	$(OLDEST)/bin/python -m pytest $(LIGHT_TESTS) \
 		--deselect tests/multimodal/test_video.py::test_a_turned_phone_gives_upright_frames
 
 newest: $(INSTALLED)
-	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(NEWEST)
-	VIRTUAL_ENV=$(abspath $(NEWEST)) $(BIN)/python -m uv pip install --upgrade --editable '.[train,audio,video,test]'
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(NEWEST)
+	$(BIN)/uv pip install --python $(NEWEST)/bin/python --upgrade --editable '.[train,audio,video,test]'
 	$(NEWEST)/bin/python -m pytest $(LIGHT_TESTS) tests/multimodal/test_auto.py
 
 # lmms-eval asks for PyAV below 16 and a filelock that newer ones broke; docs/harnesses.md says what and why.
 harness: $(INSTALLED)
-	$(BIN)/python -m uv venv --clear --quiet --python $(BIN)/python $(HARNESS)
-	VIRTUAL_ENV=$(abspath $(HARNESS)) $(BIN)/python -m uv pip install --constraint tests/harnesses/constraints.txt \
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(HARNESS)
+	$(BIN)/uv pip install --python $(HARNESS)/bin/python --constraint tests/harnesses/constraints.txt \
 		--editable '.[demo]' lmms-eval hypothesis pytest pytest-timeout
-	$(HARNESS)/bin/python -m pytest tests/harnesses
+	$(HARNESS)/bin/python -m pytest tests/harnesses --ignore tests/harnesses/test_vlmevalkit.py
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(VLMEVALKIT)
+	$(BIN)/uv pip install --python $(VLMEVALKIT)/bin/python --constraint tests/harnesses/vlmevalkit.txt \
+		--editable '.[video,vision]' ms-vlmeval hypothesis pytest pytest-timeout
+	$(VLMEVALKIT)/bin/python -m pytest tests/harnesses/test_vlmevalkit.py
 
 build: $(INSTALLED)
 	rm -rf dist
@@ -87,7 +92,7 @@ build: $(INSTALLED)
 	$(BIN)/python .ci/check_distribution.py dist
 
 clean:
-	rm -rf .venv $(MINIMAL) $(OLDEST) $(NEWEST) $(HARNESS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) $(OLDEST) $(NEWEST) $(HARNESS) $(VLMEVALKIT) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # uv installs in seconds what takes pip minutes, but it is a convenience: pip alone does the same.
 # With pip, constraints come by its environment variable, so that a machine's own constraints do not contradict ours.
@@ -97,6 +102,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.tokenthrift-*
 	{ $(BIN)/python -m pip install --quiet 'uv>=0.5' && \
-		VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --constraint constraints.txt --editable '.[all,test]'; } || \
+		$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[all,test]'; } || \
 		PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --editable '.[all,test]'
 	touch '$@'

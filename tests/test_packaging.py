@@ -333,6 +333,14 @@ def test_the_makefile_explains_itself() -> None:
     assert "VENV=" in shown
 
 
+def test_the_makefile_installs_where_it_says() -> None:
+    """`python -m uv` installs into its own environment whatever VIRTUAL_ENV says, so every line names a Python."""
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    installing = [line for line in lines if "uv pip install" in line]
+    assert len(installing) >= 7
+    assert all("$(BIN)/uv pip install --python $(" in line for line in installing)
+
+
 def test_the_citation_has_the_version_of_the_package() -> None:
     (cited,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     (stated,) = re.findall(r'__version__ = "(.+)"', (ROOT / "multimodal/tokenthrift/version.py").read_text())

@@ -1,1 +1,1 @@
-"""Any reducer and any family that `attach` knows, inside evaluation harnesses: lmms-eval."""
+"""Any reducer and any family that `attach` knows, inside evaluation harnesses: lmms-eval and VLMEvalKit."""

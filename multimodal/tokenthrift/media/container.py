@@ -33,8 +33,6 @@ MAX_PIXELS: Final = 100_000_000
 # What names other files: by its first bytes, before FFmpeg opens them, and by FFmpeg's name of the format.
 _LISTS: Final = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"<smil", b"[playlist]", b"[Reference]", b"v=0")
 _LIST_FORMATS: Final = frozenset(("hls", "concat", "dash", "sdp", "rtsp", "image2", "imf", "webm_dash_manifest"))
-# The whitelist crashes FFmpeg 7 (PyAV 15) on these two; read as what they say they are, they can name no other file.
-_PLAIN: Final = ((b"\0\0\1\xba", "mpeg"), (b"FLV\1", "flv"))
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
@@ -68,16 +66,15 @@ def opened(
         raise error(path, f"cut short: {size} bytes of {stated}")
     if form is None and magic.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_LISTS):
         raise error(path, f"not {what}: a list of other files; name those")
-    options = {"max_pixels": str(MAX_PIXELS), **(options or {})}
-    if form is None and (plain := next((name for start, name in _PLAIN if magic.startswith(start)), None)):
-        form = plain
-    else:
-        options["protocol_whitelist"] = "file"
+    options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "file", **(options or {})}
+    # Before version 18 options for streams too end the process (PyAV issue 2010) where probing finds streams that no
+    # header names, as in FLV and MPEG; a picture's size is then checked only before it is decoded for us.
+    whole = int(av.__version__.partition(".")[0]) >= 18
     try:
         container = av.open(
             f"file:{path}",
             format=form,
-            options=options,
+            **{"options" if whole else "container_options": options},
             metadata_errors="replace",
         )
     except Exception as problem:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.

@@ -4,8 +4,8 @@
     python -m tokenthrift.vqtoken.harnesses.vlmevalkit --pretrained FOLDER --budget 33 -- \\
         --data Video-MME_8frame --model VQToken
 
-The second line registers the model `VQToken` and then runs VLMEvalKit's own `run.py` of the current folder with what
-follows `--`. From Python, call `register` before anything looks a model up.
+The second line registers the model `VQToken` and then runs VLMEvalKit's own `run.py` with what follows `--`: that of
+the current folder, or of an installed package. From Python, call `register` before anything looks a model up.
 
 Written against `vlmeval.vlm.base.BaseModel` (`generate_inner(message, dataset)` over `[{type, value}]`, `VIDEO_LLM`,
 `nframe`, which the data set overrules) and the table `vlmeval.config.supported_VLM` as of VLMEvalKit 0.3. One video or
@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import runpy
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from tokenthrift.budget import BudgetError
 from tokenthrift.harnesses.base import harness_class
 from tokenthrift.harnesses.reduced_model import device_and_dtype
+from tokenthrift.harnesses.vlmevalkit import add_common_arguments, run_kit
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
@@ -74,17 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--selection-method", help="fixed, elbow or silhouette: how many codes (default: that of the checkpoint)"
     )
-    parser.add_argument("--name", default="VQToken", help="the model's name (default: VQToken)")
-    parser.add_argument("--device", help="the GPU if there is one, else the CPU, if not given")
-    parser.add_argument("--dtype", help="bfloat16 on a GPU and float32 on a CPU, if not given")
-    parser.add_argument("rest", nargs="*", metavar="-- ...", help="arguments of VLMEvalKit's run.py")
+    add_common_arguments(parser, "VQToken")
     arguments = parser.parse_args(argv)
-    script = Path("run.py")
-    if not script.is_file():
-        parser.error("there is no run.py here; change to the folder of VLMEvalKit first")
-    # As if run.py had been started itself: its folder is where it looks for vlmeval.
-    sys.path.insert(0, str(Path.cwd()))
-    register(
+    add = partial(
+        register,
         arguments.name,
         arguments.pretrained,
         budget=arguments.budget,
@@ -92,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dtype=arguments.dtype,
         selection_method=arguments.selection_method,
     )
-    sys.argv = ["run.py", *arguments.rest]
-    runpy.run_path("run.py", run_name="__main__")
+    run_kit(parser, arguments.rest, add)
 
 
 class _Model:
