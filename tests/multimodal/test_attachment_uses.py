@@ -1,7 +1,6 @@
 """Attached models in other hands: PEFT, accelerate, torch.compile, Trainer, Lightning, GPU kernels, the docs."""
 
 import copy
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import transformers
 from torch.utils.data import DataLoader
 
 from tests.multimodal.tiny_families import build, encode, rows_of, shared
-from tests.multimodal.tiny_vlms import Clip, Picture, generated, logits
+from tests.multimodal.tiny_vlms import generated, logits
 from tokenthrift.attachment import FAMILIES as KNOWN
 from tokenthrift.attachment import attach
 from tokenthrift.reducers import BipartiteMerging, Uniform
@@ -125,16 +124,6 @@ def test_kernels_that_need_a_gpu(kernel: str) -> None:
     assert all(u.used == 8 for u in handle.usage)
 
 
-def test_the_page_on_attach_runs_and_names_every_family(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_on_attach_names_every_family() -> None:
     page = (Path(__file__).parents[2] / "docs" / "attach.md").read_text()
-    assert all(f"`{family}`" in page for family in KNOWN)
-    family = "qwen2_vl"
-    inputs = encode(family, [[10, Clip(1, 8), 11, Picture(2), 12]])
-    names: dict[str, Any] = {"model": shared(family), "inputs": inputs}
-    try:
-        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-            exec(compile(block, "docs/attach.md", "exec"), names)
-        assert "my_speech_llm" in KNOWN
-    finally:
-        KNOWN.pop("my_speech_llm", None)
-    assert "TokenUsage(native=16, cap=4, used=4" in capsys.readouterr().out
+    assert [family for family in KNOWN if f"`{family}`" not in page] == []

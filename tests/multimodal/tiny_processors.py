@@ -13,10 +13,16 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
+    Qwen2AudioProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    WhisperFeatureExtractor,
 )
 
+from tests.multimodal.tiny_families import build as family
+from tests.multimodal.tiny_media import AUDIO, AUDIO_END, AUDIO_START, MELS
 from tests.multimodal.tiny_vlms import END, IMAGE, PAD, SIZE, START, VIDEO, VOCABULARY, build
 
 CHARACTERS = string.ascii_letters + string.digits + " .,:?!'<>|_"
@@ -29,14 +35,15 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: " + PARTS + " {%
 
 def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
     """A token for each character, after the special ones."""
-    vocabulary = {names.get(i, f"<{i}>"): i for i in range(5)}
-    vocabulary |= {character: 5 + i for i, character in enumerate(CHARACTERS)}
+    first = max(4, *names) + 1
+    vocabulary = {names.get(i, f"<{i}>"): i for i in range(first)}
+    vocabulary |= {character: first + i for i, character in enumerate(CHARACTERS)}
     vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), VOCABULARY)}
     inner: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
     inner.add_special_tokens(list(names.values()))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names[END])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names.get(END))
 
 
 def save_qwen(folder: Path) -> str:
@@ -70,4 +77,33 @@ def save_llava(folder: Path) -> str:
         chat_template=TEMPLATE.replace("IMAGE", "<image>\n").replace("VIDEO", "<video>\n"),
     ).save_pretrained(folder)
     model.save_pretrained(folder)
+    return str(folder)
+
+
+def save_qwen3(folder: Path) -> str:
+    """A Qwen3-VL."""
+    names = {PAD: "<|pad|>", START: "<|vision_start|>", END: "<|vision_end|>", IMAGE: "<|image_pad|>"}
+    names[VIDEO] = "<|video_pad|>"
+    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    sizes["size"] = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        tokenizer=tokenizer(names),
+        video_processor=Qwen3VLVideoProcessor(**sizes),
+        chat_template=template.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
+    ).save_pretrained(folder)
+    family("qwen3_vl").save_pretrained(folder)
+    return str(folder)
+
+
+def save_qwen2_audio(folder: Path) -> str:
+    """A Qwen2-Audio that hears the first second."""
+    names = {PAD: "<|pad|>", AUDIO_START: "<|audio_bos|>", AUDIO_END: "<|audio_eos|>", AUDIO: "<|AUDIO|>"}
+    Qwen2AudioProcessor(
+        feature_extractor=WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=16_000 // MELS),
+        tokenizer=tokenizer(names),
+        chat_template=TEMPLATE.replace("VIDEO", "<|audio_bos|><|AUDIO|><|audio_eos|>"),
+    ).save_pretrained(folder)
+    family("qwen2_audio").save_pretrained(folder)
     return str(folder)
