@@ -19,6 +19,7 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from tests.media_files import film
+from tests.multimodal.tiny_multimodal import stand_in_for_smollm2
 from tests.multimodal.tiny_processors import save_qwen2_audio, save_qwen3
 from tests.multimodal.tiny_vlms import Clip, Picture, encode, shared
 from tokenthrift.attachment import families
@@ -83,6 +84,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_the_python_of_a_page_runs(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.stem == "attach":
         stand_in(monkeypatch, reader / "hub")
+    if page.stem == "window":
+        stand_in_for_smollm2(monkeypatch)
     # A page may register a family: it is known only while the page runs.
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     variables: dict[str, Any] = {}

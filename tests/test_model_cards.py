@@ -18,13 +18,14 @@ from transformers import AutoConfig
 
 from tests.hub_server import HubServer
 from tests.multimodal.tiny_hub import files_of
+from tests.multimodal.tiny_multimodal import stand_in_for_smollm2
 from tokenthrift.hub import push_folder
 from tokenthrift.models import find, list_models, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
 # Tasks of the Hub that the shipped models are for.
-TASKS = {"automatic-speech-recognition", "image-feature-extraction", "video-text-to-text"}
+TASKS = {"automatic-speech-recognition", "image-feature-extraction", "video-text-to-text", "any-to-any"}
 SECTIONS = ["Training", "Results", "Data and licenses", "Reproduce", "Files"]
 SCREEN = 45  # lines of the first screen
 
@@ -100,6 +101,7 @@ def test_hashes_hold(folder: Path) -> None:
 def test_it_loads_as_a_folder_elsewhere_and_from_the_hub(
     folder: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stand_in_for_smollm2(monkeypatch)
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     own = load(elsewhere)

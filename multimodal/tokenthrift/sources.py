@@ -5,6 +5,8 @@ people know them. A folder that exists wins over a repository of the same name. 
 usual loaders quietly take ``pytorch_model.bin`` where the safetensors are missing, and a pickle runs code when opened.
 """
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -135,6 +137,29 @@ def fetch_weights(source: str | Path, prefix: str | tuple[str, ...] = "", **opti
     if not is_folder(source):
         options["revision"] = folder.name
     return [fetch(source, names, **options) / name for name in names]
+
+
+def beside(folder: Path | None, name: str) -> str:
+    """Where a name in a model's files leads, which may be relative to the model: "../other".
+
+    Args:
+        folder: of the model, which need not exist yet; None for a model without one.
+        name: a folder, absolute or relative to the model's, or `owner/name`.
+
+    Returns:
+        The folder beside the model's; for a model in the cache of the Hub's client, the repository of the same owner;
+        otherwise the name as it is.
+    """
+    if folder is None:
+        return name
+    found = os.path.normpath(folder / name)
+    if is_folder(found):
+        return found
+    sibling = re.fullmatch(r"\.\./([\w.-]+)", name)
+    snapshot = re.fullmatch(r"models--([\w.-]+?)--[\w.-]+", folder.parent.parent.name)
+    if sibling and snapshot and folder.parent.name == "snapshots":
+        return f"{snapshot[1]}/{sibling[1]}"
+    return name
 
 
 def _check_repository_name(source: str | Path) -> str:

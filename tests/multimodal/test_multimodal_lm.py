@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import speech
 from tests.asr.tiny_dllm import tiny_model as tiny_dllm
+from tests.hub_server import HubServer
+from tests.multimodal.tiny_hub import files_of
 from tests.multimodal.tiny_multimodal import save_language_model, tiny_config, tiny_multimodal, tiny_tokenizer
 from tests.tokenizers.karl.tiny_karl import pictures, tiny_karl
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
@@ -22,7 +24,7 @@ from tokenthrift.models import find, load
 from tokenthrift.multimodal_lm import Media, MultimodalLM
 from tokenthrift.multimodal_lm.config import LanguageModelConfig, PrefixConfig, describe
 from tokenthrift.quality import QualityCurve, write_quality
-from tokenthrift.sources import WeightsError
+from tokenthrift.sources import SourceError, WeightsError, beside
 from tokenthrift.vqtoken.video_lm.prefix import VideoPrefix
 
 PICTURES = list(pictures(3))
@@ -189,3 +191,18 @@ def test_configurations_that_are_none_are_named() -> None:
     with pytest.raises(ConfigError, match="prefixes are of kind"):
         tiny_config(prefixes={"smell": PrefixConfig(source="x", token_size=3)})
     assert tiny_tokenizer().encode("Picture: red").ids == [2, 7, 12]
+
+
+def test_systems_beside_a_model_are_those_of_the_same_owner_on_the_hub(tmp_path: Path, hub: HubServer) -> None:
+    tiny_multimodal().save_pretrained(tmp_path / "model")
+    tiny_karl().save_pretrained(tmp_path / "made" / "karl")
+    tiny_dllm().save_pretrained(tmp_path / "made" / "dllm")
+    hub.add("me/model", files_of(tmp_path / "model"))
+    hub.add("me/karl", files_of(tmp_path / "made" / "karl"))
+    pulled = MultimodalLM.from_pretrained("me/model", cache_dir=tmp_path / "cache")
+    assert pulled.prefix("image").token_size == tiny_karl().config.token_dim
+    with pytest.raises(SourceError, match="me/dllm"):
+        pulled.prefix("audio")
+    assert beside(None, "../karl") == "../karl"
+    assert beside(tmp_path / "made" / "to-be", "../karl") == str(tmp_path / "made" / "karl")
+    assert beside(tmp_path / "made", "owner/name") == "owner/name"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.asr.tiny_dllm import tiny_model as tiny_dllm
 from tests.tokenizers.karl.tiny_karl import tiny_karl
@@ -18,6 +20,7 @@ from tokenthrift.karl.prefix import KarlPrefix
 from tokenthrift.multimodal_lm import MultimodalConfig, MultimodalLM
 from tokenthrift.multimodal_lm.config import LanguageModelConfig, LoraConfig, PrefixConfig
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WORDS = ["<end>", "<unk>", "Picture", "Sound", "Clip", "Question", "Answer", ":", "?", "which", "is", "it"]
 WORDS += ["red", "green", "loud", "quiet", "a", "b", "c", "d"]
 SIZES: dict[str, Any] = {
@@ -68,6 +71,23 @@ def tiny_multimodal(seed: int = 0, **changes: Any) -> MultimodalLM:
     model.use_prefix(KarlPrefix(tiny_karl()))
     model.use_prefix(DllmAsrPrefix(tiny_dllm()))
     return model
+
+
+def stand_in_for_smollm2(patch: pytest.MonkeyPatch) -> None:
+    """Where the shipped model asks for SmolLM2, a random model of the same sizes; or that of TOKENTHRIFT_SMOLLM2."""
+    auto: Any = AutoModelForCausalLM
+    load = auto.from_pretrained
+
+    def from_pretrained(source: Any, **options: Any) -> Any:
+        if str(source) != SMOLLM2:
+            return load(source, **options)
+        if given := os.environ.get("TOKENTHRIFT_SMOLLM2"):
+            return load(given, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return auto.from_config(options["config"]), {"missing_keys": set(), "mismatched_keys": set()}
+
+    patch.setattr(auto, "from_pretrained", from_pretrained)
 
 
 def save_language_model(folder: Path, *, layers: int = 2, seed: int = 3) -> Path:

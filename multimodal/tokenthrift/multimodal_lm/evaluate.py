@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     grids = {"video": tuple(arguments.grid)} if arguments.grid else None
     dev, test = (Questions(arguments.data / part, grids=grids) for part in ("dev", "test"))
     command = f"tokenthrift evaluate multimodal_lm --model {arguments.model} --data {arguments.data}"
+    command += f" --grid {' '.join(map(str, arguments.grid))}" if arguments.grid else ""
     command += f" --questions {arguments.questions} --prompts {arguments.prompts} --seed {arguments.seed}"
     curves, tables = measure_curves(model, dev, arguments.questions, arguments.seed, command)
     save_curves(arguments.model, arguments.out, curves)

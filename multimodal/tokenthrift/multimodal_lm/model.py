@@ -12,7 +12,6 @@ beams, sampling and caches.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -33,7 +32,7 @@ from tokenthrift.multimodal_lm.prompts import Answer, Media, Prepared, Prompt
 from tokenthrift.padding import pad_rows
 from tokenthrift.prefixes import Prefix, PrefixProjector, load_prefix
 from tokenthrift.quality import QUALITY, QualityCurve, read_quality
-from tokenthrift.sources import is_folder
+from tokenthrift.sources import beside
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.window import Split, Window, WindowItem, WindowPlan
 
@@ -70,6 +69,7 @@ class MultimodalLM(HubModel):
             }
         )
         self._prefixes: dict[str, Prefix] = {}
+        self._hub_options: dict[str, Any] = {}
         if config.language_model.source is not None:
             self.register_state_dict_post_hook(partial(drop_external_keys, ("lm",)))  # type: ignore[no-untyped-call]
             self.register_load_state_dict_post_hook(partial(allow_missing, ("lm",)))  # type: ignore[no-untyped-call]
@@ -101,14 +101,10 @@ class MultimodalLM(HubModel):
 
     def load_external(self, **options: Any) -> None:
         """Fills the language model from its source."""
+        self._hub_options = options  # of the systems in front, which are loaded when they are first asked for
         named = self.config.language_model.source
         if named is not None:
-            fill(self.lm, self.config.language_model, _LANGUAGE_MODEL.get() or self._resolved(named), **options)
-
-    def _resolved(self, source: str) -> str:
-        # Normalized, because the model's own folder need not exist yet for one beside it to be found.
-        beside = None if self.base_dir is None else os.path.normpath(self.base_dir / source)
-        return source if beside is None or not is_folder(beside) else beside
+            fill(self.lm, self.config.language_model, _LANGUAGE_MODEL.get() or beside(self.base_dir, named), **options)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         kept = exact_buffers(self.lm)
@@ -137,11 +133,11 @@ class MultimodalLM(HubModel):
         """
         self._check_kind(kind)
         if kind not in self._prefixes:
-            source = self._resolved(self.config.prefixes[kind].source)
+            source = beside(self.base_dir, self.config.prefixes[kind].source)
             named = None if kind in ("image", "video") else kind
             meta = self.weight.is_meta
-            device = {} if meta else {"device": self.weight.device}
-            self._prefixes[kind] = load_prefix(source, kind=named, weights=not meta, **device)
+            options = {} if meta else {"device": self.weight.device, **self._hub_options}
+            self._prefixes[kind] = load_prefix(source, kind=named, weights=not meta, **options)
         return self._prefixes[kind]
 
     def _check_kind(self, kind: str) -> None:
