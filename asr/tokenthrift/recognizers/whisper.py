@@ -8,24 +8,21 @@ the cross-attention (`cross_attention`), whatever `generation_config` says.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
 from tokenthrift.recognizers.cross_attention import align
+from tokenthrift.recognizers.whisper_mel import padded_log_mel
+from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, log_mel, states_of
+from tokenthrift.whisper import MAX_STATES, states_of
 
 __all__ = ["WhisperRecognizer"]
-
-_ENGLISH_ONLY = 51_865  # fewer tokens than this, and there are no languages
-_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 
 
 class WhisperRecognizer(TransformersRecognizer):
@@ -35,56 +32,38 @@ class WhisperRecognizer(TransformersRecognizer):
     pads = True
 
     def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:
-        added = parts.tokenizer.get_added_vocab()
-        self._special = {str(token): int(index) for token, index in added.items()}
-        self._multilingual = int(parts.model.config.vocab_size) >= _ENGLISH_ONLY
-        self._languages = {
-            found[1]: index for token, index in self._special.items() if (found := _LANGUAGE.fullmatch(token))
-        }
+        special = {str(token): int(index) for token, index in parts.tokenizer.get_added_vocab().items()}
+        self._vocabulary = WhisperVocabulary(special, int(parts.model.config.vocab_size))
         super().__init__(parts, language=language, task=task)
         if language is not None:
-            self.language = self._code(language)
+            self.language = self._vocabulary.code(language)
         config = self.model.config
         generation = self.model.generation_config
-        self._end = int(self._special.get("<|endoftext|>", config.eos_token_id))
-        never = [index for index in self._special.values() if index != self._end]
-        never += generation.suppress_tokens or config.__dict__.get("suppress_tokens") or []
+        self._end = int(special.get("<|endoftext|>", config.eos_token_id))
+        others = generation.suppress_tokens or config.__dict__.get("suppress_tokens") or []
         first = generation.begin_suppress_tokens or config.__dict__.get("begin_suppress_tokens") or []
-        size = int(config.vocab_size)
-        self._never = torch.tensor(sorted({i for i in never if 0 <= i < size}), dtype=torch.long, device=self.device)
-        self._not_first = torch.tensor(
-            sorted({i for i in first if 0 <= i < size}), dtype=torch.long, device=self.device
-        )
+        self._never = torch.tensor(self._vocabulary.never(self._end, others), dtype=torch.long, device=self.device)
+        first = sorted({i for i in first if 0 <= i < self._vocabulary.size})
+        self._not_first = torch.tensor(first, dtype=torch.long, device=self.device)
 
     @property
     def takes_language(self) -> bool:
         """Multilingual ones do."""
-        return self._multilingual
+        return self._vocabulary.multilingual
 
     @property
     def translates(self) -> bool:
         """Multilingual ones do."""
-        return self._multilingual
+        return self._vocabulary.multilingual
 
     def native_tokens(self, samples: int) -> int:
         """The encoder always reads 30 s."""
         return MAX_STATES
 
-    def _code(self, language: str) -> str:
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        code = language.strip().lower()
-        code = code if code in self._languages else str(TO_LANGUAGE_CODE.get(code, code))
-        if code not in self._languages:
-            known = ", ".join(sorted(self._languages))
-            raise ValueError(f"language={language!r}: this Whisper knows {known}")
-        return code
-
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of any lengths."""
         bins = int(self.model.config.num_mel_bins)
-        most = MAX_STATES * SAMPLE_RATE // 50
-        mels = torch.stack([log_mel(F.pad(samples, (0, most - len(samples))), bins) for samples in audio])
+        mels = torch.stack([padded_log_mel(samples, bins) for samples in audio])
         dtype = next(self.model.parameters()).dtype
         states = self.model.get_encoder()(mels.to(self.device, dtype)).last_hidden_state
         prompts = self._prompts(states)
@@ -102,17 +81,10 @@ class WhisperRecognizer(TransformersRecognizer):
 
     def _prompts(self, states: Tensor) -> Tensor:
         """`(B, P)`: start, language and task where there are any, no timestamps."""
-        start = self._special.get("<|startoftranscript|>", self.model.config.decoder_start_token_id)
-        ids: list[int | None] = [int(start)]
-        if self._multilingual and self._languages:
-            ids.append(None if self.language is None else self._languages[self.language])
-            if (task := self._special.get(f"<|{self.task}|>")) is not None:
-                ids.append(task)
-        if (plain := self._special.get("<|notimestamps|>")) is not None:
-            ids.append(plain)
+        ids = self._vocabulary.prompt(int(self.model.config.decoder_start_token_id), self.language, self.task)
         prompts = torch.tensor([[0 if i is None else i for i in ids]] * len(states), device=states.device)
         if None in ids:
-            known = torch.tensor(sorted(self._languages.values()), device=states.device)
+            known = torch.tensor(sorted(self._vocabulary.languages.values()), device=states.device)
             logits = self._decode(states, prompts[:, :1], None)[0][:, -1, known]
             prompts[:, 1] = known[logits.argmax(-1)]
         return prompts
@@ -132,10 +104,14 @@ class WhisperRecognizer(TransformersRecognizer):
         written: list[tuple[list[int], list[float]]] = [([], []) for _ in most]
         alive = list(range(len(most)))
         ids, cache = prompts, None
+        silence = [0.0] * len(most)
         for step in range(max(most)):
             logits, cache = self._decode(states, ids, cache)
             scores = logits[:, -1].index_fill(1, self._never, float("-inf"))
             if step == 0:
+                if self._vocabulary.silence is not None:
+                    # The first position, which only knows that a text begins, also says whether there is one.
+                    silence = logits[:, 0].softmax(-1)[:, self._vocabulary.silence].tolist()
                 scores = scores.index_fill(1, self._not_first, float("-inf"))
             best, chosen = scores.log_softmax(-1).max(-1)
             keep = []
@@ -156,7 +132,7 @@ class WhisperRecognizer(TransformersRecognizer):
                 cache.batch_select_indices(places)
                 alive = [alive[place] for place in keep]
             ids = chosen[:, None]
-        return written
+        return [([], []) if is_silence(row[1], p) else row for row, p in zip(written, silence, strict=True)]
 
     def _transcript(
         self, states: Tensor, prompt: Tensor, ids: list[int], confidences: list[float], samples: int

@@ -28,6 +28,7 @@ class JobSpec:
     revision: str | None = None
     language: str | None = None
     task: str = "transcribe"
+    precision: str | None = None
     align: str | None = None
     budget: str | None = None
     max_new_tokens: int | None = None
@@ -91,9 +92,12 @@ class JobSpec:
             from tokenthrift.transcription.alignment import load_aligner
 
             aligner = load_aligner(self.align, device)
-        recognizer = load_recognizer(self.model, device, self.revision, language=self.language, task=self.task)
-        if self.plain and hasattr(recognizer, "plain"):
-            recognizer.plain = True
+        recognizer = load_recognizer(
+            self.model, device, self.revision, language=self.language, task=self.task, precision=self.precision
+        )
+        written_by: Any = getattr(recognizer, "inner", recognizer)
+        if self.plain and hasattr(written_by, "plain"):
+            written_by.plain = True
         return Transcriber(
             recognizer,
             budget=TokenBudget.parse(self.budget),

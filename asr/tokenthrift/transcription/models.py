@@ -1,12 +1,14 @@
-"""The recognizer in a model folder or Hub repository: of one of our systems, or any speech model of transformers.
+"""The recognizer in a model folder or Hub repository: of one of our systems, any speech model of transformers,
+or a Whisper of CTranslate2.
 
-The word `system` in config.json says that it is one of ours, `model_type` that transformers knows it.
+The word `system` in config.json says that it is one of ours, `model_type` that transformers knows it, `suppress_ids`
+that CTranslate2 does.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tokenthrift.config import ConfigError, read_json
 from tokenthrift.models import model_class
@@ -23,6 +25,7 @@ def load_recognizer(
     *,
     language: str | None = None,
     task: str = "transcribe",
+    precision: str | None = None,
 ) -> Recognizer | AudioVisualRecognizer:
     """Loads a speech model of any system, or of transformers.
 
@@ -32,6 +35,7 @@ def load_recognizer(
         revision: Branch, tag or commit on the Hub.
         language: Of the speech, where the model can be told.
         task: "transcribe", or "translate" into English where the model can.
+        precision: "float32", or "int8" for linear layers in 8 bits on a processor; None for the model's own.
 
     Raises:
         SourceError: The source leads nowhere.
@@ -39,16 +43,26 @@ def load_recognizer(
         WeightsError: Its weights are not what the configuration says.
         ValueError: It takes no language, or does not translate.
     """
+    from tokenthrift.recognizers.precision import with_precision
+
     folder = fetch(source, ("config.json",), revision=revision)
     fields = read_json(folder / "config.json")
     if "system" not in fields and "model_type" in fields:
         from tokenthrift.recognizers.loading import load_transformers
 
-        return load_transformers(source, device=device, revision=revision, language=language, task=task)
+        found = load_transformers(source, device=device, revision=revision, language=language, task=task)
+        return with_precision(found, found.model, precision)
+    if "system" not in fields and "suppress_ids" in fields:
+        from tokenthrift.recognizers.whisper_ctranslate2 import load_ctranslate2
+
+        return load_ctranslate2(
+            source, device=device, revision=revision, language=language, task=task, precision=precision
+        )
     kind = model_class(folder)
     if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
         raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")
     if language is not None or task != "transcribe":
         option = f"language={language!r}" if language is not None else f"task={task!r}"
         raise ValueError(f"{option}: {kind.__name__} has one language and writes it down as it is")
-    return cast(Recognizer | AudioVisualRecognizer, kind.from_pretrained(source, device=device, revision=revision))
+    model: Any = kind.from_pretrained(source, device=device, revision=revision)
+    return cast(Recognizer | AudioVisualRecognizer, with_precision(model, model, precision))

@@ -153,6 +153,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds of audio the model sees at once; less needs less memory (default: %(default)g)",
     )
+    machine.add_argument(
+        "--precision",
+        choices=["float32", "int8"],
+        help="of the model; int8 is faster on a processor, and its text may differ (default: the model's own)",
+    )
     machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     machine.add_argument(
         "--shard", type=_shard, metavar="I/N", help="do the I-th of N parts, for schedulers that start N processes"

@@ -24,6 +24,7 @@ from tokenthrift.media.audio import read_audio
 from tokenthrift.recognizers import WhisperRecognizer, load_transformers
 from tokenthrift.recognizers.cross_attention import warp
 from tokenthrift.recognizers.ctc import collapse
+from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary
 from tokenthrift.sources import WeightsError
 from tokenthrift.transcript import Recognizer
 from tokenthrift.transcription import load_recognizer
@@ -110,23 +111,16 @@ def test_language_and_task_are_refused_where_the_model_has_none(tmp_path: Path) 
             load_transformers(folder, task="translate")
 
 
-def test_prompts_of_a_multilingual_whisper() -> None:
-    """A language is given or found by the model for each row; the task is in the prompt."""
+def test_each_row_gets_the_language_that_is_likeliest() -> None:
     recognizer = object.__new__(WhisperRecognizer)
     recognizer.model = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=1))
-    recognizer._special = {"<|startoftranscript|>": 1, "<|translate|>": 5, "<|transcribe|>": 6, "<|notimestamps|>": 7}
-    recognizer._languages, recognizer._multilingual = {"en": 2, "de": 3, "fr": 4}, True
-    recognizer.task, recognizer.language = "translate", "de"
-    states = torch.zeros(2, 4, 8)
-    assert recognizer._prompts(states).tolist() == [[1, 3, 5, 7]] * 2
-    assert recognizer._code("German") == "de"
-    with pytest.raises(ValueError, match="this Whisper knows de, en, fr"):
-        recognizer._code("klingon")
-    recognizer.language = None
+    special = {"<|startoftranscript|>": 1, "<|en|>": 2, "<|de|>": 3, "<|fr|>": 4, "<|translate|>": 5}
+    recognizer._vocabulary = WhisperVocabulary(special, 51_865)
+    recognizer.task, recognizer.language = "translate", None
     logits = torch.zeros(2, 1, 9)
     logits[0, 0, 4], logits[1, 0, 2], logits[:, :, 8] = 1.0, 1.0, 9.0
-    recognizer._decode = lambda states, ids, cache: (logits, None)
-    assert recognizer._prompts(states).tolist() == [[1, 4, 5, 7], [1, 2, 5, 7]]
+    recognizer._decode = lambda states, ids, cache: (logits, None)  # type: ignore[method-assign]
+    assert recognizer._prompts(torch.zeros(2, 4, 8)).tolist() == [[1, 4, 5], [1, 2, 5]]
 
 
 def test_only_whole_safetensors_are_loaded(tmp_path: Path) -> None:
