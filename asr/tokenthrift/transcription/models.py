@@ -8,7 +8,7 @@ that CTranslate2 does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tokenthrift.config import ConfigError, read_json
 from tokenthrift.models import model_class
@@ -65,4 +65,4 @@ def load_recognizer(
         option = f"language={language!r}" if language is not None else f"task={task!r}"
         raise ValueError(f"{option}: {kind.__name__} has one language and writes it down as it is")
     model: Any = kind.from_pretrained(source, device=device, revision=revision)
-    return cast(Recognizer | AudioVisualRecognizer, with_precision(model, model, precision))
+    return with_precision(model, model, precision)

@@ -44,13 +44,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, target
 
 
+def _load(folder: Path) -> Any:
+    return load_recognizer(folder)
+
+
 def test_it_writes_what_the_same_weights_write_in_transformers(folders: tuple[Path, Path]) -> None:
     """Texts and confidences; and a batch equals its items."""
-    theirs, model = (load_recognizer(folder) for folder in folders)
+    theirs, model = (_load(folder) for folder in folders)
     assert isinstance(model, CTranslate2Recognizer)
     assert isinstance(model, Recognizer)
     audio = [speech(seconds, seed) for seed, seconds in enumerate((0.6, 1.3, 0.6))]
-    together, expected = model.transcribe(audio), theirs.transcribe(audio)  # type: ignore[arg-type, call-arg]
+    together, expected = model.transcribe(audio), theirs.transcribe(audio)
     for samples, found, other in zip(audio, together, expected, strict=True):
         assert found.text == other.text != ""
         alone = model.transcribe([samples])[0]
@@ -164,10 +168,11 @@ def test_linear_layers_in_8_bits_keep_the_text_of_an_item_its_own(tmp_path: Path
     model: Any = load_recognizer(folder, precision="int8")
     assert isinstance(model, OneByOne)
     assert isinstance(model, Recognizer)
-    assert not any(type(module) is nn.Linear for module in model.inner.model.modules())
+    inside: Any = model.inner
+    assert not any(type(module) is nn.Linear for module in inside.model.modules())
     audio = [speech(0.6), 0.01 * speech(0.6, 1), speech(0.6, 2)]
     assert [found.tokens for found in model.transcribe(audio)] == [model.transcribe([a])[0].tokens for a in audio]
     whole: Any = load_recognizer(folder, precision="float32")
     assert model.plan([ItemSize(seconds=0.6)]) == whole.plan([ItemSize(seconds=0.6)])
-    plain, small = (m.log_probabilities(audio[:1]) for m in (whole, model.inner))
+    plain, small = (m.log_probabilities(audio[:1]) for m in (whole, inside))
     assert 0 < (plain - small).abs().mean() < 0.1 * plain.std()
