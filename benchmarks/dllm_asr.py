@@ -1,15 +1,16 @@
 """dLLM-ASR against its parts and its baselines, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
 Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
-diffusion model without draft, with the draft's length only, with its sure words, by the model's own settings, with and
-without pruning, and with an encoder that always reads 30 s; the autoregressive decoder of the same size over the same
-encoder and adapter, with a key-value cache; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper
+certified text; the diffusion model without draft, with the draft's length only, with its sure words, by the model's own
+settings, with and without pruning, and with an encoder that always reads 30 s; the same weights left to right, and with
+`--baseline` another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the
+length guard of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper
 tiny.en itself, on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A
 row whose package or weights are absent is left out, and stderr says why. Word error
 rates follow Whisper's English normalizer over the whole set; a forward pass of two responses side by side counts
 twice; the real-time factor is seconds of work, encoder included, over seconds of audio; CPU seconds are those of the
 process, so that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft,
-denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
+verifying, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
 
 Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`
 and `whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with
@@ -34,8 +35,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
+from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, greedy
 from tokenthrift.dllm_asr.config import DecodeConfig
+from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
 from tokenthrift.media.audio import read_audio
@@ -107,7 +110,7 @@ def ablations(model: DllmAsr) -> dict[str, System]:
     One response is read once, without `recheck`. A canvas of nothing but MASK cannot be filled in the few rounds that
     are enough for a draft: without one the paper's threshold stands, and no limit.
     """
-    usual = model.config.decode
+    usual = replace(model.config.decode, certify=None)
     alone = replace(usual, draft="none", verify_committed=False, max_rounds=None, confidence_threshold=0.9)
     settings = {
         "diffusion, no draft": alone,
@@ -118,13 +121,18 @@ def ablations(model: DllmAsr) -> dict[str, System]:
         "diffusion, draft, no pruning": replace(usual, prune="never"),
     }
     systems = {name: diffusion(model, way) for name, way in settings.items()}
-    return {**systems, "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False)}
+    certified = replace(usual, certify="ar", certify_draft="ctc", draft="confident")
+    return {
+        "certified": diffusion(model, certified),
+        **systems,
+        "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False),
+    }
 
 
 def fixed_steps(model: DllmAsr, slots: int = NOISE_SLOTS) -> System:
     """The paper's naive baseline: so many slots of MASK, whatever the length, and one token a step."""
     alone = replace(model.config.decode, draft="none", verify_committed=False, verify_threshold=0.0, prune="never")
-    alone = replace(alone, max_rounds=slots, confidence_threshold=1.0, extra_slots_at_end=slots // 2)
+    alone = replace(alone, certify=None, max_rounds=slots, confidence_threshold=1.0, extra_slots_at_end=slots // 2)
 
     def transcribe(audio: Tensor) -> Answer:
         states, lengths = model.encode([audio])
@@ -152,11 +160,11 @@ def faster_whisper(folder: str, compute_type: str, threads: int) -> System:
 
 def parts(model: DllmAsr, clips: list[tuple[Tensor, str]]) -> list[dict[str, Any]]:
     """CPU seconds a clip by part, for batches of 1 and 8 and one and two threads."""
-    rows = []
+    rows, usual = [], model.config.decode
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for size in (1, 8):
-            spent = dict.fromkeys(("encoder", "draft", "denoising", "casing"), 0.0)
+            spent = dict.fromkeys(("encoder", "draft", "verifying", "denoising", "casing"), 0.0)
             for start in range(0, len(clips), size):
                 audio = [samples for samples, _ in clips[start : start + size]]
                 marks = [time.process_time()]
@@ -164,13 +172,16 @@ def parts(model: DllmAsr, clips: list[tuple[Tensor, str]]) -> list[dict[str, Any
                 marks.append(time.process_time())
                 model.drafts(states, lengths)
                 marks.append(time.process_time())
-                done = model.decode(states, lengths)
+                done = model.decode(states, lengths, settings=replace(usual, certify="ar", certify_draft="ctc"))
+                marks.append(time.process_time())
+                model.decode(states, lengths, settings=replace(usual, certify=None))
                 marks.append(time.process_time())
                 model.as_read(done, states, lengths)
                 marks.append(time.process_time())
-                encoder, draft, whole, casing = (b - a for a, b in zip(marks, marks[1:], strict=False))
+                encoder, draft, verifying, denoising, casing = (b - a for a, b in zip(marks, marks[1:], strict=False))
                 # Decoding drafts once more.
-                for name, value in zip(spent, (encoder, draft, max(0.0, whole - draft), casing), strict=True):
+                values = (encoder, draft, max(0.0, verifying - draft), max(0.0, denoising - draft), casing)
+                for name, value in zip(spent, values, strict=True):
                     spent[name] += value / len(clips)
             rows.append({"threads": threads, "batch": size, "clips": len(clips), **spent})
     return rows
@@ -187,13 +198,16 @@ def draft_alone(model: DllmAsr) -> System:
     return transcribe
 
 
-def autoregressive(model: DllmAsr, baseline: AutoregressiveDecoder) -> System:
-    """The baseline over the model's encoder and adapter."""
+def left_to_right(model: DllmAsr, decoder: WhisperDecoder) -> System:
+    """A decoder over the model's encoder and adapter, greedy, with its cache, stopped at the length guard."""
 
     @torch.inference_mode()
     def transcribe(audio: Tensor) -> Answer:
-        ((text, forwards),) = baseline.decode(*model.adapter(*model.encode([audio])))
-        return text, 0, forwards
+        states, lengths = model.encode([audio])
+        (words,) = model.drafts(states, lengths)
+        limit = length_guard(words, model.vocabulary)
+        (ids,) = greedy(decoder, *model.adapter(states, lengths), model.vocabulary, [limit])
+        return model.vocabulary.text(ids), 0, min(limit, len(ids) + 1)
 
     return transcribe
 
@@ -250,10 +264,11 @@ def measure(name: str, system: System, data: str, clips: list[tuple[Tensor, str]
     )
 
 
-def read_set(folder: Path, limit: int | None) -> list[tuple[Tensor, str]]:
-    """Recordings and references of a manifest."""
+def read_set(folder: Path, seconds: float = 30.0) -> list[tuple[Tensor, str]]:
+    """Recordings and references of a manifest, those that are not longer."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(read_audio(folder / row["audio_filepath"]), row["text"]) for row in rows[:limit]]
+    clips = [(read_audio(folder / row["audio_filepath"]), row["text"]) for row in rows]
+    return [(audio, text) for audio, text in clips if len(audio) <= seconds * 16_000]
 
 
 def prepare_sets(data: Path, public: Path, names: list[str]) -> list[str]:
@@ -323,13 +338,14 @@ def pooled(results: list[Result], names: tuple[str, ...], title: str) -> list[Re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "model_cards" / "dllm-asr-tiny-en"), help="folder or Hub id")
-    parser.add_argument("--baseline", type=Path, default=ROOT / "benchmarks" / "dllm-asr-autoregressive", help="folder")
+    parser.add_argument("--baseline", type=Path, help="folder of a decoder trained on the states of the same encoder")
     parser.add_argument("--whisper", help="transformers checkpoint; by default the one of a package, made below --data")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "dllm_asr", help="where test recordings are or go")
     parser.add_argument("--public", type=Path, default=ROOT / "data" / "public", help="holds lj/ and fsdd.tar")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="test sets (default: all)")
     parser.add_argument("--systems", nargs="+", help="measure only these, by the names in the table (default: all)")
     parser.add_argument("--limit", type=int, help="use only the first so many recordings of each set")
+    parser.add_argument("--shorter-than", type=float, default=30.0, help="seconds of the longest recording to use")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ctranslate2", help="Whisper tiny.en for faster-whisper: a folder, or its name on the Hub")
     parser.add_argument("--parts", action="store_true", help="CPU seconds by part too")
@@ -339,9 +355,11 @@ def main() -> None:
     sets = prepare_sets(arguments.data, arguments.public, arguments.sets)
     model = DllmAsr.from_pretrained(arguments.model)
     systems: dict[str, System] = {"CTC draft alone": draft_alone(model), **ablations(model)}
-    if arguments.baseline.is_dir():
+    if isinstance(model.backbone, WhisperDecoderBackbone):
+        systems["left to right, same weights"] = left_to_right(model, model.backbone.decoder)
+    if arguments.baseline is not None:
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
-        systems["autoregressive, same size"] = autoregressive(model, baseline)
+        systems["autoregressive, same size"] = left_to_right(model, baseline.decoder)
     systems[FIXED] = fixed_steps(model)
     known = [*systems, WHISPER, *FASTER]
     chosen = arguments.systems or known
@@ -357,8 +375,8 @@ def main() -> None:
                 print(f"{name} is left out: {error}", file=sys.stderr)
     systems = {name: system for name, system in systems.items() if name in chosen}
     results = []
-    for name in sets:
-        clips = read_set(arguments.data / "test" / name, arguments.limit)
+    read = {name: read_set(arguments.data / "test" / name, arguments.shorter_than)[: arguments.limit] for name in sets}
+    for name, clips in read.items():
         for label, system in systems.items():
             results.append(measure(label, system, name, clips))
             print(f"{name}: {label} done in {results[-1].work:.0f} s", file=sys.stderr)
@@ -366,11 +384,7 @@ def main() -> None:
     show(results, [*sets, "lj + librivox"])
     split = []
     if arguments.parts:
-        split = [
-            {"set": name, **row}
-            for name in sets
-            for row in parts(model, read_set(arguments.data / "test" / name, arguments.limit))
-        ]
+        split = [{"set": name, **row} for name in sets for row in parts(model, read[name])]
         for row in split:
             print(", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if arguments.json:

@@ -3,15 +3,16 @@
 LABELS is what `cased_labels.py` wrote: Whisper base's transcripts of training clips. Each is aligned to the reference
 words; a word that both wrote has a label. The states of the reference text are computed once, by the frozen model; the
 head alone is trained on them, minutes on one core. Every tenth clip is for development and says when to stop. OUT is
-MODEL with the head: all other weights stay as they are.
+MODEL, its files as they are, with `punctuation.safetensors` and a `config.json` that names its width.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.punctuation import CASES, MARKS, PunctuationHead, labels_of, word_states
 from tokenthrift.padding import pad_rows
+from tokenthrift.sources import fetch
 
 BATCH = 32
 
@@ -143,9 +145,16 @@ def main() -> None:
     words = sum(int((row.cases >= 0).sum()) for row in rows)
     print(f"{len(rows)} clips, {words} words with labels; {len(dev)} clips for development")
     print(", ".join(f"{name} {value:.3f}" for name, value in result.items()), f"({len(CASES)} x {len(MARKS)} classes)")
+    source = fetch(arguments.model, ("config.json", "model.safetensors", *model.needed_files(model.config)))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir() if source.resolve() != arguments.out.resolve() else ():
+        if path.is_file():
+            shutil.copyfile(path, arguments.out / path.name)
     model.punctuation = head
-    model.config = replace(model.config, punctuation=arguments.hidden_size)
-    model.save_pretrained(arguments.out, dtype=torch.float16)
+    model.write_assets(arguments.out)
+    fields = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"punctuation": arguments.hidden_size}
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    (arguments.out / "config.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

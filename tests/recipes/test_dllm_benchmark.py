@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.asr.tiny_dllm import speech, tiny_model
 from tests.recipes.benchmark_scripts import load_benchmark
+from tokenthrift.dllm_asr.autoregressive import decoder_of
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.whisper import states_of
@@ -61,9 +62,11 @@ def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, 
         system(speech(0.5))
         settings = calls_seen[-1][-1]
         found[name] = settings.draft, settings.verify_committed, settings.prune
+        assert settings.certify == ("ar" if name == "certified" else None)
         limit = None if settings.draft == "none" else model.config.decode.max_rounds
         assert settings.max_rounds == limit, "a draft's few rounds cannot fill a canvas of nothing but MASK"
     assert found == {
+        "certified": ("confident", True, "every"),
         "diffusion, no draft": ("none", False, "every"),
         "diffusion, draft length": ("length", False, "every"),
         "diffusion, draft's confident words": ("confident", False, "every"),
@@ -139,7 +142,15 @@ def test_parts_are_of_one_clip(benchmark: Any, model: DllmAsr) -> None:
     finally:
         torch.set_num_threads(threads)
     assert [(row["threads"], row["batch"]) for row in rows] == [(1, 1), (1, 8), (2, 1), (2, 8)]
-    assert all(row["encoder"] > 0 and row["denoising"] >= 0 for row in rows)
+    assert all(row["encoder"] > 0 and row["denoising"] >= 0 and row["verifying"] >= 0 for row in rows)
+
+
+def test_the_same_weights_left_to_right_write_the_certified_text(benchmark: Any, model: DllmAsr) -> None:
+    audio = speech(1.1)
+    text, _, passes = benchmark.left_to_right(model, decoder_of(model))(audio)
+    certified, fewer, forwards = benchmark.ablations(model)["certified"](audio)
+    assert text == certified
+    assert 0 < fewer == forwards <= passes
 
 
 def test_a_package_that_is_absent_is_named(
@@ -149,7 +160,7 @@ def test_a_package_that_is_absent_is_named(
     monkeypatch.setattr(benchmark, "prepare_sets", lambda *arguments: [])
     tiny_model().save_pretrained(tmp_path / "model")
     names = [*benchmark.FASTER]
-    arguments = ["--model", str(tmp_path / "model"), "--baseline", str(tmp_path / "no"), "--systems", *names]
+    arguments = ["--model", str(tmp_path / "model"), "--systems", *names]
     monkeypatch.setattr(sys, "argv", ["dllm_asr.py", *arguments])
     benchmark.main()
     said = capsys.readouterr().err.splitlines()

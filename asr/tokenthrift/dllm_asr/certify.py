@@ -5,11 +5,12 @@ self-speculative decoding for speech (arXiv 2603.11243), where a CTC head on the
 causal reading says the greedy token after each token of a draft; the longest run that agrees is accepted, the first
 disagreement takes the causal token, and the rest of the draft is verified on.
 
-Differs from both: the draft is not thrown away at the first disagreement. The text so far is aligned to it (Levenshtein
-distance), what stands after the aligned position is verified next, and where the pass disagreed further on, its own
-tokens replace those of the draft (a step of Jacobi decoding), so several errors of a draft cost one pass together.
-Several drafts are read side by side. SpecDec++'s adaptive length (arXiv 2405.19715) is an option: there a trained head
-says how likely a token is accepted, here the draft's own confidence does.
+Differs from both: the draft is not thrown away at the first disagreement. The text so far is aligned to it letter by
+letter (Levenshtein distance), because a misspelled word is cut into other tokens than the right one. What stands after
+the aligned letter, which may be the rest of a word, is cut into tokens and verified next, and where the pass disagreed
+further on, its own tokens replace those of the draft (a step of Jacobi decoding), so several errors of a draft cost one
+pass together. Several drafts are read side by side. SpecDec++'s adaptive length (arXiv 2405.19715) is an option: there
+a trained head says how likely a token is accepted, here the draft's own confidence does.
 
 Why the text is the greedy one, whatever the draft: a token is only ever written if it is the greedy one after those
 before it. Why it ends: every pass writes at least one token, up to the limit.
@@ -17,7 +18,7 @@ before it. Why it ends: every pass writes at least one token, up to the limit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from tokenthrift.dllm_asr.edit_distance import next_distances
 from tokenthrift.dllm_asr.reading import CausalReader
 
-__all__ = ["Certified", "CertifyOptions", "Draft", "certify", "check_beams"]
+__all__ = ["Certified", "CertifyOptions", "Draft", "Spelling", "certify", "check_beams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,25 @@ class Draft:
     """A text to be verified.
 
     Attributes:
-        ids: its tokens without an end; any integers.
-        confidence: of each token; as many, or none, which is 1.
-        starts: whether a token begins a word; as many, or none, where all do.
+        words: as they are written.
+        confidence: of each word; as many, or none, which is 1.
     """
 
-    ids: Sequence[int]
+    words: Sequence[str]
     confidence: Sequence[float] = ()
-    starts: Sequence[bool] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How tokens and letters belong together.
+
+    Attributes:
+        piece: what a token writes, with a leading space where it begins a word.
+        tokens: how a word after a space, or a rest of a word, is cut; any integers.
+    """
+
+    piece: Callable[[int], str]
+    tokens: Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,7 @@ def check_beams(beams: int) -> None:
 def certify(
     reader: CausalReader,
     drafts: Sequence[Draft],
+    spelling: Spelling,
     *,
     limit: int,
     end: int,
@@ -102,6 +115,7 @@ def certify(
     Args:
         reader: of one recording; nothing has been read yet.
         drafts: none, one, or several that are read side by side.
+        spelling: of the tokens.
         limit: most tokens to write, the end included.
         end: token that ends the text.
         forbidden: tokens that are never written.
@@ -110,7 +124,7 @@ def certify(
     options = options or CertifyOptions()
     limit = min(limit, reader.positions)
     possible = set(range(reader.vocab_size)).difference(forbidden)
-    followers = [_Follower(draft, end, possible, options) for draft in drafts or [Draft(())]]
+    followers = [_Follower(draft, spelling, end, possible, options) for draft in drafts or [Draft(())]]
     text: list[int] = []
     chances: list[float] = []
     unread, passes, accepted = list(reader.begin), 0, 0
@@ -159,64 +173,68 @@ class _Follower:
 
     Attributes:
         possible: tokens that may be written.
-        distances: edit distance between the text so far and each beginning of the draft.
-        corrections: tokens of the draft that a pass would rather have otherwise, by their position.
-        positions: where the tokens of the last proposal stand in the draft.
+        letters: the draft, a space before each word.
+        distances: edit distance between the text so far and each beginning of the letters.
+        corrections: tokens that a pass would rather have, by the letter where the token of the draft begins.
+        proposed: of each token of the last proposal, where it begins and the draft's own token.
     """
 
     draft: Draft
+    spelling: Spelling
     end: int
     possible: Container[int]
     options: CertifyOptions
+    letters: str = field(init=False)
     distances: list[int] = field(init=False)
     corrections: dict[int, int] = field(default_factory=dict)
-    positions: list[int] = field(default_factory=list)
+    proposed: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.distances = list(range(len(self.draft.ids) + 1))
+        self.letters = "".join(f" {word}" for word in self.draft.words)
+        self.distances = list(range(len(self.letters) + 1))
 
     def propose(self, most: int) -> list[int]:
         """At most so many tokens; the end comes last and only there."""
-        draft, start = self.draft, self._aligned()
         out: list[int] = []
-        self.positions = []
-        all_accepted, replaced = 1.0, False
-        for position in range(start, len(draft.ids)):
-            begins = draft.starts[position] if draft.starts else True
-            if replaced and not begins:
-                continue  # the rest of a word whose beginning was replaced
-            replaced = position in self.corrections
-            token = self.corrections.get(position, draft.ids[position])
-            if token not in self.possible:
-                continue
-            all_accepted *= draft.confidence[position] if draft.confidence else 1.0
-            if 1 - all_accepted > self.options.max_rejection_prob:
-                break  # too unsure to be worth reading
-            out.append(token)
-            self.positions.append(position)
-            if token == self.end:
-                break
-        else:
-            out.append(self.end)
+        self.proposed, all_accepted = [], 1.0
+        start, stop = self._aligned(), 0
+        for index, word in enumerate(self.draft.words):
+            first, stop = stop, stop + 1 + len(word)
+            position = max(first, start)
+            for token in self.spelling.tokens(self.letters[position:stop]) if position < stop else ():
+                now = self.corrections.get(position, token)
+                if now in self.possible:
+                    all_accepted *= self.draft.confidence[index] if self.draft.confidence else 1.0
+                    if 1 - all_accepted > self.options.max_rejection_prob:
+                        return out[:most]  # too unsure to be worth reading
+                    out.append(now)
+                    self.proposed.append((position, token))
+                    if now == self.end:
+                        return out[:most]
+                if position in self.corrections:
+                    break  # the rest of a word whose beginning was replaced
+                position += len(self.spelling.piece(token))
+        out.append(self.end)
         return out[:most]
 
     def corrected(self, proposal: Sequence[int], tokens: Sequence[int]) -> None:
         """Notes what a pass over the last proposal says after the first disagreement, whose token is written."""
         if not self.options.correct:
             return
-        for at in range(_agreed(proposal, tokens) + 1, min(len(self.positions), len(proposal))):
-            position, token = self.positions[at], tokens[at]
+        for at in range(_agreed(proposal, tokens) + 1, min(len(self.proposed), len(proposal))):
+            position, own = self.proposed[at]
             self.corrections.pop(position, None)
             # What follows a token that is wrong itself was said in its light.
-            if token != self.draft.ids[position] and tokens[at - 1] == proposal[at - 1]:
-                self.corrections[position] = token
+            if tokens[at] != own and tokens[at - 1] == proposal[at - 1]:
+                self.corrections[position] = tokens[at]
 
     def follow(self, tokens: Sequence[int]) -> None:
         """The text goes on with these tokens."""
         for token in tokens:
-            self.distances = next_distances(self.distances, self.draft.ids, token)
+            for letter in self.spelling.piece(token):
+                self.distances = next_distances(self.distances, self.letters, letter, " ")
 
     def _aligned(self) -> int:
-        """The beginning of the draft that is most like the text, the longest among equals."""
+        """The beginning of the letters that is most like the text, the longest among equals."""
         least = min(self.distances)
         return max(position for position, distance in enumerate(self.distances) if distance == least)

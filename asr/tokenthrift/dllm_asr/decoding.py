@@ -21,7 +21,7 @@ from tokenthrift.backbones.samplers import SAMPLERS, DaedalSampler, PriorGuidedS
 from tokenthrift.backbones.samplers import Canvas as SamplerCanvas
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
-from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, certify
+from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, Spelling, certify
 from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse
 from tokenthrift.dllm_asr.draft import DraftWord, ctc_log_likelihood, draft_entropy, length_guard
 from tokenthrift.dllm_asr.hotwords import Hotwords
@@ -179,7 +179,7 @@ def transcribe_batch(
         if certified:
             drafts = []
             if settings.certify_draft != "denoised":
-                drafts.append(_ctc_draft(batch.drafts[row], model.vocabulary))
+                drafts.append(_ctc_draft(batch.drafts[row]))
             if best is not None:
                 drafts.append(_denoised_draft(best))
             limit = length_guard(batch.drafts[row], model.vocabulary)
@@ -264,14 +264,23 @@ def _order(log_p: Tensor, texts: Sequence[str], settings: DecodeConfig) -> list[
     return sorted(range(len(texts)), key=lambda position: -ctc_log_likelihood(log_p, texts[position]))
 
 
-def _ctc_draft(words: Sequence[DraftWord], vocabulary: Vocabulary) -> Draft:
-    tokens = [(token, word.confidence, not i) for word in words for i, token in enumerate(vocabulary.word(word.text))]
-    ids, confidence, starts = zip(*tokens, strict=True) if tokens else ((), (), ())
-    return Draft(ids, confidence, starts)
+def _ctc_draft(words: Sequence[DraftWord]) -> Draft:
+    return Draft([word.text for word in words], [word.confidence for word in words])
 
 
 def _denoised_draft(response: Response) -> Draft:
-    return Draft(response.ids, response.confidence, [piece.startswith(" ") for piece in response.pieces])
+    return Draft(response.text.split(), _word_confidence(response))
+
+
+def _word_confidence(response: Response) -> list[float]:
+    """Of each word of a text, that of its least sure token."""
+    sure = [1.0] * len(response.text.split())
+    for piece, word, confidence in zip(
+        response.pieces, word_positions(response.pieces), response.confidence, strict=True
+    ):
+        if piece.strip():
+            sure[word] = min(sure[word], confidence)
+    return sure
 
 
 def _certify(
@@ -279,7 +288,8 @@ def _certify(
 ) -> Certified:
     forbidden = (vocabulary.mask_id, vocabulary.start_id, vocabulary.delete_id)
     options = CertifyOptions(max_rejection_prob=settings.certify_rejection_prob)
-    return certify(reader, drafts, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options)
+    spelling = Spelling(vocabulary.piece, vocabulary.cut)
+    return certify(reader, drafts, spelling, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options)
 
 
 def _response(
@@ -296,14 +306,7 @@ def _response(
 
 
 def _transcript(log_p: Tensor, response: Response, usage: TokenUsage, alternatives: tuple[str, ...]) -> Transcript:
-    texts = response.text.split()
-    sure = [1.0] * len(texts)
-    for piece, word, confidence in zip(
-        response.pieces, word_positions(response.pieces), response.confidence, strict=True
-    ):
-        if piece.strip():
-            sure[word] = min(sure[word], confidence)
-    words = time_words(log_p, texts, sure)
+    words = time_words(log_p, response.text.split(), _word_confidence(response))
     times = time_tokens(response.pieces, words) if response.times is None else response.times
     tokens = tuple(
         TranscriptToken(piece, confidence, *time)

@@ -49,12 +49,14 @@ from tokenthrift.dllm_asr.language_model import (
 )
 from tokenthrift.dllm_asr.punctuation import PunctuationHead, punctuated
 from tokenthrift.dllm_asr.rates import STATE_RATE, Rate, adapted_length, choose_rate, support_of
-from tokenthrift.dllm_asr.sources import fill_external, leave_out_external, miss_external
+from tokenthrift.dllm_asr.sources import PUNCTUATION, fill_external, leave_out_external, miss_external
 from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel, read_config
 from tokenthrift.padding import length_mask
+from tokenthrift.sources import fetch
 from tokenthrift.transcript import Recognizer, Transcript
+from tokenthrift.weights import assign_weights, write_weights
 from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
 
 __all__ = ["STATE_RATE", "DllmAsr"]
@@ -124,8 +126,9 @@ class DllmAsr(HubModel):
 
     @classmethod
     def needed_files(cls, config: DllmAsrConfig) -> tuple[str, ...]:
-        """The vocabulary may be that of a published language model."""
-        return cls.asset_files if config.backbone.source is None else ()
+        """The vocabulary may be that of a published language model; the head of casing has a file of its own."""
+        vocabulary = cls.asset_files if config.backbone.source is None else ()
+        return vocabulary if config.punctuation is None else (*vocabulary, PUNCTUATION)
 
     @classmethod
     def read_assets(cls, folder: Path) -> dict[str, Any]:
@@ -134,8 +137,10 @@ class DllmAsr(HubModel):
         return {"vocabulary": read_vocabulary(folder, config.backbone), "base_dir": folder}
 
     def write_assets(self, folder: Path) -> None:
-        """The vocabulary."""
+        """The vocabulary, and the head of casing where there is one."""
         self.vocabulary.save(folder / "tokenizer.json")
+        if self.punctuation is not None:
+            write_weights(self.punctuation, folder / PUNCTUATION)
 
     def processor_files(self) -> dict[str, dict[str, Any]]:
         """For the speech pipeline of transformers."""
@@ -143,8 +148,12 @@ class DllmAsr(HubModel):
         return speech_files(SAMPLE_RATE, vocabulary.tokenizer.id_to_token(vocabulary.eos_id))
 
     def load_external(self, **options: Any) -> None:
-        """Fills the parts that the configuration names by folder or Hub id; see `sources.fill_external`."""
+        """Fills the parts that the configuration names by folder or Hub id, see `sources.fill_external`, and the head
+        of casing."""
         fill_external(self, self.base_dir, **options)
+        if self.punctuation is not None and self.base_dir is not None:
+            path = fetch(self.base_dir, (PUNCTUATION,)) / PUNCTUATION
+            assign_weights(self.punctuation, path, torch.device("cpu"), torch.float32)
 
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None

@@ -1,13 +1,14 @@
 """Fills the parts of a dLLM-ASR model whose weights lie elsewhere: encoder and language model.
 
 Source: dLLM-ASR (arXiv 2601.17902) freezes both. What differs: the model's folder names them and holds what was trained
-alone, adapter, draft head and low-rank adapters.
+alone, adapter, draft head and low-rank adapters. The head of casing and punctuation, which is not in the paper, is
+trained last and on states of all the rest: it lies in a file of its own, so that the other weights stay as they are.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from safetensors import safe_open
 from torch import Tensor
@@ -18,7 +19,9 @@ from tokenthrift.external import allow_missing, assign_state, drop_external_keys
 from tokenthrift.sources import fetch_weights
 from tokenthrift.whisper import encoder_weights
 
-__all__ = ["fill_external", "leave_out_external", "miss_external"]
+__all__ = ["PUNCTUATION", "fill_external", "leave_out_external", "miss_external"]
+
+PUNCTUATION: Final = "punctuation.safetensors"
 
 
 def fill_external(model: Any, base_dir: Path | None = None, **options: Any) -> None:
@@ -52,13 +55,13 @@ def fill_external(model: Any, base_dir: Path | None = None, **options: Any) -> N
 
 
 def leave_out_external(model: Any, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    """A hook after `state_dict`: what lies elsewhere is in no file of the model."""
-    drop_external_keys(tuple(external_parts(model.config)), model, state, prefix, metadata)
+    """A hook after `state_dict`: what lies elsewhere is not in the model's file of weights."""
+    drop_external_keys((*external_parts(model.config), "punctuation"), model, state, prefix, metadata)
 
 
 def miss_external(model: Any, incompatible: Any) -> None:
     """A hook after `load_state_dict`: what lies elsewhere is not missing."""
-    allow_missing(tuple(external_parts(model.config)), model, incompatible)
+    allow_missing((*external_parts(model.config), "punctuation"), model, incompatible)
 
 
 def _tensors(source: str | Path, prefix: str | tuple[str, ...], options: dict[str, Any]) -> dict[str, Tensor]:

@@ -63,6 +63,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, special: SpecialIds | None = None, size: int | None = None) -> None:
         self.tokenizer = tokenizer
         self._encode = lru_cache(maxsize=65_536)(self._encode_word)
+        self.piece = lru_cache(maxsize=65_536)(self._piece)
         added = tokenizer.get_added_tokens_decoder()
         self._silent = {i for i, token in added.items() if token.special}
         if special is not None:
@@ -105,6 +106,10 @@ class Vocabulary:
         """Token ids of a text as it is, special tokens by their names."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def cut(self, text: str) -> tuple[int, ...]:
+        """Token ids of one word with a space before it, or, without it, of the rest of a word."""
+        return self.word(text[1:]) if text.startswith(" ") else tuple(self.ids(text))
+
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What each token writes after those before it, with a leading space where it starts a word; joined and
         stripped they are `text`. A character of several tokens is written by the last of them."""
@@ -128,6 +133,9 @@ class Vocabulary:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without surrounding space."""
         return "".join(self.pieces(tokens)).strip()
+
+    def _piece(self, token: int) -> str:
+        return self.pieces((token,))[0]
 
     @property
     def _is_bpe(self) -> bool:

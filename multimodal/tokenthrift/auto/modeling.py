@@ -107,7 +107,8 @@ class TokenthriftModel(PreTrainedModel):  # type: ignore[misc]
             config = cls.config_class.from_pretrained(source, **where)
         path, shards = _weight_files(source, where)
         kind = cls.config_class.model_class()
-        assets = kind.read_assets(_folder(source, kind.asset_files, **where)) if kind.asset_files else {}
+        names = kind.needed_files(config.parsed()) or kind.asset_files
+        assets = kind.read_assets(_folder(source, names, **where)) if names else {}
         device = _one_device(device_map)
         with torch.random.fork_rng(devices=[]), empty_parameters():
             model = cls(config, **assets)
@@ -163,6 +164,7 @@ class SpeechAuto(TokenthriftModel):
         super().__init__(config, **assets)
         # What is set here the pipeline does not set by its own defaults, which are made for Whisper.
         self.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, num_beams=1, pad_token_id=self._pad_id)
+        self.model.plain = True  # the ids of `generate` are of tokens, which may have no capitals
 
     @classmethod
     def can_generate(cls) -> bool:

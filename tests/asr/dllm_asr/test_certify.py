@@ -16,7 +16,7 @@ from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.budget import BudgetError, DecodeBudget
 from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
-from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, certify, check_beams
+from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, Spelling, certify, check_beams
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.decoding import settings_for
 from tokenthrift.dllm_asr.model import DllmAsr
@@ -24,6 +24,23 @@ from tokenthrift.dllm_asr.reading import causal_readers, check_causal
 
 VOCAB, END, START, MASK = 7, 4, 5, 6
 FORBIDDEN = (START, MASK)
+
+
+def word(token: int) -> str:
+    """A word of four letters for each token, and for what is no token at all; two have no letter in common."""
+    return chr(0x200 + max(-8, min(token, 5000))) * 4
+
+
+def draft_of(ids: Sequence[int], sure: float | None = None, size: int = 1) -> Draft:
+    """Tokens as a text, `size` of them a word."""
+    words = ["".join(map(word, ids[at : at + size])) for at in range(0, len(ids), size)]
+    return Draft(words, () if sure is None else [sure] * len(words))
+
+
+WORDS = Spelling(
+    piece=lambda token: "" if token == END else f" {word(token)}",
+    tokens=lambda text: [ord(character) - 0x200 for character in text.strip()[::4]],
+)
 
 
 class Toy:
@@ -70,7 +87,7 @@ class Toy:
 
 
 def certified(model: Toy, drafts: Sequence[Draft], limit: int, options: CertifyOptions | None = None) -> Certified:
-    done = certify(model, drafts, limit=limit, end=END, forbidden=FORBIDDEN, options=options)
+    done = certify(model, drafts, WORDS, limit=limit, end=END, forbidden=FORBIDDEN, options=options)
     assert done.passes == model.passes
     assert len(done.probabilities) == len(done.ids)
     # Every pass but one that the end concludes writes one token of its own.
@@ -84,7 +101,7 @@ class Spoiling(NamedTuple):
     kind: str
     edits: list[tuple[int, int, int]]
     sure: float | None
-    word: int | None
+    size: int
 
 
 SPOILINGS = st.builds(
@@ -92,7 +109,7 @@ SPOILINGS = st.builds(
     kind=st.sampled_from(["near", "near", "near", "wild", "cut", "repeated", "long", "empty", "special"]),
     edits=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2), st.integers(-2, VOCAB + 2)), max_size=6),
     sure=st.none() | st.floats(0, 1),
-    word=st.none() | st.integers(1, 4),
+    size=st.integers(1, 4),
 )
 
 
@@ -112,8 +129,7 @@ def spoilt(text: Sequence[int], spoiling: Spoiling) -> Draft:
         "empty": [],
         "special": [END, MASK, START, *ids, END, 10**9, -1, *wild],
     }.get(spoiling.kind, ids)
-    sure = () if spoiling.sure is None else [spoiling.sure] * len(ids)
-    return Draft(ids, sure, () if spoiling.word is None else [i % spoiling.word == 0 for i in range(len(ids))])
+    return draft_of(ids, spoiling.sure, spoiling.size)
 
 
 @settings(deadline=None, max_examples=250)
@@ -152,10 +168,10 @@ def test_the_text_is_the_greedy_one(
 def test_a_right_draft_takes_one_pass(seed: int, limit: int) -> None:
     expected = Toy(seed).greedy(limit)
     text = [token for token in expected if token != END]
-    done = certified(Toy(seed), [Draft(text)], limit)
+    done = certified(Toy(seed), [draft_of(text)], limit)
     assert (done.passes, done.ids) == (1, text)
     # Beside a useless one, the good draft is what counts.
-    assert certified(Toy(seed), [Draft([0] * 9), Draft(text)], limit).passes == 1
+    assert certified(Toy(seed), [draft_of([0] * 9), draft_of(text)], limit).passes == 1
 
 
 def test_a_token_too_many_or_too_few_costs_a_pass_or_two() -> None:
@@ -172,7 +188,7 @@ def test_a_token_too_many_or_too_few_costs_a_pass_or_two() -> None:
     wrong = [*text[:5], 40, *text[6:]]
     more, fewer, both = [*text[:5], 40, *text[5:]], text[:5] + text[6:], [*text[:5], 40, 41, *text[7:]]
     for draft in (wrong, more, fewer, both, text[3:], text[:-4]):
-        done = certified(Counts(0), [Draft(draft)], 40)
+        done = certified(Counts(0), [draft_of(draft)], 40)
         assert done.ids == text
         assert done.passes <= 5
 
@@ -188,17 +204,43 @@ def test_the_rest_of_a_replaced_word_is_left_out_and_several_errors_cost_one_pas
             now = [self.text[min(i, len(self.text) - 1)] for i in range(len(tokens))]
             return torch.nn.functional.one_hot(torch.tensor(now), 50).double()
 
-    draft = Draft([10, 11, 30, 12, 31, 13], starts=[True, True, True, True, True, True])
+    draft = draft_of([10, 11, 30, 12, 31, 13])
     assert certified(Fixed(0), [draft], 40).passes == 2
     assert certified(Fixed(0), [draft], 40, CertifyOptions(correct=False)).passes == 3
     # 20 stands for 30 and 32: nothing of the old word is proposed after it.
-    draft = Draft([10, 11, 30, 32, 12, 21, 13], starts=[True, True, True, False, True, True, True])
+    draft = Draft([word(10), word(11), word(30) + word(32), word(12), word(21), word(13)])
     assert certified(Fixed(0), [draft], 40).passes <= 3
+
+
+def test_a_misspelled_word_costs_a_pass_and_not_the_words_after_it() -> None:
+    """Right and wrong words have other tokens, so only their letters say where the text stands in the draft."""
+    pieces = [" the", " town", " was", " named", " for", " name", " f", "or", " ge", "orge", " j", " to", "wn", ""]
+    text, end = [0, 1, 2, 3, 4, 8, 9, 13], 13
+
+    class Town(Toy):
+        """Says the text after as many letters of it as it has read, whatever they were."""
+
+        vocab_size, positions = len(pieces), 40
+
+        def __init__(self) -> None:
+            super().__init__(0)
+
+        def scores(self, tokens: Sequence[int]) -> Tensor:
+            now = [text[min(at, len(text) - 1)] for at in range(len(tokens))]
+            return torch.nn.functional.one_hot(torch.tensor(now), len(pieces)).double()
+
+    cuts = {" the": [0], " town": [1], " was": [2], " name": [5], " for": [4], " jorge": [10, 9], "orge": [9]}
+    cuts |= {" twn": [11, 12], "wn": [12]}
+    spelling = Spelling(piece=lambda token: pieces[token], tokens=lambda part: cuts.get(part, []))
+    reader = Town()
+    done = certify(reader, [Draft(["the", "twn", "was", "name", "for", "jorge"])], spelling, limit=40, end=end)
+    assert done.ids == text[:-1]
+    assert done.passes <= 4, "three words are wrong"
 
 
 def test_an_unsure_draft_is_read_in_parts() -> None:
     text = [token for token in Toy(3).greedy(40) if token != END][:6]
-    draft = Draft(text, confidence=[0.5] * len(text))
+    draft = draft_of(text, 0.5)
     lengths = []
 
     class Spy(Toy):
@@ -266,8 +308,10 @@ def test_real_decoders_write_what_they_write_step_by_step(request: pytest.Fixtur
             for _ in range(trial):
                 at = int(torch.randint(0, len(draft) + 1, (1,), generator=generator))
                 draft[at : at + trial % 3] = torch.randint(0, vocab.size, (trial % 2,), generator=generator).tolist()
-            drafts = [Draft(draft), Draft([0, 1, 2])][: 1 + trial % 2]
-            done = certify(reader, drafts, limit=limit, end=vocab.eos_id, forbidden=forbidden)
+            # A word for each token, whatever the vocabulary writes.
+            spelling = Spelling(lambda token: f" {word(token)}", WORDS.tokens)
+            drafts = [draft_of(ids) for ids in (draft, [0, 1, 2])][: 1 + trial % 2]
+            done = certify(reader, drafts, spelling, limit=limit, end=vocab.eos_id, forbidden=forbidden)
             assert done.ids == text
             assert trial or done.passes == 1
 
@@ -278,7 +322,7 @@ def test_a_reader_stops_at_its_positions(whisper: DllmAsr) -> None:
     (reader,) = causal_readers(whisper.backbone, *memory)
     assert reader.positions == whisper.config.backbone.max_position_embeddings
     forbidden = (*range(3, vocabulary().size),)  # never an end
-    done = certify(reader, [Draft([0] * 500)], limit=10**6, end=vocabulary().eos_id, forbidden=forbidden)
+    done = certify(reader, [draft_of([0] * 500)], WORDS, limit=10**6, end=vocabulary().eos_id, forbidden=forbidden)
     assert len(done.ids) == reader.positions
 
 

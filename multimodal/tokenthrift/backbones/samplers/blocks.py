@@ -122,13 +122,15 @@ class BlockRun(Run):
         given: (B, T) bool, slots that were decided from the start.
         block: (B,) the block each row is in.
         step_in_block: (B,) calls it had in that block.
-        masked_at_entry: (B,) undecided slots when it entered the block.
+        masked_at_entry: (B,) undecided slots of the block when it entered it; an earlier block may have left others
+            where MASK is allowed as a token.
     """
 
     def __init__(self, sampler: BlockSampler, canvas: Canvas, tokens: TokenIds, generators: Generators) -> None:
         super().__init__(canvas, tokens, generators)
         self.sampler = sampler
         self.given = canvas.ids != tokens.mask
+        self.given[:, canvas.start :] &= canvas.mask[:, canvas.start :]
         responses = self.ends - self.start
         self.block_length = sampler.block_length or max(1, int(responses.max()) if len(responses) else 1)
         self.origin = self.start - (self.start % self.block_length if sampler.aligned else 0)
@@ -142,6 +144,10 @@ class BlockRun(Run):
     def count_blocks(self, ends: Tensor) -> Tensor:
         """Blocks of rows that end at (R,)."""
         return torch.where(ends > self.start, -((self.origin - ends) // self.block_length), 0)
+
+    def firsts(self, rows: Tensor) -> Tensor:
+        """(R,) first slot of the present block of each row."""
+        return (self.origin + self.block[rows] * self.block_length).clamp(min=self.start)
 
     def stops(self, rows: Tensor) -> Tensor:
         """(R,) first slot after the present block of each row."""
@@ -162,7 +168,7 @@ class BlockRun(Run):
         ids, mask = self.ids[rows, :width], self.mask[rows, :width]
         if cache == "none":
             if self.sampler.guidance:
-                free = ids.masked_fill(self.given[rows, :width] & mask, self.tokens.mask)
+                free = ids.masked_fill(self.given[rows, :width], self.tokens.mask)
                 ids, mask, rows = torch.cat([ids, free]), torch.cat([mask, mask]), torch.cat([rows, rows])
             return Call(ids, mask, rows)
         first = int(self.origin + self.block[rows[0]] * self.block_length)
@@ -251,7 +257,8 @@ class BlockRun(Run):
             self.step_in_block[done] = 0
             done = done[self.block[done] < self.blocks[done]]
             if len(done):
-                self.masked_at_entry[done] = self.open_slots(done, self.ids.shape[1]).sum(1)
+                own = torch.arange(self.ids.shape[1], device=rows.device) >= self.firsts(done)[:, None]
+                self.masked_at_entry[done] = (self.open_slots(done, self.ids.shape[1]) & own).sum(1)
 
     def _finished(self, rows: Tensor) -> Tensor:
         """(R,) bool: the present block takes no further call."""
