@@ -54,7 +54,8 @@ def readings(
         rates = [choose_rate(size, budget or TokenBudget(), model.config.adapter)[0] for size in sizes]
         drafts = model.drafts(states, lengths)
         memory, memory_mask = model.adapter(states, lengths, rates)
-        done = model.decode(states, lengths, rates=rates)
+        # A model may certify by itself; the denoised text is that without.
+        done = model.decode(states, lengths, settings=replace(model.config.decode, certify=None), rates=rates)
         for row, words, transcript in zip(batch, drafts, done, strict=True):
             row["draft"] = " ".join(word.text for word in words)
             row["denoised"], row["rounds"] = transcript.text, transcript.usage.rounds
