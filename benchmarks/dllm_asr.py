@@ -206,7 +206,8 @@ def left_to_right(model: DllmAsr, decoder: WhisperDecoder) -> System:
         states, lengths = model.encode([audio])
         (words,) = model.drafts(states, lengths)
         limit = length_guard(words, model.vocabulary)
-        (ids,) = greedy(decoder, *model.adapter(states, lengths), model.vocabulary, [limit])
+        memory, mask = model.adapter(states, lengths)
+        (ids,) = greedy(decoder, memory, mask, model.vocabulary, [limit])
         return model.vocabulary.text(ids), 0, min(limit, len(ids) + 1)
 
     return transcribe

@@ -37,14 +37,11 @@ from tokenthrift.transcription.references import read_references
 Item = tuple[Tensor, str]
 
 
-def real_items(model: DllmAsr, folder: Path, *, short: bool = False) -> list[Item]:
+def real_items(model: DllmAsr, folders: list[Path], *, short: bool = False, every: int = 1) -> list[Item]:
     """Encoder states and text of the development recordings of three words or more, or of fewer, beeps left out."""
-    said = read_references(folder / "manifest.jsonl").texts.items()
-    return [
-        (model.encode([read_audio(path)])[0][0], text)
-        for path, text in said
-        if (len(text.split()) < 3) == short and "<" not in text
-    ]
+    said = [row for folder in folders for row in read_references(folder / "manifest.jsonl").texts.items()]
+    chosen = [(path, text) for path, text in said if (len(text.split()) < 3) == short and "<" not in text]
+    return [(model.encode([read_audio(path)])[0][0], text) for path, text in chosen[::every]]
 
 
 def synthetic_items(features: Path, count: int) -> list[Item]:
@@ -108,9 +105,10 @@ def calibration_error(words: list[tuple[float, bool]], bins: int = 10) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder")
-    parser.add_argument("--dev", type=Path, default=Path("data/dllm_asr/dev/asterisk"))
+    parser.add_argument("--dev", type=Path, nargs="+", default=[Path("data/dllm_asr/dev/asterisk")])
+    parser.add_argument("--every", type=int, default=1, help="use only every n-th real recording")
     parser.add_argument("--features", type=Path, default=Path("data/dllm_asr/features"))
-    parser.add_argument("--utterances", type=int, default=60, help="synthetic ones (default: %(default)s)")
+    parser.add_argument("--utterances", type=int, default=60, help="synthetic ones, or 0 (default: %(default)s)")
     parser.add_argument("--rounds", type=float, default=4.0, help="most mean rounds (default: %(default)s)")
     parser.add_argument("--draft", nargs="+", default=["confident", "both"])
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.5, 0.6, 0.7])
@@ -129,10 +127,14 @@ def main() -> None:
         model.config = replace(
             model.config, encoder=replace(model.config.encoder, trailing_silence=arguments.trailing_silence)
         )
-    sets = [real_items(model, arguments.dev), synthetic_items(arguments.features, arguments.utterances)]
-    shorter = real_items(model, arguments.dev, short=True)
+    sets = [real_items(model, arguments.dev, every=arguments.every)]
+    if arguments.utterances:
+        sets.append(synthetic_items(arguments.features, arguments.utterances))
+    shorter = real_items(model, arguments.dev, short=True, every=arguments.every)
+    denoising = replace(model.config.decode, certify=None)  # it is the denoiser whose settings are chosen
     best: tuple[float, dict[str, Any]] | None = None
-    print(f"{len(sets[0])} real recordings, {len(sets[1])} synthetic utterances, {len(shorter)} shorter recordings")
+    synthetic = sum(map(len, sets[1:]))
+    print(f"{len(sets[0])} real recordings, {synthetic} synthetic utterances, {len(shorter)} shorter recordings")
     names = ("draft", "confidence_threshold", "max_rounds", "draft_threshold", "verify_threshold", "verify_committed")
     print(*names, "| real: WER draft rounds | synthetic | shorter")
     grid = (
@@ -145,7 +147,7 @@ def main() -> None:
     )
     for values in itertools.product(*grid):
         chosen = dict(zip(names, values, strict=True))
-        settings = replace(model.config.decode, **chosen)
+        settings = replace(denoising, **chosen)
         rows = [measure(model, items, settings) for items in sets]
         shown = [*rows, measure(model, shorter, settings)] if shorter else rows
         figures = " | ".join(f"{wer:.3f} {draft_wer:.3f} {rounds:.2f}" for draft_wer, wer, rounds in shown)
@@ -157,8 +159,8 @@ def main() -> None:
         raise SystemExit(f"nothing stays within {arguments.rounds:g} rounds")
     print("best:", best[1])
     if arguments.gate:
-        items = [*sets[0], *sets[1], *shorter]
-        entropy, share, error = find_gate(model, items, replace(model.config.decode, **best[1]))
+        items = [item for part in (*sets, shorter) for item in part]
+        entropy, share, error = find_gate(model, items, replace(denoising, **best[1]))
         best[1]["draft_entropy"] = entropy
         print(
             f"gate: {entropy:.4f} nats keep {100 * share:.1f} % of the drafts; calibration error of words {error:.3f}"
