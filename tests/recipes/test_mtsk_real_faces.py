@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.asr.talking import write_video
+from tests.asr.talking import write_parts, write_video
 from tests.asr.tiny_dllm import write_whisper
 from tests.recipes.test_mtsk_recipes import RECIPE, run, script
+from tokenthrift.cli import main
 from tokenthrift.mtsk import LlamaMtsk
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, avhubert_config, normalize
-from tokenthrift.mtsk.training.clips import CachedStates
+from tokenthrift.mtsk.training.clips import CachedStates, ManifestClips
 
 align, real_lips, real_states, crowd = map(script, ("align", "real_lips", "real_states", "crowd"))
 TEXTS = ("bin blue at f two now", "set red by a one soon", "lay green in z six please", "place white with o nine again")
@@ -245,3 +246,38 @@ def test_small_pictures_are_means_of_squares() -> None:
     small, whole = normalize(video, 88, 2), normalize(video, 88)
     assert small.shape == (2, 44, 44)
     assert torch.allclose(small[1, 3, 5], whole[1, 6:8, 10:12].mean(), atol=1e-5)
+
+
+def test_real_voices_get_lips_that_move_with_their_phonemes(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phonemes = [[0.0, "_"], [0.2, "m"], [0.36, "A:"], [0.72, "m"], [0.9, "_"]]
+    rows = [{"audio_filepath": str(aligned.parent / f"{i}.flac"), "duration": 1.2, "text": "mum"} for i in range(2)]
+    lines = [json.dumps({**row, "speaker": f"v{i}", "phonemes": phonemes}) + "\n" for i, row in enumerate(rows)]
+    (tmp_path / "aligned.jsonl").write_text("".join(lines))
+    for _ in range(2):
+        run(monkeypatch, "rendered", tmp_path / "aligned.jsonl", tmp_path / "out")
+    data = ManifestClips(tmp_path / "out" / "manifest.jsonl")
+    assert [row["lips"] for row in data.rows] == ["rendered", "rendered"]
+    clip, other = data[0], data[1]
+    assert clip.audio is not None
+    assert clip.video is not None
+    assert other.video is not None
+    assert (len(clip.video), len(clip.audio)) == (30, 19_200)
+    video = clip.video.float()
+    # The mouth is as it was in the closed "m" after the open vowel, and unlike that in between.
+    assert (video[12] - video[5]).abs().mean() > 2 * (video[18] - video[5]).abs().mean()
+    assert not torch.equal(clip.video, other.video)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+@pytest.mark.parametrize("name", ["grid", "small"])
+def test_the_larger_recipes_run(name: str, aligned: Path, tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "parts")
+    own = {f"model.init_args.config.{part}": value for part, value in parts.items()}
+    own |= {"data.init_args.train": str(aligned), "data.init_args.dev": str(aligned), "data.init_args.dev_items": "2"}
+    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "true", "trainer.default_root_dir": str(tmp_path)}
+    own |= {"data.init_args.max_frames": "60", "data.init_args.noise": "null", "model.init_args.start_from": "null"}
+    own |= {"model.init_args.config.projector_hidden_size": "16", "model.init_args.optim.warmup_steps": "1"}
+    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", name)]
+    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
