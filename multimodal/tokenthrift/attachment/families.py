@@ -39,6 +39,8 @@ class Medium:
     unbroken run of placeholders is an item."""
     method: str = ""
     """Encoding method of the model, whose calls `lengths` reads."""
+    tiles_apart: bool = False
+    """Without `lengths`: whether marked tiles and the whole view behind them are one item (`pictures_of_tiles`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ def _masks(head: str) -> Callable[[Any, Mapping[str, Any], Tensor | None], Any]:
 
 _IMAGE = Medium(token="image_token_id", inputs=("pixel_values",), lengths=each, method="get_image_features")
 _VIDEO = Medium(token="video_token_id", inputs=("pixel_values_videos",), lengths=each, method="get_video_features")
-_TILES = replace(_IMAGE, lengths=None)  # an encoder runs over tiles; a run of placeholders is a picture, or its tile
+_TILES = replace(_IMAGE, lengths=None)  # an encoder runs over tiles; a run of placeholders is a picture
+_APART = replace(_TILES, tiles_apart=True)
 _AUDIO = Medium(token="audio_token_id")
 _BOTH = {"image": _IMAGE, "video": _VIDEO}
 _TOWER, _VISUAL = ("vision_tower",), ("visual",)
@@ -109,8 +112,8 @@ FAMILIES: dict[str, Family] = {
             media={**_BOTH, "audio": replace(_AUDIO, lengths=recordings, method="get_audio_features")},
         ),
         Family(model_type="internvl", media={"image": _TILES}),
-        Family(model_type="idefics3", media={"image": _TILES}, language="text_model"),
-        Family(model_type="smolvlm", media={"image": _TILES}, language="text_model"),
+        Family(model_type="idefics3", media={"image": _APART}, language="text_model"),
+        Family(model_type="smolvlm", media={"image": _APART}, language="text_model"),
         Family(
             model_type="gemma3",
             media={"image": _IMAGE},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenthrift.attachment.choices import Choice
 from tokenthrift.attachment.encoder import EncoderRun, Kept, install_tower
 from tokenthrift.attachment.families import Family
-from tokenthrift.attachment.items import Encoded, Item, each, encoded_grids, encoded_items, runs
+from tokenthrift.attachment.items import Encoded, Item, each, encoded_grids, encoded_items, pictures_of_tiles, runs
 from tokenthrift.attachment.rows import NEW_CACHE, Cached, Shortened, lengthen, restore, shorten
 from tokenthrift.budget import TokenUsage
 from tokenthrift.tokens import TokenBatch
@@ -261,12 +261,13 @@ class Attachment:
             )
         items: list[Item] = []
         for modality in given.intersection(reducers):
-            placeholders = ids == getattr(self._model.config, self._family.media[modality].token)
-            encoded, own = call.encoded.get(modality), self._family.media[modality].lengths is not None
-            if own and encoded is not None:
+            medium, encoded = self._family.media[modality], call.encoded.get(modality)
+            placeholders = ids == getattr(self._model.config, medium.token)
+            if medium.lengths is None:
+                apart = medium.tiles_apart
+                items += pictures_of_tiles(modality, placeholders, ids) if apart else runs(modality, placeholders)
+            elif encoded is not None:
                 items += encoded_items(modality, placeholders, encoded)
-            elif not own:
-                items += runs(modality, placeholders)
         return sorted(items, key=lambda item: (item.row, int(item.columns[0])))
 
     def _reduce(

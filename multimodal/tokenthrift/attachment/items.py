@@ -13,13 +13,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tokenthrift.attachment.encoder import Kept
 
-__all__ = ["Encoded", "Grid", "Item", "clips", "each", "encoded_grids", "encoded_items", "recordings", "runs"]
+__all__ = [
+    "Encoded",
+    "Grid",
+    "Item",
+    "clips",
+    "each",
+    "encoded_grids",
+    "encoded_items",
+    "pictures_of_tiles",
+    "recordings",
+    "runs",
+]
 
 Grid: TypeAlias = tuple[int, int, int]
+_GAP = 4
+"""Most tokens between two tiles of a picture: the end of one, new lines, the mark of the next."""
 
 
 class Item(NamedTuple):
@@ -104,6 +118,34 @@ def runs(modality: str, placeholders: Tensor) -> list[Item]:
                 square = modality == "image" and side * side == n
                 items.append(Item(modality, row, run, (1, side, side) if square else (n, 1, 1)))
     return items
+
+
+def pictures_of_tiles(modality: str, placeholders: Tensor, ids: Tensor) -> list[Item]:
+    """Every picture as an item, where its tiles stand apart and its whole view comes last.
+
+    The processors of Idefics 3 and SmolVLM write a mark before each tile, which says row and column, and another before
+    the whole view. A prompt ends with a whole view, so the mark of the last run is that of the ends of pictures.
+
+    Args:
+        modality: what the placeholders stand for.
+        placeholders: (B, L) bool.
+        ids: (B, L) of the prompt.
+    """
+    tiles = runs(modality, placeholders)
+    marks = [int(ids[tile.row, tile.columns[0] - 1]) if tile.columns[0] else -1 for tile in tiles]
+    items: list[Item] = []
+    waiting: list[Item] = []
+    for tile, mark in zip(tiles, marks, strict=True):
+        last = waiting[-1] if waiting else tile
+        gap = int(tile.columns[0] - last.columns[-1]) - 1 if waiting else 0
+        if tile.row != last.row or gap > _GAP or len(tile.columns) != len(last.columns):
+            items, waiting = items + waiting, []  # not tiles of one picture
+        waiting.append(tile)
+        if mark == marks[-1]:
+            columns = torch.cat([own.columns for own in waiting])
+            items.append(tile if len(waiting) == 1 else Item(modality, tile.row, columns, (len(columns), 1, 1)))
+            waiting = []
+    return items + waiting
 
 
 def encoded_items(modality: str, placeholders: Tensor, encoded: Encoded) -> list[Item]:
