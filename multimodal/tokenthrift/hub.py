@@ -1,5 +1,7 @@
 """One model, one folder: ``config.json`` and ``model.safetensors``, on this machine or on the Hugging Face Hub.
 
+Weights in shards (``model.safetensors.index.json`` and the files that it names) are read too.
+
 ``HubModel`` gives every system ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``. It calls the Hub's client
 itself instead of inheriting its ``PyTorchModelHubMixin``, whose defaults would all have to be turned off: it loads
 with ``strict=False``, falls back to ``pytorch_model.bin`` and drops configuration fields it does not know.
@@ -25,12 +27,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from tokenthrift.config import ConfigError, from_plain, read_json, to_plain
-from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, is_folder
+from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, fetch_weights, is_folder
 from tokenthrift.weights import (
     assign_weights,
     check_header,
     empty_parameters,
-    read_header,
+    read_headers,
     unique_tensors,
     write_weights,
 )
@@ -39,6 +41,7 @@ __all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folde
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
+INDEX: Final = f"{WEIGHTS}.index.json"
 FORMAT_VERSION: Final = 2
 MODEL_TYPE_PREFIX: Final = "tokenthrift_"  # transformers finds a class by `model_type`; see `tokenthrift.auto`
 # What transformers writes into config.json beside the model's own fields; it says nothing about the model.
@@ -127,15 +130,20 @@ class HubModel(nn.Module):
         get = partial(fetch, source, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         folder = get((CONFIG,), revision=revision)
         config = read_config(folder, cls)
-        get((WEIGHTS, *cls.needed_files(config)), revision=None if is_folder(source) else folder.name)
+        commit = None if is_folder(source) else folder.name
+        files = fetch_weights(
+            source, revision=commit, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        )
+        if needed := cls.needed_files(config):
+            get(needed, revision=commit)
         assets = cls.read_assets(folder)
         with torch.random.fork_rng(devices=[]):
             with torch.device("meta"):
                 expected = unique_tensors(cls(config, **assets))
-            check_header(read_header(folder / WEIGHTS), expected, folder / WEIGHTS)
+            check_header(read_headers(files), expected, folder / WEIGHTS)
             with empty_parameters():
                 model = cls(config, **assets)
-        assign_weights(model, folder / WEIGHTS, target, precision)
+        assign_weights(model, folder / WEIGHTS, target, precision, files)
         model.load_external(cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         return model.to(device=target, dtype=precision).eval()
 
@@ -238,7 +246,8 @@ def push_folder(
     """
     if not is_folder(folder):
         raise SourceError(f"there is no folder {str(folder)!r} to upload")
-    folder = fetch(folder, (CONFIG, WEIGHTS))
+    fetch_weights(folder)
+    folder = fetch(folder, (CONFIG,))
     pickles = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in PICKLES)
     if pickles:
         raise WeightsError(f"{folder} holds pickled checkpoints, which are never uploaded: {', '.join(pickles)}")

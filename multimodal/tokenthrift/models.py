@@ -16,10 +16,10 @@ from huggingface_hub import CacheNotFound, scan_cache_dir
 
 from tokenthrift.budget import BudgetSupport, DecodeBudget, NativeCost
 from tokenthrift.config import ConfigError, read_json, to_plain
-from tokenthrift.hub import CONFIG, WEIGHTS, HubModel, read_config
+from tokenthrift.hub import CONFIG, INDEX, WEIGHTS, HubModel, read_config
 from tokenthrift.registry import resolve, those_with
-from tokenthrift.sources import fetch, is_folder
-from tokenthrift.weights import check_header, read_header, unique_tensors
+from tokenthrift.sources import fetch, fetch_weights, is_folder
+from tokenthrift.weights import check_header, read_headers, unique_tensors
 
 __all__ = ["Found", "describe", "find", "list_models", "load", "model_class"]
 
@@ -75,7 +75,7 @@ def _cached(system: str | None, cache_dir: str | Path | None) -> Iterator[str]:
 
 def _is_complete(folder: Path, system: str | None) -> bool:
     """Whether a folder holds a model of this release, weights included."""
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         return False
     try:
         own = read_json(folder / CONFIG).get("system")
@@ -107,12 +107,14 @@ class Found:
         folder: where its files are on this machine.
         commit: of a repository on the Hub.
         model: on the meta device; its configuration can be asked, its budgets planned, and nothing run.
+        files: of the weights, if they were fetched.
     """
 
     source: str
     folder: Path
     commit: str | None
     model: HubModel
+    files: tuple[Path, ...] = ()
 
 
 def find(
@@ -133,14 +135,14 @@ def find(
     kind = model_class(folder)
     config = read_config(folder, kind)
     commit = None if is_folder(source) else folder.name
-    files = (WEIGHTS, *kind.asset_files) if weights else kind.asset_files
-    if files:
-        fetch(source, files, revision=commit, local_files_only=local_files_only)
+    if kind.asset_files:
+        fetch(source, kind.asset_files, revision=commit, local_files_only=local_files_only)
     with torch.device("meta"):
         model = kind(config, **kind.read_assets(folder))
+    files = fetch_weights(source, revision=commit, local_files_only=local_files_only) if weights else []
     if weights:
-        check_header(read_header(folder / WEIGHTS), unique_tensors(model), folder / WEIGHTS)
-    return Found(str(source), folder, commit, model)
+        check_header(read_headers(files), unique_tensors(model), folder / WEIGHTS)
+    return Found(str(source), folder, commit, model, tuple(files))
 
 
 def describe(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> str:
@@ -155,8 +157,8 @@ def describe(source: str | Path, revision: str | None = None, local_files_only: 
     lines = [
         f"system      {kind.system} ({kind.__module__}.{kind.__qualname__})",
         f"from        {source}" + (f" at {found.commit}" if found.commit else ""),
-        f"parameters  {count:,} in {len(read_header(found.folder / WEIGHTS))} tensors",
-        f"size        {(found.folder / WEIGHTS).stat().st_size / 1e6:.1f} MB",
+        f"parameters  {count:,} in {len(read_headers(found.files))} tensors",
+        f"size        {sum(file.stat().st_size for file in found.files) / 1e6:.1f} MB",
     ]
     return "\n".join([*lines, *_budgets(found.model), "config", *_tree(to_plain(found.model.config))])
 

@@ -132,8 +132,12 @@ def fetch_weights(source: str | Path, prefix: str | tuple[str, ...] = "", **opti
             folder = fetch(source, (_INDEX,), **options)
         except SourceError:
             raise missing from None
-    shards: dict[str, str] = read_json(folder / _INDEX)["weight_map"]
+    shards = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise WeightsError(f"{folder / _INDEX} does not say in which file each tensor is")
     names = sorted({shard for name, shard in shards.items() if name.startswith(prefix)})
+    if not names or any(Path(name).name != name or "\\" in name or not name.endswith(".safetensors") for name in names):
+        raise WeightsError(f"{folder / _INDEX} names something other than safetensors files beside it")
     if not is_folder(source):
         options["revision"] = folder.name
     return [fetch(source, names, **options) / name for name in names]

@@ -55,6 +55,21 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def read_headers(paths: Sequence[Path]) -> Header:
+    """The headers of several files as one; see `read_header`.
+
+    Raises:
+        WeightsError: also where two files hold a tensor of one name.
+    """
+    header: Header = {}
+    for path in paths:
+        own = read_header(path)
+        if twice := sorted(header.keys() & own.keys()):
+            raise WeightsError(f"{path} holds {twice[0]}, which another file holds too")
+        header.update(own)
+    return header
+
+
 def check_header(header: Header, expected: Mapping[str, Tensor], path: Path) -> None:
     """Compares a file's header with the tensors that a module has (they may be on the meta device).
 

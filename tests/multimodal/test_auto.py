@@ -17,12 +17,16 @@ from tests.asr.tiny_dllm import tiny_model
 from tests.asr.tiny_mtsk import tiny_model as tiny_mtsk
 from tests.hub_server import HubServer
 from tests.multimodal.tiny_hub import files_of
+from tests.multimodal.tiny_multimodal import tiny_multimodal
 from tests.tokenizers.karl.tiny_karl import tiny_karl
+from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.budget import ItemSize
 from tokenthrift.config import ConfigError
 from tokenthrift.hub import HubModel
-from tokenthrift.models import list_models, load
+from tokenthrift.models import describe, list_models, load
 from tokenthrift.sources import WeightsError
+from tokenthrift.vqtoken import VQToken
+from tokenthrift.weights import unique_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = [str(ROOT / name) for name in ("multimodal", "tokenizers", "asr")]
@@ -142,6 +146,32 @@ def test_shards_half_precision_and_places(saved: tuple[HubModel, Path], tmp_path
     assert AutoModel.from_pretrained(folder).dtype == torch.float32
 
 
+def test_our_own_loader_reads_shards(saved: tuple[HubModel, Path], hub: HubServer, tmp_path: Path) -> None:
+    own, folder = saved
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "m", max_shard_size="60KB")
+    shards = sorted((tmp_path / "m").glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1
+    hub.add("o/shards", files_of(tmp_path / "m"))
+    for source in (tmp_path / "m", "o/shards"):
+        again = load(source, cache_dir=tmp_path / "cache")
+        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), again.parameters(), strict=True))
+    assert f"in {len(unique_tensors(own))} tensors" in describe(tmp_path / "m")
+    assert list_models(tmp_path, cache_dir=tmp_path / "none") == [str(tmp_path / "m")]
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    for outside in ("../model.safetensors", "pytorch_model.bin", "a/b.safetensors"):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(content["weight_map"], outside)}))
+        with pytest.raises(WeightsError, match="other than safetensors"):
+            load(tmp_path / "m")
+    index.write_text("{}")
+    with pytest.raises(WeightsError, match="in which file"):
+        load(tmp_path / "m")
+    index.write_text(json.dumps(content))
+    shards[0].unlink()
+    with pytest.raises(OSError, match=shards[0].name):
+        load(tmp_path / "m")
+
+
 def test_what_does_not_fit_raises(saved: tuple[HubModel, Path], tmp_path: Path) -> None:
     own, folder = saved
     files = files_of(folder)
@@ -209,3 +239,31 @@ def test_karl_is_an_autoencoder(models: Any, tmp_path: Path) -> None:
     tokens = model.encode(pixels, budget=4)
     assert tokens.usage[0].used <= 4
     assert torch.equal(model(pixels, budget=4), model.decode(tokens))
+
+
+def test_a_clip_goes_through_the_processor_into_the_model(tmp_path: Path) -> None:
+    own = tiny_answerer()
+    own.save_pretrained(tmp_path / "m")
+    model = AutoModel.from_pretrained(tmp_path / "m", dtype="float32", device_map="cpu")
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "video_preprocessor_config.json").is_file()
+    processor = AutoProcessor.from_pretrained(tmp_path / "again")
+    frames = torch.randint(0, 255, (20, 3, 50, 40), dtype=torch.uint8)
+    clips = processor([frames], return_tensors="pt")["pixel_values_videos"]
+    assert clips.shape[1:3] == (own.config.num_frames, 3)
+    assert torch.equal(model.encode(clips).embeddings, own.encode(clips).embeddings)
+    assert model.plan([ItemSize(frames=20)], 4)[0].used <= 4
+
+
+def test_vqtoken_and_the_language_model_over_all_media_are_known_too(tmp_path: Path) -> None:
+    VQToken().save_pretrained(tmp_path / "vqtoken")
+    reducer = AutoModel.from_pretrained(tmp_path / "vqtoken")
+    assert reducer.model.config == load(tmp_path / "vqtoken").config
+    own = tiny_multimodal()
+    own.save_pretrained(tmp_path / "model")
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    assert model.config.model_type == "tokenthrift_multimodal_lm"
+    saved = dict(unique_tensors(own))
+    assert all(torch.equal(saved[name], tensor) for name, tensor in unique_tensors(model.model).items())
+    tokens = AutoProcessor.from_pretrained(tmp_path / "model")("which is red")
+    assert tokens["input_ids"] == own.tokenizer.encode("which is red").ids

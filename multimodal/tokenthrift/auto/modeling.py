@@ -25,13 +25,12 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from tokenthrift.auto.configuration import CONFIGURATIONS, TokenthriftConfig
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.hub import WEIGHTS, parse_device, parse_dtype
+from tokenthrift.hub import INDEX, WEIGHTS, parse_device, parse_dtype
 from tokenthrift.sources import SourceError
 from tokenthrift.weights import assign_weights, empty_parameters, unique_tensors
 
 __all__ = ["MODELS", "KarlAuto", "SpeechAuto", "TokenthriftModel", "register"]
 
-INDEX: Final = f"{WEIGHTS}.index.json"
 MAX_NEW_TOKENS: Final = 256  # of a recording of at most 30 s
 # What transformers passes on and what changes nothing here: there is no remote code, and all files are safetensors.
 _WITHOUT_EFFECT: Final = {

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from tokenthrift.auto.processing import tokenizer_files
 from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
 from tokenthrift.external import allow_missing, drop_external_keys
 from tokenthrift.hub import HubModel
@@ -98,6 +99,10 @@ class MultimodalLM(HubModel):
     def write_assets(self, folder: Path) -> None:
         """The tokenizer."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """For `AutoTokenizer` and `AutoProcessor` of transformers."""
+        return tokenizer_files()
 
     def load_external(self, **options: Any) -> None:
         """Fills the language model from its source."""

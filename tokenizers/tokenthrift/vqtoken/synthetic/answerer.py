@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenthrift.auto.processing import video_files
 from tokenthrift.backbones.causal import PrefixCache, prefill, score_next
 from tokenthrift.budget import BudgetLike, BudgetSupport, ItemSize, NativeCost, SizeLike, TokenUsage, sizes_of
 from tokenthrift.config import ConfigError, check_within
@@ -212,6 +213,10 @@ class VideoAnswerer(HubModel):
         if isinstance(vqtoken := values.get("vqtoken"), Mapping):
             values["vqtoken"] = upgrade_vqtoken_config(vqtoken)
         return values
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """For `AutoVideoProcessor` and `AutoProcessor` of transformers."""
+        return video_files(self.config.image_size, self.config.num_frames)
 
     @property
     def support(self) -> BudgetSupport:
