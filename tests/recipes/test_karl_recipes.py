@@ -24,7 +24,7 @@ from tokenthrift.karl.config import BaseConfig, KarlConfig
 from tokenthrift.training.optim import OptimConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "karl"
-NAMES = ("tiny_base", "tiny_stage1", "tiny_stage2", "imagenet100_stage1", "imagenet100_stage2")
+NAMES = ("photos_base", "tiny_base", "tiny_stage1", "tiny_stage2", "imagenet100_stage1", "imagenet100_stage2")
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -172,16 +172,21 @@ def test_lpips_runs_where_the_images_are_and_is_given_its_own_range(
 
 def test_misses_are_counted_over_all_images() -> None:
     found = Quality(torch.tensor([2, 4, 6, 8]), {"L1": torch.tensor([0.1, 0.2, 0.3, 0.4])})
-    table = misses_table(found, 0.25, None, None, None)
-    (row,) = table.rows
-    assert row[:4] == ("as it is", 0.25, 5.0, 0.5)
-    assert row[-1] == pytest.approx(0.1)
+    sets = {"photos": torch.zeros(3), "emoji": torch.zeros(1)}
+    table = misses_table(sets, found, 0.25, None, None, None)
+    assert [row[:5] for row in table.rows] == [
+        ("as it is", "photos", 0.25, 4.0, pytest.approx(1 / 3)),
+        ("as it is", "emoji", 0.25, 8.0, 1.0),
+        ("as it is", "all", 0.25, 5.0, 0.5),
+    ]
+    assert [row[-1] for row in table.rows] == [pytest.approx(x) for x in (0.05, 0.15, 0.1)]
     assert "Not calibrated" in table.note
     calibration = fit([[0.1, 0.3]] * 20, (0.02, 0.2), 0.1, 8)
-    table = misses_table(found, 0.25, calibration, 0.02, found)
-    assert [row[:2] for row in table.rows] == [("as it is", 0.25), ("calibrated", 0.02)]
+    one = {"photos": torch.zeros(4)}
+    table = misses_table(one, found, 0.25, calibration, 0.02, found)
+    assert [row[:3] for row in table.rows] == [("as it is", "photos", 0.25), ("calibrated", "photos", 0.02)]
     assert "20 other images" in table.note
-    assert len(misses_table(found, 0.05, calibration, None, None).rows) == 1
+    assert len(misses_table(one, found, 0.05, calibration, None, None).rows) == 1
 
 
 def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from tests.tokenizers.karl.training.training_runs import (
@@ -172,8 +173,11 @@ def test_the_adversarial_loss_joins_at_its_epoch(pack: Path) -> None:
 
 
 def test_validation_logs_by_name_and_draws_reconstructions(pack: Path, tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path)
-    fit(stage(1), pack, steps=2, logger=logger, validate=True)
+    logger, board = CSVLogger(tmp_path), TensorBoardLogger(tmp_path / "board")
+    fit(stage(1), pack, steps=2, logger=[board, logger], validate=True)
+    events = EventAccumulator(board.log_dir, {"images": 0}).Reload()
+    assert "val/smooth" in events.Tags()["images"]
+    assert "val/l1_smooth" in events.Tags()["scalars"]
     header = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/l1_smooth", "val/tokens_smooth", "val/missed_smooth", f"val/l1_{TOKENS}_smooth"} <= set(header)
     assert {"train/perplexity", "train/achieved_error", "train/count_error"} <= set(header)

@@ -129,7 +129,7 @@ def _report(karl: Karl, test: Sets, dev: Sets, arguments: argparse.Namespace, ar
             tables.ways_table(karl.config, ways, times(karl, images, target), target),
             tables.equal_table(compared),
             tables.sets_table(test, one_pass, same, oracle, target),
-            tables.misses_table(one_pass, target, calibration, condition, calibrated),
+            tables.misses_table(test, one_pass, target, calibration, condition, calibrated),
             complexity_table(found),
         ],
         figures={

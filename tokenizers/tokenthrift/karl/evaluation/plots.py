@@ -10,13 +10,22 @@ from torch import Tensor
 
 from tokenthrift.evaluation.report import new_figure
 from tokenthrift.karl.evaluation.complexity import Complexity
+from tokenthrift.karl.evaluation.rate_distortion import Point
 from tokenthrift.karl.evaluation.sweeps import fewest
 from tokenthrift.karl.training.image_log import image_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["error_against_tokens", "examples", "tokens_against_complexity", "tokens_and_oracle", "target_and_achieved"]
+__all__ = [
+    "error_against_tokens",
+    "examples",
+    "gallery",
+    "rate_distortion",
+    "target_and_achieved",
+    "tokens_against_complexity",
+    "tokens_and_oracle",
+]
 
 
 def error_against_tokens(
@@ -109,5 +118,44 @@ def examples(found: Mapping[str, Complexity]) -> Figure:
         cell.tick_params(length=0)
         cell.set_frame_on(False)
         cell.set_title(family, fontsize=9, loc="left")
+    result: Figure = figure
+    return result
+
+
+def rate_distortion(sets: Mapping[str, Sequence[Point]]) -> Figure:
+    """PSNR against bytes, a panel for each set of images, every way labeled at its line.
+
+    Args:
+        sets: points by the name of a set; those of one way stand together.
+    """
+    figure, panels = new_figure(4.5 * len(sets), 4.0, ncols=len(sets), squeeze=False)
+    for axes, (name, points) in zip(panels[0], sets.items(), strict=True):
+        for number, way in enumerate(dict.fromkeys(point.way for point in points)):
+            own = [point for point in points if point.way == way]
+            color = f"C{number}"
+            axes.plot([p.bytes for p in own], [p.psnr for p in own], "o-", markersize=3, color=color)
+            axes.annotate(way, (own[-1].bytes, own[-1].psnr), (4, 4), textcoords="offset points", color=color)
+        axes.set(xscale="log", xlabel="bytes an image, everything counted", ylabel="PSNR (dB)", title=name)
+    result: Figure = figure
+    return result
+
+
+def gallery(images: Tensor, counts: Sequence[int]) -> Figure:
+    """Originals, and to the right of each what more and more tokens make of it.
+
+    Args:
+        images: `(N, 1 + counts, 3, H, W)`, the original first.
+        counts: tokens of the others.
+    """
+    grid = image_rows(list(images.unbind(0)))
+    figure, axes = new_figure(1.1 * images.shape[1], 1.1 * len(images) + 0.3)
+    axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+    step = grid.shape[2] / images.shape[1]
+    labels = ["original", *(f"{count}" for count in counts)]
+    axes.set_xticks([step * (i + 0.5) for i in range(len(labels))], labels, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
     result: Figure = figure
     return result

@@ -87,11 +87,17 @@ def sets_table(sets: Mapping[str, Tensor], one: Quality, same: Quality, oracle: 
 
 
 def misses_table(
-    plain: Quality, target: float, calibration: Calibration | None, condition: float | None, calibrated: Quality | None
+    sets: Mapping[str, Tensor],
+    plain: Quality,
+    target: float,
+    calibration: Calibration | None,
+    condition: float | None,
+    calibrated: Quality | None,
 ) -> Table:
-    """How many images miss the target, conditioned on it and on the calibrated error.
+    """How many images miss the target, conditioned on it and on the calibrated error: of each set, and of all.
 
     Args:
+        sets: images by name, in the order of the figures.
         plain: conditioned on the target.
         target: error.
         calibration: if there is one.
@@ -102,16 +108,18 @@ def misses_table(
     for way, error, found in (("as it is", target, plain), ("calibrated", condition, calibrated)):
         if found is None:
             continue
-        missed = (found.error > target).double()
-        share, low, high = bootstrap_interval(missed.tolist())
-        over = (found.error[missed.bool()] - target).mean().item() if missed.any() else 0.0
-        rows.append((way, error, found.tokens.double().mean().item(), share, low, high, over))
+        for name, part in _parts(sets):
+            errors, tokens = found.error[part], found.tokens[part].double()
+            missed = (errors > target).double()
+            share, low, high = bootstrap_interval(missed.tolist())
+            over = (errors[missed.bool()] - target).mean().item() if missed.any() else 0.0
+            rows.append((way, name, error, tokens.mean().item(), share, low, high, over))
     note = "Not calibrated: no --dev images, and no calibration in the model."
     if calibration is not None:
         note = f"Calibrated on {calibration.images} other images so that at most {calibration.alpha:.0%} miss."
     return Table(
         title=f"Misses of a target error of {target:g}",
-        columns=("way", "conditioned on", "tokens", "missed", "95 % from", "to", "over by"),
+        columns=("way", "set", "conditioned on", "tokens", "missed", "95 % from", "to", "over by"),
         rows=tuple(rows),
         note=note,
     )

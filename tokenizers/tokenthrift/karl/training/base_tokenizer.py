@@ -20,6 +20,7 @@ from tokenthrift.config import to_plain
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.karl.config import BaseConfig
+from tokenthrift.karl.feature_distance import FeatureDistance
 from tokenthrift.karl.training.data import ImageBatch, source_name
 from tokenthrift.karl.training.draws import ImageDraws
 from tokenthrift.karl.training.image_log import log_images
@@ -58,6 +59,7 @@ class KarlBaseModule(L.LightningModule):
         optim: how it is trained.
         kl_weight: of the mean KL divergence per latent (VAE).
         lpips_weight: of LPIPS, which needs torchvision's VGG-16 weights; 0 leaves it out.
+        feature_weight: of EffNet-lite0 distance (`feature_distance.py`), which needs the extra `perceptual`; likewise.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class KarlBaseModule(L.LightningModule):
         optim: OptimConfig = OPTIM,
         kl_weight: float = 1e-3,
         lpips_weight: float = 0.0,
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["config", "optim"])
@@ -75,6 +78,8 @@ class KarlBaseModule(L.LightningModule):
         self.base: Vqgan | AutoencoderKL = kind(config)
         init_weights(self.base)
         self.lpips = Lpips() if lpips_weight else None
+        # Kept out of the checkpoint: its weights are those of a package.
+        self._feature_distance = [FeatureDistance()] if feature_weight else []
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
@@ -101,6 +106,10 @@ class KarlBaseModule(L.LightningModule):
             distance = self.lpips(made, images).mean()
             self.log("train/lpips", distance)
             loss = loss + self.hparams["lpips_weight"] * distance
+        for distances in self._feature_distance:
+            distance = distances.to(images.device)(made, images).mean()
+            self.log("train/feature_distance", distance)
+            loss = loss + self.hparams["feature_weight"] * distance
         self.log_dict({"train/l1": pixel, "train/latent": cost}, prog_bar=True)
         return balanced(loss, len(images))
 
@@ -120,4 +129,4 @@ class KarlBaseModule(L.LightningModule):
         self.log(f"{part}/l1_{name}", (made - images).abs().mean(), prog_bar=True, **shared)
         self.log(f"{part}/std_{name}", features.std(), **shared)
         if index == 0:
-            log_images(self.logger, f"{part}/base_{name}", [images[:SHOWN], made[:SHOWN]], self.global_step)
+            log_images(self.loggers, f"{part}/base_{name}", [images[:SHOWN], made[:SHOWN]], self.global_step)

@@ -1,4 +1,4 @@
-"""Originals beside reconstructions, in whatever logger a run has.
+"""Originals beside reconstructions, in every logger that a run has.
 
 Loggers that know images get them (TensorBoard, Weights & Biases); beside any other, such as the CSV logger, the images
 are written as a PNG into its folder.
@@ -6,6 +6,7 @@ are written as a PNG into its folder.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,23 @@ def image_rows(rows: list[Tensor]) -> Tensor:
     return (grid * 255).round().to(torch.uint8)
 
 
-def log_images(logger: Any, name: str, rows: list[Tensor], step: int) -> None:
-    """Logs rows of images.
+def log_images(loggers: Iterable[Any], name: str, rows: list[Tensor], step: int) -> None:
+    """Logs rows of images with each logger of a run.
 
     Args:
-        logger: a Lightning logger, or None for nowhere.
+        loggers: Lightning's.
         name: of the image, such as `val/photos`.
         rows: see `image_rows`.
         step: optimizer steps so far.
     """
-    if logger is None:
-        return
     image = image_rows(rows)
-    experiment: Any = getattr(logger, "experiment", None)
-    if hasattr(experiment, "add_image"):
-        experiment.add_image(name, image, step)
-    elif hasattr(logger, "log_image"):
-        logger.log_image(name, [image.permute(1, 2, 0).numpy()], step=step)
-    elif logger.log_dir is not None:
-        path = Path(logger.log_dir) / "images" / f"{name.replace('/', '-')}-{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        extras.require("PIL.Image").fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    for logger in loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_image"):
+            experiment.add_image(name, image, step)
+        elif hasattr(logger, "log_image"):
+            logger.log_image(name, [image.permute(1, 2, 0).numpy()], step=step)
+        elif logger.log_dir is not None:
+            path = Path(logger.log_dir) / "images" / f"{name.replace('/', '-')}-{step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            extras.require("PIL.Image").fromarray(image.permute(1, 2, 0).numpy()).save(path)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenthrift.karl.base.autoencoder_kl import AutoencoderKL
 from tokenthrift.karl.base.vqgan import Vqgan
 from tokenthrift.karl.config import KarlConfig
+from tokenthrift.karl.feature_distance import FeatureDistance
 from tokenthrift.karl.latent.conditioning import pixel_error
 from tokenthrift.karl.training.data import ImageBatch
 from tokenthrift.karl.training.discriminator import PatchDiscriminator
@@ -148,6 +149,7 @@ class KarlStage2Module(KarlModule):
         optim: how it is trained.
         clip: largest norm of the gradient, of each optimizer.
         lpips_weight: of LPIPS, which needs torchvision's VGG-16 weights; 0 leaves it out.
+        feature_weight: of EffNet-lite0 distance (`feature_distance.py`), which needs the extra `perceptual`; likewise.
         adversarial: weight of the adversarial loss from an epoch on, as {20: 0.2, 100: 0.8}; none if empty.
         discriminator_learning_rate: of the discriminator, which is otherwise trained like the model.
         shared: what `KarlModule` takes.
@@ -160,6 +162,7 @@ class KarlStage2Module(KarlModule):
         *,
         clip: float = 3.0,
         lpips_weight: float = 1.0,
+        feature_weight: float = 0.0,
         adversarial: dict[int, float] | None = None,
         discriminator_learning_rate: float = 5.6e-5,
         **shared: Any,
@@ -168,6 +171,7 @@ class KarlStage2Module(KarlModule):
         own = {
             "clip": clip,
             "lpips_weight": lpips_weight,
+            "feature_weight": feature_weight,
             "adversarial": adversarial,
             "discriminator_learning_rate": discriminator_learning_rate,
         }
@@ -177,6 +181,8 @@ class KarlStage2Module(KarlModule):
         if isinstance(self.model.base, Vqgan):
             self.model.base.codebook.requires_grad_(False)  # nothing but an argmin and a fixed table reads it
         self.lpips = Lpips() if lpips_weight else None
+        # Kept out of the checkpoint: its weights are those of a package.
+        self._feature_distance = [FeatureDistance()] if feature_weight else []
         self.discriminator = PatchDiscriminator() if adversarial else None
 
     def configure_optimizers(self) -> Any:
@@ -195,11 +201,13 @@ class KarlStage2Module(KarlModule):
         return max(((e, w) for e, w in steps.items() if e <= self.current_epoch), default=(0, 0.0))[1]
 
     def pixel_loss(self, one: Pass, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """A pass's images `(B, 3, H, W)`, and L1 plus LPIPS."""
+        """A pass's images `(B, 3, H, W)`, and L1 plus perceptual distances."""
         made = self.decoded(one, features)
         loss = pixel_error(made, images).mean()
         if self.lpips is not None:
             loss = loss + self.hparams["lpips_weight"] * self.lpips(made, images).mean()
+        for distances in self._feature_distance:
+            loss = loss + self.hparams["feature_weight"] * distances.to(images.device)(made, images).mean()
         return made, loss
 
     def training_step(self, batch: ImageBatch, index: int) -> Tensor:

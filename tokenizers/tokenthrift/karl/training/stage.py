@@ -287,4 +287,4 @@ class KarlModule(L.LightningModule):
                 batch_size=len(images),
             )
         if index == 0:
-            log_images(self.logger, f"{part}/{name}", [*shown, made[:SHOWN]], self.global_step)
+            log_images(self.loggers, f"{part}/{name}", [*shown, made[:SHOWN]], self.global_step)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -30,6 +31,7 @@ from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, para
 from tokenthrift.training.processes import balanced, gathered
 from tokenthrift.training.sampler import item_rng
 from tokenthrift.training.start_weights import load_start_weights, read_start_weights
+from tokenthrift.training.text_log import log_texts
 from tokenthrift.vqtoken.attention import VQAttention
 from tokenthrift.vqtoken.evaluation.baselines import BASELINES, baseline
 from tokenthrift.vqtoken.synthetic.answerer import AnswererConfig, VideoAnswerer
@@ -41,6 +43,7 @@ __all__ = ["VQTokenModule"]
 _CONFIG: Final = AnswererConfig()
 _OPTIM: Final = OptimConfig(learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.98), warmup_steps=100, min_lr=1e-6)
 _VALIDATED: Final = 32  # tokens of a clip in validation
+_SHOWN_CLIPS, _SHOWN_QUESTIONS = 2, 4  # of the logged answers
 
 
 class VQTokenModule(L.LightningModule):
@@ -219,14 +222,18 @@ class VQTokenModule(L.LightningModule):
                 self.scores[f"{name} of shapes"].append(right[seen])
                 self.scores[f"{name} of background"].append(right[~seen])
             return
+        given = {}
         for kind in self.mix:
             scores = self.model(self.reduced(tokens, kind, _VALIDATED)[0], batch.question_ids)
+            given[kind] = [[self.model.config.vocabulary[i] for i in row] for row in scores.argmax(-1).tolist()]
             right = (scores.argmax(-1) == batch.answer_ids).float()
             self.scores[kind].append(right.flatten())
             for i, questions in enumerate(batch.questions):
                 for j, question in enumerate(questions):
                     if kind in ("full", "vqtoken"):
                         self.scores[f"{kind}: {question.kind}"].append(right[i, j][None])
+        if index == 0 and self._trainer is not None and self.trainer.is_global_zero:
+            log_texts(self.loggers, "val/answers", _samples(batch, given), self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         """Shares of right answers over the clips of all processes; baselines and VQToken at 32 tokens."""
@@ -256,3 +263,13 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean where `mask` is, over the batches of all processes; 0 where it is nowhere."""
     count = mask.sum()
     return balanced((values * mask).sum() / count.clamp(min=1), count)
+
+
+def _samples(batch: ClipBatch, given: Mapping[str, list[list[str]]]) -> list[str]:
+    """Questions about the first clips, the right answer, and what was answered from each kind of tokens."""
+    lines = []
+    for i, questions in enumerate(batch.questions[:_SHOWN_CLIPS]):
+        for j, question in enumerate(questions[:_SHOWN_QUESTIONS]):
+            answers = ", ".join(f"{kind}: {rows[i][j]}" for kind, rows in given.items())
+            lines.append(f"clip {i}: {question.text} {question.answer} | {answers}")
+    return lines
