@@ -228,20 +228,28 @@ def chart(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
 
     lines = {OURS: "#b2182b", "VQToken": "#ef8a62", "ToMe": "#2166ac", "pooling": "#4d4d4d", "random": "#bbbbbb"}
     panels: list[str | None] = [*tasks, None]
+    done = {(row["task"], row["reducer"], row["count"]) for row in rows}
+    counts = [count for count in COUNTS if all((task, way, count) in done for task in tasks for way in lines)]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.4), layout="constrained")
     for axis, task in zip(axes, panels, strict=True):
         kept = [row for row in rows if row["task"] in tasks]
         ends: list[tuple[float, str, str]] = []
         for reducer, color in lines.items():
-            heights = [100 * interval(accuracy_of(kept, reducer, count, task))[0] for count in COUNTS]
-            axis.plot(COUNTS, heights, color=color, marker="o", markersize=3, linewidth=2 if reducer == OURS else 1.2)
+            heights = [100 * interval(accuracy_of(kept, reducer, count, task))[0] for count in counts]
+            axis.plot(counts, heights, color=color, marker="o", markersize=3, linewidth=2 if reducer == OURS else 1.2)
             ends.append((heights[-1], reducer, color))
         low, high = axis.get_ylim()
         at = -float("inf")
         for height, reducer, color in sorted(ends):  # labels at the lines' ends, apart from each other
             at = max(height, at + 0.055 * (high - low))
-            axis.text(70, at, reducer, color=color, va="center", fontsize=8)
-        axis.set(xscale="log", xticks=COUNTS, xticklabels=COUNTS, xlim=(3.5, 400), title=task or "mean of the three")
+            axis.text(1.1 * counts[-1], at, reducer, color=color, va="center", fontsize=8)
+        axis.set(
+            xscale="log",
+            xticks=counts,
+            xticklabels=counts,
+            xlim=(counts[0] * 0.9, counts[-1] * 8),
+            title=task or "mean of the three",
+        )
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="accuracy, %", xlabel="tokens of 392")
