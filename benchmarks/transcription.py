@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 SYSTEMS = (
     "dllm-asr",
     "whisper-job",
+    "whisper-job ctranslate2 fp32",
+    "whisper-job ctranslate2 int8",
     "faster-whisper fp32",
     "faster-whisper int8",
     "faster-whisper batched",
@@ -112,13 +114,17 @@ def _peak() -> int:
 
 def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, str], errors: dict[str, str]) -> None:
     name: str = arguments.child
-    if name in ("dllm-asr", "whisper-job"):
+    if name == "dllm-asr" or name.startswith("whisper-job"):
         import torch
 
         from tokenthrift.transcription import Transcriber, load_recognizer
 
         torch.set_num_threads(arguments.threads)
-        model = load_recognizer(arguments.dllm if name == "dllm-asr" else arguments.whisper)
+        if "ctranslate2" in name:
+            precision = "int8" if name.endswith("int8") else "float32"
+            model = load_recognizer(_converted(arguments), precision=precision)
+        else:
+            model = load_recognizer(arguments.dllm if name == "dllm-asr" else arguments.whisper)
         for result in Transcriber(model).run(files):
             if result.error is None:
                 texts[str(result.path)] = result.text
@@ -179,7 +185,7 @@ def _run(arguments: argparse.Namespace, system: str, files: list[Path]) -> dict[
     command += ["--whisper", str(arguments.whisper), "--dllm", str(arguments.dllm), "--out", str(arguments.out)]
     threads = str(arguments.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)}
-    if system.startswith("faster-whisper"):
+    if system.startswith("faster-whisper") or "ctranslate2" in system:
         _converted(arguments)
     done = subprocess.run([*command, "--threads", threads], env=environment, capture_output=True, text=True)
     if not result.is_file():
