@@ -1,7 +1,7 @@
 """Whisper by CTranslate2: the folders of faster-whisper (`model.bin`, `config.json`, `tokenizer.json`).
 
 Source: Radford et al. 2022 (arXiv 2212.04356); the network runs in CTranslate2's C++, in float32 or with int8 weights.
-What differs from faster-whisper: windows of many files share a batch, the encoder runs once for a text, its word times
+What differs from faster-whisper: windows of many files share a batch on an accelerator, the encoder runs once for a text, its word times
 and its language, no timestamps are decoded, every token has its probability, and nothing is sampled at a higher
 temperature. The folder is data: the headers of `model.bin` are checked first, and no other file of it is executed.
 """
@@ -77,7 +77,9 @@ class CTranslate2Recognizer(TransformersRecognizer):
         return MAX_STATES
 
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
-        """Transcribes recordings of any lengths."""
+        """Transcribes recordings of any lengths; on a processor one by one, where a batch takes longer."""
+        if self.device.type == "cpu" and len(audio) > 1:
+            return [self.transcribe_rows([samples], limits)[0] for samples in audio]
         storage: Any = extras.require("ctranslate2").StorageView
         mels = torch.stack([padded_log_mel(samples, self._bins) for samples in audio]).numpy()
         finds = self._vocabulary.multilingual and self.language is None
@@ -255,11 +257,11 @@ def _check_folder(folder: Path, file: ModelFile) -> None:
         raise ConfigError(f"{path}: {count} tokens, and the network has {size}")
     fields = read_json(folder / "config.json")
     for name in ("suppress_ids", "suppress_ids_begin", "lang_ids"):
-        ids = fields.get(name, [])
+        ids = fields.get(name) or []  # null where the checkpoint names none
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
             raise ConfigError(f"{folder / 'config.json'}: {name} must be ids below {size}")
     layers = len({name.split("/")[1] for name in file.shapes if name.startswith("decoder/layer_")})
-    heads = fields.get("alignment_heads", [])
+    heads = fields.get("alignment_heads") or []
     most = (layers, file.numbers.get("decoder/num_heads", 1))
     if not isinstance(heads, list) or not all(
         isinstance(pair, list)

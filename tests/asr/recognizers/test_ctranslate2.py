@@ -69,6 +69,13 @@ def test_it_writes_what_the_same_weights_write_in_transformers(folders: tuple[Pa
             at = token.start
 
 
+def test_a_checkpoint_that_names_no_symbols_has_null_for_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders[1], tmp_path / "null")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"suppress_ids": None, "lang_ids": None}))
+    assert _load(folder).transcribe([speech(0.6)])[0].text
+
+
 def test_limits_and_what_is_refused(folders: tuple[Path, Path]) -> None:
     model: Any = load_recognizer(folders[1], precision="int8")
     assert len(model.transcribe([speech(0.6)], None, {"max_new_tokens": 2})[0].tokens) <= 2
