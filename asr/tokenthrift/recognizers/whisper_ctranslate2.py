@@ -1,9 +1,10 @@
 """Whisper by CTranslate2: the folders of faster-whisper (`model.bin`, `config.json`, `tokenizer.json`).
 
 Source: Radford et al. 2022 (arXiv 2212.04356); the network runs in CTranslate2's C++, in float32 or with int8 weights.
-What differs from faster-whisper: windows of many files share a batch on an accelerator, the encoder runs once for a text, its word times
-and its language, no timestamps are decoded, every token has its probability, and nothing is sampled at a higher
-temperature. The folder is data: the headers of `model.bin` are checked first, and no other file of it is executed.
+What differs from faster-whisper: windows of many files share a batch on an accelerator, the encoder runs once for a
+text, its word times and its language, no timestamps are decoded, every token has its probability, and nothing is
+sampled at a higher temperature. The folder is data: the headers of `model.bin` are checked first, and no other file of
+it is executed.
 """
 
 from __future__ import annotations
