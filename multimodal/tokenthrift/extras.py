@@ -28,6 +28,7 @@ EXTRAS: Final = {
     "matplotlib": "evaluation",
     "peft": "lora",
     "PIL": "video",
+    "pyarrow": "shards",
     "rapidfuzz": "train",
     "ray": "ray",
     "scipy": "evaluation",

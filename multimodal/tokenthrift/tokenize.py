@@ -7,18 +7,25 @@ Which files a model reads and which options it has besides is its system's busin
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import torch
 
-from tokenthrift.budget import TokenBudget, TokenUsage
+from tokenthrift.budget import BudgetError, TokenBudget, TokenUsage
 from tokenthrift.config import ConfigError
 from tokenthrift.hub import HubModel
 from tokenthrift.registry import resolve, those_with
 
+if TYPE_CHECKING:
+    from tokenthrift.shards.items import Item
+
 __all__ = [
+    "USAGE_COLUMNS",
+    "Column",
     "FilePlanner",
     "FileTokenizer",
     "NotRead",
@@ -28,6 +35,12 @@ __all__ = [
     "token_rows",
     "usage_row",
 ]
+
+Column: TypeAlias = Literal["int", "float", "text", "ints", "regions"]
+"""What a figure is; regions have the share of a clip and the place of each code."""
+
+USAGE_COLUMNS: Final[Mapping[str, Column]] = {"native": "int", "cap": "int", "tokens": "int", "error": "float"}
+"""Those of `usage_row`."""
 
 
 class NotRead(ValueError):
@@ -59,7 +72,13 @@ class FilePlanner(Protocol):
 
 
 class FileTokenizer(FilePlanner, Protocol):
-    """A `FilePlanner` of a system that turns files into tokens."""
+    """A `FilePlanner` of a system that turns files into tokens.
+
+    Attributes:
+        columns: all figures that a row may have.
+    """
+
+    columns: Mapping[str, Column]
 
     def read(self, path: Path) -> Any:
         """Reads a file.
@@ -83,14 +102,15 @@ def usage_row(usage: TokenUsage) -> dict[str, Any]:
     return row if usage.error is None else {**row, "error": round(usage.error, 6)}
 
 
-def reason_of(error: ValueError) -> str:
+def reason_of(error: Exception) -> str:
     """What is wrong with a file, without its name."""
-    return getattr(error, "reason", None) or str(error)
+    known = getattr(error, "reason", None) if isinstance(error, ValueError) else None
+    return known or (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
 
 
-def failed(path: Path, error: ValueError) -> dict[str, Any]:
-    """The row of a file that cannot be read."""
-    return {"file": str(path), "failed": reason_of(error)}
+def failed(source: str, error: Exception) -> dict[str, Any]:
+    """The row of an item that cannot be read."""
+    return {"file": source, "status": "failed", "failed": reason_of(error), "type": type(error).__name__}
 
 
 def planner_class(kind: type[HubModel], source: str) -> type[FilePlanner]:
@@ -107,19 +127,44 @@ def planner_class(kind: type[HubModel], source: str) -> type[FilePlanner]:
 
 
 def token_rows(
-    tokenizer: FileTokenizer, paths: Sequence[Path], budget: TokenBudget, batch_size: int
+    tokenizer: FileTokenizer, items: Iterable[Item], budget: TokenBudget, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """The figures of files, in their order; one that cannot be read has `failed` instead, and the others go on."""
-    for start in range(0, len(paths), batch_size):
-        rows: dict[Path, dict[str, Any]] = {}
-        items = []
-        for path in paths[start : start + batch_size]:
-            try:
-                items.append((path, tokenizer.read(path)))
-            except ValueError as error:
-                rows[path] = failed(path, error)
-        if items:
-            with torch.inference_mode():
-                found = tokenizer.tokenize([item for _, item in items], budget)
-            rows |= {path: {"file": str(path), **row} for (path, _), row in zip(items, found, strict=True)}
-        yield from (rows[path] for path in paths[start : start + batch_size])
+    """The figures of items, in their order; one that cannot be read has `failed` instead, and the others go on.
+
+    A batch that fails (out of memory, say) is halved, down to the item that fails alone.
+    """
+    waiting = iter(items)
+    with TemporaryDirectory(prefix="tokenthrift-") as folder:
+        while batch := list(_read(tokenizer, islice(waiting, batch_size), Path(folder))):
+            able = [item for _, item in batch if not isinstance(item, Exception)]
+            found = iter(_tokenize(tokenizer, able, budget) if able else ())
+            for source, item in batch:
+                row = failed(source, item) if isinstance(item, Exception) else next(found)
+                status = "failed" if "failed" in row else "completed"
+                yield {"file": source, "status": status, **row}
+
+
+def _read(tokenizer: FileTokenizer, items: Iterable[Item], folder: Path) -> Iterator[tuple[str, Any]]:
+    """What was read of each item, or why it could not be."""
+    for item in items:
+        try:
+            yield item.source, tokenizer.read(item.fetch(folder))
+        except ImportError:
+            raise
+        except Exception as error:  # Whatever else a decoder may raise concerns this item alone.
+            yield item.source, error
+
+
+def _tokenize(tokenizer: FileTokenizer, items: list[Any], budget: TokenBudget) -> list[dict[str, Any]]:
+    try:
+        with torch.inference_mode():
+            return tokenizer.tokenize(items, budget)
+    except (BudgetError, ImportError):
+        raise
+    except Exception as error:
+        if len(items) == 1:
+            return [{"failed": f"tokenizing failed: {type(error).__name__}: {error}", "type": type(error).__name__}]
+        # Cached blocks of the failed batch would make the halves fail as well.
+        torch.cuda.empty_cache()
+        half = len(items) // 2
+        return [row for part in (items[:half], items[half:]) for row in _tokenize(tokenizer, part, budget)]

@@ -21,9 +21,11 @@ from rich.text import Text
 
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.evaluation.wer import ErrorCount
+from tokenthrift.jobs.journal import locked
+from tokenthrift.jobs.keys import model_identity
+from tokenthrift.jobs.stopping import Stop
 from tokenthrift.transcription.dry import dry_run
-from tokenthrift.transcription.engine import JobSpec, Stop, model_identity
-from tokenthrift.transcription.journal import locked
+from tokenthrift.transcription.engine import JobSpec
 from tokenthrift.transcription.options import MANIFEST, make_parser
 from tokenthrift.transcription.outputs import Outputs, Task
 from tokenthrift.transcription.page import page_entry, page_entry_of_row, write_page

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenthrift.budget import DecodeBudget, TokenBudget
@@ -17,7 +15,7 @@ from tokenthrift.transcription.vad_weights import weights_digest
 if TYPE_CHECKING:
     from tokenthrift.transcription.job import Transcriber
 
-__all__ = ["JobSpec", "Stop", "model_identity"]
+__all__ = ["JobSpec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,51 +108,3 @@ class JobSpec:
             drop_below=self.drop_below,
             aligner=aligner,
         )
-
-
-class Stop:
-    """Whether the job is to end after the batch in hand: asked by a signal, or by a failure that ends it.
-
-    A second signal ends the process at once, which the journal survives.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.signaled = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask; not outside of the main thread, which alone may say so."""
-        import signal
-        import threading
-
-        def ask(number: int, frame: Any) -> None:
-            if self.signaled:
-                raise KeyboardInterrupt
-            self.asked = self.signaled = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def model_identity(source: str, revision: str | None) -> str:
-    """What tells a model from another: the commit of a repository, the content of a folder.
-
-    Raises:
-        SourceError: the source leads nowhere.
-    """
-    from tokenthrift.sources import fetch, is_folder
-    from tokenthrift.transcription.journal import model_digest
-
-    folder: Path = fetch(source, ("config.json",), revision=revision)
-    return model_digest(folder) if is_folder(source) else f"{source}@{folder.name}"

@@ -202,7 +202,7 @@ class Transcriber:
 
         def take() -> Iterator[tuple[int, FileTranscript]]:
             for index in [index for index, draft in drafts.items() if draft.finished]:
-                yield index, _finish(drafts.pop(index), report, self.model.sample_rate, self.drop_below)
+                yield index, _finish(drafts.pop(index), report, self)
 
         for index, item in enumerate(inputs):
             if stop():
@@ -363,11 +363,14 @@ def _timed(transcript: Transcript) -> bool:
     return bool(transcript.words) or all(token.start is not None for token in transcript.tokens)
 
 
-def _finish(draft: _Draft, report: ProgressCallback, rate: int, below: float) -> FileTranscript:
+def _finish(draft: _Draft, report: ProgressCallback, job: Transcriber) -> FileTranscript:
+    rate, below = job.model.sample_rate, job.drop_below
     report(draft.share_left, draft.share_left * draft.seconds)
     common: Mapping[str, Any] = {
         "reference": draft.recording.reference,
         "offset": draft.recording.offset,
+        "budget": job.budget,
+        "decode": job.decode,
         "seconds_spent": draft.spent,
     }
     if draft.error is not None:

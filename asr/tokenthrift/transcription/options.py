@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tokenthrift.commands.arguments import add_any_suffix, add_model_option, count, number
+from tokenthrift.commands.arguments import add_any_suffix, add_engine, add_model_option, count, number
 from tokenthrift.transcription.writers import WRITERS
 
 __all__ = ["MANIFEST", "make_parser"]
@@ -159,15 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the model; int8 is faster on a processor, and its text may differ (default: the model's own)",
     )
     machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    machine.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="do the I-th of N parts, for schedulers that start N processes"
-    )
-    machine.add_argument(
-        "--engine", choices=["local", "ray"], default="local", help="where it runs (default: %(default)s)"
-    )
-    machine.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster (default: start one here)")
-    machine.add_argument("--workers", type=count, default=2, metavar="N", help="models on Ray (default: %(default)s)")
-    machine.add_argument("--threads", type=count, metavar="N", help="processor threads (default: PyTorch's choice)")
+    add_engine(machine)
     return parser
 
 
@@ -177,10 +169,3 @@ def _track(text: str) -> int | str:
     if not text.replace("-", "").isalpha():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1, a language such as eng, or all")
     return text.lower()
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number_, slash, of = text.partition("/")
-    if slash and number_.isdecimal() and of.isdecimal() and 1 <= int(number_) <= int(of):
-        return int(number_), int(of)
-    raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N")

@@ -6,7 +6,6 @@ would lead out of the folder is refused, and fails its recording alone.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from tokenthrift.jobs.journal import FOLDER, Journal, check_inside, write_bytes
+from tokenthrift.jobs.keys import file_identity, key_of
 from tokenthrift.media.files import InputError
-from tokenthrift.transcription.journal import FOLDER, Journal, key_of, write_bytes
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.results import FileTranscript
 from tokenthrift.transcription.writers import WRITERS, manifest_row, printable
@@ -81,11 +81,7 @@ class Outputs:
     def clean(self, roots: Iterable[Path]) -> None:
         """Removes drafts that a killed process left behind."""
         for root in roots:
-            journal = self.journal(root)
-            own = [journal.path, root / self.manifest_name]
-            for path in [*own, *(root / name for name in journal.unfinished())]:
-                for draft in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-                    draft.unlink(missing_ok=True)
+            self.journal(root).clean(root / self.manifest_name)
 
     def tasks(self, recordings: Iterable[Recording], model: str, options: dict[str, Any]) -> list[Task | None]:
         """What is to be done for each recording; None where all of it is done.
@@ -136,7 +132,7 @@ class Outputs:
             texts = {path: self._writers[form](result).encode("utf-8") for form, path in files.items()}
             for path in texts:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _check_inside(path, task.root)
+                check_inside(path, task.root)
             if texts:
                 journal.begin(task.key, [os.path.relpath(path, task.root) for path in texts])
             for path, data in texts.items():
@@ -175,15 +171,9 @@ class Outputs:
 
 def _identity(recording: Recording) -> dict[str, Any]:
     """What tells an input from another: its place, size and time of change, and the part of it."""
-    try:
-        found = recording.path.stat()
-        size, changed = found.st_size, found.st_mtime_ns
-    except (OSError, ValueError):
-        size, changed = -1, -1
     return {
         "output": printable(recording.output),
-        "size": size,
-        "changed": changed,
+        **file_identity(recording.path),
         "offset": recording.offset,
         "duration": recording.duration,
         "reference": recording.reference,
@@ -192,8 +182,3 @@ def _identity(recording: Recording) -> dict[str, Any]:
 
 def _names(files: Mapping[str, Path], root: Path) -> list[str]:
     return [os.path.relpath(path, root) for path in files.values()]
-
-
-def _check_inside(path: Path, root: Path) -> None:
-    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root)):
-        raise OSError(0, f"a link leads out of {root}", str(path))

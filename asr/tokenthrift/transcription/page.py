@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from tokenthrift import extras
-from tokenthrift.transcription.journal import write_bytes
+from tokenthrift.jobs.journal import write_bytes
 from tokenthrift.transcription.results import FileTranscript
 from tokenthrift.transcription.writers import printable
 
@@ -27,7 +27,20 @@ __all__ = ["page_entry", "page_entry_of_row", "waveform", "write_page"]
 
 _BINS: Final = 160
 _RATE: Final = 4_000
-_COLUMNS: Final = ("recording", "status", "seconds", "tokens", "rounds", "spent", "confidence", "WER", "CER")
+_COLUMNS: Final = (
+    "recording",
+    "status",
+    "seconds",
+    "native",
+    "cap",
+    "used",
+    "written",
+    "rounds",
+    "spent",
+    "confidence",
+    "WER",
+    "CER",
+)
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--line:#8884;--soft:#888}
@@ -91,7 +104,10 @@ def page_entry(index: int, result: FileTranscript, references: References | None
         "status": result.status,
         "error": printable(result.error or ""),
         "seconds": result.seconds,
-        "tokens": result.usage.used,
+        "native": result.usage.native,
+        "cap": result.usage.cap,
+        "used": result.usage.used,
+        "written": result.new_tokens,
         "rounds": result.usage.rounds,
         "spent": result.seconds_spent,
         "confidence": result.confidence if result.segments else None,
@@ -112,7 +128,10 @@ def page_entry_of_row(index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "status": str(row.get("status", "completed")),
         "error": "",
         "seconds": float(row.get("duration", 0)),
-        "tokens": int(row.get("tokens", 0)),
+        "native": int(row.get("native", 0)),
+        "cap": int(row.get("cap", 0)),
+        "used": int(row.get("tokens", 0)),
+        "written": int(row.get("new_tokens", 0)),
         "rounds": int(row.get("rounds", 0)),
         "spent": 0.0,
         "confidence": confidence if text else None,
@@ -174,7 +193,7 @@ def _rows(entry: Mapping[str, Any]) -> str:
     cells = [f'<td class="name" data-key="{_text(entry["file"])}">{_text(entry["file"])}</td>']
     cells.append(f'<td class="{kind}" data-key="{_text(entry["status"])}">{_text(entry["status"])}</td>')
     cells.append(_number(entry["seconds"], "{:.1f}"))
-    cells += [_number(entry[name], "{}") for name in ("tokens", "rounds")]
+    cells += [_number(entry[name], "{}") for name in ("native", "cap", "used", "written", "rounds")]
     cells.append(_number(entry["spent"], "{:.2f}"))
     cells.append(_number(entry["confidence"], "{:.2f}"))
     cells += [_number(entry[name], "{:.1%}") for name in ("wer", "cer")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tokenthrift.budget import TokenUsage
+from tokenthrift.budget import DecodeBudget, TokenBudget, TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
 from tokenthrift.words import words_of_tokens
 
@@ -75,6 +75,8 @@ class FileTranscript:
         error_type: The kind of the error, such as "AudioError".
         reference: What was said, where that is known.
         offset: Seconds of the file before the part that was transcribed.
+        budget: Ceilings in tokens that were asked for of every window; `usage.cap` was accepted, `usage.used` spent.
+        decode: What was asked of decoding.
         seconds_spent: Wall seconds the model took for its share of the batches; of a failed recording, those before.
     """
 
@@ -89,12 +91,19 @@ class FileTranscript:
     error_type: str | None = None
     reference: str | None = None
     offset: float = 0.0
+    budget: TokenBudget = field(default_factory=TokenBudget)
+    decode: DecodeBudget = field(default_factory=DecodeBudget)
     seconds_spent: float = field(default=0.0, compare=False)
 
     @property
     def text(self) -> str:
         """The whole transcript on one line."""
         return " ".join(segment.text for segment in self.segments)
+
+    @property
+    def new_tokens(self) -> int:
+        """Written pieces of the text, over all segments."""
+        return sum(len(segment.tokens) for segment in self.segments)
 
     @property
     def words(self) -> tuple[Word, ...]:

@@ -42,7 +42,9 @@ def to_json(result: FileTranscript) -> str:
     `status` is "completed", "no speech" or "failed", and then there is an `error` with its `type` and `message`.
     `track` is the sound track that was read: its `number` among `of`, `language`, `title`, `default`, `channels`.
     Segments have times, `words` and `tokens`; a `channel` where each was transcribed by itself, and a `track` where all
-    were. `notes` are there where the recording is not as it seems, `offset` where a part of a file was transcribed.
+    were. `budget` holds the limits that were asked for of every window, if any, and `usage` what came of them: `native`
+    tokens of the sound, the `cap` that was accepted, what was `used` of it, `new_tokens` of text, and `rounds`. `notes`
+    are there where the recording is not as it seems, `offset` where a part of a file was transcribed.
 
     Times are seconds to the millisecond. Nothing in it depends on the clock, so the same command gives the same bytes;
     another batch size may change the last digit of a confidence.
@@ -57,7 +59,8 @@ def to_json(result: FileTranscript) -> str:
         "text": result.text,
         "confidence": round(result.confidence, 4),
         **({} if result.reference is None else {"reference": result.reference}),
-        "usage": _usage(result.usage),
+        **({"budget": asked} if (asked := _asked(result)) else {}),
+        "usage": _usage(result.usage, result.new_tokens),
         "windows": result.windows,
         **({} if result.track is None else {"track": result.track.to_dict()}),
         **({"notes": list(result.notes)} if result.notes else {}),
@@ -67,8 +70,11 @@ def to_json(result: FileTranscript) -> str:
 
 
 def manifest_row(result: FileTranscript) -> dict[str, Any]:
-    """The line of a recording in a manifest of results, with the names of NeMo's: `audio_filepath`, `duration`, `text`
-    (what was said, where that is known), `pred_text`; and `status`, `confidence`, `tokens`, `rounds`."""
+    """The line of a recording in a manifest of results, with the names of NeMo's.
+
+    These are `audio_filepath`, `duration`, `text` (what was said, where that is known) and `pred_text`; besides there
+    are `status`, `confidence`, `native`, `cap`, `tokens` (used), `new_tokens` (of the text) and `rounds`.
+    """
     return {
         "audio_filepath": printable(result.path),
         **({"offset": round(result.offset, 3)} if result.offset else {}),
@@ -82,7 +88,10 @@ def manifest_row(result: FileTranscript) -> dict[str, Any]:
             else {}
         ),
         "confidence": round(result.confidence, 4),
+        "native": result.usage.native,
+        "cap": result.usage.cap,
         "tokens": result.usage.used,
+        "new_tokens": result.new_tokens,
         "rounds": result.usage.rounds,
     }
 
@@ -107,7 +116,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),
         "text": segment.text,
-        "usage": _usage(segment.usage),
+        "usage": _usage(segment.usage, len(segment.tokens)),
         "words": [_word(word) for word in segment.words],
         "tokens": [
             {"text": t.text, "confidence": round(t.confidence, 4), "start": _time(t.start), "end": _time(t.end)}
@@ -125,8 +134,20 @@ def _word(word: Word) -> dict[str, Any]:
     }
 
 
-def _usage(usage: TokenUsage) -> dict[str, Any]:
-    return {"native": usage.native, "cap": usage.cap, "used": usage.used, "rounds": usage.rounds}
+def _usage(usage: TokenUsage, new_tokens: int) -> dict[str, Any]:
+    return {
+        "native": usage.native,
+        "cap": usage.cap,
+        "used": usage.used,
+        "new_tokens": new_tokens,
+        "rounds": usage.rounds,
+    }
+
+
+def _asked(result: FileTranscript) -> dict[str, Any]:
+    """The limits that were set, by their names in TokenBudget and DecodeBudget."""
+    decode = {name: value for name, value in result.decode.to_dict().items() if value not in (None, ())}
+    return {**result.budget.to_dict(), **decode}
 
 
 def _time(seconds: float | None) -> float | None:

@@ -13,8 +13,10 @@ __all__ = [
     "BUDGETS",
     "DONE",
     "FAILED",
+    "INTERRUPTED",
     "WRONG_USAGE",
     "add_any_suffix",
+    "add_engine",
     "add_model",
     "add_model_option",
     "add_revision",
@@ -28,6 +30,7 @@ __all__ = [
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
 
 BUDGETS: Final = """\
 budgets: 64 (tokens), 25% (of the native ones), 12.5/s, e0.05 (target error), or
@@ -68,6 +71,26 @@ def add_any_suffix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-suffix", action="store_true", help="in folders, also take files by their content, whatever their suffix"
     )
+
+
+def add_engine(group: Any) -> None:
+    """`--shard`, `--engine`, `--ray-address`, `--workers` and `--threads`, of jobs that outgrow one machine."""
+    group.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="do the I-th of N parts, for schedulers that start N processes"
+    )
+    group.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="where it runs (default: %(default)s)"
+    )
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster (default: start one here)")
+    group.add_argument("--workers", type=count, default=2, metavar="N", help="models on Ray (default: %(default)s)")
+    group.add_argument("--threads", type=count, metavar="N", help="processor threads (default: PyTorch's choice)")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number_, slash, of = text.partition("/")
+    if slash and number_.isdecimal() and of.isdecimal() and 1 <= int(number_) <= int(of):
+        return int(number_), int(of)
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N")
 
 
 def count(text: str) -> int:

@@ -79,6 +79,7 @@ class _Search:
     suffixes: Collection[str]
     kinds: tuple[Kind, ...]
     any_suffix: bool
+    besides: Collection[str]
     left_out: dict[str, Path]
     others: set[str]
 
@@ -86,7 +87,7 @@ class _Search:
         """Whether a file in a folder is one to work on; the others are noted."""
         if path.name.startswith("."):
             return False
-        if path.suffix.lower() in self.suffixes:
+        if path.suffix.lower() in self.suffixes or path.suffix.lower() in self.besides:
             return True
         if not path.is_file() or kind_of(path) not in self.kinds:
             self.others.add(os.path.abspath(path))
@@ -97,7 +98,12 @@ class _Search:
 
 
 def find_files(
-    arguments: Iterable[str], suffixes: Collection[str], noun: str, *, any_suffix: bool = False
+    arguments: Iterable[str],
+    suffixes: Collection[str],
+    noun: str,
+    *,
+    any_suffix: bool = False,
+    besides: Collection[str] = (),
 ) -> FoundFiles:
     """Finds all files of a medium; one that is named twice appears once, at its first place.
 
@@ -107,6 +113,7 @@ def find_files(
         suffixes: Those of the medium, in lower case, with their dots.
         noun: What messages call such a file.
         any_suffix: Take files in folders by their content where their suffix is unknown.
+        besides: Suffixes of other files to take, such as shards that hold many of the medium.
 
     Returns:
         Files in the order of the arguments, sorted by path within a folder or pattern, each with its own output; and
@@ -116,7 +123,7 @@ def find_files(
         InputError: An argument does not exist, matches nothing or holds no file of the medium; all such are named.
     """
     kinds = next((kinds for known, kinds in _CONTENT if known == suffixes), ())
-    search = _Search(suffixes, kinds, any_suffix, {}, set())
+    search = _Search(suffixes, kinds, any_suffix, besides, {}, set())
     found: dict[str, tuple[Path, Path]] = {}
     problems = []
     for argument in arguments:

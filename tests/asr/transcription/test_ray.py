@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import fake_recognizer
+from tests.crashing import tree
 from tests.media_files import voice, write
 from tokenthrift.transcription import cli as command_line
 from tokenthrift.transcription.cli import main
 
 pytest.importorskip("ray")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.timeout(300)

@@ -162,7 +162,10 @@ def test_a_manifest_through_the_command(folder: Path, tmp_path: Path, capsys: py
         "pred_text": "pitch 140",
         "status": "completed",
         "confidence": 1,
+        "native": 4,
+        "cap": 4,
         "tokens": 2,
+        "new_tokens": 2,
         "rounds": 2,
     }
     assert (rows[1]["offset"], rows[1]["duration"], rows[1]["pred_text"]) == (1.0, 2.0, "pitch 140 pitch 140")

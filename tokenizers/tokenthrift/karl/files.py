@@ -7,10 +7,10 @@ An image is brought to the model's size (its middle square), encoded, and decode
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from tokenthrift.karl.model import Karl
 from tokenthrift.karl.verified import encode_verified, measure, verdict
 from tokenthrift.media.image import image_size, read_image, square
 from tokenthrift.media.suffixes import IMAGE_SUFFIXES
-from tokenthrift.tokenize import usage_row
+from tokenthrift.tokenize import USAGE_COLUMNS, Column, usage_row
 
 __all__ = ["ImageFiles"]
 
@@ -39,6 +39,14 @@ class ImageFiles:
 
     noun = "image"
     suffixes = IMAGE_SUFFIXES
+    columns: ClassVar[Mapping[str, Column]] = {
+        **USAGE_COLUMNS,
+        "bits": "int",
+        "result": "text",
+        "decoder_passes": "int",
+        "codes": "ints",
+        "positions": "ints",
+    }
 
     def __init__(self, karl: Karl, options: argparse.Namespace) -> None:
         height, width = karl.config.size

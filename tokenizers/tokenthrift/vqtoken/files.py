@@ -8,9 +8,9 @@ wrote beside a VQToken; a VQToken alone, without weights, reduces patches of pix
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from tokenthrift.hub import CONFIG
 from tokenthrift.media.picture_track import read_track
 from tokenthrift.media.suffixes import VIDEO_SUFFIXES
 from tokenthrift.media.video import VideoError, probe, read_frames, spread
-from tokenthrift.tokenize import usage_row
+from tokenthrift.tokenize import USAGE_COLUMNS, Column, usage_row
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken.model import VQToken
 from tokenthrift.vqtoken.synthetic.answerer import VideoAnswerer
@@ -52,6 +52,13 @@ class VideoFiles:
 
     noun = "video"
     suffixes = VIDEO_SUFFIXES
+    columns: ClassVar[Mapping[str, Column]] = {
+        **USAGE_COLUMNS,
+        "seconds": "float",
+        "frames": "int",
+        "encoder": "text",
+        "codes": "regions",
+    }
 
     def __init__(self, model: VQToken | VideoAnswerer, options: argparse.Namespace) -> None:
         if options.frames < 1:

@@ -13,7 +13,7 @@ process holds nothing. The second process says who is at work.
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
 import os
 import socket
@@ -23,12 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["FOLDER", "BusyError", "Journal", "key_of", "locked", "model_digest", "write_bytes"]
+__all__ = ["FOLDER", "BusyError", "Journal", "check_inside", "locked", "write_bytes"]
 
 FOLDER: Final = ".tokenthrift"
 _FORMAT: Final = 1
-_SAMPLE: Final = 1 << 16
-_SAMPLES: Final = 64
 
 
 class BusyError(ValueError):
@@ -85,10 +83,12 @@ class Journal:
         """Whether a file, relative to the root, was written by a job and may be replaced."""
         return name in self._own
 
-    def unfinished(self) -> Iterator[str]:
-        """Files, relative to the root, that a killed process may have left a draft of."""
-        for files in self._pending.values():
-            yield from files
+    def clean(self, *others: Path) -> None:
+        """Removes drafts that a killed process left behind: of the journal, of what it began, and of other files."""
+        began = (self.root / name for files in self._pending.values() for name in files)
+        for path in [self.path, *others, *began]:
+            for draft in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+                draft.unlink(missing_ok=True)
 
     def begin(self, key: str, files: Iterable[str]) -> None:
         """Says that files are about to be put in place."""
@@ -105,16 +105,20 @@ class Journal:
         self._pending.pop(key, None)
 
     def compact(self, keys: Iterable[str]) -> None:
-        """Writes the journal anew with what holds, in the order of `keys`."""
+        """Writes the journal anew with what holds: this run in the order of `keys`, then runs with other inputs."""
         draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        here, taken = dict.fromkeys(keys), set[str]()
+        own = [key for key, (path, _) in self._places.items() if path == self.path]
         try:
             with draft.open("xb") as file:
-                for key in keys:
-                    entry = self.done(key)
-                    if entry is None and key in self._pending:
-                        # A recording that failed has its JSON, which is the job's own.
-                        entry = {"format": _FORMAT, "key": key, "files": self._pending[key]}
-                    if entry is not None:
+                for key in here:
+                    if (entry := self._entry(key)) is not None:
+                        file.write(_line(entry))
+                        taken.update(entry["files"])
+                # What this run has replaced is another's no more.
+                for key in dict.fromkeys([*own, *self._pending]):
+                    entry = None if key in here else self._entry(key)
+                    if entry is not None and taken.isdisjoint(entry["files"]):
                         file.write(_line(entry))
                 file.flush()
                 os.fsync(file.fileno())
@@ -123,6 +127,13 @@ class Journal:
             draft.unlink(missing_ok=True)
         self._places, self._pending = {}, {}
         self._read(self.path)
+
+    def _entry(self, key: str) -> dict[str, Any] | None:
+        """What was done under a key; of what has failed, the files, which are the job's own."""
+        entry = self.done(key)
+        if entry is None and key in self._pending:
+            entry = {"format": _FORMAT, "key": key, "files": self._pending[key]}
+        return entry
 
     def _append(self, entry: dict[str, Any]) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,28 +168,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def key_of(identity: dict[str, Any], model: str, options: dict[str, Any]) -> str:
-    """The key of a piece of work: the same input, model and options give the same text."""
-    text = json.dumps([_FORMAT, identity, model, options], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def check_inside(path: Path, root: Path) -> None:
+    """Refuses a file whose folder is elsewhere because of a link.
 
-
-def model_digest(folder: Path) -> str:
-    """What tells a model folder from another of the same name: of large files, their size and 64 pieces."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-        if path.suffix == ".md":
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode(errors="surrogateescape"))
-        with path.open("rb") as file:
-            if size <= _SAMPLE * _SAMPLES:
-                digest.update(file.read())
-            else:
-                for i in range(_SAMPLES):
-                    file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()[:32]
+    Raises:
+        OSError: it is.
+    """
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root)):
+        raise OSError(0, f"a link leads out of {root}", str(path))
 
 
 @contextmanager
