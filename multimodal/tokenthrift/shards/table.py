@@ -2,8 +2,8 @@
 
 A table of a few kilobytes can claim gigabytes: a page states the size that it unpacks to, and a dictionary may hold one
 long value that every row names. So the pages of the column are walked first, by their headers alone, and one that
-claims too much fails the table; values are read as indices into the dictionary, a few rows at once and never a whole
-row group, so that a value is in memory once. A path in a table is not followed.
+claims too much fails the table; rows are read a few at once, the fewer the larger the dictionary is, and never a whole
+row group. A path in a table is not followed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from tokenthrift.shards.items import Item, ItemError
 
 __all__ = ["TableError", "table_items"]
 
-MAX_PAGE_BYTES: Final = 1 << 29
+MAX_PAGE_BYTES: Final = 1 << 28
 _ROWS: Final = 16
 _BUFFER: Final = 1 << 20
+_SHARED: Final = 1 << 26
 _HEADER: Final = 1 << 16
 _NESTED: Final = 16
+_DICTIONARY_PAGE: Final = 2
 
 
 class TableError(ItemError):
@@ -53,12 +55,11 @@ def table_items(path: Path, suffix: str, column: str | None = None) -> Iterator[
                 places = [i for i in range(len(table.schema)) if table.schema.column(i).path == leaf]
                 if len(places) != 1:
                     raise TableError(f"no single column {leaf}")
-                for group in range(table.metadata.num_row_groups):
-                    _check_pages(file, table.metadata.row_group(group).column(places[0]))
-                table = parquet.ParquetFile(
-                    path, buffer_size=_BUFFER, pre_buffer=False, read_dictionary=[leaf], memory_map=False
-                )
-                for batch in table.iter_batches(_ROWS, columns=[leaf], use_threads=False):
+                groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
+                shared = max((_check_pages(file, group.column(places[0])) for group in groups), default=0)
+                # Every row may be a value as long as the whole dictionary.
+                rows = max(1, min(_ROWS, _SHARED // max(1, shared)))
+                for batch in table.iter_batches(rows, columns=[leaf], use_threads=False):
                     values = batch.column(0)
                     if "." in leaf and arrow.types.is_struct(values.type):
                         values = values.field(0)
@@ -85,10 +86,11 @@ def _leaf(schema: Any, column: str | None, arrow: Any) -> str:
 
     def leaf_of(field: Any) -> str | None:
         kinds = arrow.types
-        if kinds.is_binary(field.type) or kinds.is_large_binary(field.type):
+        kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
+        if kinds.is_binary(kind) or kinds.is_large_binary(kind):
             return str(field.name)
-        if kinds.is_struct(field.type):
-            inner = [field.type.field(i) for i in range(field.type.num_fields)]
+        if kinds.is_struct(kind):
+            inner = [kind.field(i) for i in range(kind.num_fields)]
             if any(f.name == "bytes" and leaf_of(f) for f in inner):
                 return f"{field.name}.bytes"
         return None
@@ -115,8 +117,8 @@ def _buffers(values: Any, arrow: Any) -> Iterator[Any]:
         yield None if value is None or not value.is_valid else value.as_buffer()
 
 
-def _check_pages(file: IO[bytes], column: Any) -> None:
-    """Refuses pages that claim more than they may.
+def _check_pages(file: IO[bytes], column: Any) -> int:
+    """Refuses pages that claim more than they may; the bytes of the dictionary, 0 if there is none.
 
     Raises:
         TableError: one does, or the pages are not where the footer says.
@@ -128,6 +130,7 @@ def _check_pages(file: IO[bytes], column: Any) -> None:
     size = os.fstat(file.fileno()).st_size
     if not 0 <= place <= end <= size:
         raise TableError(f"damaged: pages from byte {place} to {end} of {size}")
+    shared = 0
     while place < end:
         file.seek(place)
         header = _Thrift(file.read(_HEADER))
@@ -137,7 +140,10 @@ def _check_pages(file: IO[bytes], column: Any) -> None:
             raise TableError(f"damaged: no page at byte {place}")
         if unpacked > MAX_PAGE_BYTES:
             raise TableError(f"a page that claims {unpacked} bytes, more than {MAX_PAGE_BYTES}")
+        if fields.get(1) == _DICTIONARY_PAGE:
+            shared = max(shared, unpacked)
         place += header.at + packed
+    return shared
 
 
 class _Thrift:
