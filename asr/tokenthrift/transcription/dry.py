@@ -29,7 +29,10 @@ def dry_run(spec: JobSpec, recordings: Sequence[Recording], skipped: int) -> int
         try:
             if recording.error is not None:
                 raise ValueError(recording.error)
-            seconds = recording.duration or max(0.0, (probe(recording.path).size.seconds or 0.0) - recording.offset)
+            seconds = max(0.0, (probe(recording.path).size.seconds or 0.0) - recording.offset)
+            if recording.offset and not seconds:
+                raise ValueError(f"there is nothing at {recording.offset:.3f} s of it")
+            seconds = min(seconds, recording.duration or seconds)
             windows = windows_of(ItemSize(seconds=seconds or None), min(30.0, model.max_seconds)) if seconds else []
             tokens = sum(usage.used for usage in model.plan(windows, spec.budget)) if windows else 0
         except (MediaError, ValueError) as error:

@@ -30,7 +30,7 @@ from tokenthrift.transcription.joining import join_overlaps
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.results import FileTranscript, to_segment, total_usage
-from tokenthrift.transcription.sound import ChannelChoice, Source, TrackChoice, plan_sound
+from tokenthrift.transcription.sound import ChannelChoice, Source, TrackChoice, missing_sound, plan_sound
 from tokenthrift.transcription.windows import Window
 
 if TYPE_CHECKING:
@@ -236,8 +236,9 @@ class Transcriber:
                     raise
                 plans = []
             draft.seconds = max([plan.total for plan in plans] + [window.stop for window in silent[-1:]]) / rate
+            draft.notes = missing_sound(draft.recording, draft.seconds)
             draft.track = plans[0].source.track if plans and self.track != "all" else None
-            draft.notes = [note for plan in plans for note in plan.notes]
+            draft.notes += [note for plan in plans for note in plan.notes]
             draft.windows = [(window, plan.source) for plan in plans for window in plan.windows]
             sounds: Iterable[Tensor | None] = chain.from_iterable(plan.cut(draft.path, rate) for plan in plans)
             if not draft.windows and silent:

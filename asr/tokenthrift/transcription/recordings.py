@@ -87,7 +87,7 @@ def find_recordings(
     manifests: list[Path] = []
     for argument in arguments:
         if argument == "-":
-            lines = (line.rstrip("\n") for line in stdin or sys.stdin)
+            lines = (line.rstrip("\r\n").removeprefix("\ufeff") for line in stdin or sys.stdin)
             plain += [line for line in lines if line.strip()]
         elif argument.endswith(MANIFEST_SUFFIXES) and Path(argument).is_file():
             manifests.append(Path(argument))

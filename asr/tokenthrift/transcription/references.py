@@ -62,7 +62,7 @@ def read_references(*manifests: Path) -> References:
     texts = {}
     for manifest in manifests:
         try:
-            lines = manifest.read_text(encoding="utf-8").splitlines()
+            lines = manifest.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ManifestError(f"{manifest}: cannot be read: {reason}") from error

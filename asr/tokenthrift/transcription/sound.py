@@ -17,12 +17,13 @@ from torch import Tensor
 from tokenthrift import extras
 from tokenthrift.media.audio import AudioError, stream_audio
 from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
+from tokenthrift.media.container import LOST_SECONDS
 from tokenthrift.media.mixing import Channels, channel_name
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.vad import SAMPLE_RATE, SpeechDetector, load_vad, speech_frames
 from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
 
-__all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "plan_sound"]
+__all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "missing_sound", "plan_sound"]
 
 TrackChoice: TypeAlias = int | str | None
 ChannelChoice: TypeAlias = Literal["mix", "left", "right", "each"]
@@ -105,6 +106,19 @@ def plan_sound(
                 others[0].notes.append(f"{chosen[0]} is silent; {other} was read; --track chooses")
                 return others
     return plans
+
+
+def missing_sound(recording: Recording, seconds: float) -> list[str]:
+    """What is to be said of a part that is not in its file.
+
+    Raises:
+        AudioError: nothing of it is.
+    """
+    if recording.offset and not seconds:
+        raise AudioError(recording.path, f"there is nothing at {recording.offset:.3f} s of it")
+    if recording.duration is not None and seconds < recording.duration - LOST_SECONDS:
+        return [f"of {recording.duration:.1f} s that were asked for there are {seconds:.1f}"]
+    return []
 
 
 def _memory_sources(recording: Recording, channels: ChannelChoice) -> list[Source]:

@@ -105,6 +105,26 @@ def test_other_options_or_another_model_do_it_again(
     assert done("--max-rounds", "5") == "1 done, 0 failed", "what is gone is done again"
 
 
+def test_a_run_with_other_inputs_forgets_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two jobs in one folder after each other: the first one's files stay its own, to be skipped or done again."""
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.wav", voice(0.6))
+
+    def done(name: str, *options: str) -> str:
+        command = [str(tmp_path / f"{name}.wav"), "--model", str(model), "--out-dir", str(tmp_path / "out")]
+        assert main([*command, *options]) == 0
+        return capsys.readouterr().out.split("files")[1].split("\n")[0].strip()
+
+    assert done("a") == done("b") == "1 done, 0 failed"
+    assert done("a").startswith("0 done, 0 failed, 1 skipped")
+    assert done("b").startswith("0 done, 0 failed, 1 skipped")
+    assert done("a", "--max-rounds", "5") == "1 done, 0 failed", "and not kept as a file of somebody else"
+    journal = (tmp_path / "out" / FOLDER / "journal.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["files"] for line in journal) == [["a.txt"], ["b.txt"]]
+
+
 def test_another_finder_of_speech_does_it_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

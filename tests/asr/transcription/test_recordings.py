@@ -126,6 +126,8 @@ def test_a_list_on_standard_input(folder: Path) -> None:
     paths = f"{folder}/a.wav\n\n{folder}/sub/b.wav\n"
     found, _ = find_recordings(["-"], stdin=io.StringIO(paths))
     assert [item.path.name for item in found] == ["a.wav", "b.wav"]
+    found, _ = find_recordings(["-"], stdin=io.StringIO("\ufeff" + paths.replace("\n", "\r\n")))
+    assert [item.path.name for item in found] == ["a.wav", "b.wav"], "as Windows writes lists"
     with pytest.raises(InputError, match="standard input"):
         find_recordings(["-"], stdin=io.StringIO("\n"))
     with pytest.raises(InputError, match="nowhere"):
@@ -240,3 +242,37 @@ def test_a_part_of_a_file_is_that_part(tmp_path: Path) -> None:
     assert (second.text, second.seconds, second.offset) == ("pitch 300", 1.0, 2.0)
     assert rest.text == "pitch 300 pitch 300"
     assert len(read_audio(path)) == 64_000
+
+
+def test_odd_rows_of_a_manifest(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A part behind the end is no silence; one that is longer than the file is what there is, and a note says so."""
+    rows = [
+        {"offset": 10.0, "duration": 1.0},
+        {"offset": 0.5, "duration": 100.0},
+        {"offset": 0.0, "duration": 0},
+        {"offset": -1.0},
+        {"duration": -3.0},
+        {"offset": float("nan"), "duration": 1.0},
+        {"offset": "1"},
+        {"offset": 0.0, "duration": 1.0},
+        {"offset": 0.0, "duration": 1.0},
+    ]
+    lines = [
+        json.dumps({"audio_filepath": "a.wav", **row, "text": "pitch 140 \u2028"}, ensure_ascii=False) for row in rows
+    ]
+    (folder / "odd.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    model, out = fake_recognizer.save(tmp_path / "model"), tmp_path / "out"
+    command = [str(folder / "odd.jsonl"), "--model", str(model), "--out-dir", str(out), "--format", "json", "jsonl"]
+    assert main([*command, "--references", str(folder / "odd.jsonl")]) == 1
+    found = [json.loads(line) for line in (out / "transcripts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert [row["status"] for row in found] == ["failed", "completed", *["failed"] * 5, "completed", "completed"]
+    reasons = [row["error"]["message"] for row in found if row["status"] == "failed"]
+    for reason, words in zip(
+        reasons,
+        ("nothing at 10.000 s", "duration is 0", "offset is not", "duration is not", "NaN is not JSON", "no number"),
+        strict=True,
+    ):
+        assert words in reason
+    assert "of 100.0 s that were asked for there are 2.5" in capsys.readouterr().err
+    assert main([*command, "--dry-run", "--overwrite"]) == 1
+    assert "nothing at 10.000 s" in capsys.readouterr().err
