@@ -27,7 +27,8 @@ PURPOSE = {
     "lips": "lips from ordinary video",
     "ctranslate2": "Whisper by CTranslate2 in `tokenthrift transcribe`",
     "vad": "windows that follow speech, by Silero VAD",
-    "ray": "`tokenthrift transcribe` over several machines by Ray",
+    "ray": "`tokenthrift transcribe` and `tokenize` over several machines by Ray",
+    "shards": "Parquet tables in and out of `tokenthrift tokenize`",
     "all": "all of these but `demo`",
 }
 
