@@ -7,6 +7,7 @@ Which files a model reads and which options it has besides is its system's busin
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,8 @@ Column: TypeAlias = Literal["int", "float", "text", "ints", "regions"]
 
 USAGE_COLUMNS: Final[Mapping[str, Column]] = {"native": "int", "cap": "int", "tokens": "int", "error": "float"}
 """Those of `usage_row`."""
+
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # bytes of a name that are no UTF-8
 
 
 class NotRead(ValueError):
@@ -110,7 +113,8 @@ def reason_of(error: Exception) -> str:
 
 def failed(source: str, error: Exception) -> dict[str, Any]:
     """The row of an item that cannot be read."""
-    return {"file": source, "status": "failed", "failed": reason_of(error), "type": type(error).__name__}
+    name, reason = (_SURROGATES.sub("\ufffd", text) for text in (source, reason_of(error)))
+    return {"file": name, "status": "failed", "failed": reason, "type": type(error).__name__}
 
 
 def planner_class(kind: type[HubModel], source: str) -> type[FilePlanner]:
@@ -141,7 +145,7 @@ def token_rows(
             for source, item in batch:
                 row = failed(source, item) if isinstance(item, Exception) else next(found)
                 status = "failed" if "failed" in row else "completed"
-                yield {"file": source, "status": status, **row}
+                yield {"file": _SURROGATES.sub("\ufffd", source), "status": status, **row}
 
 
 def _read(tokenizer: FileTokenizer, items: Iterable[Item], folder: Path) -> Iterator[tuple[str, Any]]:

@@ -154,11 +154,15 @@ def test_killed_at_random_moments(collection: Path, model: Path, tmp_path: Path)
     assert tree(tmp_path / f"out-{rounds}") == whole
 
 
-def test_parts_make_the_tree_of_one_run(collection: Path, model: Path, tmp_path: Path) -> None:
+def test_parts_make_the_tree_of_one_run(
+    collection: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(collection, model, tmp_path / "whole")
-    for part in ("2/3", "3/3", "1/3"):
+    for part in ("2/3", "1/3", "3/3"):
         run(collection, model, tmp_path / "parts", "--shard", part)
+    capsys.readouterr()
     assert run(collection, model, tmp_path / "parts") == 1, "which only puts the listing together"
+    assert "0 of 4 parts" in capsys.readouterr().err
     whole, parts = tree(tmp_path / "whole"), tree(tmp_path / "parts")
     assert {name: parts[name] for name in whole} == whole
 
@@ -206,6 +210,17 @@ def test_files_of_others_stay(
     assert not list(elsewhere.iterdir())
     for options in (["--out-dir", str(collection / "out")], ["--engine", "ray"], ["--shard", "1/2"]):
         assert main(["tokenize", str(collection), "--model", str(model), *options]) == 2
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl"])
+def test_names_that_are_no_text(model: Path, tmp_path: Path, form: str) -> None:
+    """Bytes that are no UTF-8, marks that have a meaning elsewhere, and members without a name to keep."""
+    names = ["\udcff.png", "a\tb.png", "'; rm -rf ~.png", "../x.png", "e\u0301.png", "%2e%2e.png"]
+    write_tar(tmp_path / "in.tar", [(name, picture(i)) for i, name in enumerate(names)])
+    out = ["--out-dir", str(tmp_path / "out"), "--format", form]
+    assert main(["tokenize", str(tmp_path / "in.tar"), "--model", str(model), *out]) == 1
+    (line,) = map(json.loads, (tmp_path / "out" / "shards.jsonl").read_text().splitlines())
+    assert (line["completed"], line["failed"]) == (4, 2)
 
 
 def test_names_never_collide(model: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class ShardJob:
         self._model, self._columns, self._form = model, columns, form
         self._suffix, self._encode = FORMATS[form]
         self._journal = Journal(root, journal)
+        self._whole = journal == "journal"  # of a part, the shards behind its own are of other parts
         self.listing = root / LISTING.replace(".", f"{journal.removeprefix('journal')}.")
         self._identities = [unit.identity() for unit in units]
         self._written: set[tuple[int, int]] = set()
@@ -137,7 +138,7 @@ class ShardJob:
                 counts = {name: value for name, value in row.items() if name != "last"}
                 lines.append({"shard": self._name(unit, piece), "source": unit.source, **counts})
                 keys.append(self._key(place, piece))
-            if complete and rows:
+            if complete and rows and self._whole:
                 self._remove_behind(unit, max(rows))
         text = "".join(f"{json.dumps(line, ensure_ascii=True)}\n" for line in lines)
         write_bytes(self.listing, text.encode())
