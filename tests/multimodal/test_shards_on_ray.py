@@ -40,7 +40,7 @@ class MortalSpec(work.TokenSpec):
     __slots__ = ()
 
     def tokenizer(self) -> Any:
-        made = super().tokenizer()
+        made: Any = super().tokenizer()
         made.__class__ = MortalFiles
         return made
 

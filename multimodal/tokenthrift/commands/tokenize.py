@@ -111,8 +111,9 @@ def _shards(arguments: argparse.Namespace, spec: TokenSpec, units: list[Unit], r
         raise ValueError(f"--out-dir {root} and an input lie in each other: its shards would be inputs of the next run")
     if "codes" in spec.options:
         spec = replace(spec, options={**spec.options, "codes": True})
-    name, number, of = "journal", *(arguments.shard or (1, 1))
+    name = "journal"
     if arguments.shard:
+        number, of = arguments.shard
         units, name = units[number - 1 :: of], f"journal-{number}-of-{of}"
     root.mkdir(parents=True, exist_ok=True)
     with locked(root, arguments.shard):

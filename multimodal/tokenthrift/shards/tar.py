@@ -34,7 +34,7 @@ class _Bounded:
     def read(self, size: int = -1) -> bytes:
         """As of a file."""
         if not 0 <= size <= _LONGEST_HEADER:
-            raise tarfile.InvalidHeaderError(f"a header of {size} bytes")
+            raise tarfile.HeaderError(f"a header of {size} bytes")
         return self.file.read(size)
 
 
@@ -68,15 +68,17 @@ def _members(path: Path, file: IO[bytes], size: int, suffixes: Collection[str]) 
         return
     while True:
         file.seek(place)
-        tar.pax_headers.clear()  # global ones hold for the next member, and must not pile up
+        tar.pax_headers = {}  # global ones hold for the next member, and must not pile up
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
-        except tarfile.EOFHeaderError:
-            if rest := _first_byte(file, place):
+        except tarfile.HeaderError as error:
+            # Which of its kinds it is, is for the module itself to know.
+            if type(error).__name__ == "EmptyHeaderError":
+                yield _lost(path, f"cut short: it ends at byte {size} without an end mark")
+            elif type(error).__name__ != "EOFHeaderError":
+                yield _lost(path, f"damaged at byte {place} of {size}; the rest is lost: {error}")
+            elif rest := _first_byte(file, place):
                 yield _lost(path, f"bytes behind the end mark are not read: from byte {rest} of {size}")
-            return
-        except tarfile.EmptyHeaderError:
-            yield _lost(path, f"cut short: it ends at byte {size} without an end mark")
             return
         except (tarfile.TarError, ValueError, RecursionError, OverflowError, KeyError) as error:
             yield _lost(path, f"damaged at byte {place} of {size}; the rest is lost: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ class Worker:
             for piece in self.pieces(unit, there, stop):
                 yield place, piece
 
-    def rows(self, unit: Unit) -> Iterator[Mapping[str, Any]]:
+    def rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """Rows of a unit, each as soon as its batch is done, for readers of lines."""
         items = _numbered(unit, unit.items(self.tokenizer.suffixes, self.spec.column), self.tokenizer.noun)
         for row in self._rows(items):
@@ -133,7 +133,7 @@ class Worker:
                 yield Piece(number, rows, last=part.following is None, again=again)
             number, following = number + 1, part.following
 
-    def _rows(self, items: Iterator[tuple[int, Item]]) -> Iterator[dict[str, Any]]:
+    def _rows(self, items: Iterable[tuple[int, Item]]) -> Iterator[dict[str, Any]]:
         from tokenthrift.tokenize import token_rows
 
         key_of, keys = unique_keys(), []

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_a_part_of_a_file_is_that_part(tmp_path: Path) -> None:
 
 def test_odd_rows_of_a_manifest(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A part behind the end is no silence; one that is longer than the file is what there is, and a note says so."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"offset": 10.0, "duration": 1.0},
         {"offset": 0.5, "duration": 100.0},
         {"offset": 0.0, "duration": 0},
