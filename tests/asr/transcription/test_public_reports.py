@@ -54,7 +54,7 @@ def test_silence_and_a_broken_file_between_others(model: str, tmp_path: Path) ->
 def test_parts_keep_the_order_of_the_manifest_and_empty_lines_do_no_harm(model: str, tmp_path: Path) -> None:
     samples = np.concatenate([voice(2.0, pitch=pitch) for pitch in (100, 200, 300, 400)])
     write(tmp_path / "long.wav", samples)
-    parts = [(6.0, 1.0), (0.0, 2.0), (4.0, 1.5), (2.0, 0.5)]
+    parts = [(6.0, 1.5), (0.0, 2.0), (4.0, 1.5), (2.0, 1.0)]
     lines = [json.dumps({"audio_filepath": "long.wav", "offset": a, "duration": b}) for a, b in parts]
     (tmp_path / "m.jsonl").write_text("\n\n \n".join(["", *lines, "", ""]))
     command = [str(tmp_path / "m.jsonl"), "--model", model, "--batch-seconds", "3", "--format", "jsonl"]
