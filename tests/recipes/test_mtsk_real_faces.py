@@ -109,7 +109,9 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, split in enumerate(("train", "train", "train", "dev", "dev", "test")):
         write_video(folder / f"{i}.mkv", rng.integers(0, 255, (30, 96, 96), dtype=np.uint8))
         soundfile.write(folder / f"{i}.flac", rng.normal(0, 0.1, 19_200), 16_000)
-        words = [[0.12 + 0.16 * k, 0.28 + 0.16 * k, word] for k, word in enumerate(TEXTS[i % 4].split())]
+        words: list[tuple[float, float, str]] = [
+            (0.12 + 0.16 * k, 0.28 + 0.16 * k, word) for k, word in enumerate(TEXTS[i % 4].split())
+        ]
         phonemes = [[0.0, "_"], *([start, word[0]] for start, _, word in words), [1.08, "_"]]
         row = {"video_filepath": f"{i}.mkv", "audio_filepath": f"{i}.flac", "duration": 1.2, "text": TEXTS[i % 4]}
         lines.append(json.dumps({**row, "split": split, "speaker": "s1", "words": words, "phonemes": phonemes}) + "\n")

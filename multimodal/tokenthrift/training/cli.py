@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 # Read when jsonargparse is imported: Lightning calls functions that jsonargparse will drop in its next major release.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -69,7 +69,7 @@ class TrainingCLI(LightningCLI):
         """Where the recipe leaves the loggers open, metrics.csv is written, and TensorBoard's file beside it."""
         if config.get("logger") in (None, True):
             config = {**config, "logger": default_loggers(config.get("default_root_dir") or os.getcwd())}
-        return cast(Trainer, super()._instantiate_trainer(config, callbacks))
+        return super()._instantiate_trainer(config, callbacks)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the checkpoint's saved arguments alone: a resumed run does what its recipe and flags say."""

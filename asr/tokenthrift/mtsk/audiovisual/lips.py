@@ -142,7 +142,7 @@ class _FaceFinder:
         near = None if self.number % FRAMES_PER_SECOND == 0 else self._near(picture)
         self.number += 1
         self.last = near or self._largest(picture, max(24, min(picture.shape) // 8), max(picture.shape))
-        return None if self.last is None else tuple(value / scale for value in self.last)  # type: ignore[return-value]
+        return None if self.last is None else (self.last[0] / scale, self.last[1] / scale, self.last[2] / scale)
 
     def _near(self, picture: NDArray[np.uint8]) -> tuple[int, int, int] | None:
         """A face of about the size of the last, at most a quarter of its side away."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tokenthrift.mtsk.rates import Rates
 
@@ -19,7 +19,7 @@ TEXTS: Final = "texts.md"
 
 
 def log_texts(
-    loggers: Sequence[Logger], step: int, texts: Mapping[Rates, Sequence[tuple[str, str]]], most: int = 8
+    loggers: Sequence[object], step: int, texts: Mapping[Rates, Sequence[tuple[str, str]]], most: int = 8
 ) -> None:
     """Writes some of the texts of a validation where the loggers keep things.
 
