@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -173,7 +173,7 @@ def _reader(source: str, revision: str | None) -> type[FileTokenizer]:
     return reader  # type: ignore[no-any-return]
 
 
-def _write(out: TextIO, rows: Iterator[dict[str, Any]], noun: str) -> int:
+def _write(out: TextIO, rows: Iterator[Mapping[str, Any]], noun: str) -> int:
     """Writes every row as soon as it is known; the exit code."""
     done = broken = native = tokens = 0
     for row in rows:

@@ -119,7 +119,7 @@ def test_each_row_gets_the_language_that_is_likeliest() -> None:
     recognizer.task, recognizer.language = "translate", None
     logits = torch.zeros(2, 1, 9)
     logits[0, 0, 4], logits[1, 0, 2], logits[:, :, 8] = 1.0, 1.0, 9.0
-    recognizer._decode = lambda states, ids, cache: (logits, None)  # type: ignore[method-assign]
+    recognizer._decode = lambda states, ids, cache: (logits, None)
     assert recognizer._prompts(torch.zeros(2, 4, 8)).tolist() == [[1, 4, 5], [1, 2, 5]]
 
 

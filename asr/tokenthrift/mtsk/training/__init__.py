@@ -6,6 +6,5 @@ data           `MtskDataModule`: training and development items
 clips          clips, batches, manifests and shards of states
 augmentation   noise, rooms and masks, seeded by item and epoch
 scales         all scales of a step in the memory of one
-text_log       some of what a validation read
 start          weights of another model of other rates or strategy, to begin with
 """

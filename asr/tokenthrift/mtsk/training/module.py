@@ -28,9 +28,9 @@ from tokenthrift.mtsk.training.clips import Batch
 from tokenthrift.mtsk.training.processes import average_gradients, common_streams, local_gradients, total
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.mtsk.training.start import carried_over, read_origin
-from tokenthrift.mtsk.training.text_log import log_texts
 from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, parameter_groups
 from tokenthrift.training.processes import gathered
+from tokenthrift.training.text_log import log_texts
 
 __all__ = ["MtskModule", "coarsest", "module_options"]
 
@@ -215,7 +215,13 @@ class MtskModule(L.LightningModule):
         if error_rates:
             self.log("val/wer", sum(error_rates) / len(error_rates), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            log_texts(self.loggers, self.global_step, self.texts)
+            log_texts(self.loggers, "val/texts", sample_lines(self.texts), self.global_step)
+
+
+def sample_lines(texts: Mapping[Rates, Sequence[tuple[str, str]]], most: int = 8) -> list[str]:
+    """Some of what was said and of what was read, by pair of rates."""
+    shown = ((rates, pair) for rates, own in texts.items() for pair in own[:most])
+    return [f"{rates}: '{said}' read as '{read}'" for rates, (said, read) in shown]
 
 
 def module_options(saved: Mapping[str, Any]) -> dict[str, Any]:

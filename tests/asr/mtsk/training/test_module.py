@@ -17,7 +17,7 @@ from tests.asr.mtsk.training.mtsk_runs import TEXTS, fit, module_of, same, weigh
 from tests.asr.talking import write_parts, write_states, write_video
 from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.training.clips import Clip, collate
-from tokenthrift.mtsk.training.module import module_options
+from tokenthrift.mtsk.training.module import module_options, sample_lines
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 
@@ -265,3 +265,11 @@ def test_a_model_of_video_features_trains_on_states(parts: dict[str, str], state
     assert module.model.video_encoder is None
     notes, _ = fit(module, states, 2)
     assert all(math.isfinite(value) for value in notes.losses)
+
+
+def test_lines_of_a_validation_are_some_of_every_pair_of_rates() -> None:
+    said = [(f"said {i}", f"read {i}") for i in range(9)]
+    lines = sample_lines({Rates(4, 2): said, Rates(16, 5): said[:1]})
+    assert len(lines) == 8 + 1
+    assert lines[0] == f"{Rates(4, 2)}: 'said 0' read as 'read 0'"
+    assert lines[-1].startswith(f"{Rates(16, 5)}: ")
