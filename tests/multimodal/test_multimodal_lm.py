@@ -137,6 +137,7 @@ def test_a_folder_holds_projectors_and_adapters_only(tmp_path: Path) -> None:
         "config.json",
         "model.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     loaded = load(tmp_path / "model")
     assert isinstance(loaded, MultimodalLM)

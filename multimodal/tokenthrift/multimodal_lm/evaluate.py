@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from tokenthrift.commands.arguments import DONE, add_model_option, count, make_parser
 from tokenthrift.evaluation.report import Cell, Table, new_figure, write_report
-from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.quality import QualityCurve, save_curves
 from tokenthrift.window import Split
 
@@ -188,6 +187,8 @@ def _with_all_media(test: Any, kinds: Sequence[str], prompts: int, seed: int) ->
 
 def _difference(ours: Sequence[bool], theirs: Sequence[bool]) -> str:
     """In points, with its 95 % interval over the prompts that both answered."""
+    from tokenthrift.evaluation.statistics import bootstrap_interval
+
     points = [100.0 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     if len(set(points)) == 1:
         return f"{points[0]:+.1f}"

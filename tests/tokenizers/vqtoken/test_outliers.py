@@ -9,8 +9,8 @@ from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift.config import ConfigError
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig
+from tokenthrift.vqtoken.adaptive import with_outliers
 from tokenthrift.vqtoken.clustering import find, unit_tokens
-from tokenthrift.vqtoken.outliers import with_outliers
 
 PLAIN, RARE = VQToken(), VQToken(VQTokenConfig(outlier_share=0.5))
 

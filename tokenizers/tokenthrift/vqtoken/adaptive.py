@@ -1,4 +1,4 @@
-"""How many clusters a clip needs, from one clustering.
+"""How many clusters a clip needs, from one clustering, and codes for what is rare.
 
 Source: adaptive mode of VQToken (arXiv 2503.16980, section 3.2). There, K is searched by a random k-means for each K of
 12..32 and a second difference that reads the wrong index: the answer lies between 12 and 22 whatever the clip holds
@@ -12,6 +12,13 @@ loss, which gives the loss of every smaller K exactly and makes it fall with K, 
 * silhouette: the largest mean cosine silhouette, exact, over all K from one matrix product.
 
 A few passes over the tokens then improve the chosen partition.
+
+The paper names an adaptive k-means (Bhatia 2004) that opens a cluster for a token far from all of them and joins the
+two nearest to make room; the published code has plain k-means only. k-means spends its codes where they lower the
+squared distance most, so an object in few patches of one frame shares the code of its background. In `with_outliers` a
+share of the centers are the tokens that are least like every other center (farthest-first traversal, Gonzalez 1985).
+Unlike Bhatia's method the others stay those of k-means, for codes that are extreme tokens alone describe the rest of a
+clip badly; tokens are visited in no order, so the result does not depend on one.
 """
 
 from __future__ import annotations
@@ -20,12 +27,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenthrift.vqtoken.clustering import Clusters, lloyd
+from tokenthrift.vqtoken.clustering import Clusters, fill_empty, lloyd, similarities, unit_rows
 from tokenthrift.vqtoken.hierarchy import Tree, merge_all
 
-__all__ = ["by_elbow", "by_error", "by_gain", "by_silhouette", "errors", "merged", "silhouettes", "tree_of"]
+__all__ = [
+    "by_elbow",
+    "by_error",
+    "by_gain",
+    "by_silhouette",
+    "errors",
+    "merged",
+    "silhouettes",
+    "tree_of",
+    "with_outliers",
+]
 
 REFINEMENTS = 3
+PASSES = 2  # over all tokens, with outliers: one gives every new center its tokens, one more settles the borders
 
 
 def tree_of(clusters: Clusters) -> Tree:
@@ -148,3 +166,25 @@ def merged(unit: Tensor, mask: Tensor, clusters: Clusters, tree: Tree, num_clust
         better.sums.where(keep[:, None, None], found.sums),
         better.counts.where(keep[:, None], found.counts),
     )
+
+
+@torch.no_grad()
+def with_outliers(unit: Tensor, mask: Tensor, clusters: Clusters, num_clusters: Tensor) -> Clusters:
+    """As many clusters as are asked for: those given, and one around each token that is least like all centers so far.
+
+    Args:
+        unit: (B, N, D) as from `clustering.unit_tokens`.
+        mask: (B, N) bool.
+        clusters: Of these tokens, at most `num_clusters` each.
+        num_clusters: (B,) int64, at most the tokens of each clip.
+    """
+    exact, have, most = unit.double(), clusters.live.sum(1), int(num_clusters.max())
+    centers = torch.zeros(len(unit), most, unit.shape[2], dtype=torch.float64, device=unit.device)
+    centers[:, : clusters.sums.shape[1]] = unit_rows(clusters.sums)
+    likeness = similarities(exact, unit_rows(clusters.sums)).masked_fill(~clusters.live[:, None], -torch.inf).amax(2)
+    for slot in range(int(have.min()), most):
+        item = ((have <= slot) & (slot < num_clusters)).nonzero().flatten()
+        farthest = likeness[item].masked_fill(~mask[item], torch.inf).argmin(1)
+        centers[item, slot] = exact[item, farthest]
+        likeness[item] = likeness[item].maximum(similarities(exact[item], centers[item, slot, None])[..., 0])
+    return fill_empty(unit, lloyd(unit, mask, centers, PASSES), num_clusters)

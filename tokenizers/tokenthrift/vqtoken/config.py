@@ -83,8 +83,8 @@ class VQTokenConfig:
     stops its fits at 100."""
     outlier_share: float = 0.0
     """Share of a clip's codes around the tokens that are least like any other code, so that what is rare keeps a code
-    of its own; the others are k-means' (`outliers.py`). Which of the two serves better depends on what is asked: see
-    the table of real clips in the documentation."""
+    of its own; the others are k-means' (`adaptive.with_outliers`). Which of the two serves better depends on what is
+    asked: see the table of real clips in the documentation."""
     seed: int = 0
     """Seed of the published k-means++, which in 2025 nothing seeded. The corrected clustering draws nothing."""
 

@@ -44,7 +44,6 @@ from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.clustering import Clusters, find, number, unit_tokens
 from tokenthrift.vqtoken.codebook import means, medoids
 from tokenthrift.vqtoken.config import VQTokenConfig, upgrade_vqtoken_config
-from tokenthrift.vqtoken.outliers import with_outliers
 from tokenthrift.vqtoken.token_hash import Grid, central_cells, describe, increasing, layout_of, ranks
 
 __all__ = ["Compressed", "VQToken"]
@@ -258,7 +257,7 @@ class VQToken(HubModel):
         ordinary = most - (most * self.config.outlier_share).floor().long().clamp(max=most - 1)
         clusters = find(unit, mask, ordinary, max_iterations=self.config.max_iterations)
         if self.config.outlier_share:
-            clusters = with_outliers(unit, mask, clusters, most)
+            clusters = adaptive.with_outliers(unit, mask, clusters, most)
         limits = [budget for budget in budgets if budget is not None]
         if limits:
             clusters = self._select(unit, mask, clusters, limits)
