@@ -107,6 +107,19 @@ def test_lightning_while_attached(family: str, tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_compiled_with_dynamic_shapes_also_before_attaching() -> None:
+    """A graph from before is not used while attached, and one graph serves prompts of other lengths."""
+    model, several = build("llava"), [encode("llava", rows_of("llava")[i : i + 1]) for i in (0, 1)]
+    with attach(model, Uniform(), "50%"):
+        expected = [logits(model, inputs) for inputs in several]
+    bare = logits(model, several[0])
+    compiled: Any = torch.compile(model, dynamic=True, backend="eager")
+    torch.testing.assert_close(logits(compiled, several[0]), bare, rtol=0, atol=1e-5)
+    with attach(compiled, Uniform(), "50%"):
+        for inputs, reduced in zip(several, expected, strict=True):
+            torch.testing.assert_close(logits(compiled, inputs), reduced, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
 def test_kernels_that_need_a_gpu(kernel: str) -> None:
     if not torch.cuda.is_available() or (
