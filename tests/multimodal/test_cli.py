@@ -255,8 +255,12 @@ def test_a_model_that_exists_only_at_a_revision(hub: HubServer, small: Path) -> 
     assert type(models.load(small, dtype="bfloat16")).__name__ == "Small"
 
 
-def test_info_of_the_baseline_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", str(ROOT / "benchmarks" / "dllm-asr-autoregressive")]) == 0
+def test_info_of_the_baseline_of_the_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.asr.tiny_dllm import tiny_config, vocabulary
+    from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
+
+    AutoregressiveDecoder(tiny_config("whisper"), vocabulary()).save_pretrained(tmp_path)
+    assert cli.main(["info", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("system      dllm_asr_autoregressive (")
     assert "\ndecoding " not in shown, "it writes for the benchmark alone"

@@ -20,6 +20,7 @@ from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc
 from tokenthrift.dllm_asr.training.config import ExampleConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss
 from tokenthrift.dllm_asr.training.examples import build_batch
+from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import ConfigError, HubModel, WeightsError, read_config
 from tokenthrift.transcript import Recognizer
 from tokenthrift.whisper import states_of
@@ -170,11 +171,13 @@ def test_folders_of_the_first_format_still_load(kind: type[HubModel], tmp_path: 
 
 
 def test_shipped_folders_are_of_todays_format_and_mean_what_they_meant(tmp_path: Path) -> None:
-    for folder in ("model_cards/dllm-asr-tiny-en", "benchmarks/dllm-asr-autoregressive"):
-        assert json.loads((ROOT / folder / "config.json").read_text())["format_version"] == 2
+    assert json.loads((ROOT / "model_cards/dllm-asr-tiny-en/config.json").read_text())["format_version"] == 2
     (tmp_path / "config.json").write_text((VERSION_1 / f"{AutoregressiveDecoder.system}.json").read_text())
-    baseline = read_config(ROOT / "benchmarks/dllm-asr-autoregressive", AutoregressiveDecoder)
-    assert baseline == read_config(tmp_path, AutoregressiveDecoder)
+    baseline = read_config(tmp_path, AutoregressiveDecoder)
+    words = Vocabulary.load(ROOT / "model_cards/dllm-asr-tiny-en/tokenizer.json")
+    AutoregressiveDecoder(baseline, words).save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["format_version"] == 2
+    assert baseline == read_config(tmp_path / "saved", AutoregressiveDecoder)
 
 
 def test_a_constructed_model_is_in_evaluation_mode() -> None:
