@@ -29,20 +29,29 @@ def check_within(name: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{name} must be between {low} and {high}, got {value}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads one JSON object.
+def load_json(path: Path) -> Any:
+    """Reads whatever a JSON file holds.
 
     Raises:
-        ConfigError: the file is not JSON (NaN and Infinity are not), or holds something other than an object.
+        ConfigError: the file is not JSON (NaN and Infinity are not).
     """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads one JSON object.
+
+    Raises:
+        ConfigError: the file is not JSON, or holds something other than an object.
+    """
+    data = load_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected an object, found {_describe(data)}")
     return data

@@ -9,7 +9,6 @@ it is executed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from tokenthrift import extras
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.config import ConfigError, read_json
+from tokenthrift.config import ConfigError, load_json, read_json
 from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
 from tokenthrift.recognizers.ctranslate2_file import ModelFile, read_model_file
 from tokenthrift.recognizers.whisper_mel import padded_log_mel
@@ -211,7 +210,7 @@ def load_ctranslate2(
     _fetch_vocabulary(source, revision)
     file = read_model_file(folder / "model.bin")
     needed = ("decoder/embeddings/weight", "decoder/position_encodings/encodings", "encoder/conv1/weight")
-    if file.network != "WhisperSpec" or not all(name in file.shapes for name in needed):
+    if file.network != "WhisperSpec" or not all(file.shapes.get(name) for name in needed):
         raise WeightsError(f"{source}: model.bin holds a {file.network}; of CTranslate2's networks Whisper is read")
     _check_folder(folder, file)
     tokenizer = _Tokenizer(folder / "tokenizer.json")
@@ -246,10 +245,7 @@ def _check_folder(folder: Path, file: ModelFile) -> None:
     size = file.shapes["decoder/embeddings/weight"][0]
     path = folder / _VOCABULARIES[0]
     if path.is_file():
-        try:
-            words = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+        words = load_json(path)
         count = len(words) if isinstance(words, list) else -1
     else:
         path = folder / _VOCABULARIES[1]

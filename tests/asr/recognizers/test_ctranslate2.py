@@ -113,6 +113,22 @@ def test_folders_that_lie_are_refused_before_they_are_loaded(folders: tuple[Path
     refused("ids", fields(suppress_ids=[10**9]), ConfigError, "suppress_ids")
     refused("begin", fields(suppress_ids_begin=["a"]), ConfigError, "suppress_ids_begin")
     refused("heads", fields(alignment_heads=[[0, 99]]), ConfigError, "alignment_heads")
+
+    def scalar(folder: Path) -> None:
+        """The matrix of embeddings as one number, in a file whose lengths are all right."""
+        data = (folder / "model.bin").read_bytes()
+        start = data.index(name := b"decoder/embeddings/weight\0") + len(name)
+        rows, columns, kind, size = struct.unpack("<IIBI", data[start + 1 : start + 14])
+        number = data[start + 14 :][: size // (rows * columns)]
+        after = start + 14 + size
+        entry = b"\0" + struct.pack("<BI", kind, len(number)) + number
+        (folder / "model.bin").write_bytes(data[:start] + entry + data[after:])
+
+    def nested(folder: Path) -> None:
+        (folder / "vocabulary.json").write_text("[" * 100_000)
+
+    refused("scalar", scalar, WeightsError, "Whisper is read")
+    refused("nested", nested, ConfigError, "not readable as JSON")
     refused("words", words, ConfigError, "tokens, and the network has")
     refused("no-words", lambda folder: (folder / "vocabulary.json").unlink(), ConfigError, "no vocabulary")
     refused("tokenizer", lambda folder: (folder / "tokenizer.json").write_text("{}"), ConfigError, "tokenizer")
