@@ -92,6 +92,8 @@ def test_both_stages_learn_and_the_model_answers(folder: Path, tmp_path: Path) -
     assert main(["evaluate", "multimodal_lm", *options, "--questions", "6", "--prompts", "6"]) == 0
     curves = read_quality(folder / "model")
     assert set(curves) == {"image", "audio"}
+    assert read_quality(tmp_path / "report") == curves
+    assert curves["image"].command.endswith(f"--out {tmp_path / 'report'} --questions 6 --prompts 6")
     assert curves["image"].tokens == (0, 1, 2, 4, 8, 12)  # up to all that there are
     assert curves["image"].at(12) > curves["image"].at(0)
     report = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -40,11 +40,8 @@ def main(argv: Sequence[str]) -> int:
     )
     grids = {"video": tuple(arguments.grid)} if arguments.grid else None
     dev, test = (Questions(arguments.data / part, grids=grids) for part in ("dev", "test"))
-    command = f"tokenthrift evaluate multimodal_lm --model {arguments.model} --data {arguments.data}"
-    command += f" --grid {' '.join(map(str, arguments.grid))}" if arguments.grid else ""
-    command += f" --questions {arguments.questions} --prompts {arguments.prompts} --seed {arguments.seed}"
+    command = "tokenthrift evaluate multimodal_lm " + " ".join(argv)
     curves, tables = measure_curves(model, dev, arguments.questions, arguments.seed, command)
-    save_curves(arguments.model, arguments.out, curves)
     tables += measure_splits(model, test, {c.kind: c for c in curves}, arguments.prompts, arguments.seed)
     settings: dict[str, Cell] = {"model": str(arguments.model), "data": str(arguments.data), "seed": arguments.seed}
     settings |= {"questions a curve": arguments.questions, "test prompts": arguments.prompts, "command": command}
@@ -55,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
         tables=tables,
         figures={"window": draw(curves, tables[-1])},
     )
+    save_curves(arguments.model, arguments.out, curves)
     return DONE
 
 
