@@ -51,9 +51,10 @@ class EncoderRun:
     """The units of every item as the latest stage left them."""
     native: list[int] = field(default_factory=list)
     permutation: Tensor | None = None
-    maps: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    """For towers of rows, by layer: (F, N) the slot in the flat (R * K) tokens for each native one, -1 for none, and
-    the mask of the rows where they need one."""
+    homes: list[Tensor] = field(default_factory=list)
+    """For towers of rows, by layer: (F, N) the slot in the flat (R * K) tokens for each native one, -1 for none."""
+    mask: Tensor | None = None
+    """Of the rows as the latest stage left them, where they need one."""
 
     def start(self, units: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> None:
         """Begins with the units (N_i, D) of every item."""
@@ -128,8 +129,8 @@ def _install_rows(tower: nn.Module, encoder: Any, current: Current) -> list[Call
         return hook
 
     def after_encoder(module: nn.Module, args: Any, output: Any) -> Any:
-        if (run := current()) is not None and run.maps:
-            output["last_hidden_state"] = _to_native(output.last_hidden_state, run.maps[-1][0])
+        if (run := current()) is not None and run.homes:
+            output["last_hidden_state"] = _to_native(output.last_hidden_state, run.homes[-1])
         return output
 
     def after_tower(module: nn.Module, args: Any, output: Any) -> Any:
@@ -137,7 +138,7 @@ def _install_rows(tower: nn.Module, encoder: Any, current: Current) -> list[Call
         states = None if run is None else output.get("hidden_states")
         if run is not None and states is not None:
             # State i is what layer i - 1 gave, the first what layer 0 read; those that nobody selects are None.
-            homes = [run.maps[max(i - 1, 0)][0] for i in range(count + 1)]
+            homes = [run.homes[max(i - 1, 0)] for i in range(count + 1)]
             reduced = zip(states[: count + 1], homes, strict=False)
             native = [None if state is None else _to_native(state, home) for state, home in reduced]
             output["hidden_states"] = (*native, *states[count + 1 :])
@@ -163,11 +164,11 @@ def _rows_stage(run: EncoderRun, layer: int, layers: int, hidden: Tensor) -> tup
             [rows.flatten(0, 1) for rows in hidden[:, length - patches :].split(depth)], [grid] * (frames // depth)
         )
         home = torch.arange(frames * length, device=hidden.device).view(frames, length)
-        run.maps.append((home, None))
-    home, mask = run.maps[-1]
+        run.homes.append(home)
+    home = run.homes[-1]
     if layer and not run.between:
-        run.maps.append((home, mask))
-        return hidden, mask
+        run.homes.append(home)
+        return hidden, run.mask
     frames, length = home.shape
     patches = math.isqrt(length) ** 2
     leading = length - patches
@@ -197,9 +198,9 @@ def _rows_stage(run: EncoderRun, layer: int, layers: int, hidden: Tensor) -> tup
         torch.cat([own, own.new_full((1,), -1)])[run.sources(i)].view(per_item, patches)
         for i, own in enumerate(slots.split([len(positions) for positions in kept]))
     ]
-    mask = _apart(owner.view(height, width), hidden.dtype)
-    run.maps[layer:] = [(torch.cat([heads, torch.cat(members)], dim=1), mask)]
-    return packed.view(height, width, -1), mask
+    run.mask = _apart(owner.view(height, width), hidden.dtype)
+    run.homes[layer:] = [torch.cat([heads, torch.cat(members)], dim=1)]
+    return packed.view(height, width, -1), run.mask
 
 
 def _pack(lengths: Sequence[int]) -> tuple[list[int], int, int]:
