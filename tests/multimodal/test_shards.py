@@ -21,8 +21,10 @@ from PIL import Image
 
 from tests.crashing import forked, killed_at, tree
 from tests.tokenizers.karl.tiny_karl import tiny_config, tiny_karl
+from tokenthrift.budget import TokenBudget
 from tokenthrift.cli import main
 from tokenthrift.jobs.journal import FOLDER
+from tokenthrift.karl.files import ImageFiles
 from tokenthrift.karl.model import Karl
 from tokenthrift.media.image import read_image_bytes
 
@@ -189,6 +191,30 @@ def test_what_changed_is_done_again_and_what_is_too_much_goes(
     (out / "a" / "train-00001.tar").unlink()
     assert todo("--budget", "2") == "1"
     assert len(rows_of(out)) == 16
+
+
+def test_a_failure_of_the_machine_is_done_again_alone(
+    collection: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Out of memory at one item: the shards behind its own stay, and the next run makes its own only."""
+    assert run(collection, model, tmp_path / "whole") == 1
+    out, whole, tokenize, calls = tmp_path / "out", tree(tmp_path / "whole"), ImageFiles.tokenize, 0
+
+    def short_of_memory(self: ImageFiles, items: Sequence[Any], budget: TokenBudget) -> list[dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        return tokenize(self, items, budget)
+
+    monkeypatch.setattr(ImageFiles, "tokenize", short_of_memory)
+    assert run(collection, model, out, "--batch-size", "1") == 1
+    assert "14 images" in capsys.readouterr().err
+    assert {name for name in tree(out) if name.endswith(".tar")} == {name for name in whole if name.endswith(".tar")}
+    assert [row["type"] for row in rows_of(out) if row["status"] == "failed"].count("MemoryError") == 1
+    assert run(collection, model, out) == 1
+    assert "a/train-00000.tar: 3 images\n15 images" in capsys.readouterr().err, "that shard and no other"
+    assert tree(out) == whole
 
 
 def test_files_of_others_stay(

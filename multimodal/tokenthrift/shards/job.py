@@ -148,15 +148,17 @@ class ShardJob:
         return {name: sum(int(line[name]) for line in lines) for name in names} | {"shards": len(lines)}
 
     def _done(self, place: int) -> dict[int, Mapping[str, Any]]:
-        """What is done of a unit, by the number of the piece; up to the last, or what a killed run left."""
+        """What is done of a unit, by the number of the piece; a killed run, or a piece to do again, leaves gaps."""
         rows: dict[int, Mapping[str, Any]] = {}
         for piece in range(1 << 30):
+            name = self._name(self.units[place], piece)
+            if not self._journal.owns(name):
+                break
             entry = self._journal.done(self._key(place, piece))
-            if entry is None or not (self.root / self._name(self.units[place], piece)).is_file():
-                break
-            rows[piece] = entry["row"]
-            if entry["row"]["last"]:
-                break
+            if entry is not None and (self.root / name).is_file():
+                rows[piece] = entry["row"]
+                if entry["row"]["last"]:
+                    break
         return rows
 
     def _remove_behind(self, unit: Unit, last: int) -> None:
