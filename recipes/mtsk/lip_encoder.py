@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from visemes import SHAPES, frame_visemes
 
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
+from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.training.augmentation import mask_video
 
 WIDTH, LAYERS, FFN, CHANNELS = 128, 2, 512, (8, 16, 32, 64)
@@ -76,14 +77,31 @@ def batches(shards: list[Path], size: int, first: int) -> Iterator[tuple[Tensor,
                 yield pad_sequence(videos, True), lengths, pad_sequence(targets, True, padding_value=-100)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path)
+def options(about: str | None, source: str, steps: int, batch: int) -> argparse.ArgumentParser:
+    """Those of a script that trains a visual encoder; `source` is the name of its first argument."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(source, type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=8, help="utterances of a batch")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch, help="clips of a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
-    arguments = parser.parse_args()
+    return parser
+
+
+def save_run(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint that is whole or not there."""
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def save_encoder(encoder: AvHubert, folder: Path) -> None:
+    """Writes `avhubert.safetensors` into a folder."""
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(tensors, folder / AVHUBERT_FILE, {"format": "pt"})
+
+
+def main() -> None:
+    arguments = options(__doc__, "shards", 300, 8).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Teacher()
@@ -116,13 +134,10 @@ def main() -> None:
         right.append((logits.argmax(2)[real] == target[real]).float().mean().item())
         if step % 20 == 0 or step == arguments.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state | {"schedule": schedule.state_dict()}, kept.with_suffix(".partial"))
-            os.replace(kept.with_suffix(".partial"), kept)
+            save_run(kept, state | {"schedule": schedule.state_dict()})
             share, seconds = sum(right[-20:]) / len(right[-20:]), time.process_time() - began
             print(f"step {step}: loss {loss:.3f}, frames right {share:.1%}, {seconds:.0f} s of CPU", flush=True)
-    model.eval()
-    tensors = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
-    save_file(tensors, arguments.out / "avhubert.safetensors", {"format": "pt"})
+    save_encoder(model.encoder, arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,19 @@ model around this encoder is assembled with `video_shrink: 2`.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lip_encoder import options, save_encoder, save_run
 from phrases import GRID
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.tensorboard import SummaryWriter
@@ -183,18 +180,8 @@ def rate_at(step: int, steps: int, rate: float) -> float:
     return rate * (step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    torch.save(state, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--batch", type=int, default=16, help="clips of a batch")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser = options(__doc__, "manifest", 2800, 16)
     parser.add_argument("--width", type=int, default=192, help="of the encoder's states, a multiple of 64")
     parser.add_argument("--layers", type=int, default=3, help="of its transformer")
     parser.add_argument("--channels", type=int, nargs=4, default=[8, 16, 32, 64], help="of its convolutions")
@@ -250,7 +237,7 @@ def main() -> None:
         losses += loss.item()
         right += (by_word.argmax(2)[target >= 0] == target[target >= 0]).float().mean().item()
         if step % 50 == 0 or step == arguments.steps:
-            save(kept, {name: part.state_dict() for name, part in parts.items()} | {"step": step})
+            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | {"step": step})
             print(f"step {step}: loss {loss.item():.3f}, {time.process_time() - began:.0f} s of CPU", flush=True)
         if step % arguments.every == 0 or step == arguments.steps:
             wer, frames, pairs = development(mean, dev, words)
@@ -264,8 +251,7 @@ def main() -> None:
             with metrics.open("a") as file:
                 file.write(",".join([str(step), *(f"{value:.4f}" for value in values.values())]) + "\n")
             print(f"step {step}: {values}, {pairs[0][0]!r} read as {pairs[0][1]!r}", flush=True)
-            tensors = {name: tensor.contiguous() for name, tensor in mean.encoder.state_dict().items()}
-            save_file(tensors, arguments.out / "avhubert.safetensors", {"format": "pt"})
+            save_encoder(mean.encoder, arguments.out)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ clips stay as they are, but for noise at 0 dB on every second one. What is there
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from pathlib import Path
 
 import torch
 from real_lips import CROP, SHRINK, Clips, change
-from states import AudioStates, read_avhubert, save
+from states import AudioStates, augmentation_of, options, read_avhubert, save
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
 from tokenthrift.mtsk.audiovisual.noise import mix
-from tokenthrift.mtsk.training.augmentation import Augmentation
 
 SAMPLES = 640  # of a frame
 FADE = 160
@@ -68,20 +66,13 @@ def encode(model: AvHubert, frames: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--whisper", default="openai/whisper-tiny.en")
-    parser.add_argument("--avhubert", required=True)
-    parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
+    parser = options(__doc__, "manifest")
     parser.add_argument("--crowd", type=Path, help="a crowd's noise, half of all noise")
     parser.add_argument("--passes", type=int, default=6)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     audio, lips = AudioStates(arguments.whisper), read_avhubert(arguments.avhubert)
-    recorded = Augmentation.from_folders(arguments.noise)
-    crowd = [] if arguments.crowd is None else [read_audio(arguments.crowd)] * max(1, len(recorded.noises))
-    augmentation = Augmentation([*crowd, *recorded.noises], recorded.rooms)
+    augmentation = augmentation_of(arguments.noise, arguments.crowd)
     for part in ("train", "dev"):
         (arguments.out / part).mkdir(parents=True, exist_ok=True)
     target = arguments.out / "dev" / "dev.safetensors"

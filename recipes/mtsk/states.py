@@ -73,8 +73,7 @@ def read_avhubert(source: str) -> AvHubert:
 class Encoders:
     """Whisper and the visual encoder, in bf16."""
 
-    def __init__(self, whisper: str, avhubert: str, shrink: int = 1) -> None:
-        self.shrink = shrink
+    def __init__(self, whisper: str, avhubert: str) -> None:
         self.audio_states = AudioStates(whisper).encode
         self.avhubert = read_avhubert(avhubert)
 
@@ -82,8 +81,26 @@ class Encoders:
     def video_states(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16):
-            states: Tensor = self.avhubert(normalize(frames, shrink=self.shrink)[None])[0].half()
+            states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
         return states
+
+
+def options(about: str | None, source: str) -> argparse.ArgumentParser:
+    """Those of a script that writes states; `source` is the name of its first argument."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(source, type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--whisper", default="openai/whisper-tiny.en")
+    parser.add_argument("--avhubert", required=True)
+    parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
+    return parser
+
+
+def augmentation_of(folders: Sequence[str], crowd: Path | None) -> Augmentation:
+    """Half of the noise is a crowd, as in the published training; the rest is what rooms and machines make."""
+    recorded = Augmentation.from_folders(folders)
+    voices = [] if crowd is None else [read_audio(crowd)] * max(1, len(recorded.noises))
+    return Augmentation([*voices, *recorded.noises], recorded.rooms)
 
 
 def save(path: Path, audio: list[Tensor], video: list[Tensor], texts: list[str]) -> None:
@@ -110,23 +127,14 @@ def train_shard(encoders: Encoders, shard: Path, target: Path, augmentation: Aug
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("speech", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--whisper", default="openai/whisper-tiny.en")
-    parser.add_argument("--avhubert", required=True)
-    parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
+    parser = options(__doc__, "speech")
     parser.add_argument("--limit", type=int, default=10_000, help="training shards to encode")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     encoders = Encoders(arguments.whisper, arguments.avhubert)
     for part in ("train", "dev"):
         (arguments.out / part).mkdir(parents=True, exist_ok=True)
-    crowd = read_audio(arguments.speech / "babble" / "train.flac")
-    recorded = Augmentation.from_folders(arguments.noise)
-    # Half of the noise is babble, as in the published training; the rest is what rooms and machines make.
-    noises = [crowd] * max(1, len(recorded.noises)) + list(recorded.noises)
-    augmentation = Augmentation(noises, recorded.rooms)
+    augmentation = augmentation_of(arguments.noise, arguments.speech / "babble" / "train.flac")
     for kind in sorted(p.name for p in (arguments.speech / "dev").iterdir() if p.is_dir()):
         target = arguments.out / "dev" / f"{kind}.safetensors"
         if target.exists():
