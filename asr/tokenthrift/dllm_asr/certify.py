@@ -21,7 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenthrift.dllm_asr.edit_distance import next_distances
@@ -174,6 +176,7 @@ class _Follower:
     Attributes:
         possible: tokens that may be written.
         letters: the draft, a space before each word.
+        codes: of the letters.
         distances: edit distance between the text so far and each beginning of the letters.
         corrections: tokens that a pass would rather have, by the letter where the token of the draft begins.
         proposed: of each token of the last proposal, where it begins and the draft's own token.
@@ -185,13 +188,15 @@ class _Follower:
     possible: Container[int]
     options: CertifyOptions
     letters: str = field(init=False)
-    distances: list[int] = field(init=False)
+    codes: NDArray[np.int64] = field(init=False)
+    distances: NDArray[np.int64] = field(init=False)
     corrections: dict[int, int] = field(default_factory=dict)
     proposed: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.letters = "".join(f" {word}" for word in self.draft.words)
-        self.distances = list(range(len(self.letters) + 1))
+        self.codes = np.array([ord(letter) for letter in self.letters], dtype=np.int64)
+        self.distances = np.arange(len(self.letters) + 1)
 
     def propose(self, most: int) -> list[int]:
         """At most so many tokens; the end comes last and only there."""
@@ -232,9 +237,8 @@ class _Follower:
         """The text goes on with these tokens."""
         for token in tokens:
             for letter in self.spelling.piece(token):
-                self.distances = next_distances(self.distances, self.letters, letter, " ")
+                self.distances = next_distances(self.distances, self.codes, ord(letter), ord(" "))
 
     def _aligned(self) -> int:
         """The beginning of the letters that is most like the text, the longest among equals."""
-        least = min(self.distances)
-        return max(position for position, distance in enumerate(self.distances) if distance == least)
+        return int(np.flatnonzero(self.distances == self.distances.min())[-1])

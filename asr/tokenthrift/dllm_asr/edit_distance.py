@@ -5,15 +5,17 @@ Differs from jiwer and rapidfuzz, which are not needed to transcribe, in that th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["edit_distance", "next_distances"]
 
-T = TypeVar("T")
 
-
-def next_distances(distances: Sequence[int], draft: Sequence[T], token: T, fixed: T | None = None) -> list[int]:
+def next_distances(
+    distances: NDArray[np.int64], draft: NDArray[np.int64], token: int, fixed: int | None = None
+) -> NDArray[np.int64]:
     """Distances of a text to each beginning of a draft, after one more token of the text.
 
     Args:
@@ -22,16 +24,20 @@ def next_distances(distances: Sequence[int], draft: Sequence[T], token: T, fixed
         token: of the text.
         fixed: a token for which no other one is substituted: it is left out or put in.
     """
-    row = [distances[0] + 1]
-    for position, own in enumerate(draft):
-        costs = 0 if own == token else 2 if fixed in (own, token) else 1
-        row.append(min(distances[position] + costs, distances[position + 1] + 1, row[position] + 1))
-    return row
+    costs = np.where(draft == token, 0, 2 if token == fixed else 1)
+    if fixed is not None and token != fixed:
+        costs[draft == fixed] = 2
+    kept_or_left_out = np.minimum(distances[:-1] + costs, distances[1:] + 1)
+    # A token of the draft more costs one more, so less their positions the distances are a running minimum.
+    positions = np.arange(len(distances))
+    return np.minimum.accumulate(np.append(distances[0] + 1, kept_or_left_out) - positions) + positions
 
 
-def edit_distance(one: Sequence[T], other: Sequence[T]) -> int:
+def edit_distance(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
     """Substitutions, deletions and insertions that make one text the other."""
-    distances = list(range(len(other) + 1))
-    for token in one:
-        distances = next_distances(distances, other, token)
-    return distances[-1]
+    codes: dict[Hashable, int] = {}
+    text, draft = ([codes.setdefault(token, len(codes)) for token in tokens] for tokens in (one, other))
+    distances, numbers = np.arange(len(draft) + 1), np.array(draft, dtype=np.int64)
+    for token in text:
+        distances = next_distances(distances, numbers, token)
+    return int(distances[-1])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torchaudio.functional as audio_functions
@@ -22,7 +24,7 @@ from tokenthrift.dllm_asr import DllmAsr, decoding
 from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
 from tokenthrift.dllm_asr.config import DecodeConfig, SamplerName
 from tokenthrift.dllm_asr.draft import CHARACTERS, draft_entropy, draft_words, length_guard
-from tokenthrift.dllm_asr.edit_distance import edit_distance
+from tokenthrift.dllm_asr.edit_distance import edit_distance, next_distances
 from tokenthrift.dllm_asr.hotwords import Hotwords
 from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
 from tokenthrift.dllm_asr.word_times import forced_align, time_tokens, time_words, word_positions
@@ -203,6 +205,27 @@ def test_the_text_of_least_expected_errors_comes_first(texts: list[str]) -> None
     assert sorted(texts[p] for p in order) == sorted(set(texts))
     risks = [sum(edit_distance(texts[p].split(), other.split()) for other in texts) for p in order]
     assert risks == sorted(risks)
+
+
+@given(st.text("ab ", max_size=9), st.text("ab ", max_size=9), st.sampled_from([None, " ", "c"]))
+@few
+def test_distances_to_every_beginning_are_those_of_the_definition(text: str, draft: str, fixed: str | None) -> None:
+    @cache
+    def distance(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        one, other = text[i - 1], draft[j - 1]
+        costs = 0 if one == other else 2 if fixed in (one, other) else 1
+        return min(distance(i - 1, j - 1) + costs, distance(i - 1, j) + 1, distance(i, j - 1) + 1)
+
+    found, codes = np.arange(len(draft) + 1), np.array([ord(letter) for letter in draft], dtype=np.int64)
+    for count, letter in enumerate(text, 1):
+        found = next_distances(found, codes, ord(letter), None if fixed is None else ord(fixed))
+        assert found.tolist() == [distance(count, j) for j in range(len(draft) + 1)]
+    if fixed is None:
+        assert (
+            edit_distance(text, draft) == audio_functions.edit_distance(text, draft) == distance(len(text), len(draft))
+        )
 
 
 def test_several_drafts_are_drawn_and_the_safest_text_stays(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
