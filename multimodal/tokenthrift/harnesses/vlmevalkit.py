@@ -33,7 +33,7 @@ from tokenthrift.harnesses.base import harness_class
 from tokenthrift.harnesses.reduced_model import Reduced, ReducedModel
 from tokenthrift.media.video import VideoError
 
-__all__ = ["add_common_arguments", "main", "register", "run_kit"]
+__all__ = ["main", "register", "run_kit"]
 
 _log = logging.getLogger("tokenthrift")
 
@@ -64,27 +64,28 @@ def register(
     models[name] = partial(kind, pretrained, reducer, budget, max_new_tokens, device, dtype)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """The arguments that every model of ours has."""
+def run_kit(
+    parser: argparse.ArgumentParser, name: str, register: Callable[..., None], argv: Sequence[str] | None
+) -> None:
+    """Registers a model and runs VLMEvalKit's own script as if it had been started itself.
+
+    Args:
+        parser: of the arguments of `register` that are not every model's; those are added.
+        name: the model's, if not given.
+        register: called with all arguments by name.
+        argv: what follows `--` goes to the script: run.py of the current folder, else of the installed package.
+    """
     parser.add_argument("--name", default=name, help=f"the model's name (default: {name})")
     parser.add_argument("--device", help="the GPU if there is one, else the CPU, if not given")
     parser.add_argument("--dtype", help="bfloat16 on a GPU and float32 on a CPU, if not given")
     parser.add_argument("rest", nargs="*", metavar="-- ...", help="arguments of VLMEvalKit's run.py")
-
-
-def run_kit(parser: argparse.ArgumentParser, rest: Sequence[str], register: Callable[[], None]) -> None:
-    """Registers a model and runs VLMEvalKit's own script as if it had been started itself.
-
-    Args:
-        parser: says what is wrong where there is no VLMEvalKit.
-        rest: arguments of the script: run.py of the current folder, else of the installed package.
-        register: called before.
-    """
+    arguments = vars(parser.parse_args(argv))
+    rest = arguments.pop("rest")
     sys.path.insert(0, str(Path.cwd()))  # where run.py of a checkout looks for vlmeval
     checkout = Path("run.py").is_file()
     if not checkout and not _is_installed():
         parser.error("there is no run.py here; change to the folder of VLMEvalKit first, or install ms-vlmeval")
-    register()
+    register(**arguments)
     sys.argv = ["run.py", *rest]
     if checkout:
         runpy.run_path("run.py", run_name="__main__")
@@ -108,21 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretrained", required=True, help="a folder or Hub id of a vision-language model")
     parser.add_argument("--reducer", default="merging", help="by name, or a folder (default: merging)")
     parser.add_argument("--budget", default="25%", help="for each picture or clip (default: 25%%)")
-    add_common_arguments(parser, "Tokenthrift")
-    arguments = parser.parse_args(argv)
-    add = partial(
-        register,
-        arguments.name,
-        arguments.pretrained,
-        reducer=arguments.reducer,
-        budget=arguments.budget,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
     try:
-        run_kit(parser, arguments.rest, add)
+        run_kit(parser, "Tokenthrift", register, argv)
     finally:
-        print("\n".join(_Model.table()))
+        for line in _Model.table():
+            print(line)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from typing import Any
 from tokenthrift.budget import BudgetError
 from tokenthrift.harnesses.base import harness_class
 from tokenthrift.harnesses.reduced_model import device_and_dtype
-from tokenthrift.harnesses.vlmevalkit import add_common_arguments, run_kit
+from tokenthrift.harnesses.vlmevalkit import run_kit
 from tokenthrift.media.video import VideoError, probe, read_frames
 from tokenthrift.vqtoken.video_lm.chat import VideoChat
 
@@ -72,18 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--selection-method", help="fixed, elbow or silhouette: how many codes (default: that of the checkpoint)"
     )
-    add_common_arguments(parser, "VQToken")
-    arguments = parser.parse_args(argv)
-    add = partial(
-        register,
-        arguments.name,
-        arguments.pretrained,
-        budget=arguments.budget,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        selection_method=arguments.selection_method,
-    )
-    run_kit(parser, arguments.rest, add)
+    run_kit(parser, "VQToken", register, argv)
 
 
 class _Model:
