@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
@@ -57,7 +58,7 @@ def lazy_model(own: type, name: str) -> Callable[[str], Any]:
     return find
 
 
-class LmmsModel:
+class LmmsModel(ABC):
     """A model of lmms-eval without its base class: one question at a time, in one process, greedily.
 
     Args:
@@ -77,13 +78,13 @@ class LmmsModel:
         if int(batch_size) != 1 or int(os.environ.get("WORLD_SIZE", "1")) != 1:
             raise ValueError(f"{self.model_id} answers one question at a time in one process: --batch_size 1")
 
+    @abstractmethod
     def answer(self, question: str, visuals: Sequence[Any], max_new_tokens: int, stop: tuple[str, ...]) -> Reduced:
         """The answer to a question without placeholders, and its token counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, results: Sequence[Reduced], seconds: float) -> None:
         """Logs what the answers of one call took."""
-        raise NotImplementedError
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """An answer to every request, in their order, with its token counts."""
@@ -104,8 +105,8 @@ class LmmsModel:
         raise NotImplementedError(f"{self.model_id} answers in words; choose a task of type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not supported."""
-        raise NotImplementedError(f"{self.model_id} answers one question at a time")
+        """Not supported: every question has a prompt of its own, without the answers before it."""
+        raise NotImplementedError(f"{self.model_id} reads one round; choose a task of type generate_until")
 
     def _answer(self, question: str, settings: dict[str, Any], visuals: Sequence[Any]) -> Reduced:
         if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
