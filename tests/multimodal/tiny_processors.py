@@ -46,21 +46,30 @@ def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names.get(END))
 
 
-def save_qwen(folder: Path) -> str:
-    """A Qwen2.5-VL."""
+def _save_qwen(folder: Path, processor: Any, video_processor: Any, model: Any) -> str:
     names = {PAD: "<|pad|>", START: "<|vision_start|>", END: "<|vision_end|>", IMAGE: "<|image_pad|>"}
     names[VIDEO] = "<|video_pad|>"
     sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     sizes["size"] = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    Qwen2_5_VLProcessor(
+    processor(
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer(names),
-        video_processor=Qwen2VLVideoProcessor(**sizes),
+        video_processor=video_processor(**sizes),
         chat_template=template.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
     ).save_pretrained(folder)
-    build("qwen2_5_vl").save_pretrained(folder)
+    model.save_pretrained(folder)
     return str(folder)
+
+
+def save_qwen(folder: Path) -> str:
+    """A Qwen2.5-VL."""
+    return _save_qwen(folder, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, build("qwen2_5_vl"))
+
+
+def save_qwen3(folder: Path) -> str:
+    """A Qwen3-VL."""
+    return _save_qwen(folder, Qwen3VLProcessor, Qwen3VLVideoProcessor, family("qwen3_vl"))
 
 
 def save_llava(folder: Path) -> str:
@@ -77,23 +86,6 @@ def save_llava(folder: Path) -> str:
         chat_template=TEMPLATE.replace("IMAGE", "<image>\n").replace("VIDEO", "<video>\n"),
     ).save_pretrained(folder)
     model.save_pretrained(folder)
-    return str(folder)
-
-
-def save_qwen3(folder: Path) -> str:
-    """A Qwen3-VL."""
-    names = {PAD: "<|pad|>", START: "<|vision_start|>", END: "<|vision_end|>", IMAGE: "<|image_pad|>"}
-    names[VIDEO] = "<|video_pad|>"
-    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
-    sizes["size"] = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
-    template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**sizes),
-        tokenizer=tokenizer(names),
-        video_processor=Qwen3VLVideoProcessor(**sizes),
-        chat_template=template.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
-    ).save_pretrained(folder)
-    family("qwen3_vl").save_pretrained(folder)
     return str(folder)
 
 
