@@ -31,9 +31,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from scipy import stats
 from torch import Tensor
 
+from tokenthrift.evaluation.statistics import mean_and_interval
 from tokenthrift.reducers import AveragePooling, BipartiteMerging, NormPruning, RandomSubset, TokenReducer, Uniform
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig, adaptive
@@ -132,12 +132,6 @@ def accuracies(x: Tensor, task: Task) -> list[float]:
     return out
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95 % interval by Student's t."""
-    error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(error)
-
-
 def reducers_table(tasks: dict[str, Task], path: Path | None) -> list[dict[str, Any]]:
     """Accuracy of every reducer, count and task; rows that `path` holds are read."""
     rows: list[dict[str, Any]] = []
@@ -214,7 +208,7 @@ def adaptive_table(name: str, clips: Tensor) -> list[dict[str, Any]]:
         row |= {"fewest": int(counts.min()), "most": int(counts.max()), "left": left.mean().item()}
         for way, beside in (("one K", plain(even)), ("one K, same tree", from_tree(even))):
             row[way] = beside.mean().item()
-            row[f"{way}, gain"] = interval((beside - left).tolist())
+            row[f"{way}, gain"] = mean_and_interval((beside - left).tolist())
         rows.append(row)
     return rows
 
@@ -235,7 +229,7 @@ def chart(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
         kept = [row for row in rows if row["task"] in tasks]
         ends: list[tuple[float, str, str]] = []
         for reducer, color in lines.items():
-            heights = [100 * interval(accuracy_of(kept, reducer, count, task))[0] for count in counts]
+            heights = [100 * mean_and_interval(accuracy_of(kept, reducer, count, task))[0] for count in counts]
             axis.plot(counts, heights, color=color, marker="o", markersize=3, linewidth=2 if reducer == OURS else 1.2)
             ends.append((heights[-1], reducer, color))
         low, high = axis.get_ylim()
@@ -281,11 +275,11 @@ def main() -> None:
             cells = []
             for count in counts:
                 own = accuracy_of(rows, reducer, count, task)
-                mean, error = interval(own)
+                mean, error = mean_and_interval(own)
                 cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
                 if reducer not in ("all tokens", OURS):
                     ours = accuracy_of(rows, OURS, count, task)
-                    ahead, error = interval([b - a for a, b in zip(ours, own, strict=True)])
+                    ahead, error = mean_and_interval([b - a for a, b in zip(ours, own, strict=True)])
                     cells[-1] += f" ({100 * ahead:+.1f} ± {100 * error:.1f})"
             table.add_row(reducer, *cells)
         console.print(table)
