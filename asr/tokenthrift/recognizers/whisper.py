@@ -15,28 +15,24 @@ import torch
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
+from tokenthrift.recognizers.base import Parts
 from tokenthrift.recognizers.cross_attention import align
+from tokenthrift.recognizers.whisper_base import WhisperBase
 from tokenthrift.recognizers.whisper_mel import padded_log_mel
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
-from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.whisper import MAX_STATES, states_of
+from tokenthrift.transcript import Transcript
+from tokenthrift.whisper import states_of
 
 __all__ = ["WhisperRecognizer"]
 
 
-class WhisperRecognizer(TransformersRecognizer):
-    """A `Recognizer` of a Whisper; rows are padded to 30 s, as in training, so that any share a batch."""
-
-    decode_fields = frozenset({"max_new_tokens"})
-    pads = True
+class WhisperRecognizer(WhisperBase):
+    """A `Recognizer` of a Whisper of transformers."""
 
     def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:
         special = {str(token): int(index) for token, index in parts.tokenizer.get_added_vocab().items()}
-        self._vocabulary = WhisperVocabulary(special, int(parts.model.config.vocab_size))
-        super().__init__(parts, language=language, task=task)
-        if language is not None:
-            self.language = self._vocabulary.code(language)
+        vocabulary = WhisperVocabulary(special, int(parts.model.config.vocab_size))
+        super().__init__(parts, vocabulary, language=language, task=task)
         config = self.model.config
         generation = self.model.generation_config
         self._end = int(special.get("<|endoftext|>", config.eos_token_id))
@@ -46,20 +42,6 @@ class WhisperRecognizer(TransformersRecognizer):
         first = sorted({i for i in first if 0 <= i < self._vocabulary.size})
         self._not_first = torch.tensor(first, dtype=torch.long, device=self.device)
 
-    @property
-    def takes_language(self) -> bool:
-        """Multilingual ones do."""
-        return self._vocabulary.multilingual
-
-    @property
-    def translates(self) -> bool:
-        """Multilingual ones do."""
-        return self._vocabulary.multilingual
-
-    def native_tokens(self, samples: int) -> int:
-        """The encoder always reads 30 s."""
-        return MAX_STATES
-
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of any lengths."""
         bins = int(self.model.config.num_mel_bins)
@@ -67,17 +49,13 @@ class WhisperRecognizer(TransformersRecognizer):
         dtype = next(self.model.parameters()).dtype
         states = self.model.get_encoder()(mels.to(self.device, dtype)).last_hidden_state
         prompts = self._prompts(states)
-        rows = self._generate(states, prompts, self._most(audio, prompts, limits))
+        positions = int(self.model.config.max_target_positions)
+        most = [self._most(len(samples), prompts.shape[1], positions, limits) for samples in audio]
+        rows = self._generate(states, prompts, most)
         return [
             self._transcript(states[i : i + 1], prompts[i], ids, confidences, len(audio[i]))
             for i, (ids, confidences) in enumerate(rows)
         ]
-
-    def _most(self, audio: Sequence[Tensor], prompts: Tensor, limits: DecodeBudget) -> list[int]:
-        room = int(self.model.config.max_target_positions) - prompts.shape[1] - 1
-        # Whisper writes at most half of its positions, the other half is for a prompt.
-        room = min(room, int(self.model.config.max_target_positions) // 2)
-        return [min(room, self.most_tokens(len(samples), limits)) for samples in audio]
 
     def _prompts(self, states: Tensor) -> Tensor:
         """`(B, P)`: start, language and task where there are any, no timestamps."""
@@ -116,36 +94,29 @@ class WhisperRecognizer(TransformersRecognizer):
             best, chosen = scores.log_softmax(-1).max(-1)
             keep = []
             pairs = zip(alive, chosen.tolist(), best.exp().tolist(), strict=True)
-            for place, (row, token, p) in enumerate(pairs):
+            for position, (row, token, p) in enumerate(pairs):
                 if token == self._end:
                     continue
                 written[row][0].append(token)
                 written[row][1].append(p)
                 if len(written[row][0]) < most[row]:
-                    keep.append(place)
+                    keep.append(position)
             if not keep:
                 break
             if len(keep) < len(alive):
                 # Rows that are done leave the batch; the others do not notice.
-                places = torch.tensor(keep, device=states.device)
-                states, chosen = states[places], chosen[places]
-                cache.batch_select_indices(places)
-                alive = [alive[place] for place in keep]
+                kept = torch.tensor(keep, device=states.device)
+                states, chosen = states[kept], chosen[kept]
+                cache.batch_select_indices(kept)
+                alive = [alive[position] for position in keep]
             ids = chosen[:, None]
         return [([], []) if is_silence(row[1], p) else row for row, p in zip(written, silence, strict=True)]
 
     def _transcript(
         self, states: Tensor, prompt: Tensor, ids: list[int], confidences: list[float], samples: int
     ) -> Transcript:
-        pieces = text_pieces(self.tokenizer, ids)
-        seconds = samples / self.sample_rate
         times: list[tuple[float, float]] = []
         if ids:
             row = torch.cat([prompt, torch.tensor([*ids, self._end], device=prompt.device)])[None]
             times = align(self.model, states, row, len(prompt), states_of(samples))
-        tokens = tuple(
-            TranscriptToken(piece, min(1.0, p), min(start, seconds), min(end, seconds))
-            for piece, p, (start, end) in zip(pieces, confidences, times, strict=True)
-            if piece
-        )
-        return Transcript("".join(pieces).strip(), tokens, usage_of(self.native_tokens(samples), len(ids) + 1))
+        return self._timed(ids, confidences, times, samples)

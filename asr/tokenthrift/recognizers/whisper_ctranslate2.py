@@ -20,12 +20,13 @@ from torch import Tensor
 from tokenthrift import extras
 from tokenthrift.budget import DecodeBudget
 from tokenthrift.config import ConfigError, load_json, read_json
-from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
+from tokenthrift.recognizers.base import Parts, usage_of
 from tokenthrift.recognizers.ctranslate2_file import ModelFile, read_model_file
+from tokenthrift.recognizers.whisper_base import WhisperBase
 from tokenthrift.recognizers.whisper_mel import padded_log_mel
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
 from tokenthrift.sources import SourceError, WeightsError, fetch
-from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcript import Transcript
 from tokenthrift.whisper import MAX_STATES, states_of
 
 __all__ = ["CTranslate2Recognizer", "load_ctranslate2"]
@@ -34,8 +35,8 @@ _STATE_SECONDS: Final = 0.02
 _VOCABULARIES: Final = ("vocabulary.json", "vocabulary.txt")
 
 
-class CTranslate2Recognizer(TransformersRecognizer):
-    """A `Recognizer` of a Whisper in CTranslate2; rows are padded to 30 s, so that any share a batch.
+class CTranslate2Recognizer(WhisperBase):
+    """A `Recognizer` of a Whisper in CTranslate2.
 
     Args:
         parts: a `ctranslate2.models.Whisper`, nothing, and a tokenizer.
@@ -44,37 +45,17 @@ class CTranslate2Recognizer(TransformersRecognizer):
         task: likewise.
     """
 
-    decode_fields = frozenset({"max_new_tokens"})
-    pads = True
-
     def __init__(self, parts: Parts, file: ModelFile, *, language: str | None = None, task: str = "transcribe") -> None:
         self._positions, self._bins = file.shapes["decoder/position_encodings/encodings"][0], parts.model.n_mels
-        self._vocabulary = WhisperVocabulary(parts.tokenizer.special, file.shapes["decoder/embeddings/weight"][0])
-        super().__init__(parts, language=language, task=task)
-        if language is not None:
-            self.language = self._vocabulary.code(language)
-        end = self._vocabulary.special["<|endoftext|>"]
+        vocabulary = WhisperVocabulary(parts.tokenizer.special, file.shapes["decoder/embeddings/weight"][0])
+        super().__init__(parts, vocabulary, language=language, task=task)
         # -1 stands for the symbols that the folder's config.json names.
-        self._never = [-1, *self._vocabulary.never(end)]
-
-    @property
-    def takes_language(self) -> bool:
-        """Multilingual ones do."""
-        return self._vocabulary.multilingual
-
-    @property
-    def translates(self) -> bool:
-        """Multilingual ones do."""
-        return self._vocabulary.multilingual
+        self._never = [-1, *vocabulary.never(vocabulary.special["<|endoftext|>"])]
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return torch.device(self.model.device)
-
-    def native_tokens(self, samples: int) -> int:
-        """The encoder always reads 30 s."""
-        return MAX_STATES
 
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of any lengths; on a processor one by one, where a batch takes longer."""
@@ -85,7 +66,7 @@ class CTranslate2Recognizer(TransformersRecognizer):
         finds = self._vocabulary.multilingual and self.language is None
         states = self.model.encode(storage.from_array(np.ascontiguousarray(mels)), to_cpu=finds)
         prompts = self._prompts(states, len(audio))
-        most = [self._most(len(samples), len(prompts[0]), limits) for samples in audio]
+        most = [self._most(len(samples), len(prompts[0]), self._positions, limits) for samples in audio]
         found = self.model.generate(
             states,
             prompts,
@@ -99,14 +80,11 @@ class CTranslate2Recognizer(TransformersRecognizer):
         frames = [2 * states_of(len(samples)) for samples in audio]
         aligned = self._aligned(states, prompts, texts, frames)
         return [
-            self._transcript(ids, *times, row.no_speech_prob, len(samples))
-            for ids, times, row, samples in zip(texts, aligned, found, audio, strict=True)
+            Transcript("", (), usage_of(MAX_STATES, len(ids) + 1))
+            if is_silence(confidences, row.no_speech_prob)
+            else self._timed(ids, confidences, times, len(samples))
+            for ids, (confidences, times), row, samples in zip(texts, aligned, found, audio, strict=True)
         ]
-
-    def _most(self, samples: int, prompt: int, limits: DecodeBudget) -> int:
-        # Whisper writes at most half of its positions, the other half is for a prompt.
-        room = min(self._positions - prompt - 1, self._positions // 2)
-        return min(room, self.most_tokens(samples, limits))
 
     def _prompts(self, states: Any, rows: int) -> list[list[int]]:
         ids = self._vocabulary.prompt(0, self.language, self.task)
@@ -133,25 +111,6 @@ class CTranslate2Recognizer(TransformersRecognizer):
                 probabilities = [float(p) for p in row.text_token_probs]
                 found[i] = probabilities, _times(row.alignments, len(texts[i]), frames[i])
         return found
-
-    def _transcript(
-        self,
-        ids: list[int],
-        confidences: list[float],
-        times: list[tuple[float, float]],
-        silence: float,
-        samples: int,
-    ) -> Transcript:
-        usage = usage_of(self.native_tokens(samples), len(ids) + 1)
-        if is_silence(confidences, silence):
-            return Transcript("", (), usage)
-        seconds = samples / self.sample_rate
-        tokens = tuple(
-            TranscriptToken(piece, min(1.0, max(0.0, p)), min(start, seconds), min(end, seconds))
-            for piece, p, (start, end) in zip(text_pieces(self.tokenizer, ids), confidences, times, strict=True)
-            if piece
-        )
-        return Transcript("".join(token.text for token in tokens).strip(), tokens, usage)
 
 
 def _times(path: Sequence[tuple[int, int]], count: int, frames: int) -> list[tuple[float, float]]:

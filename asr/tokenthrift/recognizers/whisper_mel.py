@@ -24,7 +24,7 @@ def padded_log_mel(samples: Tensor, bins: int) -> Tensor:
         `(bins, 3000)`.
     """
     most = MAX_STATES * STATE_SAMPLES
-    # Two more states hold all frames that hear both the recording and the silence.
+    # Two more states hold all frames that overlap both the recording and the silence.
     short = log_mel(F.pad(samples, (0, min(2 * STATE_SAMPLES, most - len(samples)))), bins)
     loudest = 4.0 * float(short.max()) - 4.0
     silence = (max(_QUIETEST, loudest - _RANGE) + 4.0) / 4.0
