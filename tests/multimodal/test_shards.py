@@ -193,12 +193,19 @@ def test_what_changed_is_done_again_and_what_is_too_much_goes(
     assert len(rows_of(out)) == 16
 
 
+@pytest.mark.parametrize("before", [False, True])
 def test_a_failure_of_the_machine_is_done_again_alone(
-    collection: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    collection: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    before: bool,
 ) -> None:
     """Out of memory at one item: the shards behind its own stay, and the next run makes its own only."""
-    assert run(collection, model, tmp_path / "whole") == 1
-    out, whole, tokenize, calls = tmp_path / "out", tree(tmp_path / "whole"), ImageFiles.tokenize, 0
+    assert run(collection, model, tmp_path / ("out" if before else "whole")) == 1
+    out, tokenize, calls = tmp_path / "out", ImageFiles.tokenize, 0
+    whole = tree(out if before else tmp_path / "whole")
 
     def short_of_memory(self: ImageFiles, items: Sequence[Any], budget: TokenBudget) -> list[dict[str, Any]]:
         nonlocal calls
@@ -208,7 +215,8 @@ def test_a_failure_of_the_machine_is_done_again_alone(
         return tokenize(self, items, budget)
 
     monkeypatch.setattr(ImageFiles, "tokenize", short_of_memory)
-    assert run(collection, model, out, "--batch-size", "1") == 1
+    capsys.readouterr()
+    assert run(collection, model, out, "--batch-size", "1", "--overwrite") == 1
     assert "14 images" in capsys.readouterr().err
     assert {name for name in tree(out) if name.endswith(".tar")} == {name for name in whole if name.endswith(".tar")}
     assert [row["type"] for row in rows_of(out) if row["status"] == "failed"].count("MemoryError") == 1

@@ -66,8 +66,10 @@ class Journal:
                     if "row" in entry:
                         self._places[key] = path, place
                         self._pending.pop(key, None)
-                    elif path == self.path or self._alone:
-                        self._pending[key] = files
+                    else:
+                        self._places.pop(key, None)
+                        if path == self.path or self._alone:
+                            self._pending[key] = files
                 place += len(line)
 
     def done(self, key: str) -> dict[str, Any] | None:
@@ -91,8 +93,11 @@ class Journal:
                 draft.unlink(missing_ok=True)
 
     def begin(self, key: str, files: Iterable[str]) -> None:
-        """Says that files are about to be put in place."""
+        """Says that files are about to be put in place; what was done under the key is so no more."""
         names = list(files)
+        if (before := self.done(key)) is not None:
+            names = list(dict.fromkeys([*names, *before["files"]]))  # a failed recording writes fewer
+            del self._places[key]
         self._own.update(names)
         if self._pending.get(key) != names:
             self._pending[key] = names
