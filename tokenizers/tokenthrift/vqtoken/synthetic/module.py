@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -225,15 +225,16 @@ class VQTokenModule(L.LightningModule):
         given = {}
         for kind in self.mix:
             scores = self.model(self.reduced(tokens, kind, _VALIDATED)[0], batch.question_ids)
-            given[kind] = [[self.model.config.vocabulary[i] for i in row] for row in scores.argmax(-1).tolist()]
-            right = (scores.argmax(-1) == batch.answer_ids).float()
+            given[kind] = scores.argmax(-1)
+            right = (given[kind] == batch.answer_ids).float()
             self.scores[kind].append(right.flatten())
             for i, questions in enumerate(batch.questions):
                 for j, question in enumerate(questions):
                     if kind in ("full", "vqtoken"):
                         self.scores[f"{kind}: {question.kind}"].append(right[i, j][None])
         if index == 0 and self._trainer is not None and self.trainer.is_global_zero:
-            log_texts(self.loggers, "val/answers", _samples(batch, given), self.global_step)
+            lines = _samples(batch, given, self.model.config.vocabulary)
+            log_texts(self.loggers, "val/answers", lines, self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         """Shares of right answers over the clips of all processes; baselines and VQToken at 32 tokens."""
@@ -265,11 +266,11 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return balanced((values * mask).sum() / count.clamp(min=1), count)
 
 
-def _samples(batch: ClipBatch, given: Mapping[str, list[list[str]]]) -> list[str]:
+def _samples(batch: ClipBatch, given: Mapping[str, Tensor], vocabulary: Sequence[str]) -> list[str]:
     """Questions about the first clips, the right answer, and what was answered from each kind of tokens."""
     lines = []
     for i, questions in enumerate(batch.questions[:_SHOWN_CLIPS]):
         for j, question in enumerate(questions[:_SHOWN_QUESTIONS]):
-            answers = ", ".join(f"{kind}: {rows[i][j]}" for kind, rows in given.items())
+            answers = ", ".join(f"{kind}: {vocabulary[int(ids[i, j])]}" for kind, ids in given.items())
             lines.append(f"clip {i}: {question.text} {question.answer} | {answers}")
     return lines
