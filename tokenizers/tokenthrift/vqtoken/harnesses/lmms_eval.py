@@ -40,8 +40,8 @@ class _Model(base.LmmsModel):
         device: Where the model runs; the GPU if there is one, else the CPU.
         dtype: Of the language model; bfloat16 on a GPU and float32 on a CPU.
         batch_size: 1.
-        selection_method: "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does not;
-            that of the checkpoint if not given.
+        selection_method: "gain", "elbow" or "silhouette" lets content decide how many codes a video gets, "fixed" does
+            not; that of the checkpoint if not given.
     """
 
     model_id = "tokenthrift_vqtoken"

@@ -53,8 +53,8 @@ def register(
         max_new_tokens: Of an answer.
         device: Where the model runs; the GPU if there is one, else the CPU.
         dtype: Of the language model; bfloat16 on a GPU and float32 on a CPU.
-        selection_method: "fixed", "elbow" or "silhouette": how many codes a video gets; that of the checkpoint if not
-            given.
+        selection_method: "fixed", "gain", "elbow" or "silhouette": how many codes a video gets; that of the checkpoint
+            if not given.
     """
     models = import_module("vlmeval.config").supported_VLM
     kind = harness_class(_Model, "VQTokenModel", "vlmeval.vlm.base:BaseModel")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretrained", required=True, help="a converted checkpoint or a LLaVA-OneVision")
     parser.add_argument("--budget", default="33", help="ceilings for each video, newline included (default: 33)")
     parser.add_argument(
-        "--selection-method", help="fixed, elbow or silhouette: how many codes (default: that of the checkpoint)"
+        "--selection-method", help="fixed, gain, elbow or silhouette: how many codes (default: that of the checkpoint)"
     )
     run_kit(parser, "VQToken", register, argv)
 
