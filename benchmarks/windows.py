@@ -66,10 +66,10 @@ def main() -> None:
                 silence = np.zeros(round(gap * RATE), np.float32)
                 whole = with_noise(np.concatenate([part for clip in clips for part in (clip, silence)]), level, rising)
                 soundfile.write(path := Path(folder, "joined.wav"), whole, RATE, subtype="FLOAT")
-                places = np.cumsum([0, *(len(clip) + len(silence) for clip in clips)])
+                starts = np.cumsum([0, *(len(clip) + len(silence) for clip in clips)])
                 singles = [Path(folder, f"{index}.wav") for index in range(len(clips))]
-                for clip, place, single_path in zip(clips, places, singles, strict=False):
-                    soundfile.write(single_path, whole[place : place + len(clip)], RATE, subtype="FLOAT")
+                for clip, start, single_path in zip(clips, starts, singles, strict=False):
+                    soundfile.write(single_path, whole[start : start + len(clip)], RATE, subtype="FLOAT")
                 result, *alone = transcriber.transcribe(path, *singles)
                 single = 100 * word_errors(texts, [each.text for each in alone]).rate
                 joined = 100 * word_errors([" ".join(texts)], [result.text]).rate

@@ -28,10 +28,10 @@ BATCH = 8
 
 
 def read_set(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a manifest with what is heard; the longest first."""
+    """Rows of a manifest with their audio; the longest first."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    heard = [row | {"audio": read_audio(folder / row["audio_filepath"])} for row in rows if "<" not in row["text"]]
-    return sorted(heard, key=lambda row: len(row["audio"]), reverse=True)
+    rows = [row | {"audio": read_audio(folder / row["audio_filepath"])} for row in rows if "<" not in row["text"]]
+    return sorted(rows, key=lambda row: len(row["audio"]), reverse=True)
 
 
 @torch.inference_mode()

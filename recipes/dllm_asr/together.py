@@ -81,9 +81,9 @@ def read_clips(shard: Path) -> list[Utterance]:
 
 def utterances(shard: Path, clips: list[Utterance], rng: random.Random) -> list[Utterance]:
     """Clips of a shard as they are trained on: one by one, or joined where they are very short."""
-    heard = [(audio.float() / 32768, text) for audio, text in clips]
-    joined = sum(len(audio) for audio, _ in heard) < SHORT_CLIPS * RATE * len(heard)
-    return join(heard, rng, JOINED) if joined else heard
+    normalized = [(audio.float() / 32768, text) for audio, text in clips]
+    joined = sum(len(audio) for audio, _ in normalized) < SHORT_CLIPS * RATE * len(normalized)
+    return join(normalized, rng, JOINED) if joined else normalized
 
 
 def batches(
@@ -107,15 +107,15 @@ def batches(
         for first in range(0, len(order), together):
             chosen = order[first : first + together]
             kept = {shard: kept[shard] if shard in kept else read_clips(shard) for shard in chosen}
-            heard: list[Utterance] = []
+            examples: list[Utterance] = []
             for shard in chosen:
                 for _ in range(repeats if shard.name.startswith("9000") else 1):
-                    heard += utterances(shard, kept[shard], rng)
-            for rows in by_length([len(audio) for audio, _ in heard], seconds * RATE, rng):
+                    examples += utterances(shard, kept[shard], rng)
+            for rows in by_length([len(audio) for audio, _ in examples], seconds * RATE, rng):
                 seed = rng.getrandbits(31)
                 if number >= start:
                     one = random.Random(seed)
-                    yield [(augment(heard[i][0], one, noises, rooms), heard[i][1]) for i in rows], seed
+                    yield [(augment(examples[i][0], one, noises, rooms), examples[i][1]) for i in rows], seed
                 number += 1
 
 
@@ -174,14 +174,14 @@ def denoising_loss(
 def losses(
     model: DllmAsr,
     teacher: torch.nn.Module | None,
-    heard: list[Utterance],
+    examples: list[Utterance],
     seed: int,
     weights: Weights,
     pools: tuple[int, ...] = (),
 ) -> dict[str, Tensor]:
     """The weighted losses of a batch by name; all that is random about them comes from `seed`."""
-    rng, texts = random.Random(seed), [text for _, text in heard]
-    mels, lengths = pad_mels([log_mel(audio, model.config.encoder.num_mel_bins) for audio, _ in heard])
+    rng, texts = random.Random(seed), [text for _, text in examples]
+    mels, lengths = pad_mels([log_mel(audio, model.config.encoder.num_mel_bins) for audio, _ in examples])
     states = model.encoder(hide(mels, 2 * lengths, rng), lengths)
     log_p = model.draft(states, lengths)
     pool = rng.choice(pools) if pools else model.config.adapter.pool
@@ -347,9 +347,9 @@ def main() -> None:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share_of_rate(step, done)
-        heard, seed = next(feed)
+        examples, seed = next(feed)
         guided = arguments.distance_every and step % arguments.distance_every == 0
-        parts = losses(model, teacher if guided else None, heard, seed, weights, tuple(arguments.pools))
+        parts = losses(model, teacher if guided else None, examples, seed, weights, tuple(arguments.pools))
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

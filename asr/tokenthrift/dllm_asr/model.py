@@ -252,9 +252,9 @@ class DllmAsr(HubModel):
             longest = min(MAX_STATES, states_of(len(audio[order[0]]) + silence))
             rows = order[: max(1, BATCH_STATES // longest)]
             order = order[len(rows) :]
-            heard, own = [audio[i] for i in rows], [rates[i] for i in rows]
-            states, lengths = self.encode(heard)
-            drafts = None if self.draft_model is None else [draft_of(t) for t in self.draft_model.transcribe(heard)]
+            batch, own = [audio[i] for i in rows], [rates[i] for i in rows]
+            states, lengths = self.encode(batch)
+            drafts = None if self.draft_model is None else [draft_of(t) for t in self.draft_model.transcribe(batch)]
             done = self.decode(states, lengths, decode, rates=own, drafts=drafts)
             done = self.as_read(done, states, lengths, own)
             results.update(zip(rows, done, strict=True))

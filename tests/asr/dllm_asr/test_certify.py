@@ -263,11 +263,6 @@ def test_beams_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def whisper() -> DllmAsr:
-    return tiny_model("whisper").double()
-
-
-@pytest.fixture(scope="module")
 def llama() -> DllmAsr:
     return tiny_model("llama").double()
 

@@ -37,11 +37,6 @@ few = settings(deadline=None, max_examples=50)
 
 
 @pytest.fixture(scope="module")
-def whisper() -> DllmAsr:
-    return tiny_model("whisper").double()
-
-
-@pytest.fixture(scope="module")
 def encoded(whisper: DllmAsr) -> tuple[Tensor, Tensor]:
     states, lengths = whisper.encode(AUDIO)
     return states, lengths
