@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Column: TypeAlias = Literal["int", "float", "text", "ints", "regions"]
-"""What a figure is; regions have the share of a clip and the place of each code."""
+"""What a figure is; regions have the share of a clip and the position of each code."""
 
 USAGE_COLUMNS: Final[Mapping[str, Column]] = {"native": "int", "cap": "int", "tokens": "int", "error": "float"}
 """Those of `usage_row`."""

@@ -22,8 +22,8 @@ class _Worker:
         self.transcriber = spec.transcriber()
 
     def __call__(self, items: list[tuple[int, Recording]]) -> Iterator[tuple[int, FileTranscript]]:
-        for place, result in self.transcriber.finished([recording for _, recording in items]):
-            yield items[place][0], result
+        for index, result in self.transcriber.finished([recording for _, recording in items]):
+            yield items[index][0], result
 
 
 class RayEngine:
@@ -44,7 +44,7 @@ class RayEngine:
         report: Callable[[float, float], None],
         stop: Callable[[], bool],
     ) -> Iterator[tuple[int, FileTranscript]]:
-        """Results as they are done, with the places of their recordings.
+        """Results as they are done, with the indices of their recordings.
 
         Raises:
             MissingExtraError: Ray is not installed.

@@ -1,4 +1,4 @@
-"""The weights of Silero VAD: where they are, and what tells them from others; needs neither torch nor the package."""
+"""The weights of Silero VAD: where they are, and a digest of them; needs neither torch nor the package."""
 
 from __future__ import annotations
 

@@ -44,12 +44,12 @@ class Journal:
     def __init__(self, root: Path, name: str = "journal") -> None:
         self.root = root
         self.path = root / FOLDER / f"{name}.jsonl"
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._offsets: dict[str, tuple[Path, int]] = {}
         self._own: set[str] = set()
         self._pending: dict[str, list[str]] = {}
         self._alone = name == "journal"  # what other shards have begun, they may be writing now
         folder = root / FOLDER
-        # Journals of other shards tell as well what is done; ours is read last, so that its word counts.
+        # Journals of other shards count too; ours is read last, so that its entries take precedence.
         others = sorted(path for path in folder.glob("*.jsonl") if path != self.path) if folder.is_dir() else []
         for path in [*others, self.path]:
             if path.is_file():
@@ -57,28 +57,28 @@ class Journal:
 
     def _read(self, path: Path) -> None:
         with path.open("rb") as file:
-            place = 0
+            offset = 0
             for line in file:
                 entry = _parse(line)
                 if entry is not None:
                     key, files = entry["key"], [str(name) for name in entry["files"]]
                     self._own.update(files)
                     if "row" in entry:
-                        self._places[key] = path, place
+                        self._offsets[key] = path, offset
                         self._pending.pop(key, None)
                     else:
-                        self._places.pop(key, None)
+                        self._offsets.pop(key, None)
                         if path == self.path or self._alone:
                             self._pending[key] = files
-                place += len(line)
+                offset += len(line)
 
     def done(self, key: str) -> dict[str, Any] | None:
         """The entry of what was done under a key, or None."""
-        if key not in self._places:
+        if key not in self._offsets:
             return None
-        path, place = self._places[key]
+        path, offset = self._offsets[key]
         with path.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             return _parse(file.readline())
 
     def owns(self, name: str) -> bool:
@@ -97,7 +97,7 @@ class Journal:
         names = list(files)
         if (before := self.done(key)) is not None:
             names = list(dict.fromkeys([*names, *before["files"]]))  # a failed recording writes fewer
-            del self._places[key]
+            del self._offsets[key]
         self._own.update(names)
         if self._pending.get(key) != names:
             self._pending[key] = names
@@ -105,15 +105,15 @@ class Journal:
 
     def finish(self, key: str, files: Iterable[str], row: dict[str, Any]) -> None:
         """Says that a recording is done."""
-        place = self._append({"format": _FORMAT, "key": key, "files": list(files), "row": row})
-        self._places[key] = self.path, place
+        offset = self._append({"format": _FORMAT, "key": key, "files": list(files), "row": row})
+        self._offsets[key] = self.path, offset
         self._pending.pop(key, None)
 
     def compact(self, keys: Iterable[str]) -> None:
         """Writes the journal anew with what holds: this run in the order of `keys`, then runs with other inputs."""
         draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         here, taken = dict.fromkeys(keys), set[str]()
-        own = [key for key, (path, _) in self._places.items() if path == self.path]
+        own = [key for key, (path, _) in self._offsets.items() if path == self.path]
         try:
             with draft.open("xb") as file:
                 for key in here:
@@ -130,7 +130,7 @@ class Journal:
             os.replace(draft, self.path)
         finally:
             draft.unlink(missing_ok=True)
-        self._places, self._pending = {}, {}
+        self._offsets, self._pending = {}, {}
         self._read(self.path)
 
     def _entry(self, key: str) -> dict[str, Any] | None:
@@ -143,15 +143,15 @@ class Journal:
     def _append(self, entry: dict[str, Any]) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            place = file.tell()
-            if place and not _ends_with_newline(self.path):
+            offset = file.tell()
+            if offset and not _ends_with_newline(self.path):
                 # The line before was torn by a kill: this one begins anew.
                 file.write(b"\n")
-                place += 1
+                offset += 1
             file.write(_line(entry))
             file.flush()
             os.fsync(file.fileno())
-        return place
+        return offset
 
 
 def write_bytes(path: Path, data: bytes) -> None:

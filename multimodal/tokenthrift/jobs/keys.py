@@ -1,4 +1,4 @@
-"""What tells one piece of work from another: the input, the model and the options; a key of these is in the journal."""
+"""What identifies a piece of work: the input, the model and the options; a key of these is in the journal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file_identity(path: Path) -> dict[str, int]:
 
 
 def model_identity(source: str, revision: str | None) -> str:
-    """What tells a model from another: the commit of a repository, the content of a folder.
+    """What identifies a model: the commit of a repository, the content of a folder.
 
     Raises:
         SourceError: the source leads nowhere.
@@ -43,7 +43,7 @@ def model_identity(source: str, revision: str | None) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """What tells a model folder from another of the same name: of large files, their size and 64 pieces."""
+    """A digest of the content of a model folder: of large files, their size and 64 pieces."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         if path.suffix == ".md":

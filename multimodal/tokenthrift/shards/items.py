@@ -77,7 +77,7 @@ def safe_name(name: str) -> str | None:
 
 
 def unique_keys() -> Callable[[str | None, int], str]:
-    """A function that gives items of a shard keys of their own, also where capitals are not told apart.
+    """A function that gives items of a shard keys of their own, also on file systems that ignore case.
 
     A key is the name without suffix. WebDataset cuts a name at its first dot, so that a key has none.
     """

@@ -61,17 +61,17 @@ class ShardJob:
         self._again: dict[int, dict[int, dict[str, Any]]] = {}
 
     def todo(self) -> list[tuple[int, Unit, frozenset[int]]]:
-        """Units that are not done, with their places and what is done of them; drafts of a killed run are removed.
+        """Units that are not done, with their indices and what is done of them; drafts of a killed run are removed.
 
         Raises:
             FileExistsError: a shard would replace a file that no run has written.
         """
         self._journal.clean(self.listing)
         found = []
-        for place, unit in enumerate(self.units):
-            rows = {} if self.overwrite else self._done(place)
+        for index, unit in enumerate(self.units):
+            rows = {} if self.overwrite else self._done(index)
             if not any(row["last"] and len(rows) == piece + 1 for piece, row in rows.items()):
-                found.append((place, unit, frozenset(rows)))
+                found.append((index, unit, frozenset(rows)))
                 self._check_free(self._name(unit, 0))
         return found
 
@@ -89,10 +89,10 @@ class ShardJob:
         Raises:
             OSError: a shard cannot be written, or would replace a file that no run has written.
         """
-        for place, piece in self._pieces(todo, stop, engine, workers, address):
-            if (place, piece.number) in self._written:
+        for index, piece in self._pieces(todo, stop, engine, workers, address):
+            if (index, piece.number) in self._written:
                 continue  # a worker died and another did it again
-            yield self._write(place, piece), piece
+            yield self._write(index, piece), piece
             if stop():
                 return
 
@@ -110,10 +110,10 @@ class ShardJob:
             return map_on_ray(Worker, (self.spec,), todo, workers=workers, address=address)
         return Worker(self.spec)(todo, stop)
 
-    def _write(self, place: int, piece: Piece) -> str:
-        unit = self.units[place]
+    def _write(self, index: int, piece: Piece) -> str:
+        unit = self.units[index]
         name = self._name(unit, piece.number)
-        path, key = self.root / name, self._key(place, piece.number)
+        path, key = self.root / name, self._key(index, piece.number)
         check_inside(path, self.root)
         self._check_free(name)
         data = self._encode(piece.rows, self._columns)
@@ -123,21 +123,21 @@ class ShardJob:
         write_bytes(path, data)
         row = {"last": piece.last, **count_rows(piece.rows)}
         if piece.again:
-            self._again.setdefault(place, {})[piece.number] = row
+            self._again.setdefault(index, {})[piece.number] = row
         else:
             self._journal.finish(key, [name], row)
-        self._written.add((place, piece.number))
+        self._written.add((index, piece.number))
         return name
 
     def close(self, *, complete: bool) -> dict[str, int]:
         """Writes the listing, and in a run that was not ended early puts the journal in order; sums over all shards."""
         lines, keys = [], []
-        for place, unit in enumerate(self.units):
-            rows = {**self._done(place), **self._again.get(place, {})}
+        for index, unit in enumerate(self.units):
+            rows = {**self._done(index), **self._again.get(index, {})}
             for piece, row in sorted(rows.items()):
                 counts = {name: value for name, value in row.items() if name != "last"}
                 lines.append({"shard": self._name(unit, piece), "source": unit.source, **counts})
-                keys.append(self._key(place, piece))
+                keys.append(self._key(index, piece))
             if complete and rows and self._whole:
                 self._remove_behind(unit, max(rows))
         text = "".join(f"{json.dumps(line, ensure_ascii=True)}\n" for line in lines)
@@ -147,14 +147,14 @@ class ShardJob:
         names = ("items", "completed", "failed", "native", "tokens")
         return {name: sum(int(line[name]) for line in lines) for name in names} | {"shards": len(lines)}
 
-    def _done(self, place: int) -> dict[int, Mapping[str, Any]]:
+    def _done(self, index: int) -> dict[int, Mapping[str, Any]]:
         """What is done of a unit, by the number of the piece; a killed run, or a piece to do again, leaves gaps."""
         rows: dict[int, Mapping[str, Any]] = {}
         for piece in range(1 << 30):
-            name = self._name(self.units[place], piece)
+            name = self._name(self.units[index], piece)
             if not self._journal.owns(name):
                 break
-            entry = self._journal.done(self._key(place, piece))
+            entry = self._journal.done(self._key(index, piece))
             if entry is not None and (self.root / name).is_file():
                 rows[piece] = entry["row"]
                 if entry["row"]["last"]:
@@ -178,6 +178,6 @@ class ShardJob:
     def _name(self, unit: Unit, piece: int) -> str:
         return f"{unit.shard(piece)}.{self._suffix}"
 
-    def _key(self, place: int, piece: int) -> str:
+    def _key(self, index: int, piece: int) -> str:
         decisive = {**self.spec.decisive, "format": self._form}
-        return key_of({**self._identities[place], "piece": piece}, self._model, decisive)
+        return key_of({**self._identities[index], "piece": piece}, self._model, decisive)

@@ -52,11 +52,11 @@ def table_items(path: Path, suffix: str, column: str | None = None) -> Iterator[
             try:
                 table = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
                 leaf = _leaf(table.schema_arrow, column, arrow)
-                places = [i for i in range(len(table.schema)) if table.schema.column(i).path == leaf]
-                if len(places) != 1:
+                columns = [i for i in range(len(table.schema)) if table.schema.column(i).path == leaf]
+                if len(columns) != 1:
                     raise TableError(f"no single column {leaf}")
                 groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
-                shared = max((_check_pages(file, group.column(places[0])) for group in groups), default=0)
+                shared = max((_check_pages(file, group.column(columns[0])) for group in groups), default=0)
                 # Every row may be a value as long as the whole dictionary.
                 rows = max(1, min(_ROWS, _SHARED // max(1, shared)))
                 for batch in table.iter_batches(rows, columns=[leaf], use_threads=False):
@@ -112,8 +112,8 @@ def _buffers(values: Any, arrow: Any) -> Iterator[Any]:
             yield value.as_buffer()
         return
     for index in values.indices:
-        place = index.as_py()
-        value = None if place is None else values.dictionary[place]
+        position = index.as_py()
+        value = None if position is None else values.dictionary[position]
         yield None if value is None or not value.is_valid else value.as_buffer()
 
 
@@ -123,26 +123,26 @@ def _check_pages(file: IO[bytes], column: Any) -> int:
     Raises:
         TableError: one does, or the pages are not where the footer says.
     """
-    place = column.data_page_offset
+    offset = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset is not None:
-        place = min(place, column.dictionary_page_offset)
-    end = place + column.total_compressed_size
+        offset = min(offset, column.dictionary_page_offset)
+    end = offset + column.total_compressed_size
     size = os.fstat(file.fileno()).st_size
-    if not 0 <= place <= end <= size:
-        raise TableError(f"damaged: pages from byte {place} to {end} of {size}")
+    if not 0 <= offset <= end <= size:
+        raise TableError(f"damaged: pages from byte {offset} to {end} of {size}")
     shared = 0
-    while place < end:
-        file.seek(place)
+    while offset < end:
+        file.seek(offset)
         header = _Thrift(file.read(_HEADER))
         fields = header.struct()
         unpacked, packed = fields.get(2), fields.get(3)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or packed < 0 or unpacked < 0:
-            raise TableError(f"damaged: no page at byte {place}")
+            raise TableError(f"damaged: no page at byte {offset}")
         if unpacked > MAX_PAGE_BYTES:
             raise TableError(f"a page that claims {unpacked} bytes, more than {MAX_PAGE_BYTES}")
         if fields.get(1) == _DICTIONARY_PAGE:
             shared = max(shared, unpacked)
-        place += header.at + packed
+        offset += header.at + packed
     return shared
 
 

@@ -60,14 +60,14 @@ def _members(path: Path, file: IO[bytes], size: int, suffixes: Collection[str]) 
     if form := next((name for magic, name in _COMPRESSED if start.startswith(magic)), None):
         yield _lost(path, f"a tar compressed with {form}, which could unpack to any size; unpack it first")
         return
-    place = 0
+    offset = 0
     try:
         tar = tarfile.TarFile(fileobj=_Bounded(file), mode="r", errorlevel=1)  # type: ignore[arg-type]
     except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
         yield _lost(path, f"no tar, or damaged: {error}")
         return
     while True:
-        file.seek(place)
+        file.seek(offset)
         tar.pax_headers = {}  # global ones hold for the next member, and must not pile up
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
@@ -76,17 +76,17 @@ def _members(path: Path, file: IO[bytes], size: int, suffixes: Collection[str]) 
             if type(error).__name__ == "EmptyHeaderError":
                 yield _lost(path, f"cut short: it ends at byte {size} without an end mark")
             elif type(error).__name__ != "EOFHeaderError":
-                yield _lost(path, f"damaged at byte {place} of {size}; the rest is lost: {error}")
-            elif rest := _first_byte(file, place):
+                yield _lost(path, f"damaged at byte {offset} of {size}; the rest is lost: {error}")
+            elif rest := _first_byte(file, offset):
                 yield _lost(path, f"bytes behind the end mark are not read: from byte {rest} of {size}")
             return
         except (tarfile.TarError, ValueError, RecursionError, OverflowError, KeyError) as error:
-            yield _lost(path, f"damaged at byte {place} of {size}; the rest is lost: {error}")
+            yield _lost(path, f"damaged at byte {offset} of {size}; the rest is lost: {error}")
             return
         following = tar.offset
         short = member.offset_data + max(0, member.size) > size
-        if member.size < 0 or following <= place:
-            yield _lost(path, f"damaged at byte {place} of {size}; the rest is lost: a size of {member.size}")
+        if member.size < 0 or following <= offset:
+            yield _lost(path, f"damaged at byte {offset} of {size}; the rest is lost: a size of {member.size}")
             return
         name = PurePosixPath(member.name)
         if name.suffix.lower() in suffixes and not name.name.startswith(".") and not member.isdir():
@@ -94,7 +94,7 @@ def _members(path: Path, file: IO[bytes], size: int, suffixes: Collection[str]) 
         if short:
             yield _lost(path, f"cut short: a member ends at byte {member.offset_data + member.size} of {size}")
             return
-        place = following
+        offset = following
 
 
 def _item(path: Path, file: IO[bytes], member: tarfile.TarInfo, *, short: bool) -> Item:
@@ -126,13 +126,13 @@ def _item(path: Path, file: IO[bytes], member: tarfile.TarInfo, *, short: bool) 
     return Item(name, source, copy=copy)
 
 
-def _first_byte(file: IO[bytes], place: int) -> int:
+def _first_byte(file: IO[bytes], offset: int) -> int:
     """Where something begins behind the end mark; 0 if nothing does."""
-    file.seek(place)
+    file.seek(offset)
     while piece := file.read(_PIECE):
         if rest := piece.lstrip(b"\0"):
-            return place + len(piece) - len(rest)
-        place += len(piece)
+            return offset + len(piece) - len(rest)
+        offset += len(piece)
     return 0
 
 

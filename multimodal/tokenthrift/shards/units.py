@@ -50,7 +50,7 @@ class Unit:
         return f"{self.output}-{self.number + piece:05}"
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from another: the names, sizes and times of its files."""
+        """What identifies it: the names, sizes and times of its files."""
         files = [[str(path), *file_identity(path).values()] for path, _ in self.files]
         return {"output": self.output, "number": self.number, "files": files}
 

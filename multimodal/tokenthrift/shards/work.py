@@ -95,15 +95,15 @@ class Worker:
     def __call__(
         self, work: Sequence[tuple[int, Unit, frozenset[int]]], stop: Callable[[], bool] = bool
     ) -> Iterator[tuple[int, Piece]]:
-        """Pieces of units, with the places of these.
+        """Pieces of units, with the indices of these.
 
         Args:
-            work: places, units, and the numbers of pieces that are there already.
+            work: indices, units, and the numbers of pieces that are there already.
             stop: asked after every batch; where it says so, the piece in hand is left.
         """
-        for place, unit, there in work:
+        for index, unit, there in work:
             for piece in self.pieces(unit, there, stop):
-                yield place, piece
+                yield index, piece
 
     def rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """Rows of a unit, each as soon as its batch is done, for readers of lines."""
