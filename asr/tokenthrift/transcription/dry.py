@@ -21,6 +21,7 @@ def dry_run(spec: JobSpec, recordings: Sequence[Recording], skipped: int) -> int
     from tokenthrift.media.errors import MediaError
     from tokenthrift.media.probe import probe
     from tokenthrift.transcription.files import windows_of
+    from tokenthrift.transcription.sound import missing_sound
 
     model = spec.transcriber().model
     total_seconds, total_tokens, failed = 0.0, 0, 0
@@ -30,8 +31,7 @@ def dry_run(spec: JobSpec, recordings: Sequence[Recording], skipped: int) -> int
             if recording.error is not None:
                 raise ValueError(recording.error)
             seconds = max(0.0, (probe(recording.path).size.seconds or 0.0) - recording.offset)
-            if recording.offset and not seconds:
-                raise ValueError(f"there is nothing at {recording.offset:.3f} s of it")
+            missing_sound(recording, seconds)
             seconds = min(seconds, recording.duration or seconds)
             windows = windows_of(ItemSize(seconds=seconds or None), min(30.0, model.max_seconds)) if seconds else []
             tokens = sum(usage.used for usage in model.plan(windows, spec.budget)) if windows else 0

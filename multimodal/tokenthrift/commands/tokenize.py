@@ -105,9 +105,10 @@ def _shards(arguments: argparse.Namespace, spec: TokenSpec, units: list[Unit], r
     from tokenthrift.shards.job import ShardJob
 
     root: Path = arguments.out_dir
-    inside = next((p for unit in units for p, _ in unit.files if p.resolve().is_relative_to(root.resolve())), None)
+    real = root.resolve()
+    inside = any(path.resolve().is_relative_to(real) for unit in units for path, _ in unit.files)
     folders = [name for name in arguments.input if Path(name).is_dir()]
-    if inside or any(root.resolve().is_relative_to(Path(name).resolve()) for name in folders):
+    if inside or any(real.is_relative_to(Path(name).resolve()) for name in folders):
         raise ValueError(f"--out-dir {root} and an input lie in each other: its shards would be inputs of the next run")
     if "codes" in spec.options:
         spec = replace(spec, options={**spec.options, "codes": True})

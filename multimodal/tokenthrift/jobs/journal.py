@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 __all__ = ["FOLDER", "BusyError", "Journal", "check_inside", "locked", "write_bytes"]
 
@@ -111,25 +111,18 @@ class Journal:
 
     def compact(self, keys: Iterable[str]) -> None:
         """Writes the journal anew with what holds: this run in the order of `keys`, then runs with other inputs."""
-        draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         here, taken = dict.fromkeys(keys), set[str]()
         own = [key for key, (path, _) in self._offsets.items() if path == self.path]
-        try:
-            with draft.open("xb") as file:
-                for key in here:
-                    if (entry := self._entry(key)) is not None:
-                        file.write(_line(entry))
-                        taken.update(entry["files"])
-                # What this run has replaced is another's no more.
-                for key in dict.fromkeys([*own, *self._pending]):
-                    entry = None if key in here else self._entry(key)
-                    if entry is not None and taken.isdisjoint(entry["files"]):
-                        file.write(_line(entry))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with _replacing(self.path) as file:
+            for key in here:
+                if (entry := self._entry(key)) is not None:
+                    file.write(_line(entry))
+                    taken.update(entry["files"])
+            # What this run has replaced is another's no more.
+            for key in dict.fromkeys([*own, *self._pending]):
+                entry = None if key in here else self._entry(key)
+                if entry is not None and taken.isdisjoint(entry["files"]):
+                    file.write(_line(entry))
         self._offsets, self._pending = {}, {}
         self._read(self.path)
 
@@ -162,10 +155,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: The disk is full, the folder read-only and the like; `path` is as it was.
     """
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A draft that becomes the file once all is written and on the disk."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with draft.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
