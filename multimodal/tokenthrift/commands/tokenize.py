@@ -1,9 +1,9 @@
 """`tokenthrift tokenize`: files to tokens under a budget.
 
-One JSON object an item goes to stdout or to `--out`, in the order of the inputs, and a summary to stderr. An item that
-cannot be read is named on stderr, has a line with `failed` instead of figures, and the others go on. Inputs are files,
-and shards of a collection (WebDataset tars, Parquet tables). With `--out-dir` the rows go into shards, by a job that
-survives a crash and that a Ray cluster can do, see `tokenthrift.shards`.
+One JSON object an item goes to stdout or to `--out`, shards before loose files and else in the order of the inputs, and
+a summary to stderr. An item that cannot be read is named on stderr, has a line with `failed` instead of figures, and
+the others go on. Inputs are files, and shards of a collection (WebDataset tars, Parquet tables). With `--out-dir` the
+rows go into shards, by a job that survives a crash and that a Ray cluster can do, see `tokenthrift.shards`.
 """
 
 from __future__ import annotations
