@@ -24,7 +24,10 @@ from tokenthrift.karl.config import BaseConfig, KarlConfig
 from tokenthrift.training.optim import OptimConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "karl"
-NAMES = ("photos_base", "tiny_base", "tiny_stage1", "tiny_stage2", "imagenet100_stage1", "imagenet100_stage2")
+NAMES = (
+    *(f"{size}_{part}" for size in ("photos", "tiny") for part in ("base", "stage1", "stage2")),
+    *("imagenet100_stage1", "imagenet100_stage2"),
+)
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -80,9 +83,10 @@ def test_recipes_comment_every_key(name: str) -> None:
     assert [line for line in lines if line.strip(" -") not in ("init_args:", "") and "#" not in line] == []
 
 
-def test_the_tiny_recipes_are_of_one_model() -> None:
+@pytest.mark.parametrize("size", ["photos", "tiny"])
+def test_the_three_recipes_of_a_size_are_of_one_model(size: str) -> None:
     base, first, second = (
-        yaml.safe_load((RECIPE / f"tiny_{part}.yaml").read_text()) for part in ("base", "stage1", "stage2")
+        yaml.safe_load((RECIPE / f"{size}_{part}.yaml").read_text()) for part in ("base", "stage1", "stage2")
     )
     assert first["model"]["init_args"]["config"] == second["model"]["init_args"]["config"]
     assert first["model"]["init_args"]["config"]["base"] == base["model"]["init_args"]["config"]
