@@ -92,8 +92,7 @@ class Attention(nn.Module):
         return projected
 
     def _split(self, x: Tensor) -> Tensor:
-        parts: Tensor = x.unflatten(2, (self.heads, -1))
-        return parts.transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

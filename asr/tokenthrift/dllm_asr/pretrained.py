@@ -192,7 +192,7 @@ def _cut(source: str, text: Path, keep: list[int], mask_id: int) -> tuple[PreTra
 
     family = FAMILIES.get(str(_read(text).get("model_type")))
     if family is None:
-        trimmed = trim_vocabulary(language_model(fetch(source, FILES)), keep, len(SPECIAL))
+        trimmed = trim_vocabulary(language_model(source), keep, len(SPECIAL))
         cut = PrefixBackbone(trimmed.eval(), mask_id)
     else:
         whole = load_backbone(cast(Any, family), source, dtype=torch.float32)

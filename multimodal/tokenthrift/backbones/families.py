@@ -111,7 +111,7 @@ def load_backbone(
     if shape.model_type in DECODERS:
         lm = decoder_from_state(shape.for_transformers(), backbone_state(family, source, revision=revision))
     else:
-        lm = language_model(fetch(source, ["config.json", "model.safetensors"], revision=revision))
+        lm = language_model(source, revision=revision)
     lm.train(False)
     if dtype is not None:
         lm.to(dtype)
@@ -192,7 +192,7 @@ def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[s
     """
     if family in BIDIRECTIONAL:
         # transformers knows the names that its older checkpoints have.
-        lm = language_model(fetch(source, ["config.json", "model.safetensors"], **options))
+        lm = language_model(source, **options)
         return {name: tensor.detach() for name, tensor in lm.state_dict().items()}
     state = {name: tensor for path in fetch_weights(source, **options) for name, tensor in load_file(path).items()}
     return llada_state(state) if family == "llada" else state

@@ -5,7 +5,7 @@ both ways (BERT, ModernBERT), and decoders whose causal mask is replaced (Llama,
 such decoders under other names, see `families`).
 
 Differs from plain transformers: no row of an embedding is frozen as padding, attention is SDPA, weights are
-safetensors.
+safetensors, and a missing tensor is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from tokenthrift.backbones.shape import BIDIRECTIONAL, DECODERS
+from tokenthrift.sources import fetch, fetch_weights, is_folder
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -34,12 +35,13 @@ __all__ = [
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
-def language_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
+def language_model(source: str | Path | Mapping[str, Any], **options: Any) -> PreTrainedModel:
     """Makes a language model that `PrefixBackbone` takes, in float32 with SDPA attention.
 
     Args:
-        source: a local folder or Hub id, whose pretrained weights are loaded; or a configuration as plain data with
-            its "model_type", for random weights.
+        source: a local folder or Hub id, whose pretrained weights are loaded, one file or shards with their index; or a
+            configuration as plain data with its "model_type", for random weights.
+        options: of `sources.fetch`.
 
     Returns:
         The model in evaluation mode where pretrained, in training mode where fresh. It has no `pad_token_id`:
@@ -47,21 +49,30 @@ def language_model(source: str | Path | Mapping[str, Any]) -> PreTrainedModel:
 
     Raises:
         ValueError: a model family that is not supported.
+        SourceError, WeightsError: as `sources.fetch_weights`.
+        RuntimeError: a tensor is missing or of another shape; transformers would only warn and draw random ones.
     """
+    settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
     if isinstance(source, Mapping):
         check_model_type(str(source.get("model_type")))
         config = AutoConfig.for_model(**{**source, **dict.fromkeys(_SPECIAL_IDS)})
-    else:
-        config = AutoConfig.from_pretrained(source)
-        config.pad_token_id = None
+        return cast(PreTrainedModel, _class_for(config).from_config(config, **settings))
+    folder = fetch(source, ["config.json"], **options)
+    config = AutoConfig.from_pretrained(folder)
+    config.pad_token_id = None
     check_model_type(config.model_type)
-    auto: Any = AutoModelForMaskedLM if config.model_type in BIDIRECTIONAL else AutoModelForCausalLM
-    settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
-    fresh = isinstance(source, Mapping)
-    if fresh:
-        return cast(PreTrainedModel, auto.from_config(config, **settings))
-    lm = auto.from_pretrained(source, config=config, use_safetensors=True, **settings)
+    # All of one commit; and an index is checked before transformers follows it.
+    fetch_weights(source, **options if is_folder(source) else {**options, "revision": folder.name})
+    lm, found = _class_for(config).from_pretrained(
+        folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
+    )
+    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise RuntimeError(f"{source} does not hold {', '.join(wrong[:10])} of a {config.model_type}")
     return cast(PreTrainedModel, lm)
+
+
+def _class_for(config: PretrainedConfig) -> Any:
+    return AutoModelForMaskedLM if config.model_type in BIDIRECTIONAL else AutoModelForCausalLM
 
 
 def decoder_from_state(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenthrift.backbones.families import load_backbone
+from tokenthrift.backbones.families import backbone_state, load_backbone
 from tokenthrift.backbones.language_models import language_model
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.config import ConfigError
-from tokenthrift.sources import SourceError
+from tokenthrift.sources import SourceError, WeightsError
 
 VOCAB, MASK = 40, 39
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -131,6 +131,36 @@ def test_masked_language_models_of_transformers(tmp_path: Path, family: Any) -> 
     torch.testing.assert_close(read(backbone, ids), read(PrefixBackbone(lm, MASK), ids))
     with pytest.raises(ValueError, match="sees both ways"):
         load_backbone(family, tmp_path, attention="prefix")
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_shards_of_masked_language_models_are_read_by_their_index(tmp_path: Path, family: Any) -> None:
+    lm = random_lm({**SIZES, "max_position_embeddings": 64, "model_type": family})
+    lm.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert "model.safetensors" not in shards
+    backbone = load_backbone(family, tmp_path, mask_id=MASK)
+    ids = torch.randint(0, MASK, (1, 8), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(read(backbone, ids), read(PrefixBackbone(lm, MASK), ids))
+    state = backbone_state(family, tmp_path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in lm.state_dict().items())
+    # A tensor that no shard holds, a shard that is not there, and an index that leads out of the folder.
+    whole = json.loads(index.read_text())
+    last = load_file(tmp_path / shards[-1])
+    name, _ = last.popitem()
+    save_file(last, tmp_path / shards[-1], {"format": "pt"})
+    kept = {key: shard for key, shard in whole["weight_map"].items() if key != name}
+    index.write_text(json.dumps({**whole, "weight_map": kept}))
+    with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
+        load_backbone(family, tmp_path, mask_id=MASK)
+    index.write_text(json.dumps({**whole, "weight_map": {**kept, name: "absent.safetensors"}}))
+    with pytest.raises(SourceError, match=r"absent\.safetensors"):
+        load_backbone(family, tmp_path, mask_id=MASK)
+    index.write_text(json.dumps({**whole, "weight_map": {**kept, name: "../model.safetensors"}}))
+    with pytest.raises(WeightsError, match="other than safetensors files beside it"):
+        load_backbone(family, tmp_path, mask_id=MASK)
 
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
