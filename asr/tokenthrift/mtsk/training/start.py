@@ -46,7 +46,8 @@ def carried_over(model: LlamaMtsk, given: Mapping[str, Tensor], origin: Origin) 
     A projector comes from the given one of the nearest rate, so a model of one pair of rates starts one of many. One
     adapter for all scales (MS) starts that of every scale (SS), or the shared one (MSS), so that the model begins with
     the outputs of the given one; with the same strategy an adapter comes from that of the same pair of rates. All other
-    adapters start as they are.
+    adapters start as they are. Encoders are frozen and the model's own: the states it trains on may be another encoder's
+    than the given model's.
 
     Args:
         model: to be filled.
@@ -60,6 +61,8 @@ def carried_over(model: LlamaMtsk, given: Mapping[str, Tensor], origin: Origin) 
             source = _adapter(name, model.config, origin)
         elif part in ("audio_proj", "video_proj"):
             source = _projector(part, rest, model.config, origin)
+        elif part in ("audio_encoder", "video_encoder"):
+            source = None
         else:
             source = name
         found = None if source is None else given.get(source)

@@ -88,6 +88,21 @@ def test_a_projector_starts_as_that_of_the_nearest_rate(parts: dict[str, str], t
     assert torch.equal(one.state_dict()[f"video_proj.0.{name}"], many.state_dict()[f"video_proj.0.{name}"])
 
 
+def test_encoders_stay_those_of_the_configuration(parts: dict[str, str]) -> None:
+    given = module_of(parts).model
+    with torch.no_grad():
+        for encoder in (given.audio_encoder, given.video_encoder):
+            for weight in encoder.parameters():
+                weight.add_(1.0)
+    given.markers.data.fill_(3.0)
+    model = module_of(parts).model
+    filled = carried_over(model, given.state_dict(), Origin.of(given.config))
+    assert filled["markers"].eq(3.0).all()
+    encoders = {name: own for name, own in model.state_dict().items() if name.startswith(("audio_enc", "video_enc"))}
+    assert encoders
+    assert all(torch.equal(filled[name], own) for name, own in encoders.items())
+
+
 def test_what_does_not_fit_stays(parts: dict[str, str]) -> None:
     many = module_of(parts, strategy="SS").model
     given = {"markers": torch.zeros(4, 64), "lora.nothing": torch.zeros(1), "audio_proj.0.0.weight": torch.zeros(1, 1)}
