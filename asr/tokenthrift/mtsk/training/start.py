@@ -46,8 +46,8 @@ def carried_over(model: LlamaMtsk, given: Mapping[str, Tensor], origin: Origin) 
     A projector comes from the given one of the nearest rate, so a model of one pair of rates starts one of many. One
     adapter for all scales (MS) starts that of every scale (SS), or the shared one (MSS), so that the model begins with
     the outputs of the given one; with the same strategy an adapter comes from that of the same pair of rates. All other
-    adapters start as they are. Encoders are frozen and the model's own: the states it trains on may be another encoder's
-    than the given model's.
+    adapters start as they are. Encoders stay the model's own, as its training states may be those of other encoders
+    than the given model has.
 
     Args:
         model: to be filled.
