@@ -10,7 +10,8 @@ letter (Levenshtein distance), because a misspelled word is cut into other token
 the aligned letter, which may be the rest of a word, is cut into tokens and verified next, and where the pass disagreed
 further on, its own tokens replace those of the draft (a step of Jacobi decoding), so several errors of a draft cost one
 pass together. Several drafts are read side by side. SpecDec++'s adaptive length (arXiv 2405.19715) is an option: there
-a trained head says how likely a token is accepted, here the draft's own confidence does.
+a trained head says how likely a token is accepted; here the last pass over it does, and before one the draft's own
+confidence. Recordings of a batch are read side by side too: one that is done leaves, and the next one enters.
 
 Why the text is the greedy one, whatever the draft: a token is only ever written if it is the greedy one after those
 before it. Why it ends: every pass writes at least one token, up to the limit.
@@ -27,9 +28,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenthrift.dllm_asr.edit_distance import next_distances
-from tokenthrift.dllm_asr.reading import CausalReader
+from tokenthrift.dllm_asr.reading import CausalReader, ReadTogether
 
-__all__ = ["Certified", "CertifyOptions", "Draft", "Spelling", "certify", "check_beams"]
+__all__ = [
+    "Certification",
+    "Certified",
+    "CertifyOptions",
+    "Draft",
+    "Spelling",
+    "certify",
+    "certify_together",
+    "check_beams",
+]
+
+
+UNLIKELY = 0.3
+"""How often a token is accepted that the last pass rejected after a wrong one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ class CertifyOptions:
     Attributes:
         correct: replace tokens of the draft where a pass disagrees after the first disagreement.
         max_rejection_prob: a pass reads a draft up to where one of its tokens is rejected with this probability, as
-            its confidences say; 1 reads it to the end.
+            the last pass over them says, or, where there was none, the confidences of the draft; 1 reads it to the end.
     """
 
     correct: bool = True
@@ -101,6 +115,90 @@ def check_beams(beams: int) -> None:
         raise ValueError(f"certified decoding writes the greedy text, so it has no beams, not {beams}: take beams=1")
 
 
+class Certification:
+    """The verification of the drafts of one recording, pass by pass.
+
+    Args:
+        reader: of the recording; nothing has been read yet.
+        drafts: none, one, or several that are read side by side.
+        spelling: of the tokens.
+        limit: most tokens to write, the end included.
+        end: token that ends the text.
+        forbidden: tokens that are never written.
+        options: how to verify.
+    """
+
+    def __init__(
+        self,
+        reader: CausalReader,
+        drafts: Sequence[Draft],
+        spelling: Spelling,
+        *,
+        limit: int,
+        end: int,
+        forbidden: Collection[int] = (),
+        options: CertifyOptions | None = None,
+    ) -> None:
+        options = options or CertifyOptions()
+        self.reader, self.end, self.limit = reader, end, min(limit, reader.positions)
+        self._banned = sorted(forbidden)
+        possible = _Possible(reader.vocab_size, frozenset(forbidden))
+        self._followers = [_Follower(draft, spelling, end, possible, options) for draft in drafts or [Draft(())]]
+        self._text: list[int] = []
+        self._chances: list[float] = []
+        self._unread, self._passes, self._accepted = list(reader.begin), 0, 0
+        self._proposals: list[list[int]] = []
+        self._distinct: list[tuple[int, ...]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has its end, or is as long as it may be."""
+        return len(self._text) >= self.limit or self._text[-1:] == [self.end]
+
+    def continuations(self) -> list[list[int]]:
+        """What the reader reads in the next pass, which `take` concludes."""
+        most = self.limit - len(self._text) - 1
+        self._proposals = [follower.propose(most) for follower in self._followers]
+        self._distinct = list(dict.fromkeys(map(tuple, self._proposals)))
+        return [[*self._unread, *proposal] for proposal in self._distinct]
+
+    def take(self, scores: Sequence[Tensor]) -> None:
+        """Writes what a pass over the continuations allows.
+
+        Args:
+            scores: `(n, vocab)` of what follows each token, for each continuation; forbidden tokens are set to -inf.
+        """
+        self._passes += 1
+        said = []
+        for row in scores:
+            own = row[len(self._unread) - 1 :]
+            if self._banned:
+                own[:, self._banned] = float("-inf")
+            highest, greedy = own.max(-1)
+            said.append((greedy.tolist(), (highest - own.logsumexp(-1)).exp().tolist()))
+        for follower, proposal in zip(self._followers, self._proposals, strict=True):
+            follower.corrected(proposal, *said[self._distinct.index(tuple(proposal))])
+        runs = [_agreed(proposal, tokens) for proposal, (tokens, _) in zip(self._distinct, said, strict=True)]
+        best = max(range(len(runs)), key=lambda i: runs[i])
+        (tokens, sure), run = said[best], runs[best]
+        self._accepted += run
+        # The pass also says what follows the run, unless that is the end.
+        count = run if self._distinct[best][:run][-1:] == (self.end,) else run + 1
+        self._text += tokens[:count]
+        self._chances += sure[:count]
+        for follower in self._followers:
+            follower.follow(tokens[:count])
+        self.reader.keep(best, len(self._unread) + run)
+        self._unread = self._text[-1:]
+
+    def result(self) -> Certified:
+        """The greedy text, once `done`."""
+        text, written = self._text, len(self._text)
+        if text[-1:] == [self.end]:
+            text = text[:-1]
+        return Certified(text, self._chances[: len(text)], self._passes, self._accepted, written)
+
+
 @torch.no_grad()
 def certify(
     reader: CausalReader,
@@ -112,61 +210,46 @@ def certify(
     forbidden: Collection[int] = (),
     options: CertifyOptions | None = None,
 ) -> Certified:
-    """The text that greedy decoding writes with the same reader, limit and forbidden tokens.
+    """The text that greedy decoding writes with the same reader, limit and forbidden tokens; see `Certification`."""
+    run = Certification(reader, drafts, spelling, limit=limit, end=end, forbidden=forbidden, options=options)
+    while not run.done:
+        run.take(reader.read(run.continuations()))
+    return run.result()
+
+
+@torch.no_grad()
+def certify_together(runs: Sequence[Certification], read: ReadTogether, rows: int) -> list[Certified]:
+    """Certifies recordings side by side; the text of each is that of the recording alone.
 
     Args:
-        reader: of one recording; nothing has been read yet.
-        drafts: none, one, or several that are read side by side.
-        spelling: of the tokens.
-        limit: most tokens to write, the end included.
-        end: token that ends the text.
-        forbidden: tokens that are never written.
-        options: how to verify.
+        runs: one for each recording.
+        read: a pass over the continuations of several readers, see `BatchReader`.
+        rows: most recordings in a pass; one that is done leaves, and the next one enters.
     """
-    options = options or CertifyOptions()
-    limit = min(limit, reader.positions)
-    possible = set(range(reader.vocab_size)).difference(forbidden)
-    followers = [_Follower(draft, spelling, end, possible, options) for draft in drafts or [Draft(())]]
-    text: list[int] = []
-    chances: list[float] = []
-    unread, passes, accepted = list(reader.begin), 0, 0
-    banned = torch.tensor(sorted(forbidden), dtype=torch.int64)
-    while len(text) < limit and text[-1:] != [end]:
-        proposals = [follower.propose(limit - len(text) - 1) for follower in followers]
-        distinct = list(dict.fromkeys(map(tuple, proposals)))
-        scores = reader.read([[*unread, *proposal] for proposal in distinct])
-        passes += 1
-        said = [_greedy(row[len(unread) - 1 :], banned) for row in scores]
-        for follower, proposal in zip(followers, proposals, strict=True):
-            follower.corrected(proposal, said[distinct.index(tuple(proposal))][0])
-        runs = [_agreed(proposal, tokens) for proposal, (tokens, _) in zip(distinct, said, strict=True)]
-        best = max(range(len(runs)), key=lambda i: runs[i])
-        tokens, sure = said[best]
-        run = runs[best]
-        accepted += run
-        # The pass also says what follows the run, unless that is the end.
-        count = run if distinct[best][:run][-1:] == (end,) else run + 1
-        text += tokens[:count]
-        chances += sure[:count]
-        for follower in followers:
-            follower.follow(tokens[:count])
-        reader.keep(best, len(unread) + run)
-        unread = text[-1:]
-    written = len(text)
-    if text[-1:] == [end]:
-        text.pop()
-    return Certified(text, chances[: len(text)], passes, accepted, written)
-
-
-def _greedy(scores: Tensor, banned: Tensor) -> tuple[list[int], list[float]]:
-    """The most probable token of each row and its probability."""
-    scores = scores.index_fill(1, banned.to(scores.device), float("-inf"))
-    best, tokens = scores.log_softmax(-1).max(-1)
-    return tokens.tolist(), best.exp().tolist()
+    waiting, active = [run for run in runs if not run.done][::-1], list[Certification]()
+    while waiting or active:
+        while waiting and len(active) < rows:
+            active.append(waiting.pop())
+        said = read([run.reader for run in active], [run.continuations() for run in active])
+        for run, scores in zip(active, said, strict=True):
+            run.take(scores)
+        active = [run for run in active if not run.done]
+    return [run.result() for run in runs]
 
 
 def _agreed(proposal: Sequence[int], tokens: Sequence[int]) -> int:
     return next((at for at, token in enumerate(proposal) if token != tokens[at]), len(proposal))
+
+
+@dataclass(frozen=True, slots=True)
+class _Possible:
+    """The tokens that may be written."""
+
+    size: int
+    forbidden: frozenset[int]
+
+    def __contains__(self, token: object) -> bool:
+        return isinstance(token, int) and 0 <= token < self.size and token not in self.forbidden
 
 
 @dataclass(slots=True)
@@ -179,6 +262,7 @@ class _Follower:
         codes: of the letters.
         distances: edit distance between the text so far and each beginning of the letters.
         corrections: tokens that a pass would rather have, by the letter where the token of the draft begins.
+        chances: how likely that token is accepted, or its correction, as the last pass over it says.
         proposed: of each token of the last proposal, where it begins and the draft's own token.
     """
 
@@ -191,6 +275,7 @@ class _Follower:
     codes: NDArray[np.int64] = field(init=False)
     distances: NDArray[np.int64] = field(init=False)
     corrections: dict[int, int] = field(default_factory=dict)
+    chances: dict[int, float] = field(default_factory=dict)
     proposed: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -209,7 +294,8 @@ class _Follower:
             for token in self.spelling.tokens(self.letters[position:stop]) if position < stop else ():
                 now = self.corrections.get(position, token)
                 if now in self.possible:
-                    all_accepted *= self.draft.confidence[index] if self.draft.confidence else 1.0
+                    sure = self.draft.confidence[index] if self.draft.confidence else 1.0
+                    all_accepted *= self.chances.get(position, sure)
                     if 1 - all_accepted > self.options.max_rejection_prob:
                         return out[:most]  # too unsure to be worth reading
                     out.append(now)
@@ -222,16 +308,23 @@ class _Follower:
         out.append(self.end)
         return out[:most]
 
-    def corrected(self, proposal: Sequence[int], tokens: Sequence[int]) -> None:
-        """Notes what a pass over the last proposal says after the first disagreement, whose token is written."""
+    def corrected(self, proposal: Sequence[int], tokens: Sequence[int], chances: Sequence[float]) -> None:
+        """Notes what a pass over the last proposal says after the first disagreement, whose token is written.
+
+        Args:
+            proposal: the last one.
+            tokens: the greedy token after each of its tokens.
+            chances: their probabilities.
+        """
         if not self.options.correct:
             return
         for at in range(_agreed(proposal, tokens) + 1, min(len(self.proposed), len(proposal))):
             position, own = self.proposed[at]
             self.corrections.pop(position, None)
+            self.chances[position] = chances[at] if tokens[at] == own else UNLIKELY
             # What follows a token that is wrong itself was said in its light.
             if tokens[at] != own and tokens[at - 1] == proposal[at - 1]:
-                self.corrections[position] = tokens[at]
+                self.corrections[position], self.chances[position] = tokens[at], chances[at]
 
     def follow(self, tokens: Sequence[int]) -> None:
         """The text goes on with these tokens."""

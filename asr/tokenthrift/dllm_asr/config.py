@@ -236,8 +236,10 @@ class DecodeConfig:
     certify_draft: Literal["ctc", "denoised", "both"] = "ctc"
     """Which drafts are verified: that of the CTC head, which costs no pass, the denoised text, or both side by side."""
     certify_rejection_prob: float = 1.0
-    """A verifying pass reads a draft up to where one of its tokens is rejected with this probability, as their
-    confidences say (SpecDec++); 1 reads it to the end."""
+    """A verifying pass reads a draft up to where one of its tokens is rejected with this probability, as the last pass
+    or their confidences say (SpecDec++); 1 reads it to the end."""
+    max_rows: int = 16
+    """Most texts that the language model reads side by side; one that is done leaves, and the next one enters."""
 
     def __post_init__(self) -> None:
         check_within("decode.confidence_threshold", self.confidence_threshold, 1e-6, 1.0)
@@ -254,6 +256,7 @@ class DecodeConfig:
         check_within("decode.n_best", self.n_best, 1, 256)
         check_within("decode.hotword_boost", self.hotword_boost, 0.0, 100.0)
         check_within("decode.certify_rejection_prob", self.certify_rejection_prob, 1e-6, 1.0)
+        check_within("decode.max_rows", self.max_rows, 1, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)

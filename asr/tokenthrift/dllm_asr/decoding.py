@@ -17,17 +17,25 @@ import torch
 from torch import Tensor
 
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
-from tokenthrift.backbones.samplers import SAMPLERS, DaedalSampler, PriorGuidedSampler, Sampler, TokenIds, sample
+from tokenthrift.backbones.samplers import (
+    SAMPLERS,
+    DaedalSampler,
+    PriorGuidedSampler,
+    Sampler,
+    TokenIds,
+    sample,
+    sample_ragged,
+)
 from tokenthrift.backbones.samplers import Canvas as SamplerCanvas
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
-from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, Spelling, certify
+from tokenthrift.dllm_asr.certify import Certification, Certified, CertifyOptions, Draft, Spelling, certify_together
 from tokenthrift.dllm_asr.config import DecodeConfig, DllmAsrConfig, DraftUse
 from tokenthrift.dllm_asr.draft import DraftWord, ctc_log_likelihood, draft_entropy, length_guard
 from tokenthrift.dllm_asr.hotwords import Hotwords
 from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
 from tokenthrift.dllm_asr.rates import STATE_RATE, Rate
-from tokenthrift.dllm_asr.reading import CausalReader, causal_readers, check_causal
+from tokenthrift.dllm_asr.reading import BatchReader, causal_readers, check_causal
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_positions
 from tokenthrift.transcript import Transcript, TranscriptToken
@@ -161,13 +169,14 @@ def transcribe_batch(
     going = [row for row in range(count) if denoised and not found[row]]
     for row, response in _denoise(model, batch, going, limits, settings, sampler):
         found[row].append(response)
-    if certified:
-        # Readers of different recordings have kept different numbers of tokens, so each reads by itself.
-        readers = causal_readers(model.backbone, batch.memory, batch.memory_mask)
+    ranked = [
+        [responses[at] for at in _order(batch.posteriors(row), [r.text for r in responses], settings)]
+        for row, responses in enumerate(found)
+    ]
+    texts = _certify(model, batch, ranked, limits, settings) if certified else []
     out = []
     for row, responses in enumerate(found):
-        order = _order(batch.posteriors(row), [r.text for r in responses], settings) if responses else []
-        best = responses[order[0]] if responses else None
+        best = ranked[row][0] if responses else None
         rounds = max((r.rounds for r in responses), default=0)
         usage = TokenUsage(
             native=int(batch.lengths[row]),
@@ -175,16 +184,9 @@ def transcribe_batch(
             used=batch.rates[row].positions,
             rounds=rounds,
         )
-        alternatives = tuple(responses[position].text for position in order[1:]) if settings.n_best > 1 else ()
+        alternatives = tuple(response.text for response in ranked[row][1:]) if settings.n_best > 1 else ()
         if certified:
-            drafts = []
-            if settings.certify_draft != "denoised":
-                drafts.append(_ctc_draft(batch.drafts[row]))
-            if best is not None:
-                drafts.append(_denoised_draft(best))
-            limit = length_guard(batch.drafts[row], model.vocabulary)
-            limit = min(limit, limits.max_new_tokens or limit)
-            done = _certify(readers[row], drafts, limit, settings, model.vocabulary)
+            done = texts[row]
             usage = replace(usage, rounds=rounds + done.passes, accepted=done.accepted, written=done.written)
             best = _response(model.vocabulary, done.ids, done.probabilities, None, done.passes)
         assert best is not None
@@ -242,16 +244,25 @@ def _denoise(
         return logits if hotwords is None else hotwords.boosted(logits, now)
 
     tokens = TokenIds(vocabulary.mask_id, vocabulary.eos_id, delete=vocabulary.delete_id)
-    done = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=limits.max_rounds)
+    if len(canvases) <= settings.max_rows:
+        whole = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=limits.max_rounds)
+        found = [(whole, row) for row in range(len(canvases))]
+        texts = whole.text_slots()
+    else:
+        each = [SamplerCanvas(ids[row : row + 1], mask[row : row + 1]) for row in range(len(canvases))]
+        most, rows_at_once = limits.max_rounds, settings.max_rows
+        alone = sample_ragged(predict, each, sampler, tokens, max_rows=rows_at_once, max_rounds=most)
+        found = [(done, 0) for done in alone]
+        texts = [done.text_slots()[0] for done in alone]
     out = []
-    for i, (slots, canvas) in enumerate(zip(done.text_slots(), canvases, strict=True)):
-        written, sure = done.ids[i].tolist(), done.confidence[i].tolist()
+    for i, ((done, row), slots, canvas) in enumerate(zip(found, texts, canvases, strict=True)):
+        written, sure = done.ids[row].tolist(), done.confidence[row].tolist()
         if not moves:
             # Where no forward pass read the slot, the confidence is that of the draft.
             sure = [own if math.isnan(c) else c for c, own in zip(sure, canvas.confidence, strict=False)]
         chances = [0.0 if math.isnan(sure[slot]) else sure[slot] for slot in slots]
         times = None if moves else [canvas.times[slot] for slot in slots]
-        out.append((rows[i], _response(vocabulary, [written[s] for s in slots], chances, times, int(done.rounds[i]))))
+        out.append((rows[i], _response(vocabulary, [written[s] for s in slots], chances, times, int(done.rounds[row]))))
     return out
 
 
@@ -259,8 +270,8 @@ def _order(log_p: Tensor, texts: Sequence[str], settings: DecodeConfig) -> list[
     """Positions of the responses, the best first: by risk where several drafts were drawn, else by CTC likelihood."""
     if settings.n_best > 1:
         return by_risk(texts)
-    if len(texts) == 1:
-        return [0]
+    if len(texts) < 2:
+        return list(range(len(texts)))
     return sorted(range(len(texts)), key=lambda position: -ctc_log_likelihood(log_p, texts[position]))
 
 
@@ -284,12 +295,26 @@ def _word_confidence(response: Response) -> list[float]:
 
 
 def _certify(
-    reader: CausalReader, drafts: Sequence[Draft], limit: int, settings: DecodeConfig, vocabulary: Vocabulary
-) -> Certified:
+    model: Parts, batch: Batch, denoised: Sequence[Sequence[Response]], limits: DecodeBudget, settings: DecodeConfig
+) -> list[Certified]:
+    """The certified text of each recording, whose denoised responses are given, the best first, where there are any."""
+    vocabulary = model.vocabulary
     forbidden = (vocabulary.mask_id, vocabulary.start_id, vocabulary.delete_id)
     options = CertifyOptions(max_rejection_prob=settings.certify_rejection_prob)
     spelling = Spelling(vocabulary.piece, vocabulary.cut)
-    return certify(reader, drafts, spelling, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options)
+    runs = []
+    for row, reader in enumerate(causal_readers(model.backbone, batch.memory, batch.memory_mask)):
+        drafts = []
+        if settings.certify_draft != "denoised":
+            drafts.append(_ctc_draft(batch.drafts[row]))
+        drafts += [_denoised_draft(response) for response in denoised[row][:1]]
+        limit = length_guard(batch.drafts[row], vocabulary)
+        limit = min(limit, limits.max_new_tokens or limit)
+        run = Certification(
+            reader, drafts, spelling, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options
+        )
+        runs.append(run)
+    return certify_together(runs, BatchReader(), settings.max_rows)
 
 
 def _response(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tokenthrift.auto.processing import speech_files
 from tokenthrift.backbones.samplers import Sampler
+from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone
 from tokenthrift.budget import (
     BudgetLike,
     BudgetSupport,
@@ -53,7 +54,8 @@ from tokenthrift.dllm_asr.sources import PUNCTUATION, fill_external, leave_out_e
 from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel, read_config
-from tokenthrift.padding import length_mask
+from tokenthrift.layout import lay_out_by_columns
+from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.sources import fetch
 from tokenthrift.transcript import Recognizer, Transcript
 from tokenthrift.weights import assign_weights, write_weights
@@ -80,6 +82,9 @@ class DllmAsr(HubModel):
     native_cost: ClassVar[NativeCost] = NativeCost(per_second=STATE_RATE)
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
+    int8_parts: ClassVar[tuple[str, ...]] = ("encoder", "draft")
+    """What `precision="int8"` puts in 8 bits. Not the language model, whose input would have a scale that depends on
+    the draft that is read beside a token, and so would certified text."""
     draft_model: Recognizer | None = None
     """Another recognizer with word times, as a CTC model of transformers; its words are the draft."""
 
@@ -149,11 +154,15 @@ class DllmAsr(HubModel):
 
     def load_external(self, **options: Any) -> None:
         """Fills the parts that the configuration names by folder or Hub id, see `sources.fill_external`, and the head
-        of casing."""
+        of casing; lays weights out as a processor multiplies by them soonest."""
         fill_external(self, self.base_dir, **options)
         if self.punctuation is not None and self.base_dir is not None:
             path = fetch(self.base_dir, (PUNCTUATION,)) / PUNCTUATION
             assign_weights(self.punctuation, path, torch.device("cpu"), torch.float32)
+        for part in (self.encoder, self.draft):
+            lay_out_by_columns(part)
+        if isinstance(self.backbone, WhisperDecoderBackbone):
+            lay_out_by_columns(self.backbone, self.backbone.decoder.embed_tokens.weight)
 
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
@@ -218,9 +227,12 @@ class DllmAsr(HubModel):
         weight, sizes = self.encoder.conv1.weight, self.config.encoder
         silence, most = round(sizes.trailing_silence * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
         padded = [F.pad(a.to(weight.device), (0, max(0, min(silence, most - len(a))))) for a in audio]
-        mels, frames = pad_mels([log_mel(samples, sizes.num_mel_bins) for samples in padded])
-        lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=frames.device)
-        states = self.encoder(mels.to(weight.dtype), frames)[:, : int(lengths.max())]
+        mels = [log_mel(samples, sizes.num_mel_bins).to(weight.dtype) for samples in padded]
+        lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=weight.device)
+        # One recording is enough for a processor, which would compute padding too.
+        groups = [[mel] for mel in mels] if weight.device.type == "cpu" else [mels]
+        rows = [row for group in groups for row in self.encoder(*pad_mels(group))]
+        states = pad_rows(rows)[0][:, : int(lengths.max())]
         return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths
 
     def transcribe(
@@ -322,7 +334,14 @@ class DllmAsr(HubModel):
         return self._drafts(states, lengths)[1]
 
     def _drafts(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, list[list[DraftWord]]]:
-        log_p = self.draft(states, lengths).cpu()
+        if states.device.type == "cpu":  # as in `encode`
+            rows = [
+                self.draft(row[None, :n], lengths[i : i + 1])[0]
+                for i, (row, n) in enumerate(zip(states, lengths, strict=True))
+            ]
+            log_p = pad_rows(rows)[0]
+        else:
+            log_p = self.draft(states, lengths).cpu()
         return log_p, [draft_words(row[:n]) for row, n in zip(log_p, lengths.tolist(), strict=True)]
 
     def canvases(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -19,7 +20,7 @@ from tokenthrift.backbones.causal import PrefixCache, prefill
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.padding import pad_rows
 
-__all__ = ["PrefixReader", "prefix_readers"]
+__all__ = ["PrefixReader", "prefix_readers", "read_prefixes"]
 
 
 class PrefixReader:
@@ -36,20 +37,24 @@ class PrefixReader:
         self.vocab_size = backbone.vocab_size
         most = int(backbone.lm.config.max_position_embeddings)
         self.positions = most - int(prefix.next_positions[0]) - len(self.begin) + 1
-        self._cache, self._length = prefix.fork(), prefix.mask.shape[1]
-        self._read: DynamicCache = self._cache
+        self.cache, self.length = prefix.fork(), prefix.mask.shape[1]
+        self._read: DynamicCache = self.cache
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token stands."""
+        return int(self.prefix.next_positions[0]) + self.length - self.prefix.mask.shape[1]
 
     def read(self, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """See `CausalReader.read`."""
         device = self.prefix.mask.device
         ids, real = (part.to(device) for part in pad_rows([torch.tensor(tokens) for tokens in continuations]))
-        cache = replace(self.prefix, cache=self._cache).fork()
+        cache = replace(self.prefix, cache=self.cache).fork()
         if len(ids) > 1:
             cache.batch_repeat_interleave(len(ids))
         self._read = cache
-        before = torch.ones(len(ids), self._length, dtype=torch.bool, device=device)
-        first = int(self.prefix.next_positions[0]) + self._length - self.prefix.mask.shape[1]
-        positions = (first + torch.arange(ids.shape[1], device=device)).expand(len(ids), -1)
+        before = torch.ones(len(ids), self.length, dtype=torch.bool, device=device)
+        positions = (self.next_position + torch.arange(ids.shape[1], device=device)).expand(len(ids), -1)
         logits: Tensor = self.backbone.lm(
             inputs_embeds=self.backbone.embed(ids),
             attention_mask=torch.cat([before, real], 1).long(),
@@ -59,14 +64,62 @@ class PrefixReader:
         ).logits
         return [row[: len(tokens)] for row, tokens in zip(logits, continuations, strict=True)]
 
+    def received(self, new: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Takes the keys and values of continuations that were read in a batch, those of what was kept left out."""
+        self._read = DynamicCache()
+        for layer, (key, value) in enumerate(new):
+            own = self.cache.layers[layer]
+            old_key, old_value = (cast(Tensor, part).expand(len(key), -1, -1, -1) for part in (own.keys, own.values))
+            self._read.update(torch.cat([old_key, key], 2), torch.cat([old_value, value], 2), layer)
+
     def keep(self, continuation: int, count: int) -> None:
         """See `CausalReader.keep`."""
-        cache, self._length = self._read, self._length + count
+        cache, self.length = self._read, self.length + count
         if len(cast(Tensor, cache.layers[0].keys)) > 1:
             cache.batch_select_indices(torch.tensor([continuation], device=self.prefix.mask.device))
-        if (surplus := cache.get_seq_length() - self._length) > 0:
+        if (surplus := cache.get_seq_length() - self.length) > 0:
             cache.crop(-surplus)
-        self._cache = cache
+        self.cache = cache
+
+
+def read_prefixes(
+    readers: Sequence[PrefixReader], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[Tensor]]:
+    """Reads for several recordings in one pass, see `reading.BatchReader`: each row is as long as it is."""
+    backbone, device = readers[0].backbone, readers[0].prefix.mask.device
+    rows = [reader for reader, own in zip(readers, continuations, strict=True) for _ in own]
+    texts = [torch.tensor(tokens) for own in continuations for tokens in own]
+    ids, real = (part.to(device) for part in pad_rows(texts))
+    kept = torch.tensor([reader.length for reader in rows], device=device)
+    past = int(kept.max())
+    there = torch.arange(past, device=device) < kept[:, None]
+    # What a prefix has as padding stays hidden.
+    for row, reader in enumerate(rows):
+        there[row, : reader.prefix.mask.shape[1]] &= reader.prefix.mask[0]
+    first = torch.tensor([reader.next_position for reader in rows], device=device)
+    cache = DynamicCache()
+    for layer in range(len(readers[0].cache.layers)):
+        parts = [reader.cache.layers[layer] for reader in rows]
+        keys, values = (
+            torch.cat([F.pad(part, (0, 0, 0, past - part.shape[2])) for part in cast("list[Tensor]", whole)])
+            for whole in ([part.keys for part in parts], [part.values for part in parts])
+        )
+        cache.update(keys, values, layer)
+    logits: Tensor = backbone.lm(
+        inputs_embeds=backbone.embed(ids),
+        attention_mask=torch.cat([there, real], 1).long(),
+        position_ids=(first[:, None] + torch.arange(ids.shape[1], device=device)).masked_fill(~real, 0),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    out, at = [], 0
+    for reader, own in zip(readers, continuations, strict=True):
+        here = slice(at, at + len(own))
+        found = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in cache.layers]
+        reader.received([(key[here, :, past:], value[here, :, past:]) for key, value in found])
+        out.append([row[: len(tokens)] for row, tokens in zip(logits[here], own, strict=True)])
+        at = here.stop
+    return out
 
 
 def prefix_readers(backbone: PrefixBackbone, memory: Tensor, memory_mask: Tensor) -> list[PrefixReader]:

@@ -84,5 +84,7 @@ def with_precision(recognizer: Any, network: nn.Module, precision: str | None) -
         warnings.simplefilter("ignore")
         from torch.ao.quantization import quantize_dynamic
 
-        quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8, inplace=True)
+        # A model may say which of its parts.
+        for part in [getattr(network, name) for name in getattr(network, "int8_parts", ())] or [network]:
+            quantize_dynamic(part, {nn.Linear}, dtype=torch.qint8, inplace=True)
     return OneByOne(recognizer)

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone, forbid, hinted, zero_padding
 from tokenthrift.whisper import Attention
 
-__all__ = ["DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights", "window_bias"]
+__all__ = ["Cache", "DecoderLayer", "WhisperDecoder", "WhisperDecoderBackbone", "decoder_weights", "window_bias"]
 
 Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, `(B, heads, positions, hidden_size / heads)`."""
 
 
 class DecoderLayer(nn.Module):
@@ -102,6 +103,7 @@ class WhisperDecoder(nn.Module):
         past: Cache | None = None,
         windows: Tensor | None = None,
         embeddings: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Hidden states of a piece of text.
 
@@ -113,17 +115,19 @@ class WhisperDecoder(nn.Module):
             past: keys and values of the positions before, by layer.
             windows: `(B, L, 2)` memory positions that each position of the text should look at, see `window_bias`.
             embeddings: `(B, L, hidden_size)` in place of those of `ids`.
+            positions: `(B, L)` where each token stands in its row; those after `past` if not given.
 
         Returns:
             `(B, L, hidden_size)` normalized hidden states, and the keys and values of all positions.
         """
         start = past[0][0].shape[2] if past else 0
         end = start + ids.shape[1]
-        if end > self.embed_positions.num_embeddings:
+        if positions is None and end > self.embed_positions.num_embeddings:
             raise ValueError(
                 f"text takes {end} positions, the model has {self.embed_positions.num_embeddings}: shorten the response"
             )
-        x = (self.embed_tokens(ids) if embeddings is None else embeddings) + self.embed_positions.weight[start:end]
+        where = self.embed_positions.weight[start:end] if positions is None else self.embed_positions(positions)
+        x = (self.embed_tokens(ids) if embeddings is None else embeddings) + where
         seen = context.mask[:, None, None]
         if windows is not None:
             seen = window_bias(windows, seen.shape[-1]).to(x.dtype).unsqueeze(1).masked_fill(~seen, float("-inf"))

@@ -10,17 +10,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.budget import BudgetError, DecodeBudget
 from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
-from tokenthrift.dllm_asr.certify import Certified, CertifyOptions, Draft, Spelling, certify, check_beams
+from tokenthrift.dllm_asr.certify import (
+    Certification,
+    Certified,
+    CertifyOptions,
+    Draft,
+    Spelling,
+    certify,
+    certify_together,
+    check_beams,
+)
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.decoding import settings_for
+from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.model import DllmAsr
-from tokenthrift.dllm_asr.reading import causal_readers, check_causal
+from tokenthrift.dllm_asr.reading import BatchReader, CausalReader, causal_readers, check_causal
+from tokenthrift.recognizers.precision import with_precision
 
 VOCAB, END, START, MASK = 7, 4, 5, 6
 FORBIDDEN = (START, MASK)
@@ -309,6 +320,67 @@ def test_real_decoders_write_what_they_write_step_by_step(request: pytest.Fixtur
             done = certify(reader, drafts, spelling, limit=limit, end=vocab.eos_id, forbidden=forbidden)
             assert done.ids == text
             assert trial or done.passes == 1
+
+
+@pytest.mark.parametrize("family", ["whisper", "llama"])
+def test_a_recording_that_is_done_leaves_the_batch_and_the_next_one_enters(
+    request: pytest.FixtureRequest, family: str
+) -> None:
+    model: DllmAsr = request.getfixturevalue(family)
+    vocab = model.vocabulary
+    states, lengths = (part.clone() for part in model.encode([speech(0.3 + 0.25 * i, i) for i in range(7)]))
+    memory, mask = model.adapter(states, lengths)
+    limits = [6, 3, 9, 5, 0, 4, 7]
+    spelling = Spelling(lambda token: f" {word(token)}", WORDS.tokens)
+
+    def runs() -> list[Certification]:
+        out = []
+        for row, (reader, limit) in enumerate(zip(causal_readers(model.backbone, memory, mask), limits, strict=True)):
+            # One, two or no draft for each; with two, a recording has two rows of a pass.
+            drafts = [draft_of([row, 1, 2, 3 + row] * 3), draft_of([5, row])][: row % 3]
+            forbidden = (vocab.mask_id, vocab.start_id, vocab.delete_id)
+            out.append(Certification(reader, drafts, spelling, limit=limit, end=vocab.eos_id, forbidden=forbidden))
+        return out
+
+    alone = []
+    with torch.no_grad():
+        for run in runs():
+            while not run.done:
+                run.take(run.reader.read(run.continuations()))
+            alone.append(run.result())
+    read, sizes = BatchReader(), []
+
+    def spy(readers: Sequence[CausalReader], continuations: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+        sizes.append(len(readers))
+        return read(readers, continuations)
+
+    together = certify_together(runs(), spy, 3)
+    for one, other in zip(alone, together, strict=True):
+        assert one.ids == other.ids
+        assert (one.passes, one.accepted, one.written) == (other.passes, other.accepted, other.written)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-9)
+    assert max(sizes) == 3
+    assert sum(sizes) == sum(one.passes for one in alone), "nobody is read after the end"
+    assert sizes == sorted(sizes, reverse=True), "a row is free only where nobody waits for it"
+    settings, limit = replace(model.config.decode, certify="ar"), DecodeBudget(max_new_tokens=6)
+    texts = [
+        [done.text for done in model.decode(states, lengths, limit, replace(settings, max_rows=rows))]
+        for rows in (1, 3)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_int8_leaves_the_language_model_and_so_the_certified_text_as_they_are() -> None:
+    model = tiny_model("whisper", certify="ar")
+    small = with_precision(model, model, "int8")
+    for part, whole in ((model.encoder, False), (model.draft, False), (model.backbone, True)):
+        assert any(isinstance(module, nn.Linear) for module in part.modules()) == whole
+    audio = [speech(0.6 + 0.3 * i, i) for i in range(2)]
+    for samples, done in zip(audio, small.transcribe(audio), strict=True):
+        states, lengths = model.encode([samples])
+        limit = length_guard(model.drafts(states, lengths)[0], model.vocabulary)
+        (ids,) = greedy(decoder_of(model), *model.adapter(states, lengths), model.vocabulary, [limit])
+        assert done.text == model.vocabulary.text(ids)
 
 
 def test_a_reader_stops_at_its_positions(whisper: DllmAsr) -> None:

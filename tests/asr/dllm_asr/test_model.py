@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.asr.tiny_dllm import FFN, HEADS, LAYERS, WIDTH, Family, speech, tiny_config, tiny_model, vocabulary
 from tests.model_contract import ModelContract, Outputs
 from tokenthrift.dllm_asr import DllmAsr
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
 from tokenthrift.dllm_asr.config import BackboneConfig, DecodeConfig, DllmAsrConfig, EncoderConfig
 from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, character_ids, ctc_loss
 from tokenthrift.dllm_asr.training.config import ExampleConfig
@@ -114,6 +114,18 @@ def test_the_vocabulary_travels_with_the_model(whisper: DllmAsr, tmp_path: Path)
     (tmp_path / "other" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match=r"draft\.layers\.1"):
         DllmAsr.from_pretrained(tmp_path / "other")
+
+
+def test_loaded_weights_lie_by_columns_and_are_what_they_were(whisper: DllmAsr, tmp_path: Path) -> None:
+    whisper.save_pretrained(tmp_path / "one", dtype=torch.float32)
+    loaded = DllmAsr.from_pretrained(tmp_path / "one")
+    decoder = decoder_of(loaded)
+    first: Any = decoder.layers[0]
+    for weight in (first.fc1.weight, decoder.embed_tokens.weight, loaded.draft.output.weight):
+        assert weight.t().is_contiguous()
+    loaded.save_pretrained(tmp_path / "two")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:

@@ -41,6 +41,7 @@ from tokenthrift.backbones.samplers.loop import (
     sample,
 )
 from tokenthrift.backbones.samplers.prior_guided import PriorGuidedSampler
+from tokenthrift.backbones.samplers.ragged import sample_ragged
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "llada": LladaSampler,
@@ -70,5 +71,6 @@ __all__ = [
     "TokenIds",
     "Trace",
     "sample",
+    "sample_ragged",
     "speculate",
 ]

@@ -22,6 +22,7 @@ from tokenthrift.backbones.samplers import (
     TokenIds,
     Trace,
     sample,
+    sample_ragged,
 )
 
 VOCAB, EOS, MASK = 9, 7, 8
@@ -145,6 +146,44 @@ def test_a_row_of_a_batch_equals_the_row_alone(name: str, seed: int) -> None:
         one = sample(predict, alone, SAMPLERS[name], TOKENS, generators=generators)
         assert one.responses() == together.responses()[row : row + 1], row
         assert int(one.rounds[0]) == int(together.rounds[row]), row
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("most", [None, 2])
+def test_an_utterance_leaves_a_ragged_batch_when_it_is_done_and_the_next_one_enters(
+    name: str, most: int | None
+) -> None:
+    lengths, predict = [8, 3, 11, 1, 5, 9, 2], model(1, "")
+    whole = canvas_of(1, lengths)
+    canvases = [
+        Canvas(whole.ids[row : row + 1, : 3 + length], whole.mask[row : row + 1, : 3 + length], 3)
+        for row, length in enumerate(lengths)
+    ]
+    trace = Trace()
+    done = sample_ragged(predict, canvases, SAMPLERS[name], TOKENS, max_rows=3, max_rounds=most, trace=trace)
+    alone = [sample(predict, canvas, SAMPLERS[name], TOKENS, max_rounds=most) for canvas in canvases]
+    for one, other in zip(done, alone, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.rounds, other.rounds)
+        assert torch.equal(one.confidence.nan_to_num(-1), other.confidence.nan_to_num(-1))
+    read = [call.rows.unique().tolist() for call in trace.calls]
+    assert max(map(len, read)) == 3
+    calls = [one.forwards for one in alone]
+    assert [sum(row in rows for rows in read) for row in range(7)] == calls, "nobody is read after the end"
+    last = next(at for at, rows in enumerate(read) if 6 in rows)
+    assert all(len(rows) == 3 for rows in read[:last]), "a row is free only where nobody waits for it"
+
+
+def test_ragged_batches_refuse_what_utterances_do_not_share() -> None:
+    canvas = canvas_of(0, [4, 2])
+    with pytest.raises(ValueError, match="of one row"):
+        sample_ragged(model(0, ""), [canvas], PriorGuidedSampler(), TOKENS, max_rows=2)
+    one = Canvas(canvas.ids[:1], canvas.mask[:1], 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        sample_ragged(model(0, ""), [one], PriorGuidedSampler(), TOKENS, max_rows=0)
+    with pytest.raises(TypeError, match="cache='none'"):
+        sample_ragged(model(0, ""), [one], FastDllmSampler(cache="dual"), TOKENS, max_rows=1)
+    assert sample_ragged(model(0, ""), [], PriorGuidedSampler(), TOKENS, max_rows=1) == []
 
 
 def test_a_draft_that_is_too_short_gets_slots_where_the_model_doubts_it() -> None:
