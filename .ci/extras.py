@@ -29,12 +29,18 @@ PURPOSE = {
     "vad": "windows that follow speech, by Silero VAD",
     "ray": "`tokenthrift transcribe` and `tokenize` over several machines by Ray",
     "shards": "Parquet tables in and out of `tokenthrift tokenize`",
+    "perceptual": "EffNet-lite0 distance in the training of KARL",
     "all": "all of these but `demo`",
 }
+# `test` is for developers; `demo` asks for versions that `all` does not have, so an environment holds one of them.
+ELSEWHERE = {"test", "demo"}
 
 
 def main(arguments: list[str]) -> int:
     """Prints or writes the table."""
+    extras = set(PROJECT["optional-dependencies"]) - ELSEWHERE
+    if unknown := extras ^ (set(PURPOSE) - {""}):
+        raise SystemExit(f"PURPOSE and pyproject.toml differ in {sorted(unknown)}")
     core = closure("tokenthrift", "")
     lines = ["| extra | for | packages | MB |", "| --- | --- | --- | --- |"]
     for extra, purpose in PURPOSE.items():

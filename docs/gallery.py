@@ -5,13 +5,16 @@ vqtoken_codes.png  codes of VQToken over the frames of a synthetic clip, at 8, 1
 mtsk_rates.png     errors of Llama-MTSK against tokens, from the table in its config.json
 dllm_rounds.svg    dLLM-ASR by diffusion, round by round, and its certified text; animated
 attention.png      what the small video language model looks at when it answers
+window.png         what multimodal-tiny looks at, for three questions about one window of three media
 
-Charts are for a phone: few lines, each named where it ends.
+The last one needs SmolLM2-135M-Instruct, from the Hub or from the folder of TOKENTHRIFT_SMOLLM2, and is left out where
+there is neither. Charts are for a phone: few lines, each named where it ends, words at least as large as a caption.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ from tokenthrift.karl import Karl
 from tokenthrift.media.audio import read_audio
 from tokenthrift.media.image import read_image, square
 from tokenthrift.mtsk import LlamaMtsk
+from tokenthrift.multimodal_lm import Media, MultimodalLM
 from tokenthrift.vqtoken import VideoAnswerer
 from tokenthrift.vqtoken.evaluation.visualize import draw_clip
 from tokenthrift.vqtoken.synthetic.data import SyntheticClips
@@ -39,21 +43,22 @@ from tokenthrift.vqtoken.synthetic.data import SyntheticClips
 ROOT = Path(__file__).resolve().parents[1]
 CARDS, SAMPLES = ROOT / "model_cards", ROOT / "samples"
 RECORDING = "librivox-0920.flac"
+COLORS = ("#00695c", "#c62828", "#5c6bc0")
 
 
 def karl_tokens(out: Path) -> None:
     """Rows of pictures, columns of tokens, the error of each below it."""
-    karl, counts = Karl.from_pretrained(CARDS / "karl-tiny-64"), (1, 2, 4, 8, 16, 32)
+    karl, counts = Karl.from_pretrained(CARDS / "karl-tiny-64"), (1, 4, 16, 32)
     images = torch.stack([square(read_image(path), 64) for path in sorted((SAMPLES / "pictures").glob("*.jpg"))])
-    figure, axes = plt.subplots(len(images), len(counts) + 2, figsize=(10, 1.9 * len(images)), squeeze=False)
+    figure, axes = plt.subplots(len(images), len(counts) + 2, figsize=(5.2, 1.4 * len(images)), squeeze=False)
     shown = [karl.decode(karl.encode(images, count)) for count in counts]
     adaptive = karl.encode(images, "e0.12")
     for row, image in enumerate(images):
         own = [image, *(pictures[row] for pictures in shown), karl.decode(adaptive)[row]]
-        titles = ["picture", *(str(count) for count in counts), f"e0.12: {adaptive.usage[row].used}"]
+        titles = ["picture", *(str(count) for count in counts), f"e0.12:{adaptive.usage[row].used}"]
         for axis, picture, title in zip(axes[row], own, titles, strict=True):
             axis.imshow(picture.clamp(0, 1).permute(1, 2, 0), interpolation="nearest")
-            error = "" if title == "picture" else f"L1 {float((picture - image).abs().mean()):.3f}"
+            error = "L1" if title == "picture" else f"{float((picture - image).abs().mean()):.3f}"
             axis.set(title=title, xlabel=error, xticks=[], yticks=[])
     _save(figure, out / "karl_tokens.png")
 
@@ -64,15 +69,15 @@ def vqtoken_codes(out: Path) -> None:
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     tokens = model.encode(frames[None].float() / 255)
     maps = {f"{count} codes of 512 tokens": model.vqtoken.compress(tokens, count).maps[0] for count in (8, 16, 32)}
-    draw_clip(out / "vqtoken_codes.png", "synthetic clip", frames, torch.arange(len(frames)) / 4, maps)
+    draw_clip(out / "vqtoken_codes.png", "synthetic clip", frames, torch.arange(len(frames)) / 4, maps, columns=4)
 
 
 def mtsk_rates(out: Path) -> None:
     """Development errors against tokens a second, clean and at 0 dB."""
     table = LlamaMtsk.from_pretrained(CARDS / "mtsk-tiny-en").config.table
-    figure, axis = plt.subplots(figsize=(5, 3.6))
+    figure, axis = plt.subplots(figsize=(5, 3.8))
     kinds = {"sound and lips": (True, True), "sound": (True, False), "lips": (False, True)}
-    for color, (name, (audio, video)) in zip(("#00695c", "#c62828", "#5c6bc0"), kinds.items(), strict=True):
+    for color, (name, (audio, video)) in zip(COLORS, kinds.items(), strict=True):
         rows = [row for row in table if (row.audio > 0, row.video > 0) == (audio, video)]
         for snr, style in ((None, "-"), (0.0, "--")):
             own = sorted((_tokens(row), 100 * row.wer) for row in rows if row.snr == snr)
@@ -80,9 +85,10 @@ def mtsk_rates(out: Path) -> None:
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
                 label = f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name
-                end: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-                axis.annotate(label, own[-1], color=color, fontsize=8, **end)
-    axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 38), ylim=(0, None))
+                # Beside the end of a line that ends alone, above that of one which others cross.
+                end: dict[str, Any] = {"xytext": (6, 0), "va": "center"} if video and audio else {"xytext": (-4, 9)}
+                axis.annotate(label, own[-1], color=color, fontsize=10, textcoords="offset points", **end)
+    axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 40), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "mtsk_rates.png")
 
@@ -128,21 +134,21 @@ def dllm_rounds(out: Path) -> None:
     (out / "dllm_rounds.svg").write_text(_animated(lines), encoding="utf-8")
 
 
-def _animated(lines: Sequence[tuple[str, Sequence[tuple[str, bool]]]], width: int = 760) -> str:
+def _animated(lines: Sequence[tuple[str, Sequence[tuple[str, bool]]]], width: int = 440) -> str:
     parts, y = [], 0
     for number, (caption, words) in enumerate(lines):
         y += 18
         block = [f'<text class="c" x="8" y="{y}">{html.escape(caption)}</text>']
         x, y = 8.0, y + 22
         for word, committed in words:
-            size = 16 if not committed else 8.2 * len(word)
+            size = 14.0 if not committed else 9.05 * len(word)  # of a monospace letter of 15 pixels
             if x + size > width - 8:
                 x, y = 8.0, y + 22
             if committed:
                 block.append(f'<text class="w" x="{x:.0f}" y="{y}">{html.escape(word)}</text>')
             else:
                 block.append(f'<rect class="o" x="{x:.0f}" y="{y - 12}" width="14" height="14" rx="2"/>')
-            x += size + 7
+            x += size + 8
         start, seconds = number / (len(lines) + 1), len(lines) + 2
         times = f"0;{start:.2f};{start + 0.4 / (len(lines) + 1):.2f};1"
         fade = f'<animate attributeName="opacity" values="0;0;1;1" keyTimes="{times}" dur="{seconds}s"/>'
@@ -175,16 +181,59 @@ def attention(out: Path) -> None:
     weights = torch.stack([layer[0, :, -1] for layer in layers[-len(hooks) :]]).mean((0, 1))
     share = weights[: coded.tokens.usage[0].used]
     picture = share[coded.maps[0]]
-    figure, axes = plt.subplots(2, 8, figsize=(10, 2.8))
-    for column in range(8):
-        axes[0, column].imshow(frames[column].permute(1, 2, 0))
-        axes[1, column].imshow(picture[column], cmap="viridis", vmin=0, vmax=float(picture.max()))
+    shown = range(1, len(frames), 2)
+    figure, axes = plt.subplots(2, len(shown), figsize=(5.2, 3.2))
+    for column, frame in enumerate(shown):
+        axes[0, column].imshow(frames[frame].permute(1, 2, 0))
+        axes[1, column].imshow(picture[frame], cmap="viridis", vmin=0, vmax=float(picture.max()))
         for axis in axes[:, column]:
             axis.axis("off")
-    figure.suptitle(
-        f"{question}  →  {answer.word} ({answer.confidence:.0%}); below, attention over 32 codes", fontsize=9
-    )
+    figure.suptitle(f"{question}\n{answer.word} ({answer.confidence:.0%}), looking at:", fontsize=11)
     _save(figure, out / "attention.png")
+
+
+def window(out: Path) -> None:
+    """The attention of the last token of three questions over one window, a bar for each token."""
+    try:
+        named = os.environ.get("TOKENTHRIFT_SMOLLM2")
+        model = MultimodalLM.from_pretrained(CARDS / "multimodal-tiny", language_model=named)
+    except OSError as error:
+        print(f"window.png is left out, as SmolLM2 is not there: {error}")
+        return
+    model.lm.set_attn_implementation("eager")
+    frames = torch.from_numpy(SyntheticClips("test", 4)[1].frames).permute(0, 3, 1, 2).float() / 255
+    photo = square(read_image(SAMPLES / "pictures" / "hopper.jpg"), 64)
+    media = [Media("image", photo), Media("video", frames), Media("audio", read_audio(SAMPLES / "speech" / RECORDING))]
+    names = ["picture", "clip", "sound"]
+    labels = [part for one in zip(("Picture:", "Clip:", "Sound:"), media, strict=True) for part in one]
+    questions = ("what is in the picture?", "which way does it move?", "which digit is said?")
+    figure, axes = plt.subplots(len(questions), 1, figsize=(5.2, 5.2), sharex=True, sharey=True)
+    for axis, question in zip(axes, questions, strict=True):
+        prompt = [*labels, f"Question: {question} Answer:"]
+        prepared = model.prepare([prompt], total=64, split="value")
+        with torch.inference_mode():
+            layers = model.lm(inputs_embeds=prepared.rows[0][None], output_attentions=True).attentions
+        weights = torch.stack([layer[0, :, -1] for layer in layers]).mean((0, 1))
+        (answer,) = model.answer([prompt], total=64, split="value", max_new_tokens=4)
+        start, used = 0, iter(zip(names, prepared.usage[0], strict=True))
+        for part in prompt:
+            name, color = "words", "#b0bec5"
+            length = len(model.token_ids(part)) if isinstance(part, str) else 0
+            if not length:
+                name, usage = next(used)
+                length, color = usage.used, COLORS[names.index(name)]
+            own = weights[start : start + length]
+            axis.bar(range(start, start + length), own, color=color, width=0.9)
+            if name != "words":
+                where = (start + length / 2 - 0.5, float(own.max()))
+                place: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+                axis.annotate(f"{name} {own.sum():.0%}", where, color=color, fontsize=10, **place)
+            start += length
+        axis.set_title(f"{question} {answer.text}", fontsize=10, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set(yticks=[])
+    axes[-1].set_xlabel("tokens of the window; gray: words")
+    _save(figure, out / "window.png")
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -194,8 +243,12 @@ def _save(figure: Any, path: Path) -> None:
 
 
 # Drawings that a card shows too.
-IN_CARDS = {"karl_tokens.png": "karl-tiny-64/tokens.png", "dllm_rounds.svg": "dllm-asr-tiny-en/rounds.svg"}
-DRAWINGS = {f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, dllm_rounds, attention)}
+IN_CARDS = {
+    "karl_tokens.png": "karl-tiny-64/tokens.png",
+    "mtsk_rates.png": "mtsk-tiny-en/rates.png",
+    "dllm_rounds.svg": "dllm-asr-tiny-en/rounds.svg",
+}
+DRAWINGS = {f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, dllm_rounds, attention, window)}
 
 
 def main(arguments: Sequence[str]) -> int:

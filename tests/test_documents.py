@@ -140,3 +140,33 @@ def test_every_page_is_in_the_navigation_and_links_lead_somewhere() -> None:
             assert f" {page.relative_to(ROOT / 'docs')}" in navigation, page.name
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+TEXTS = [
+    *PAGES,
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "model_cards").glob("*/README.md"),
+    *ROOT.glob("recipes/*/README.md"),
+]
+SOURCES = [ROOT / root for root in ("multimodal", "tokenizers", "asr")]
+
+
+def is_known(name: str) -> bool:
+    """Whether the longest module of a dotted name says the word behind it."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        inner = [root.joinpath(*parts[:length]) for root in SOURCES]
+        files = [file for path in inner for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+        if files or any(path.is_dir() for path in inner):
+            word = parts[length] if length < len(parts) else ""
+            return any(re.search(rf"\b{word}\b", file.read_text(encoding="utf-8")) for file in files) or not word
+    return False
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_modules_and_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"\btokenthrift(?:\.\w+)+", text) if not is_known(name)] == []
+    roots = "multimodal|tokenizers|asr|tests|recipes|benchmarks|docs|examples|model_cards|samples"
+    files = re.findall(rf"`((?:{roots})/[\w./-]+)`", text)
+    assert [file for file in files if "SYSTEM" not in file and not (ROOT / file).exists()] == []

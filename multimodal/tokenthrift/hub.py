@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from tokenthrift.config import ConfigError, from_plain, read_json, to_plain
-from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, fetch_weights, is_folder
+from tokenthrift.sources import PICKLES, WEIGHTS, SourceError, WeightsError, fetch, fetch_weights, is_folder
 from tokenthrift.weights import (
     assign_weights,
     check_header,
@@ -40,8 +40,6 @@ from tokenthrift.weights import (
 __all__ = ["ConfigError", "HubModel", "SourceError", "WeightsError", "push_folder", "read_config"]
 
 CONFIG: Final = "config.json"
-WEIGHTS: Final = "model.safetensors"
-INDEX: Final = f"{WEIGHTS}.index.json"
 FORMAT_VERSION: Final = 2
 MODEL_TYPE_PREFIX: Final = "tokenthrift_"  # transformers finds a class by `model_type`; see `tokenthrift.auto`
 # What transformers writes into config.json beside the model's own fields; it says nothing about the model.

@@ -16,9 +16,9 @@ from huggingface_hub import CacheNotFound, scan_cache_dir
 
 from tokenthrift.budget import BudgetSupport, DecodeBudget, NativeCost
 from tokenthrift.config import ConfigError, read_json, to_plain
-from tokenthrift.hub import CONFIG, INDEX, WEIGHTS, HubModel, read_config
+from tokenthrift.hub import CONFIG, HubModel, read_config
 from tokenthrift.registry import resolve, those_with
-from tokenthrift.sources import fetch, fetch_weights, is_folder
+from tokenthrift.sources import INDEX, WEIGHTS, fetch, fetch_weights, is_folder
 from tokenthrift.weights import check_header, read_headers, unique_tensors
 
 __all__ = ["Found", "describe", "find", "list_models", "load", "model_class"]

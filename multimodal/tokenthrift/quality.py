@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tokenthrift.config import ConfigError, load_json
+
 __all__ = ["QUALITY", "QualityCurve", "QualityError", "measured_curve", "read_quality", "save_curves", "write_quality"]
 
 QUALITY: Final = "quality.json"
@@ -95,9 +97,9 @@ def read_quality(path: Path) -> dict[str, QualityCurve]:
     """
     file = path / QUALITY if path.is_dir() else path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise QualityError(f"{file}: not readable as JSON: {error}") from error
+        found = load_json(file)
+    except ConfigError as error:
+        raise QualityError(str(error)) from error
     rows = found.get("curves") if isinstance(found, dict) else None
     if not isinstance(rows, list) or found.get("format_version") != _FORMAT:
         raise QualityError(f'{file}: expected {{"format_version": {_FORMAT}, "curves": [...]}}')
@@ -166,7 +168,3 @@ def _curve(row: Any, where: str) -> QualityCurve:
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
     return (right[1] - left[1]) / (right[0] - left[0])
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 
 from tokenthrift.config import read_json
 
-_WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = f"{_WEIGHTS}.index.json"
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = f"{WEIGHTS}.index.json"
 PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -126,18 +126,18 @@ def fetch_weights(source: str | Path, prefix: str | tuple[str, ...] = "", **opti
         SourceError, WeightsError: as `fetch`.
     """
     try:
-        return [fetch(source, (_WEIGHTS,), **options) / _WEIGHTS]
+        return [fetch(source, (WEIGHTS,), **options) / WEIGHTS]
     except SourceError as missing:
         try:
-            folder = fetch(source, (_INDEX,), **options)
+            folder = fetch(source, (INDEX,), **options)
         except SourceError:
             raise missing from None
-    shards = read_json(folder / _INDEX).get("weight_map")
+    shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise WeightsError(f"{folder / _INDEX} does not say in which file each tensor is")
+        raise WeightsError(f"{folder / INDEX} does not say in which file each tensor is")
     names = sorted({shard for name, shard in shards.items() if name.startswith(prefix)})
     if not names or any(Path(name).name != name or "\\" in name or not name.endswith(".safetensors") for name in names):
-        raise WeightsError(f"{folder / _INDEX} names something other than safetensors files beside it")
+        raise WeightsError(f"{folder / INDEX} names something other than safetensors files beside it")
     if not is_folder(source):
         options["revision"] = folder.name
     return [fetch(source, names, **options) / name for name in names]

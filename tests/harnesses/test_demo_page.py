@@ -32,6 +32,11 @@ def test_the_page_runs_on_this_machine_only(tmp_path: Path) -> None:
         assert "known before it ran" in few[0]
         assert few[0] != many[0]
         assert Path(few[2] if isinstance(few[2], str) else few[2]["path"]).is_file()
+        (tmp_path / "cut.png").write_bytes(Path(picture["path"]).read_bytes()[:200])
+        odd = Client(address, verbose=False).predict(
+            handle_file(str(tmp_path / "cut.png")), None, 25, 4, api_name="/run"
+        )
+        assert odd[0].startswith("cut.png: ")
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         assert chromium, "Chromium is needed"
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.media_files import film
-from tests.multimodal.tiny_processors import save_llava, save_qwen
+from tests.multimodal.tiny_processors import save_llava, save_qwen, save_qwen3
 
 ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = {"llava": save_llava, "qwen": save_qwen, "qwen3": save_qwen3}
+CASES = [("llava", "merging"), ("llava", "vqtoken"), ("qwen", "uniform"), ("qwen3", "tome")]
 TASK = """
 task: {name}
 dataset_path: json
@@ -76,9 +78,9 @@ def evaluate(tasks: Path, out: Path, arguments: str, names: str) -> tuple[dict[s
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize(("family", "reducer"), [("llava", "merging"), ("llava", "vqtoken"), ("qwen", "uniform")])
+@pytest.mark.parametrize(("family", "reducer"), CASES)
 def test_pictures_and_clips_end_to_end(family: str, reducer: str, tasks: Path, tmp_path: Path) -> None:
-    source = {"llava": save_llava, "qwen": save_qwen}[family](tmp_path / "model")
+    source = FAMILIES[family](tmp_path / "model")
     names = "tiny_clips" if reducer == "vqtoken" else "tiny_pictures,tiny_clips"
     arguments = f"pretrained={source},reducer={reducer},budget=4,max_frames_num=4"
     results, shown = evaluate(tasks, tmp_path / "out", arguments, names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from tests.tokenizers.karl.tiny_karl import tiny_karl
 from tests.tokenizers.vqtoken.tiny_answerer import tiny_answerer
 from tokenthrift.commands import demo
 from tokenthrift.demo import showing
-from tokenthrift.demo.showing import models_for, show
+from tokenthrift.demo.showing import models_for, respond, show
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = str(ROOT / "samples/pictures/street.jpg")
@@ -62,6 +64,39 @@ def test_models_are_chosen_by_what_a_file_holds(models: dict[str, str], tmp_path
     assert models["clips"] in models_for(str(film(tmp_path / "clip.mp4", 4)), every)
     (tmp_path / "x.txt").write_text("nothing")
     assert models_for(str(tmp_path / "x.txt"), every) == []
+
+
+def test_a_file_that_cannot_be_read_is_explained(models: dict[str, str], tmp_path: Path) -> None:
+    whole = film(tmp_path / "whole.mp4", 12).read_bytes()
+    header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
+    huge = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + header
+        + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    silent = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36, b"WAVEfmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 0)
+    odd = {
+        "empty.mp4": b"",
+        "words.wav": b"these are words\n" * 50,
+        "cut.mp4": whole[: len(whole) // 2],
+        "cut.jpg": Path(PICTURE).read_bytes()[:500],
+        "cut.flac": Path(RECORDING).read_bytes()[:60],
+        "huge.png": huge,
+        "silent.wav": silent,
+    }
+    for name, content in odd.items():
+        (tmp_path / name).write_bytes(content)
+        said, text, picture = respond(str(tmp_path / name), None, 50, 0, list(models.values()))
+        assert said.startswith(name)
+        assert len(said) > len(name) + 10
+        assert str(tmp_path) not in said
+        assert (text, picture) == ("", None)
+    assert respond(None, None, 50, 0, [])[0].startswith("Drop")
+    said, _, picture = respond(PICTURE, models["dllm"], 50, 0, list(models.values()))
+    assert said.startswith(models["karl"])
+    assert picture
 
 
 def test_without_models_it_says_so(

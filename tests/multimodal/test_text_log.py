@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -12,7 +15,13 @@ from tokenthrift.training.text_log import log_texts
 
 def test_every_logger_gets_the_lines(tmp_path: Path) -> None:
     board, csv = TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")
-    log_texts([board, csv], "val/answers", ["one", "two"], 30)
+    module = LightningModule()
+    log_texts(module, "val/answers", ["without a trainer"])
+    run = {"loggers": [board, csv], "global_step": 30, "is_global_zero": True, "sanity_checking": False}
+    for changed in ({"is_global_zero": False}, {"sanity_checking": True}, {}):
+        trainer: Any = SimpleNamespace(**run | changed)
+        module._trainer = trainer
+        log_texts(module, "val/answers", ["one", "two"])
     board.experiment.flush()
     assert (Path(csv.log_dir) / "texts" / "val-answers-000030.txt").read_text() == "one\ntwo\n"
     events = EventAccumulator(board.log_dir).Reload()

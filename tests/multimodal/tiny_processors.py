@@ -8,9 +8,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPImageProcessor,
+    GotOcr2ImageProcessor,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2AudioProcessor,
@@ -33,7 +38,7 @@ PARTS = (
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: " + PARTS + " {% endfor %}assistant: "
 
 
-def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
+def tokenizer(names: dict[int, str], **roles: str) -> PreTrainedTokenizerFast:
     """A token for each character, after the special ones."""
     first = max(4, *names) + 1
     vocabulary = {names.get(i, f"<{i}>"): i for i in range(first)}
@@ -43,7 +48,7 @@ def tokenizer(names: dict[int, str]) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
     inner.add_special_tokens(list(names.values()))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names.get(END))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=names[PAD], eos_token=names.get(END), **roles)
 
 
 def _save_qwen(folder: Path, processor: Any, video_processor: Any, model: Any) -> str:
@@ -86,6 +91,37 @@ def save_llava(folder: Path) -> str:
         chat_template=TEMPLATE.replace("IMAGE", "<image>\n").replace("VIDEO", "<video>\n"),
     ).save_pretrained(folder)
     model.save_pretrained(folder)
+    return str(folder)
+
+
+def save_llava_of_pictures(folder: Path) -> str:
+    """A LLaVA 1.5: its processor knows no video."""
+    names = {PAD: "<|pad|>", START: "<s>", END: "</s>", IMAGE: "<image>"}
+    size = {"height": SIZE, "width": SIZE}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size),
+        tokenizer=tokenizer(names),
+        patch_size=4,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE.replace("IMAGE", "<image>\n"),
+    ).save_pretrained(folder)
+    family("llava").save_pretrained(folder)
+    return str(folder)
+
+
+def save_internvl(folder: Path) -> str:
+    """An InternVL: the frames of a clip are pictures one behind the other."""
+    names = {PAD: "<|pad|>", START: "<img>", END: "</img>", IMAGE: "<IMG_CONTEXT>", VIDEO: "<video>"}
+    roles = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    size = {"height": SIZE, "width": SIZE}
+    InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=False),
+        tokenizer=tokenizer(names, **roles, video_token="<video>"),
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>\n").replace("VIDEO", "<video>\n"),
+    ).save_pretrained(folder)
+    family("internvl").save_pretrained(folder)
     return str(folder)
 
 

@@ -7,7 +7,6 @@ model has, and weights that leave part of the model at random (transformers only
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any, Final
 
 from tokenthrift.config import ConfigError, read_json
 from tokenthrift.recognizers.base import Parts, TransformersRecognizer
-from tokenthrift.sources import PICKLES, SourceError, WeightsError, fetch, is_folder
-from tokenthrift.weights import read_header
+from tokenthrift.sources import INDEX, PICKLES, WEIGHTS, SourceError, WeightsError, fetch, fetch_weights, is_folder
+from tokenthrift.weights import read_headers
 
 __all__ = ["load_transformers"]
 
@@ -150,23 +149,13 @@ def _check_sizes(fields: Mapping[str, Any], where: str) -> None:
 
 def _check_weights(folder: Path, source: str | Path) -> str:
     """The name of the weights, once their headers are known to be whole and inside the folder."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        names: set[Any] = {"model.safetensors"}
-    elif index.is_file():
-        found = read_json(index).get("weight_map")
-        names = set(found.values()) if isinstance(found, dict) else set()
-        if not names or not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
-            raise WeightsError(f"{source}: {index.name} names no files of the folder")
-    else:
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         what = f"only {pickles[0]}, and opening a pickle can run code" if pickles else "no model.safetensors"
         raise WeightsError(f"{source} has {what}; this job loads safetensors alone")
-    for name in sorted(names):
-        if not (folder / name).is_file():
-            raise WeightsError(f"{source}: {name} is not there")
-        read_header(folder / name)
-    return "model.safetensors" if len(names) == 1 else f"{len(names)} safetensors files"
+    files = fetch_weights(folder)
+    read_headers(files)
+    return WEIGHTS if len(files) == 1 else f"{len(files)} safetensors files"
 
 
 @contextmanager

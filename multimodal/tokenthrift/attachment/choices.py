@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from tokenthrift.allocation import allocate
 from tokenthrift.budget import BudgetError, BudgetLike, ItemSize, TokenBudget, budgets_for
 from tokenthrift.reducers import REDUCERS, TokenReducer
+from tokenthrift.registry import resolve, those_with
 
 __all__ = ["Budgets", "Choice", "Reducers", "choose", "reducer_from"]
 
@@ -37,12 +38,17 @@ _COMMON = ("image", "video", "audio")
 def reducer_from(name: str) -> TokenReducer:
     """The training-free reducer of that name, or of the short name of its method: "merging" is "tome".
 
+    "vqtoken" is VQToken without weights.
+
     Raises:
         ValueError: There is none.
     """
+    if name == "vqtoken":
+        unweighted: TokenReducer = resolve(those_with("model")[name])()
+        return unweighted
     build = REDUCERS.get(_SHORT.get(name, name))
     if build is None:
-        raise ValueError(f"no reducer named {name!r}; there are {', '.join([*REDUCERS, *_SHORT])}")
+        raise ValueError(f"no reducer named {name!r}; there are {', '.join([*REDUCERS, *_SHORT, 'vqtoken'])}")
     return build()
 
 

@@ -25,8 +25,8 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from tokenthrift.auto.configuration import CONFIGURATIONS, TokenthriftConfig
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.hub import INDEX, WEIGHTS, parse_device, parse_dtype
-from tokenthrift.sources import SourceError
+from tokenthrift.hub import parse_device, parse_dtype
+from tokenthrift.sources import INDEX, WEIGHTS, SourceError
 from tokenthrift.weights import assign_weights, empty_parameters, unique_tensors
 
 __all__ = ["MODELS", "KarlAuto", "SpeechAuto", "TokenthriftModel", "register"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tokenthrift.demo.showing import models_for, show
+from tokenthrift.demo.showing import respond
 from tokenthrift.extras import require
 
 __all__ = ["build"]
@@ -27,20 +27,8 @@ def build(models: Sequence[str]) -> Any:
     gradio = require("gradio")
 
     def run(path: str | None, model: str | None, percent: float, rounds: float) -> tuple[str, str, str | None]:
-        """Runs after every change; what cannot be shown is said."""
-        if not path:
-            return "Drop a picture, a clip or a recording.", "", None
-        able = models_for(path, models)
-        chosen = model if model in able else (able[0] if able else None)
-        if chosen is None:
-            return "None of the models reads this file.", "", None
-        try:
-            shown = show(chosen, path, percent / 100, int(rounds))
-        except ValueError as error:
-            return f"{chosen}: {error}", "", None
-        planned = f"{chosen}: at most {shown.planned.used} of {shown.planned.native} tokens, known before it ran"
-        used = f"{shown.used.used} used" + (f" in {shown.used.rounds} rounds" if shown.used.rounds else "")
-        return f"{planned}; {used}", shown.text, shown.picture
+        """Runs after every change."""
+        return respond(path, model, percent, rounds, models)
 
     with gradio.Blocks(title=TITLE) as page:
         gradio.Markdown(f"# {TITLE}")

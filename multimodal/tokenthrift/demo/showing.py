@@ -21,7 +21,7 @@ from tokenthrift.media.kinds import kind_of
 from tokenthrift.media.video import read_frames
 from tokenthrift.models import load
 
-__all__ = ["Shown", "models_for", "show"]
+__all__ = ["Shown", "models_for", "respond", "show"]
 
 loaded = cache(load)
 
@@ -41,6 +41,37 @@ class Shown:
     used: TokenUsage
     text: str
     picture: str | None = None
+
+
+def respond(
+    path: str | None, model: str | None, percent: float, rounds: float, models: Sequence[str]
+) -> tuple[str, str, str | None]:
+    """What the page says and shows of a file; of one that cannot be read, why.
+
+    Args:
+        path: what was dropped.
+        model: the chosen one; another is taken where it does not read such files.
+        percent: of the native tokens, from 1 to 100.
+        rounds: see `show`.
+        models: to choose from.
+
+    Returns:
+        A line about tokens or about what is wrong, the text, and a PNG or None.
+    """
+    if not path:
+        return "Drop a picture, a clip or a recording.", "", None
+    name = Path(path).name
+    try:
+        able = models_for(path, models)
+        if not able:
+            return f"{name} is no picture, clip or recording that these models read.", "", None
+        chosen = model if model in able else able[0]
+        shown = show(chosen, path, percent / 100, int(rounds))
+    except (ValueError, OSError) as error:
+        return f"{name}: {getattr(error, 'reason', None) or str(error).replace(path, name)}", "", None
+    planned = f"{chosen}: at most {shown.planned.used} of {shown.planned.native} tokens, known before it ran"
+    used = f"{shown.used.used} used" + (f" in {shown.used.rounds} rounds" if shown.used.rounds else "")
+    return f"{planned}; {used}", shown.text, shown.picture
 
 
 def show(model: str, path: str, share: float, rounds: int) -> Shown:

@@ -25,7 +25,7 @@ class _Model(base.LmmsModel):
 
     Args:
         pretrained: a folder or Hub id of a vision-language model.
-        reducer: a name of `tokenthrift.reducers.REDUCERS`, "vqtoken", "none", or a model folder.
+        reducer: a name that `attach` takes, "none", or a model folder.
         budget: for each picture or clip; several fields are joined by `+` (`33+4/s`), since lmms-eval splits at commas.
         max_frames_num: frames of a clip.
         device: the GPU if there is one, else the CPU.

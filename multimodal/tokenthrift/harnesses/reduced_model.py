@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 
-from tokenthrift.attachment import attach
-from tokenthrift.budget import BudgetLike, TokenUsage
+from tokenthrift.attachment import attach, reducer_from
+from tokenthrift.budget import BudgetLike, TokenBudget, TokenUsage
 from tokenthrift.extras import require
 from tokenthrift.media.video import probe, read_frames
 from tokenthrift.models import load
-from tokenthrift.reducers import REDUCERS
-from tokenthrift.registry import resolve, those_with
 
 __all__ = ["Reduced", "ReducedModel", "device_and_dtype", "reducer_of"]
 
@@ -43,20 +41,16 @@ class Reduced:
 
 
 def reducer_of(name: str) -> Any:
-    """A reducer by its name in `REDUCERS`, "vqtoken" without weights, a folder or Hub id of one, or "none".
+    """A reducer by a name that `attach` knows, a folder or Hub id of one, or "none".
 
     Raises:
         ValueError: there is no such reducer.
     """
     if name == "none":
         return None
-    if name in REDUCERS:
-        return REDUCERS[name]()
-    if name == "vqtoken":
-        return resolve(those_with("model")[name])()
     if "/" in name or Path(name).is_dir():
         return load(name)
-    raise ValueError(f"no reducer {name!r}; there are none, {', '.join(sorted({*REDUCERS, 'vqtoken'}))}, or a folder")
+    return reducer_from(name)
 
 
 def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
@@ -69,6 +63,25 @@ def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, torch.
     if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return device, getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+
+
+class _Clip:
+    """Frames of a film and when each is shown, as processors of transformers ask for it: numbers at a steady rate.
+
+    Milliseconds are such numbers whatever the film's rate is, also where it changes.
+    """
+
+    def __init__(self, path: str | Path, num_frames: int) -> None:
+        frames, info = read_frames(path, count=num_frames), probe(path)
+        self.pixels, self.seconds = frames.pixels, info.seconds
+        self.metadata = {
+            "total_num_frames": max(1, round(info.seconds * 1000)),
+            "fps": 1000.0,
+            "duration": info.seconds,
+            "height": info.height,
+            "width": info.width,
+            "frames_indices": (frames.seconds * 1000).round().long().tolist(),
+        }
 
 
 class ReducedModel:
@@ -99,6 +112,7 @@ class ReducedModel:
         self.reducer, self.budget, self.num_frames = reducer_of(reducer), budget, num_frames
         self.model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=precision).to(device).eval()
         self.processor: Any = AutoProcessor.from_pretrained(source)
+        self._reads_clips = getattr(self.processor, "video_processor", None) is not None
 
     @torch.inference_mode()
     def answer(
@@ -108,7 +122,8 @@ class ReducedModel:
 
         Args:
             question: in words, without placeholders.
-            visuals: pictures of Pillow, and paths of films, in any order; each stands before the question.
+            visuals: pictures of Pillow, and paths of films, in any order; each stands before the question. A processor
+                that reads no video gets the frames of a film as pictures.
             max_new_tokens: of the answer.
             stop: texts at the first of which an answer ends.
 
@@ -118,24 +133,39 @@ class ReducedModel:
             BudgetError: the budget cannot be honored.
         """
         picture = require("PIL.Image").Image
-        images = [visual.convert("RGB") for visual in visuals if isinstance(visual, picture)]
-        films = [str(visual) for visual in visuals if isinstance(visual, str | Path)]
-        if len(images) + len(films) != len(visuals):
-            raise ValueError(f"visuals are pictures or paths, not {sorted({type(v).__name__ for v in visuals})}")
-        content = [{"type": "image" if isinstance(visual, picture) else "video"} for visual in visuals]
+        unknown = sorted({type(v).__name__ for v in visuals if not isinstance(v, picture | str | Path)})
+        if unknown:
+            raise ValueError(f"visuals are pictures or paths, not {unknown}")
+        content: list[dict[str, str]] = []
+        images: list[Any] = []
+        clips: list[_Clip] = []
+        for visual in visuals:
+            if isinstance(visual, picture):
+                shown = [visual.convert("RGB")]
+            elif self._reads_clips:
+                clips.append(_Clip(visual, self.num_frames))
+                content.append({"type": "video"})
+                continue
+            else:
+                shown = list(read_frames(visual, count=self.num_frames).pixels)
+            images += shown
+            content += [{"type": "image"}] * len(shown)
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
         given: dict[str, Any] = {"images": images} if images else {}
-        if films:
-            given["videos"] = [read_frames(path, count=self.num_frames).pixels for path in films]
+        if clips:
+            # The frames are chosen already; without their times, processors take them for 24 a second and choose again.
+            given["videos"] = [clip.pixels for clip in clips]
+            given["videos_kwargs"] = {"video_metadata": [clip.metadata for clip in clips], "do_sample_frames": False}
         inputs = self.processor(text=[prompt], return_tensors="pt", **given).to(self.model.device)
         for name, value in inputs.items():
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self.model.dtype)
-        seconds = [probe(path).seconds for path in films]
-        durations = seconds if films and not images else None
+        # Only a rate asks for durations, and a family whose items are frames has more items than clips.
+        rated = not images and TokenBudget.parse(self.budget).tokens_per_second is not None
+        seconds = [clip.seconds for clip in clips] if rated else None
         reduced = self.reducer is not None and visuals
-        with attach(self.model, self.reducer, self.budget, seconds=durations) if reduced else nullcontext() as handle:
+        with attach(self.model, self.reducer, self.budget, seconds=seconds) if reduced else nullcontext() as handle:
             out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         usage = tuple(handle.usage) if handle is not None else ()
         native = inputs["input_ids"].shape[1]

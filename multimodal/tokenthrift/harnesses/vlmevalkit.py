@@ -53,7 +53,7 @@ def register(
     Args:
         name: its name for `--model`.
         pretrained: a folder or Hub id of a vision-language model.
-        reducer: a name of `tokenthrift.reducers.REDUCERS`, "vqtoken", "none", or a model folder.
+        reducer: a name that `attach` takes, "none", or a model folder.
         budget: for each picture or clip.
         max_new_tokens: of an answer.
         device: the GPU if there is one, else the CPU, if not given.

@@ -214,8 +214,7 @@ class MtskModule(L.LightningModule):
             self.log(f"val/wer_{_name(rates)}", error_rates[-1], prog_bar=True, sync_dist=True)
         if error_rates:
             self.log("val/wer", sum(error_rates) / len(error_rates), sync_dist=True)
-        if self.loggers and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            log_texts(self.loggers, "val/texts", sample_lines(self.texts), self.global_step)
+        log_texts(self, "val/texts", sample_lines(self.texts))
 
 
 def sample_lines(texts: Mapping[Rates, Sequence[tuple[str, str]]], most: int = 8) -> list[str]:

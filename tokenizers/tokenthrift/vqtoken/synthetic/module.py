@@ -232,9 +232,8 @@ class VQTokenModule(L.LightningModule):
                 for j, question in enumerate(questions):
                     if kind in ("full", "vqtoken"):
                         self.scores[f"{kind}: {question.kind}"].append(right[i, j][None])
-        if index == 0 and self._trainer is not None and self.trainer.is_global_zero:
-            lines = _samples(batch, given, self.model.config.vocabulary)
-            log_texts(self.loggers, "val/answers", lines, self.global_step)
+        if index == 0:
+            log_texts(self, "val/answers", _samples(batch, given, self.model.config.vocabulary))
 
     def on_validation_epoch_end(self) -> None:
         """Shares of right answers over the clips of all processes; baselines and VQToken at 32 tokens."""
