@@ -85,8 +85,11 @@ def mtsk_rates(out: Path) -> None:
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
                 label = f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name
-                # Beside the end of a line that ends alone, above that of one which others cross.
-                end: dict[str, Any] = {"xytext": (6, 0), "va": "center"} if video and audio else {"xytext": (-4, 9)}
+                # Beside the end of a line that ends alone, above or below that of one which others cross.
+                below = audio and snr is None
+                end: dict[str, Any] = {"xytext": (6, 0), "va": "center"}
+                if not (audio and video):
+                    end = {"xytext": (-8, -16 if below else 9)}
                 axis.annotate(label, own[-1], color=color, fontsize=10, textcoords="offset points", **end)
     axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 40), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)

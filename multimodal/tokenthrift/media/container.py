@@ -69,14 +69,13 @@ def opened(
     options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "file", **(options or {})}
     # Before version 18 options for streams too end the process (PyAV issue 2010) where probing finds streams that no
     # header names, as in FLV and MPEG; a picture's size is then checked only before it is decoded for us.
-    whole = int(av.__version__.partition(".")[0]) >= 18
+    # Version 19 decodes titles when they are read, and takes no word about those that are not UTF-8.
+    version = int(av.__version__.partition(".")[0])
+    given: dict[str, Any] = {"options" if version >= 18 else "container_options": options}
+    if version < 19:
+        given["metadata_errors"] = "replace"
     try:
-        container = av.open(
-            f"file:{path}",
-            format=form,
-            **{"options" if whole else "container_options": options},
-            metadata_errors="replace",
-        )
+        container = av.open(f"file:{path}", format=form, **given)
     except Exception as problem:  # On random bytes PyAV also raises ZeroDivisionError and EOFError.
         raise error(path, f"not {what} of a known format, or damaged: {cause(problem)}") from problem
     with container:
