@@ -70,10 +70,12 @@ oldest: $(INSTALLED)
 	$(OLDEST)/bin/python -m pytest $(LIGHT_TESTS) \
 		--deselect tests/multimodal/test_video.py::test_a_turned_phone_gives_upright_frames
 
+# On Python 3.12 and newer that is PyAV 19, which reads AMR and writes none.
 newest: $(INSTALLED)
 	$(BIN)/uv venv --clear --quiet --python $(BIN)/python $(NEWEST)
 	$(BIN)/uv pip install --python $(NEWEST)/bin/python --upgrade --editable '.[train,audio,video,test]'
-	$(NEWEST)/bin/python -m pytest $(LIGHT_TESTS) tests/multimodal/test_auto.py
+	$(NEWEST)/bin/python -m pytest $(LIGHT_TESTS) tests/multimodal/test_auto.py \
+		--deselect 'tests/multimodal/test_audio.py::test_every_format_gives_the_same_signal[amr]'
 
 # lmms-eval asks for PyAV below 16 and a filelock that newer ones broke; docs/harnesses.md says what and why.
 harness: $(INSTALLED)
