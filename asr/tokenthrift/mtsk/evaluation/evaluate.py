@@ -38,6 +38,7 @@ from tokenthrift.mtsk.evaluation.tables import (
     error_plot,
     error_table,
     measured,
+    noise_plot,
     together,
 )
 from tokenthrift.mtsk.model import LlamaMtsk
@@ -92,6 +93,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         spent += found
         tables.append(cost_table(f"{name}: cost of one item of middle length", found))
         figures[f"errors_{name}"] = error_plot(rows, snrs)
+        if len(snrs) > 2:
+            figures[f"noise_{name}"] = noise_plot(rows, snrs, first)
     synthetic = {name: own for name, own in sets.items() if name.startswith(TOGETHER)}
     if len(synthetic) > 1:
         clips = [clip for own, _, _ in synthetic.values() for clip in own]
@@ -115,7 +118,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         settings=settings,
         tables=tables,
         figures=figures,
-        notes=[SYNTHETIC, *skipped],
+        notes=[*([SYNTHETIC] if synthetic else []), *skipped],
     )
     own = [row for _, rows, _ in sets.values() for row in rows if row.model == first]
     found_curves = quality_curves(own, ", ".join(sets), str(settings["command"]))

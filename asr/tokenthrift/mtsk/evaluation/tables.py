@@ -24,11 +24,13 @@ __all__ = [
     "error_plot",
     "error_table",
     "measured",
+    "noise_plot",
     "together",
 ]
 
 INDEPENDENT, POOLED = "independent", "pooled"
 STREAMS = {(True, True): "both streams", (True, False): "audio alone", (False, True): "video alone"}
+COLORS = ("#00695c", "#c62828", "#5c6bc0")
 STYLES = {(True, True): "-", (True, False): "--", (False, True): ":"}
 
 
@@ -189,6 +191,35 @@ def error_plot(rows: Sequence[EvaluationRow], snrs: Sequence[float | None]) -> A
             panel.plot(*zip(*points, strict=True), marker="o", label=f"{model}, {STREAMS[streams]}", **look)
         panel.set(xlabel="tokens per item", ylabel="WER, %", title=_level(snr))
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")  # beside the lines, not on them
+    return figure
+
+
+def noise_plot(rows: Sequence[EvaluationRow], snrs: Sequence[float | None], model: str) -> Any:
+    """Word errors of one model against the noise, a line for sound, lips and both, each at its finest rates."""
+    order = sorted(set(snrs), key=lambda snr: float("inf") if snr is None else snr, reverse=True)
+    figure, axis = new_figure(5.0, 3.6)
+    own = [r for r in rows if r.model == model and not r.control]
+    for color, streams in zip(COLORS, STREAMS, strict=True):
+        here = [r for r in own if _streams(r.rates) == streams]
+        if not here:
+            continue
+        finest = min((r.rates for r in here), key=_fineness)
+        points = {r.snr: 100 * r.words.rate for r in here if r.rates == finest}
+        x = [i for i, snr in enumerate(order) if snr in points]
+        y = [points[order[i]] for i in x]
+        axis.plot(x, y, color=color, marker="o", markersize=4)
+        axis.annotate(
+            f"{STREAMS[streams]}, {finest}",
+            (x[-1], y[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            fontsize=8,
+        )
+    axis.set(xticks=range(len(order)), xticklabels=[_level(snr) for snr in order], ylim=(0, None))
+    axis.set(xlabel="speech above the noise", ylabel="word error rate (%)")
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

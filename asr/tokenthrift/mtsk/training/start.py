@@ -17,6 +17,8 @@ from tokenthrift.training.start_weights import MODEL, read_start_weights
 
 __all__ = ["Origin", "carried_over", "read_origin"]
 
+ENCODERS = ("audio_encoder.", "video_encoder.")
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -46,8 +48,7 @@ def carried_over(model: LlamaMtsk, given: Mapping[str, Tensor], origin: Origin) 
     A projector comes from the given one of the nearest rate, so a model of one pair of rates starts one of many. One
     adapter for all scales (MS) starts that of every scale (SS), or the shared one (MSS), so that the model begins with
     the outputs of the given one; with the same strategy an adapter comes from that of the same pair of rates. All other
-    adapters start as they are. Encoders stay the model's own, as its training states may be those of other encoders
-    than the given model has.
+    adapters start as they are.
 
     Args:
         model: to be filled.
@@ -61,8 +62,6 @@ def carried_over(model: LlamaMtsk, given: Mapping[str, Tensor], origin: Origin) 
             source = _adapter(name, model.config, origin)
         elif part in ("audio_proj", "video_proj"):
             source = _projector(part, rest, model.config, origin)
-        elif part in ("audio_encoder", "video_encoder"):
-            source = None
         else:
             source = name
         found = None if source is None else given.get(source)
@@ -97,11 +96,14 @@ def _adapter(name: str, config: MtskConfig, origin: Origin) -> str | None:
 def read_origin(source: str) -> tuple[dict[str, Tensor], Origin]:
     """The weights of a model folder or training checkpoint, and what they were trained for.
 
+    Encoders are left out: they are frozen, and the states a new model trains on may be those of others.
+
     Raises:
         OSError: there is none.
     """
     found = read_start_weights(source)
-    weights = {name.removeprefix(MODEL): value for name, value in found.tensors.items()}
+    named = {name.removeprefix(MODEL): value for name, value in found.tensors.items()}
+    weights = {name: value for name, value in named.items() if not name.startswith(ENCODERS)}
     if found.config:
         plain: dict[str, Any] = found.config
         rates = tuple(plain["audio_rates"]), tuple(plain["video_rates"])

@@ -29,6 +29,7 @@ from tokenthrift.mtsk.evaluation.tables import (
     control_table,
     error_plot,
     measured,
+    noise_plot,
     together,
 )
 from tokenthrift.mtsk.rates import Rates
@@ -216,6 +217,16 @@ def test_the_plot_has_a_line_for_each_set_of_streams() -> None:
     streams = ["MS, both streams", "MS, audio alone", "MS, video alone"]
     assert [line.get_label() for line in panels[0].lines] == [*streams, "independent, both streams"]
     assert [len(line.get_xdata()) for line in panels[1].lines] == [2, 2, 1]
+
+
+def test_noise_has_a_line_for_each_set_of_streams_at_the_finest_rates() -> None:
+    levels = [None, 5.0, -5.0]
+    rows = [row_of("MS", r, 0.1 + (r.audio > 4), snr) for r in (Rates(4, 2), Rates(16, 5), Rates(4)) for snr in levels]
+    (axis,) = noise_plot([*rows, row_of("MS", Rates(0, 2), 0.3), row_of("other", Rates(4), 0.9)], levels, "MS").axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["clean", "5 dB", "-5 dB"]
+    assert [[round(y) for y in line.get_ydata()] for line in axis.lines] == [[10] * 3, [10] * 3, [30]]
+    labels = ["both streams, (4, 2)", "audio alone, (4, 0)", "video alone, (0, 2)"]
+    assert [text.get_text() for text in axis.texts] == labels
 
 
 def test_budgets_learn_errors_and_times() -> None:
