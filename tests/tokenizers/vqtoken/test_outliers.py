@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tokenizers.vqtoken.clips import mixture, noise
 from tokenthrift.config import ConfigError
@@ -70,3 +73,25 @@ def test_the_published_code_has_none() -> None:
         VQTokenConfig(compat="released", outlier_share=0.5)
     with pytest.raises(ConfigError, match="outlier_share"):
         VQTokenConfig(outlier_share=1.5)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose results a GPU has to hand over before the program goes on."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_outlier_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenthrift.vqtoken.adaptive.PASSES", 1)
+    unit, mask = unit_tokens(scene(), None)
+    start = find(unit, mask, torch.tensor([4]))
+    waits = []
+    for slots in (5, 40):
+        with Waits() as found:
+            with_outliers(unit, mask, start, torch.tensor([slots]))
+        waits.append(found.count)
+    assert waits[0] == waits[1]

@@ -182,9 +182,12 @@ def with_outliers(unit: Tensor, mask: Tensor, clusters: Clusters, num_clusters: 
     centers = torch.zeros(len(unit), most, unit.shape[2], dtype=torch.float64, device=unit.device)
     centers[:, : clusters.sums.shape[1]] = unit_rows(clusters.sums)
     likeness = similarities(exact, unit_rows(clusters.sums)).masked_fill(~clusters.live[:, None], -torch.inf).amax(2)
+    likeness = likeness.masked_fill(~mask, torch.inf)  # no padding is the farthest
+    # Every clip computes every slot, since to pick those that need it would wait for the device once a slot.
     for slot in range(int(have.min()), most):
-        item = ((have <= slot) & (slot < num_clusters)).nonzero().flatten()
-        farthest = likeness[item].masked_fill(~mask[item], torch.inf).argmin(1)
-        centers[item, slot] = exact[item, farthest]
-        likeness[item] = likeness[item].maximum(similarities(exact[item], centers[item, slot, None])[..., 0])
+        needed = ((have <= slot) & (slot < num_clusters))[:, None]
+        farthest = likeness.argmin(1)[:, None, None].expand(-1, 1, unit.shape[2])
+        center = exact.gather(1, farthest)
+        centers[:, slot] = center[:, 0].where(needed, centers[:, slot])
+        likeness = likeness.maximum(similarities(exact, center)[..., 0]).where(needed, likeness)
     return fill_empty(unit, lloyd(unit, mask, centers, PASSES), num_clusters)

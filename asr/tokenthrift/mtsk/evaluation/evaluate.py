@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     )
     own = [row for _, rows, _ in sets.values() for row in rows if row.model == first]
     found_curves = quality_curves(own, ", ".join(sets), str(settings["command"]))
-    save_curves(named[0][1], arguments.out, found_curves)
+    # Where a budget window looks for them is beside a model, and what a user's own data say of a model stays out of it.
+    save_curves(arguments.table or arguments.out, arguments.out, found_curves)
     print(f"{arguments.out}/report.md", file=sys.stderr)
     return 0
 

@@ -278,6 +278,7 @@ def write_set(folder: Path) -> Path:
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model(**ALL).save_pretrained(tmp_path / "model")
+    files = sorted(path.name for path in (tmp_path / "model").iterdir())
     folder = write_set(tmp_path / "set")
     bounds = {"homophene_bound": 0.5, "words": 9, "kinds": {"set": {"homophene_bound": 0.075, "words": 6}}}
     (tmp_path / "homophenes.json").write_text(json.dumps(bounds))
@@ -307,7 +308,9 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert report["tables"][0]["rows"][0]["WER 0 dB"] >= 0
     assert "rendered mouths" in report["notes"][0]
     assert (out / "errors_synthetic.png").stat().st_size > 1000
-    curves = read_quality(tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == files, "only --table writes beside a model"
+    curves = read_quality(tmp_path / "measured")
+    assert read_quality(out) == curves
     assert set(curves) == {"audio", "talking", "video"}
     assert all(len(curve.tokens) > 1 and "WER" in curve.metric for curve in curves.values())
     assert "synthetic: 2 items" in capsys.readouterr().out
