@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from real_lips import CROP, SHRINK, Clips, change
-from states import AudioStates, augmentation_of, options, read_avhubert, save
+from states import AudioStates, augmentation_of, options, read_avhubert, save_states
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
@@ -81,7 +81,7 @@ def main() -> None:
         noises = [augmentation.noise(len(sound), rng) for sound in dev.sounds] if augmentation.noises else dev.sounds
         sounds = [mix(s, n, 0.0) if i % 2 else s for i, (s, n) in enumerate(zip(dev.sounds, noises, strict=True))]
         states = [encode(lips, normalize(pictures, CROP, SHRINK)) for pictures in dev.pictures]
-        save(target, audio.encode(sounds), states, [row["text"] for row in dev.rows])
+        save_states(target, {"audio": audio.encode(sounds), "video": states}, [row["text"] for row in dev.rows])
     train: Talkers | None = None
     for number in range(arguments.passes):
         target = arguments.out / "train" / f"{number:02d}.safetensors"
@@ -95,7 +95,7 @@ def main() -> None:
             texts.append(text)
             sounds.append(augmentation.noisy(sound, rng))
             states.append(encode(lips, change(pictures, rng)))
-        save(target, audio.encode(sounds), states, texts)
+        save_states(target, {"audio": audio.encode(sounds), "video": states}, texts)
         print(f"{target.name}: {len(texts)} clips, {time.process_time() - began:.0f} s of CPU", flush=True)
 
 

@@ -15,7 +15,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +103,10 @@ def augmentation_of(folders: Sequence[str], crowd: Path | None) -> Augmentation:
     return Augmentation([*voices, *recorded.noises], recorded.rooms)
 
 
-def save(path: Path, audio: list[Tensor], video: list[Tensor], texts: list[str]) -> None:
-    tensors = {"audio": torch.cat(audio), "video": torch.cat(video)}
-    for name, rows in (("audio", audio), ("video", video)):
+def save_states(path: Path, streams: Mapping[str, list[Tensor]], texts: list[str]) -> None:
+    """A shard for `CachedStates`; `streams` has the states of each item by "audio" and "video"."""
+    tensors = {name: torch.cat(rows) for name, rows in streams.items()}
+    for name, rows in streams.items():
         tensors[f"{name}_offset"] = torch.tensor(np.cumsum([0, *map(len, rows)]))
     save_file(tensors, path.with_suffix(".partial"), {"texts": json.dumps(texts)})
     os.replace(path.with_suffix(".partial"), path)
@@ -122,7 +123,7 @@ def train_shard(encoders: Encoders, shard: Path, target: Path, augmentation: Aug
         frames = pictures(row, int(b - a), 92)
         top, left = rng.randrange(5), rng.randrange(5)
         lips.append(encoders.video_states(frames[:, top : top + 88, left : left + 88]))
-    save(target, encoders.audio_states(sounds), lips, [row["text"] for row in rows])
+    save_states(target, {"audio": encoders.audio_states(sounds), "video": lips}, [row["text"] for row in rows])
     return len(rows)
 
 
@@ -148,7 +149,7 @@ def main() -> None:
             noise = augmentation.noise(len(clip.audio), rng)
             sounds.append(mix(clip.audio, noise, 0.0) if i % 2 else clip.audio)
             lips.append(encoders.video_states(clip.video))
-        save(target, encoders.audio_states(sounds), lips, data.texts)
+        save_states(target, {"audio": encoders.audio_states(sounds), "video": lips}, data.texts)
     for shard in sorted((arguments.speech / "train").glob("*.npz"))[: arguments.limit]:
         target = arguments.out / "train" / f"{shard.stem}.safetensors"
         if not target.exists():
