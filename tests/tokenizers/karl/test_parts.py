@@ -15,6 +15,7 @@ from tokenthrift.karl.halting import halting_margin, kept
 from tokenthrift.karl.latent.packing import groups
 from tokenthrift.karl.latent.transformer import causal_latents
 from tokenthrift.karl.quantizer import CosineQuantizer
+from tokenthrift.padding import length_mask
 
 masks = st.lists(st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS), min_size=1, max_size=5).map(torch.tensor)
 
@@ -154,6 +155,15 @@ def test_the_code_of_the_largest_cosine(quantizer: CosineQuantizer) -> None:
     assert torch.equal(quantizer.lookup(codes), values)
     unit, found = F.normalize(tokens[mask], dim=-1), values[mask]
     torch.testing.assert_close(loss, 1.25 * F.mse_loss(unit, found))
+
+
+def test_a_large_codebook_is_searched_in_parts(quantizer: CosineQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, mask = torch.randn(3, 5, 4), length_mask(torch.tensor([5, 2, 0]))
+    codes, margin = quantizer(tokens, mask).codes, quantizer.margin(tokens, mask)
+    for at_once in (1, 24):
+        monkeypatch.setattr("tokenthrift.karl.quantizer.COSINES_AT_ONCE", at_once)
+        assert torch.equal(quantizer(tokens, mask).codes, codes)
+        assert torch.allclose(quantizer.margin(tokens, mask), margin, atol=1e-6)
 
 
 def test_the_gradient_goes_straight_through(quantizer: CosineQuantizer) -> None:

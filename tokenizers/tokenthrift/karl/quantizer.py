@@ -23,6 +23,7 @@ __all__ = ["CosineQuantizer", "Quantized"]
 
 COMMITMENT = 0.25
 DECAY = 0.99  # of the mean use of a code, for each batch
+COSINES_AT_ONCE = 2**24  # in memory
 
 
 class Quantized(NamedTuple):
@@ -88,7 +89,7 @@ class CosineQuantizer(nn.Module):
             mask: `(B, T)` bool; what lies outside is not looked at.
         """
         unit, book = self._directions(tokens[mask])
-        best = (unit @ book.T).topk(2).values
+        best = torch.cat([(part @ book.T).topk(2).values for part in _parts(unit, book)])
         gaps = unit.new_full(mask.shape, torch.inf).masked_scatter(mask, best[:, 0] - best[:, 1])
         return gaps.amin(1) if mask.shape[1] else gaps.new_full(mask.shape[:1], torch.inf)
 
@@ -131,4 +132,9 @@ class CosineQuantizer(nn.Module):
 
 def nearest(unit: Tensor, book: Tensor) -> Tensor:
     """Index of the largest cosine: `(N, D)` and `(K, D)`, both of length 1, to `(N,)` int64."""
-    return (unit @ book.T).argmax(-1)
+    return torch.cat([(part @ book.T).argmax(-1) for part in _parts(unit, book)])
+
+
+def _parts(unit: Tensor, book: Tensor) -> tuple[Tensor, ...]:
+    """Tokens whose cosines with a codebook of 65,536 entries still fit into memory."""
+    return unit.split(max(1, COSINES_AT_ONCE // len(book)))
