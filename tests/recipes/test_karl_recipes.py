@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +31,17 @@ NAMES = (
 )
 
 
+SMALL = ("small_base", "small_stage1", "small_stage2")
+"""Each on top of the photos recipe of its stage."""
+
+
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(RECIPE))
     return importlib.import_module(name)
 
 
 def test_no_recipe_is_left_out() -> None:
-    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted(NAMES)
+    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted([*NAMES, *SMALL])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +82,7 @@ def test_every_field_of_a_model_is_printed_and_explained(capsys: pytest.CaptureF
     assert "Halting probability above which a token is dropped" in shown
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SMALL])
 def test_recipes_comment_every_key(name: str) -> None:
     lines = (RECIPE / f"{name}.yaml").read_text().splitlines()
     assert [line for line in lines if line.strip(" -") not in ("init_args:", "") and "#" not in line] == []
@@ -92,6 +97,33 @@ def test_the_three_recipes_of_a_size_are_of_one_model(size: str) -> None:
     assert first["model"]["init_args"]["config"]["base"] == base["model"]["init_args"]["config"]
     assert first["model"]["init_args"]["base_from"] == f"{base['trainer']['default_root_dir']}/last.ckpt"
     assert second["model"]["init_args"]["start_from"] == f"{first['trainer']['default_root_dir']}/last.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+@pytest.mark.parametrize("name", SMALL)
+def test_the_larger_recipes_run(name: str, tmp_path: Path) -> None:
+    base = "model.init_args.config" if name == "small_base" else "model.init_args.config.base"
+    images = tmp_path / "images.npy"
+    np.save(images, (pictures(4, (128, 128), 0) * 255).to(torch.uint8).numpy())
+    sources = {
+        "data.init_args.train": json.dumps({str(images): 1}),
+        "data.init_args.dev": json.dumps({"x": str(images)}),
+    }
+    own = {**sources, "data.init_args.batch_size": "2", "data.init_args.workers": "0", f"{base}.channels": "16"}
+    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": str(tmp_path)}
+    if name != "small_stage1":
+        own["model.init_args.lpips_weight"] = "0"
+    if name != "small_base":
+        for half in ("encoder", "decoder"):
+            sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+            own |= {f"model.init_args.config.{half}.{key}": str(value) for key, value in sizes.items()}
+        source = "base_from" if name == "small_stage1" else "start_from"
+        own |= {f"model.init_args.{source}": "null", "model.init_args.config.codebook_size": "64"}
+    if name == "small_stage1":
+        steps = ("quantize_start_step", "guide_until_step", "second_pass_start_step")
+        own |= {f"model.init_args.{step}": "1" for step in steps} | {"trainer.accumulate_grad_batches": "1"}
+    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in (name.replace("small", "photos"), name)]
+    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
 
 
 def test_no_base_character_is_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,12 @@ KINDS: dict[str, tuple[type, type]] = {
     "tiny_encoder": (VQTokenModule, VQTokenDataModule),
 }
 
+SMALL = {"small": "tiny", "small_encoder": "tiny_encoder"}
+"""Recipes on top of others."""
+
 
 def test_no_recipe_is_left_out() -> None:
-    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted(KINDS)
+    assert sorted(path.stem for path in RECIPE.glob("*.yaml")) == sorted([*KINDS, *SMALL])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -42,3 +45,22 @@ def test_recipes_are_understood(name: str, capsys: pytest.CaptureFixture[str]) -
         given = yaml.safe_load((RECIPE / f"{name}.yaml").read_text())[part]["init_args"]
         assert set(given) <= set(config[part]["init_args"])
     assert config["model"]["init_args"]["optim"]["betas"], "every field is shown"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+@pytest.mark.parametrize("name", SMALL)
+def test_the_larger_recipes_run(name: str, tmp_path: Path) -> None:
+    config = "model.init_args.config"
+    sizes = {"encoder_hidden_size": 32, "encoder_num_hidden_layers": 1, "encoder_num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1, "intermediate_size": 64}
+    own: dict[str, object] = {f"{config}.{key}": value for key, value in sizes.items()}
+    own |= {"data.init_args.batch_size": 1, "data.init_args.dev_clips": 1, "data.init_args.backgrounds": "null"}
+    own |= {"data.init_args.questions_per_clip": 2, "data.init_args.train_clips": 2}
+    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": 2, "trainer.default_root_dir": tmp_path}
+    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in (SMALL[name], name)]
+    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
+
+
+def test_both_stages_of_the_larger_recipe_are_of_one_model() -> None:
+    first, second = (yaml.safe_load((RECIPE / f"{name}.yaml").read_text()) for name in ("small_encoder", "small"))
+    assert first["model"]["init_args"]["config"] == second["model"]["init_args"]["config"]
