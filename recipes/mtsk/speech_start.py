@@ -55,8 +55,9 @@ def ctc_loss(model: LlamaMtsk, tokens: Tensor, counts: Tensor, texts: Sequence[s
         texts: B of them.
         turns: (slots, H, H), one for each position in a token.
     """
-    positions = torch.einsum("bnh,sgh->bnsg", tokens.float(), turns).flatten(1, 2)
-    scores = (positions @ model.weight.float().T).log_softmax(-1).transpose(0, 1)
+    with torch.autocast("cpu", enabled=False):
+        positions = torch.einsum("bnh,sgh->bnsg", tokens.float(), turns).flatten(1, 2)
+        scores = (positions @ model.weight.float().T).log_softmax(-1).transpose(0, 1)
     ids = [torch.tensor(model.token_ids(text)) for text in texts]
     lengths = torch.tensor([len(row) for row in ids])
     return F.ctc_loss(scores, torch.cat(ids), counts * len(turns), lengths, blank=BLANK, zero_infinity=True)
