@@ -122,10 +122,9 @@ def test_made_up_tokens_say_by_ctc_what_they_were_made_of(slots: int, model: Lla
 def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_path: Path) -> None:
     assert model.config.scales == (Rates(audio=4), Rates(audio=16))
     assert isinstance(model.audio_proj, nn.ModuleList)
-    own = {
-        f"model.init_args.config.{part}": parts / name for part, name in (("language_model", "llama"), ("whisper",) * 2)
-    }
-    own |= {"model.init_args.config.projector_hidden_size": 16, "model.init_args.start_from": parts / "start"}
+    config = "model.init_args.config"
+    own: dict[str, object] = {f"{config}.language_model": parts / "llama", f"{config}.whisper": parts / "whisper"}
+    own |= {f"{config}.projector_hidden_size": 16, "model.init_args.start_from": parts / "start"}
     own |= {f"data.init_args.{part}": parts / "states" / part for part in ("train", "dev")}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
