@@ -40,6 +40,7 @@ class AttentionConfig:
     hidden_size: int
     """Width of the tokens."""
     num_attention_heads: int = 8
+    """Heads of the self-attention and of the cross-attention."""
     intermediate_size: int = 2048
     """Width inside the feed-forward part; 2048 in the published model."""
     num_patches: int = 729
