@@ -7,9 +7,13 @@
 and tokenizer.json), which is converted to CTranslate2 once. Short files are the clips over and over, long ones of three
 minutes and of hours are made by joining clips with half a second of silence. Each system runs in a process of its own
 with `--threads` threads; its seconds include loading the model, CPU seconds are those of the process and its children,
-memory is the largest resident set. The second table gives every system the same twelve broken or odd files.
+memory is the largest resident set. transformers' pipeline gets samples in place of files, as it would need the program
+ffmpeg to read them. The second table gives every system the same twelve broken or odd files.
 
-`--memory` measures the job alone: largest resident set over 10 and 1,000 files and over one file of six hours.
+Every row is kept below `--out` and not run again by a later call, so that a table can be made in pieces (`--again`).
+
+`--memory` measures the job alone: largest resident set over 10, 100 and 1,000 files and over one file of six hours,
+with dLLM-ASR and with no model at all, which does all but recognize.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from tokenthrift.budget import BudgetSupport, TokenUsage
+from tokenthrift.transcript import Transcript
+
 ROOT = Path(__file__).parents[1]
 SYSTEMS = (
     "dllm-asr",
@@ -39,7 +46,9 @@ SYSTEMS = (
     "faster-whisper batched",
     "pipeline",
 )
+NO_MODEL = "job without a model"
 RATE = 16_000
+COUNTS = (10, 100, 1000)
 
 
 def main() -> None:
@@ -66,7 +75,7 @@ def main() -> None:
             continue
         seconds = sum(soundfile.info(path).duration for path in files)
         for system in systems:
-            found = _run(arguments, system, files)
+            found = _kept(arguments, name, system, files)
             wer = _wer([_said(path) for path in files], [found["texts"].get(str(path), "") for path in files])
             lost = sum(str(path) not in found["texts"] for path in files)
             rows.append([name, f"{seconds:.0f}", system, *(f"{found[k]:.1f}" for k in ("cpu", "wall")),
@@ -74,7 +83,7 @@ def main() -> None:
             print("|", " | ".join(rows[-1]), "|", flush=True)
     table = _table(["files", "seconds", "system", "CPU s", "wall s", "MB", "WER %", "lost"], rows)
     odd = _odd(clips, out / "odd")
-    results = {system: _run(arguments, system, list(odd.values())) for system in systems}
+    results = {system: _kept(arguments, "odd", system, list(odd.values())) for system in systems}
     lines = [
         [
             kind,
@@ -114,16 +123,19 @@ def _peak() -> int:
 
 def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, str], errors: dict[str, str]) -> None:
     name: str = arguments.child
-    if name == "dllm-asr" or name.startswith("whisper-job"):
-        import torch
-
+    if name in ("dllm-asr", NO_MODEL) or name.startswith("whisper-job"):
         from tokenthrift.transcription import Transcriber, load_recognizer
 
-        torch.set_num_threads(arguments.threads)
+        model: Any
         if "ctranslate2" in name:
             precision = "int8" if name.endswith("int8") else "float32"
-            model = load_recognizer(_converted(arguments), precision=precision)
+            model = load_recognizer(_converted(arguments), precision=precision, threads=arguments.threads)
+        elif name == NO_MODEL:
+            model = NoModel()
         else:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
             model = load_recognizer(arguments.dllm if name == "dllm-asr" else arguments.whisper)
         for result in Transcriber(model).run(files):
             if result.error is None:
@@ -140,7 +152,7 @@ def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, st
         if pipe.tokenizer.pad_token_id is None:
             pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
         for path in files:
-            _one(path, texts, errors, lambda path: str(pipe(path, batch_size=8)["text"]))
+            _one(path, texts, errors, lambda path: str(pipe(_samples(path), batch_size=8)["text"]))
         return
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
@@ -156,6 +168,26 @@ def _system(arguments: argparse.Namespace, files: list[str], texts: dict[str, st
 
     for path in files:
         _one(path, texts, errors, listen)
+
+
+class NoModel:
+    """A recognizer that writes nothing: what is left is the cost of the job."""
+
+    support = BudgetSupport(fields=frozenset())
+    sample_rate, max_seconds, takes_arrays = RATE, 30.0, True
+
+    def plan(self, items: Any, budget: Any = None) -> tuple[TokenUsage, ...]:
+        """Nothing."""
+        return tuple(TokenUsage(native=0, cap=0, used=0) for _ in items)
+
+    def transcribe(self, audio: Any, budget: Any = None, decode: Any = None) -> list[Transcript]:
+        """Empty texts."""
+        return [Transcript("", (), usage) for usage in self.plan(audio)]
+
+
+def _samples(path: str) -> dict[str, Any]:
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return {"raw": samples.mean(1), "sampling_rate": rate}
 
 
 def _one(path: str, texts: dict[str, str], errors: dict[str, str], listen: Callable[[str], str]) -> None:
@@ -175,6 +207,17 @@ def _converted(arguments: argparse.Namespace) -> Path:
         present = [name for name in copies if (Path(arguments.whisper) / name).is_file()]
         TransformersConverter(str(arguments.whisper), copy_files=present).convert(str(folder), force=True)
     return folder
+
+
+def _kept(arguments: argparse.Namespace, name: str, system: str, files: list[Path]) -> dict[str, Any]:
+    """A row that an earlier call has run, or else `_run`."""
+    path = arguments.out / "rows" / f"{name}, {system}, {arguments.threads} threads.json".replace(" ", "_")
+    if arguments.again or not path.is_file():
+        found = _run(arguments, system, files)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found))
+    kept: dict[str, Any] = json.loads(path.read_text())
+    return kept
 
 
 def _run(arguments: argparse.Namespace, system: str, files: list[Path]) -> dict[str, Any]:
@@ -197,14 +240,17 @@ def _run(arguments: argparse.Namespace, system: str, files: list[Path]) -> dict[
 
 def _memory(arguments: argparse.Namespace, clips: list[tuple[Path, str]]) -> None:
     rows = []
-    for name, files in (
-        ("10 short", _short(clips, arguments.out / "short", 10)),
-        ("1000 short", _short(clips, arguments.out / "short", 1000)),
-        ("one of 6 h", _joined(clips, arguments.out / "six", 1, 6 * 3600.0)),
+    for name, make in (
+        *((f"{count} short", lambda count=count: _short(clips, arguments.out / "short", count)) for count in COUNTS),
+        ("one of 6 h", lambda: _joined(clips, arguments.out / "six", 1, 6 * 3600.0)),
     ):
-        found = _run(arguments, "dllm-asr", files)
-        rows.append([name, f"{found['memory'] / 1024:.0f}", f"{found['cpu']:.0f}", str(len(found["texts"]))])
-    print(_table(["files", "MB", "CPU s", "done"], rows))
+        files = make()
+        for system in arguments.only or [NO_MODEL, "dllm-asr"]:
+            found = _kept(arguments, f"memory {name}", system, files)
+            done = len(found["texts"])
+            rows.append([name, system, f"{found['memory'] / 1024:.0f}", f"{found['cpu']:.0f}", str(done)])
+            print("|", " | ".join(rows[-1]), "|", flush=True)
+    print(_table(["files", "system", "MB", "CPU s", "done"], rows))
 
 
 def _clips(folder: Path) -> list[tuple[Path, str]]:
@@ -231,7 +277,10 @@ def _joined(clips: list[tuple[Path, str]], folder: Path, count: int, seconds: fl
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count if seconds else 0):
-        path, said, length, i = folder / f"{number:03}.wav", [], 0, number * 7
+        path, said, length, i = folder / f"{number:03}.flac", [], 0, number * 7
+        if path.with_suffix(".said").is_file() and abs(soundfile.info(path).duration - seconds) < 60:
+            paths.append(path)
+            continue
         with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
             while length < seconds * RATE:
                 source, text = clips[i % len(clips)]
@@ -311,7 +360,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--long", type=int, default=10, help="files of three minutes (default: 10)")
     parser.add_argument("--hours", type=float, default=1.0, help="length of the longest file (default: 1)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, help="run these systems")
+    parser.add_argument("--only", nargs="+", choices=(*SYSTEMS, NO_MODEL), help="run these systems")
+    parser.add_argument("--again", action="store_true", help="run rows again that an earlier call has run")
     parser.add_argument("--memory", action="store_true", help="measure the memory of the job instead")
     parser.add_argument("--out", type=Path, default=Path("results/transcription"))
     for name in ("child", "list", "result"):

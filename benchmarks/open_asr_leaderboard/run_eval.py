@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tokenthrift.commands.arguments import working_device
+from tokenthrift.devices import working_device
 from tokenthrift.evaluation.wer import normalize_english, word_errors
 from tokenthrift.transcription.job import Transcriber
 from tokenthrift.transcription.models import load_recognizer

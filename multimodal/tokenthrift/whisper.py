@@ -17,25 +17,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenthrift.padding import length_mask
+from tokenthrift.whisper_frames import (
+    FOURIER_POINTS,
+    HOP,
+    MAX_STATES,
+    SAMPLE_RATE,
+    STATE_SAMPLES,
+    mel_filters,
+    states_of,
+)
 
-SAMPLE_RATE = 16_000
-HOP = 160  # samples per mel frame
-STATE_SAMPLES = 2 * HOP  # samples per encoder state: 50 states a second
-MAX_STATES = 1_500  # 30 seconds
-
-
-def states_of(samples: int) -> int:
-    """Encoder states that a recording of so many samples at 16 kHz has (at least one)."""
-    return max(1, -(-samples // STATE_SAMPLES))
+__all__ = [
+    "HOP",
+    "MAX_STATES",
+    "SAMPLE_RATE",
+    "STATE_SAMPLES",
+    "Attention",
+    "EncoderLayer",
+    "WhisperEncoder",
+    "encoder_weights",
+    "log_mel",
+    "pad_mels",
+    "sinusoids",
+    "states_of",
+]
 
 
 @cache
 def _mel_filters(bins: int) -> Tensor:
-    from transformers.audio_utils import mel_filter_bank
-
-    filters = mel_filter_bank(201, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
     with torch.inference_mode(False):  # kept, so a later call may be one of training
-        return torch.from_numpy(filters.T.astype("float32"))
+        return torch.from_numpy(mel_filters(bins))
 
 
 def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
@@ -51,8 +62,8 @@ def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
     if samples.ndim != 1:
         raise ValueError(f"audio must be one channel of shape (samples,), got {tuple(samples.shape)}")
     samples = F.pad(samples.float(), (0, STATE_SAMPLES * states_of(len(samples)) - len(samples)))
-    window = torch.hann_window(400, dtype=torch.float32, device=samples.device)
-    power = torch.stft(samples, 400, HOP, window=window, return_complex=True)[:, :-1].abs().square()
+    window = torch.hann_window(FOURIER_POINTS, dtype=torch.float32, device=samples.device)
+    power = torch.stft(samples, FOURIER_POINTS, HOP, window=window, return_complex=True)[:, :-1].abs().square()
     logs = (_mel_filters(bins).to(samples.device) @ power).clamp_min(1e-10).log10()
     return (torch.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
 

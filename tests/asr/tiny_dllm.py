@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,13 +71,15 @@ def write_wordpiece(path: Path) -> Path:
     return path
 
 
-def write_whisper(folder: Path) -> Path:
-    """A transformers checkpoint of a tiny Whisper, with its tokenizer."""
+def write_whisper(folder: Path, special: Sequence[str] = (), vocab_size: int | None = None) -> Path:
+    """A transformers checkpoint of a tiny Whisper, with its tokenizer and further special tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(write_bpe(folder / "tokenizer.json")))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(folder / "tokenizer.json"))
     end = tokenizer.token_to_id("<|endoftext|>")
     config = WhisperConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocab_size or tokenizer.get_vocab_size(),
         d_model=WIDTH,
         **{f"{side}_layers": LAYERS for side in ("encoder", "decoder")},
         **{f"{side}_attention_heads": HEADS for side in ("encoder", "decoder")},

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tokenthrift.budget import (
     BudgetError,
@@ -31,6 +31,10 @@ from tokenthrift.budget import (
     sizes_of,
 )
 from tokenthrift.transcript import Transcript, TranscriptToken
+
+if TYPE_CHECKING:  # Whisper by CTranslate2 does not wait for PyTorch.
+    import torch
+    from torch import Tensor
 
 __all__ = ["ConfidenceRecorder", "Parts", "TransformersRecognizer", "text_pieces", "usage_of"]
 
@@ -59,7 +63,7 @@ class TransformersRecognizer(ABC):
 
     Args:
         parts: model, features, tokenizer.
-        language: of the speech, where the model can be told.
+        language: of the speech, where the model takes it.
         task: "transcribe", or "translate" into English where the model can.
 
     Raises:
@@ -68,6 +72,7 @@ class TransformersRecognizer(ABC):
 
     decode_fields: ClassVar[frozenset[str]] = frozenset()
     pads: ClassVar[bool] = False
+    takes_arrays: ClassVar[bool] = False
     max_seconds = 30.0
 
     def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:
@@ -75,7 +80,7 @@ class TransformersRecognizer(ABC):
         self.language, self.task = language, task
         name = type(self.model).__name__
         if language is not None and not self.takes_language:
-            raise ValueError(f"language={language!r}: {name} cannot be told the language of its input")
+            raise ValueError(f"language={language!r}: {name} takes no language")
         if task != "transcribe" and not self.translates:
             raise ValueError(f"task={task!r}: {name} only transcribes")
 
@@ -110,8 +115,8 @@ class TransformersRecognizer(ABC):
         """Encoder states that audio of so many samples becomes."""
 
     @abstractmethod
-    def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
-        """Transcribes rows that may share a batch."""
+    def transcribe_rows(self, audio: Sequence[Any], limits: DecodeBudget) -> list[Transcript]:
+        """Transcribes rows that may share a batch, each as `prepare` gives it."""
 
     def plan(
         self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
@@ -155,21 +160,33 @@ class TransformersRecognizer(ABC):
                 raise ValueError(
                     f"audio {i} must be one channel of 1 to {most} samples, not of shape {tuple(samples.shape)}"
                 )
-            if not bool(torch.isfinite(samples).all()):
+            if not bool(np.isfinite(np.asarray(self.prepare(samples))).all()):
                 raise ValueError(f"audio {i} holds NaN or infinite samples")
         if any(limit != TokenBudget() for limit in budgets_for(budget, len(audio))):
             self.plan([ItemSize(seconds=len(samples) / self.sample_rate) for samples in audio], budget)
         results: dict[int, Transcript] = {}
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]), reverse=True)
         groups = [order] if self.pads else [list(same) for _, same in groupby(order, key=lambda i: len(audio[i]))]
-        with torch.inference_mode():
+        with self.computing():
             for rows in groups:
-                found = self.transcribe_rows([audio[i].float().cpu() for i in rows], limits)
+                found = self.transcribe_rows([self.prepare(audio[i]) for i in rows], limits)
                 results.update(zip(rows, found, strict=True))
         return [results[i] for i in range(len(audio))]
 
+    def prepare(self, samples: Any) -> Any:
+        """A recording as `transcribe_rows` wants it."""
+        return samples.float().cpu()
+
+    def computing(self) -> AbstractContextManager[object]:
+        """What holds while rows are transcribed."""
+        import torch
+
+        return torch.inference_mode()
+
     def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors among the inputs on the model's device, numbers with a fraction in its precision."""
+        from torch import Tensor
+
         dtype = next(self.model.parameters()).dtype
         return {
             name: value.to(self.device, dtype if value.is_floating_point() else None)
@@ -213,6 +230,8 @@ class ConfidenceRecorder:
 
     def row(self, index: int) -> list[float]:
         """Probabilities of one row's choices."""
+        import torch
+
         return torch.stack([step[index] for step in self.steps]).tolist() if self.steps else []
 
 

@@ -41,7 +41,7 @@ def load_transformers(
         source: a folder, or `owner/name` on the Hugging Face Hub.
         device: where the model goes.
         revision: branch, tag or commit on the Hub.
-        language: of the speech, where the model can be told; an ISO code or an English name.
+        language: of the speech, where the model takes it; an ISO code or an English name.
         task: "transcribe", or "translate" into English.
 
     Raises:

@@ -21,7 +21,7 @@ from tokenthrift.recognizers.whisper_base import WhisperBase
 from tokenthrift.recognizers.whisper_mel import padded_log_mel
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
 from tokenthrift.transcript import Transcript
-from tokenthrift.whisper import states_of
+from tokenthrift.whisper_frames import states_of
 
 __all__ = ["WhisperRecognizer"]
 
@@ -45,7 +45,7 @@ class WhisperRecognizer(WhisperBase):
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of any lengths."""
         bins = int(self.model.config.num_mel_bins)
-        mels = torch.stack([padded_log_mel(samples, bins) for samples in audio])
+        mels = torch.stack([torch.from_numpy(padded_log_mel(samples.numpy(), bins)) for samples in audio])
         dtype = next(self.model.parameters()).dtype
         states = self.model.get_encoder()(mels.to(self.device, dtype)).last_hidden_state
         prompts = self._prompts(states)

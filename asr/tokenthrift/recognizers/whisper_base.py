@@ -8,7 +8,7 @@ from tokenthrift.budget import DecodeBudget
 from tokenthrift.recognizers.base import Parts, TransformersRecognizer, text_pieces, usage_of
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.whisper import MAX_STATES
+from tokenthrift.whisper_frames import MAX_STATES
 
 __all__ = ["WhisperBase"]
 

@@ -1,21 +1,22 @@
 """Whisper by CTranslate2: the folders of faster-whisper (`model.bin`, `config.json`, `tokenizer.json`).
 
 Source: Radford et al. 2022 (arXiv 2212.04356); the network runs in CTranslate2's C++, in float32 or with int8 weights.
-What differs from faster-whisper: windows of many files share a batch on an accelerator, the encoder runs once for a
-text, its word times and its language, no timestamps are decoded, every token has its probability, and nothing is
-sampled at a higher temperature. The folder is data: the headers of `model.bin` are checked first, and no other file of
-it is executed.
+Nothing here needs PyTorch, and the batch job starts without it. What differs from faster-whisper: windows of many files
+share a batch on an accelerator, the encoder runs once for a text, its word times and its language, no timestamps are
+decoded, every token has its probability, and nothing is sampled at a higher temperature. The folder is data: the
+headers of `model.bin` are checked first, and no other file of it is executed.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from tokenthrift import extras
 from tokenthrift.budget import DecodeBudget
@@ -27,7 +28,10 @@ from tokenthrift.recognizers.whisper_mel import padded_log_mel
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
 from tokenthrift.sources import SourceError, WeightsError, fetch
 from tokenthrift.transcript import Transcript
-from tokenthrift.whisper import MAX_STATES, states_of
+from tokenthrift.whisper_frames import MAX_STATES, states_of
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["CTranslate2Recognizer", "load_ctranslate2"]
 
@@ -45,6 +49,8 @@ class CTranslate2Recognizer(WhisperBase):
         task: likewise.
     """
 
+    takes_arrays = True
+
     def __init__(self, parts: Parts, file: ModelFile, *, language: str | None = None, task: str = "transcribe") -> None:
         self._positions, self._bins = file.shapes["decoder/position_encodings/encodings"][0], parts.model.n_mels
         vocabulary = WhisperVocabulary(parts.tokenizer.special, file.shapes["decoder/embeddings/weight"][0])
@@ -55,16 +61,26 @@ class CTranslate2Recognizer(WhisperBase):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
+        import torch
+
         return torch.device(self.model.device)
 
-    def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
+    def prepare(self, samples: Any) -> NDArray[np.float32]:
+        """An array of whatever holds samples; a tensor is moved to the processor."""
+        return np.asarray(samples.cpu() if hasattr(samples, "cpu") else samples, dtype=np.float32)
+
+    def computing(self) -> nullcontext[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def transcribe_rows(self, audio: Sequence[NDArray[np.float32]], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of any lengths; on a processor one by one, where a batch takes longer."""
-        if self.device.type == "cpu" and len(audio) > 1:
+        if self.model.device == "cpu" and len(audio) > 1:
             return [self.transcribe_rows([samples], limits)[0] for samples in audio]
         storage: Any = extras.require("ctranslate2").StorageView
-        mels = torch.stack([padded_log_mel(samples, self._bins) for samples in audio]).numpy()
+        mels = np.stack([padded_log_mel(samples, self._bins) for samples in audio])
         finds = self._vocabulary.multilingual and self.language is None
-        states = self.model.encode(storage.from_array(np.ascontiguousarray(mels)), to_cpu=finds)
+        states = self.model.encode(storage.from_array(mels), to_cpu=finds)
         prompts = self._prompts(states, len(audio))
         most = [self._most(len(samples), len(prompts[0]), self._positions, limits) for samples in audio]
         found = self.model.generate(
@@ -147,6 +163,7 @@ def load_ctranslate2(
     language: str | None = None,
     task: str = "transcribe",
     precision: str | None = None,
+    threads: int | None = None,
 ) -> CTranslate2Recognizer:
     """Loads a Whisper that was converted to CTranslate2.
 
@@ -154,9 +171,10 @@ def load_ctranslate2(
         source: a folder, or `owner/name` on the Hugging Face Hub.
         device: "cpu", "cuda" or "cuda:1".
         revision: branch, tag or commit on the Hub.
-        language: of the speech, where the model can be told; an ISO code or an English name.
+        language: of the speech, where the model takes it; an ISO code or an English name.
         task: "transcribe", or "translate" into English.
         precision: "int8" or "float32"; None for that of the file.
+        threads: of a processor; None for PyTorch's number where that runs as well, else CTranslate2's own.
 
     Raises:
         SourceError: the source leads nowhere.
@@ -176,13 +194,15 @@ def load_ctranslate2(
     if "<|endoftext|>" not in tokenizer.special or "<|startoftranscript|>" not in tokenizer.special:
         raise ConfigError(f"{source}: tokenizer.json has no tokens for the start and the end of a text")
     kind, _, index = device.partition(":")
+    if threads is None:
+        threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 0
     try:
         model = extras.require("ctranslate2").models.Whisper(
             str(folder),
             device=kind,
             device_index=int(index or 0),
             compute_type=precision or "default",
-            intra_threads=torch.get_num_threads(),
+            intra_threads=threads,
         )
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{source}: CTranslate2 cannot load it: {error}") from error

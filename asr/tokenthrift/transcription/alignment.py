@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenthrift import extras
 from tokenthrift.transcript import Transcript, Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Aligner", "align_words", "load_aligner"]
 

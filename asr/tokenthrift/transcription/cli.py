@@ -103,7 +103,7 @@ class _Job:
         references = _references(self.arguments, self.recordings, todo)
         if self.arguments.dry_run:
             return dry_run(self.spec, [self.recordings[i] for i in todo], self.tally.skipped)
-        # All paths share their first folders; what tells them apart is worth the width of the table.
+        # All paths share their first folders; where they differ is worth the width of the table.
         paths = [os.path.dirname(os.path.abspath(self.recordings[i].path)) for i in todo]
         table, add_row = results_table(os.path.commonpath(paths) if paths else "", references is not None)
         stop, status = Stop(), 0

@@ -1,6 +1,6 @@
 """What a recognizer probably made up: words it is not sure of, and phrases it repeats in a circle.
 
-A recognizer that loses its place writes a phrase again and again, faster than anybody speaks (Whisper and its users
+A recognizer that loses its way writes a phrase again and again, faster than anybody speaks (Whisper and its users
 judge that by how well the text compresses). Here a phrase of up to eight words that follows itself `_TIMES` times or
 more is written once, if it is repeated faster than `_WORDS_PER_SECOND` or the recognizer doubts it; a chorus or "no,
 no, no, no" at the pace of speech stays.

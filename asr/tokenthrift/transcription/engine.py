@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokenthrift import extras
 from tokenthrift.budget import DecodeBudget, TokenBudget
+from tokenthrift.config import read_json
+from tokenthrift.devices import working_device
+from tokenthrift.sources import fetch
+from tokenthrift.transcription.models import load_recognizer, of_ctranslate2
 from tokenthrift.transcription.vad_weights import weights_digest
 
 if TYPE_CHECKING:
@@ -76,22 +81,22 @@ class JobSpec:
         Raises:
             ValueError, OSError, ImportError: it cannot be used.
         """
-        import torch
-
-        from tokenthrift.commands.arguments import working_device
         from tokenthrift.transcription.job import Transcriber
-        from tokenthrift.transcription.models import load_recognizer
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        device = working_device(self.device)
+        device = self._device()
         aligner = None
         if self.align is not None:
             from tokenthrift.transcription.alignment import load_aligner
 
             aligner = load_aligner(self.align, device)
         recognizer = load_recognizer(
-            self.model, device, self.revision, language=self.language, task=self.task, precision=self.precision
+            self.model,
+            device,
+            self.revision,
+            language=self.language,
+            task=self.task,
+            precision=self.precision,
+            threads=self.threads,
         )
         written_by: Any = getattr(recognizer, "inner", recognizer)
         if self.plain and hasattr(written_by, "plain"):
@@ -108,3 +113,16 @@ class JobSpec:
             drop_below=self.drop_below,
             aligner=aligner,
         )
+
+    def _device(self) -> str:
+        """Where the model goes; PyTorch is asked, and given its threads, unless nothing needs it."""
+        folder = fetch(self.model, ("config.json",), revision=self.revision)
+        if self.align is None and of_ctranslate2(read_json(folder / "config.json")):
+            if self.device is not None:
+                return self.device
+            return "cuda" if extras.require("ctranslate2").get_cuda_device_count() else "cpu"
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return working_device(self.device)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike, TokenBudget
 from tokenthrift.media.audio import AudioError
@@ -28,12 +28,15 @@ from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.joining import join_overlaps
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
+from tokenthrift.transcription.reading import Reader
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.results import FileTranscript, to_segment, total_usage
 from tokenthrift.transcription.sound import ChannelChoice, Source, TrackChoice, missing_sound, plan_sound
-from tokenthrift.transcription.windows import Window
+from tokenthrift.transcription.windows import Samples, Window
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tokenthrift.transcription.alignment import Aligner
 
 __all__ = ["BATCH_SECONDS", "Input", "ProgressCallback", "Transcriber", "transcribe"]
@@ -63,6 +66,7 @@ class _Draft:
     error: str | None = None
     error_type: str | None = None
     spent: float = 0.0
+    windows_read: int = 0
 
     @property
     def path(self) -> Path:
@@ -87,6 +91,7 @@ class _Piece:
     share: float
     length: int
     streams: Streams
+    speech: NDArray[np.bool_]
 
 
 class Transcriber:
@@ -149,6 +154,8 @@ class Transcriber:
         )
         self.coarse_to_fine, self.noise_aware = coarse_to_fine, noise_aware
         self.track, self.channels, self.aligner, self.drop_below = track, channels, aligner, drop_below
+        rates = {"coarse_to_fine": coarse_to_fine, "noise_aware": noise_aware} if coarse_to_fine or noise_aware else {}
+        self._reader = Reader(model, self.budget, self.decode, aligner, rates)
 
     def transcribe(self, *inputs: Input) -> list[FileTranscript]:
         """Transcribes and returns all results, one per input in the order given. Never raises for a bad file."""
@@ -189,7 +196,7 @@ class Transcriber:
         on_progress: ProgressCallback | None = None,
         stop: Callable[[], bool] = bool,
     ) -> Iterator[tuple[int, FileTranscript]]:
-        """As `run`, but each result comes the moment it is done, with the place of its input.
+        """As `run`, but each result comes the moment it is done, with the index of its input.
 
         Args:
             inputs: As in `run`.
@@ -240,13 +247,15 @@ class Transcriber:
             draft.track = plans[0].source.track if plans and self.track != "all" else None
             draft.notes += [note for plan in plans for note in plan.notes]
             draft.windows = [(window, plan.source) for plan in plans for window in plan.windows]
-            sounds: Iterable[Tensor | None] = chain.from_iterable(plan.cut(draft.path, rate) for plan in plans)
+            speech = [plan.speech_in(window, rate) for plan in plans for window in plan.windows]
+            sounds: Iterable[Samples | None] = chain.from_iterable(plan.cut(draft.path, rate) for plan in plans)
             if not draft.windows and silent:
                 draft.windows, sounds = [(window, None) for window in silent], [None] * len(silent)
+                speech = [np.zeros(0, dtype=bool)] * len(silent)
             count = len(draft.windows)
-            for index, ((window, _), audio) in enumerate(zip(draft.windows, sounds, strict=True)):
+            for index, ((window, _), audio, spoken) in enumerate(zip(draft.windows, sounds, speech, strict=True)):
                 streams = streams_of(self.model, audio, lips, window, self.budget)
-                yield _Piece(draft, index, 1 / count, window.stop - window.start, streams)
+                yield _Piece(draft, index, 1 / count, window.stop - window.start, streams, spoken)
         except AudioError as error:
             draft.fail(error, error.reason)
         except BudgetError as error:
@@ -260,20 +269,6 @@ class Transcriber:
         if lips is None or not isinstance(model, AudioVisualRecognizer) or not model.accepts(audio=False, video=True):
             return []
         return lips_windows(len(lips), model.frame_rate, model.sample_rate, longest)
-
-    def _transcribe(self, batch: list[_Piece]) -> list[Transcript]:
-        audio, video = [piece.streams.audio for piece in batch], [piece.streams.video for piece in batch]
-        if isinstance(self.model, AudioVisualRecognizer):
-            return self.model.transcribe(
-                audio,
-                video,
-                self.budget,
-                decode=self.decode,
-                coarse_to_fine=self.coarse_to_fine,
-                noise_aware=self.noise_aware,
-            )
-        sounds = [samples for samples in audio if samples is not None]
-        return self.model.transcribe(sounds, self.budget, self.decode)
 
     def _run_pool(
         self,
@@ -296,29 +291,16 @@ class Transcriber:
         if not batch:
             return
         began = time.perf_counter()
-        try:
-            transcripts = self._transcribe(batch)
-            if len(transcripts) != len(batch):
-                raise RuntimeError(f"the model gave {len(transcripts)} transcripts for {len(batch)} windows")
-        except BudgetError:
-            raise
-        except Exception as error:
-            if len(batch) > 1:
-                # Cached blocks of the failed batch would make the halves fail as well.
-                torch.cuda.empty_cache()
-                self._run_batch(batch[: len(batch) // 2], report)
-                self._run_batch(batch[len(batch) // 2 :], report)
-            else:
-                batch[0].draft.fail(error, f"transcription failed: {type(error).__name__}: {error}")
-            return
+        found = self._reader.read([piece.streams for piece in batch], [piece.speech for piece in batch])
         spent = (time.perf_counter() - began) / max(1, sum(piece.length for piece in batch))
-        for piece, transcript in zip(batch, transcripts, strict=True):
+        for piece, result in zip(batch, found, strict=True):
             draft = piece.draft
             draft.spent += spent * piece.length
-            if self.aligner is not None and piece.streams.audio is not None and not _timed(transcript):
-                words = self.aligner.align(piece.streams.audio, self.model.sample_rate, transcript)
-                transcript = replace(transcript, words=words)
-            draft.transcripts[piece.index] = transcript
+            if isinstance(result, Exception):
+                draft.fail(result, f"transcription failed: {type(result).__name__}: {result}")
+                continue
+            draft.transcripts[piece.index] = result.transcript
+            draft.windows_read += result.windows
             draft.share_left -= piece.share
             report(piece.share, piece.share * draft.seconds)
 
@@ -354,14 +336,18 @@ def _recording(item: Input, index: int) -> Recording:
         return item
     if isinstance(item, tuple):
         samples, rate = item
-        return Recording(Path(f"audio-{index + 1}"), samples=torch.as_tensor(samples), rate=int(rate))
+        return Recording(Path(f"audio-{index + 1}"), samples=_array(samples), rate=int(rate))
     if not isinstance(item, str | os.PathLike):
         raise TypeError(f"input {index} is a {type(item).__name__}; samples come with their rate: (samples, 16000)")
     return Recording(Path(item))
 
 
-def _timed(transcript: Transcript) -> bool:
-    return bool(transcript.words) or all(token.start is not None for token in transcript.tokens)
+def _array(samples: Any) -> Any:
+    """What numpy makes of samples; it knows no tensors of an accelerator, and none of bfloat16."""
+    if not hasattr(samples, "detach"):
+        return np.asarray(samples)
+    samples = samples.detach().cpu()
+    return (samples.float() if samples.is_floating_point() else samples).numpy()
 
 
 def _finish(draft: _Draft, report: ProgressCallback, job: Transcriber) -> FileTranscript:
@@ -389,7 +375,7 @@ def _finish(draft: _Draft, report: ProgressCallback, job: Transcriber) -> FileTr
         draft.seconds,
         tuple(sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)),
         total_usage(segment.usage for segment in segments),
-        len(segments),
+        draft.windows_read,
         track=draft.track,
         notes=tuple(draft.notes),
         **common,

@@ -19,9 +19,9 @@ from typing import Final
 
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-__all__ = ["SpokenWord", "join_overlaps", "spoken_words", "written"]
+__all__ = ["SpokenWord", "division", "join_overlaps", "spoken_words", "written"]
 
-# Two windows tell the time of a word to about this many seconds.
+# Two windows give a word times that differ by about so many seconds.
 _SAME_TIME: Final = 0.6
 _SAME_TIME_GUESSED: Final = 2.0
 
@@ -94,7 +94,7 @@ def written(transcript: Transcript, words: Sequence[SpokenWord], kept: Sequence[
         return transcript
     tokens: list[TranscriptToken] = []
     for index in kept:
-        tokens += [transcript.tokens[place] for place in words[index].tokens]
+        tokens += [transcript.tokens[i] for i in words[index].tokens]
     has_words = len(transcript.words) == len(words)
     return replace(
         transcript,
@@ -124,7 +124,7 @@ def join_overlaps(
     for index in range(1, len(windows)):
         overlap = windows[index][0], windows[index - 1][1]
         if overlap[0] < overlap[1]:
-            last[index - 1], first[index] = _division(spoken[index - 1], spoken[index], overlap, first[index - 1])
+            last[index - 1], first[index] = division(spoken[index - 1], spoken[index], overlap, first[index - 1])
             edges = [word.end for word in spoken[index - 1][: last[index - 1]][-1:]]
             edges += [word.start for word in spoken[index][first[index] :][:1]]
             edge = min(max(sum(edges or overlap) / len(edges or overlap), overlap[0]), overlap[1])
@@ -152,10 +152,17 @@ def _earlier(transcript: Transcript, seconds: float) -> Transcript:
     return replace(transcript, tokens=tokens, words=words)
 
 
-def _division(
+def division(
     before: Sequence[SpokenWord], after: Sequence[SpokenWord], overlap: tuple[float, float], least: int
 ) -> tuple[int, int]:
-    """Up to which word the window before is followed, and from which the one after."""
+    """Up to which word the window before is followed, and from which the one after.
+
+    Args:
+        before: words of a window.
+        after: those of the next one.
+        overlap: seconds from which to which both windows reach.
+        least: words of `before` that are not asked.
+    """
     start, end = overlap
     timed = all(word.timed for word in (*before, *after))
     near = _SAME_TIME if timed else _SAME_TIME_GUESSED
@@ -169,8 +176,8 @@ def _division(
             run = [k for k in range(size) if abs(before[tail[a + k]].start - after[head[b + k]].start) <= near]
             if run:
                 inner = run[len(run) // 2]
-                place = before[tail[a + inner]]
-                ranked = (len(run), -abs((place.start + place.end) / 2 - middle), tail[a + inner], head[b + inner])
+                word = before[tail[a + inner]]
+                ranked = (len(run), -abs(_center(word) - middle), tail[a + inner], head[b + inner])
                 best = ranked if best is None else max(best, ranked)
     if best is not None:
         return best[2], best[3]

@@ -12,13 +12,14 @@ minute, 830 MB for an hour. A window that waits for its batch holds its own fram
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenthrift.budget import BudgetLike, ItemSize, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer
-from tokenthrift.transcription.windows import Window
+from tokenthrift.transcription.windows import Samples, Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Streams", "lips_in", "lips_windows", "streams_of"]
 
@@ -26,7 +27,7 @@ __all__ = ["Streams", "lips_in", "lips_windows", "streams_of"]
 class Streams(NamedTuple):
     """A window of a recording: (samples,) of sound, (T, H, W) of lips, or one of them."""
 
-    audio: Tensor | None
+    audio: Samples | None
     video: Tensor | None
 
 
@@ -55,7 +56,7 @@ def lips_windows(frames: int, frame_rate: int, sample_rate: int, max_seconds: fl
 
 def streams_of(
     model: Recognizer | AudioVisualRecognizer,
-    audio: Tensor | None,
+    audio: Samples | None,
     lips: Tensor | None,
     window: Window,
     budget: BudgetLike,

@@ -7,15 +7,20 @@ that CTranslate2 does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenthrift.config import ConfigError, read_json
-from tokenthrift.models import model_class
 from tokenthrift.sources import fetch
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer
 
-__all__ = ["load_recognizer"]
+__all__ = ["load_recognizer", "of_ctranslate2"]
+
+
+def of_ctranslate2(fields: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model of CTranslate2."""
+    return not {"system", "model_type"} & fields.keys() and "suppress_ids" in fields
 
 
 def load_recognizer(
@@ -26,6 +31,7 @@ def load_recognizer(
     language: str | None = None,
     task: str = "transcribe",
     precision: str | None = None,
+    threads: int | None = None,
 ) -> Recognizer | AudioVisualRecognizer:
     """Loads a speech model of any system, or of transformers.
 
@@ -33,9 +39,10 @@ def load_recognizer(
         source: A folder, or `owner/name` on the Hugging Face Hub.
         device: Where the model goes.
         revision: Branch, tag or commit on the Hub.
-        language: Of the speech, where the model can be told.
+        language: Of the speech, where the model takes it.
         task: "transcribe", or "translate" into English where the model can.
         precision: "float32", or "int8" for linear layers in 8 bits on a processor; None for the model's own.
+        threads: Of CTranslate2 on a processor; the others take PyTorch's number.
 
     Raises:
         SourceError: The source leads nowhere.
@@ -43,21 +50,29 @@ def load_recognizer(
         WeightsError: Its weights are not what the configuration says.
         ValueError: It takes no language, or does not translate.
     """
-    from tokenthrift.recognizers.precision import with_precision
-
     folder = fetch(source, ("config.json",), revision=revision)
     fields = read_json(folder / "config.json")
+    if of_ctranslate2(fields):
+        from tokenthrift.recognizers.whisper_ctranslate2 import load_ctranslate2
+
+        return load_ctranslate2(
+            source,
+            device=device,
+            revision=revision,
+            language=language,
+            task=task,
+            precision=precision,
+            threads=threads,
+        )
+    from tokenthrift.recognizers.precision import with_precision
+
     if "system" not in fields and "model_type" in fields:
         from tokenthrift.recognizers.loading import load_transformers
 
         found = load_transformers(source, device=device, revision=revision, language=language, task=task)
         return with_precision(found, found.model, precision)
-    if "system" not in fields and "suppress_ids" in fields:
-        from tokenthrift.recognizers.whisper_ctranslate2 import load_ctranslate2
+    from tokenthrift.models import model_class
 
-        return load_ctranslate2(
-            source, device=device, revision=revision, language=language, task=task, precision=precision
-        )
     kind = model_class(folder)
     if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
         raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")

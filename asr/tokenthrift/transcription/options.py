@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         help='score against what was said, lines of {"audio_filepath": "a.wav", "text": "..."} with paths relative '
         f"to FILE (without FILE: {MANIFEST} beside the recordings)",
     )
-    speech = parser.add_argument_group("speech, for models that can be told")
+    speech = parser.add_argument_group("speech, for models that take these")
     speech.add_argument("--language", metavar="LANG", help="the language spoken: en, de ... (default: found)")
     speech.add_argument(
         "--task", choices=["transcribe", "translate"], default="transcribe", help="translate writes English"

@@ -87,15 +87,15 @@ class Outputs:
         """What is to be done for each recording; None where all of it is done.
 
         Raises:
-            InputError: An output would take the place of a recording.
+            InputError: An output would replace a recording.
         """
         recordings = list(recordings)
         inputs = {os.path.realpath(recording.path) for recording in recordings if recording.samples is None}
         tasks: list[Task | None] = []
         for recording in recordings:
             root = self.out_dir if self.out_dir is not None else recording.path.parent
-            place = recording.output if self.out_dir is not None else Path(recording.output.name)
-            base = root / place
+            name = recording.output if self.out_dir is not None else Path(recording.output.name)
+            base = root / name
             files = {form: base.with_name(f"{base.name}.{_SUFFIXES.get(form, form)}") for form in self.formats}
             for path in files.values():
                 if os.path.realpath(path) in inputs:
@@ -146,7 +146,7 @@ class Outputs:
         return result
 
     def row(self, index: int) -> dict[str, Any] | None:
-        """The manifest's row of a recording, by its place in `tasks`, if it is done."""
+        """The manifest's row of a recording, by its index in `tasks`, if it is done."""
         root, key, path = self._order[index]
         entry = self.journal(root).done(key)
         return None if entry is None else {**entry["row"], "audio_filepath": printable(path)}
@@ -166,11 +166,11 @@ class Outputs:
         """Puts the journals in order, once all is done."""
         for root in {root for root, *_ in self._order}:
             if (root / FOLDER).is_dir():
-                self.journal(root).compact(dict.fromkeys(key for place, key, _ in self._order if place == root))
+                self.journal(root).compact(dict.fromkeys(key for folder, key, _ in self._order if folder == root))
 
 
 def _identity(recording: Recording) -> dict[str, Any]:
-    """What tells an input from another: its place, size and time of change, and the part of it."""
+    """What identifies an input: its path, size and time of change, and the part of it."""
     return {
         "output": printable(recording.output),
         **file_identity(recording.path),

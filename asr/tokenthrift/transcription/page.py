@@ -85,7 +85,7 @@ def page_entry(index: int, result: FileTranscript, references: References | None
     """What the page shows of a result; plain data.
 
     Args:
-        index: its place among the inputs.
+        index: its number among the inputs, from 0.
         result: of a recording.
         references: what was said, where that is known.
     """
@@ -143,13 +143,15 @@ def page_entry_of_row(index: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def waveform(path: Path) -> list[float]:
     """The largest samples of 160 equal parts of a recording, 0 to 1; nothing for one that cannot be read."""
-    from tokenthrift.media.audio import AudioError, stream_audio
+    import numpy as np
+
+    from tokenthrift.media.audio import AudioError, stream_samples
 
     peaks: list[float] = []
     step = _RATE // 20
     try:
-        for block in stream_audio(path, _RATE, notes=[]):
-            peaks += [float(part.abs().max()) for part in block.split(step)]
+        for block in stream_samples(path, _RATE, notes=[]):
+            peaks += np.maximum.reduceat(np.abs(block), range(0, len(block), step)).tolist()
     except (AudioError, OSError, ImportError):
         return []
     loudest = max([*peaks, 1e-6])

@@ -1,4 +1,4 @@
-"""What the job works on: a file, a part of one, or samples in memory, each with the place of its output.
+"""What the job works on: a file, a part of one, or samples in memory, each with the path of its output.
 
 Files, folders and patterns are found by `media.files`. A manifest holds a JSON object a line, with the names of NeMo's
 manifests and the open ASR leaderboard's: `audio_filepath`, and if wanted `duration` and `offset` in seconds and `text`
@@ -22,7 +22,7 @@ from tokenthrift.media.files import FoundFiles, InputError, find_files
 from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
 __all__ = ["ManifestError", "Recording", "find_recordings", "read_manifest", "shard_of"]
 
@@ -53,7 +53,7 @@ class Recording:
 
     path: Path
     output: Path = Path()
-    samples: Tensor | None = None
+    samples: NDArray[Any] | None = None
     rate: int = 0
     offset: float = 0.0
     duration: float | None = None
@@ -138,7 +138,7 @@ def read_manifest(manifest: Path, root: Path | None = None) -> Iterator[Recordin
 
 
 def shard_of(recordings: Sequence[Recording], number: int, of: int) -> list[int]:
-    """The places of the recordings that one of several processes works on: every `of`-th, beginning with `number`."""
+    """The indices of the recordings that one of several processes works on: every `of`-th, beginning with `number`."""
     return list(range(number - 1, len(recordings), of))
 
 
@@ -208,7 +208,7 @@ def _refuse(constant: str) -> None:
 
 
 def _distinct(recordings: list[Recording]) -> list[Recording]:
-    """No two recordings share an output name, also where file systems do not tell capitals apart."""
+    """No two recordings share an output name, also where file systems do not distinguish capitals."""
     taken: set[str] = set()
     distinct = []
     for recording in recordings:

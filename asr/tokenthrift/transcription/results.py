@@ -47,7 +47,7 @@ class Segment:
 
     @property
     def voice(self) -> str:
-        """The track and the channel, where they tell segments apart: "left", "track 2", "track 2 left"."""
+        """The track and the channel, where segments differ in them: "left", "track 2", "track 2 left"."""
         parts = (None if self.track is None else f"track {self.track}", self.channel)
         return " ".join(part for part in parts if part)
 
@@ -68,7 +68,7 @@ class FileTranscript:
         segments: Segments in order of their start; none for silence. Only those of different channels or tracks
             overlap.
         usage: Sums over all windows the model saw, those without text included.
-        windows: How many windows the model saw.
+        windows: How many windows the model saw, parts that it read again counted.
         error: Why there is no transcript.
         track: The sound track that was read, which tells how many there are; None where all or none were.
         notes: What a reader of the transcript should know of the recording, a sentence each.
@@ -125,7 +125,7 @@ class FileTranscript:
 
 
 def to_segment(transcript: Transcript, start: float, end: float, source: Source | None = None) -> Segment:
-    """Moves a window's transcript to its place in the recording.
+    """Moves a window's transcript to the clock of the recording.
 
     Times are kept inside the window and in order, whatever the model says.
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from tokenthrift import extras
-from tokenthrift.media.audio import AudioError, stream_audio
+from tokenthrift.media.audio import AudioError, Samples, resample, stream_samples
 from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
 from tokenthrift.media.container import LOST_SECONDS
 from tokenthrift.media.mixing import Channels, channel_name
 from tokenthrift.transcription.recordings import Recording
 from tokenthrift.transcription.vad import SAMPLE_RATE, SpeechDetector, load_vad, speech_frames
-from tokenthrift.transcription.windows import Window, cut, frame_levels, plan_windows
+from tokenthrift.transcription.windows import FRAME_SECONDS, Window, cut, frame_levels, plan_windows, sounding
 
 __all__ = ["ChannelChoice", "Plan", "Source", "TrackChoice", "missing_sound", "plan_sound"]
 
@@ -49,26 +48,32 @@ class Source:
     of_all: bool = False
     recording: Recording = field(default_factory=lambda: Recording(Path()))
 
-    def stream(self, path: Path, rate: int, notes: list[str] | None = None) -> Iterator[Tensor]:
+    def stream(self, path: Path, rate: int, notes: list[str] | None = None) -> Iterator[Samples]:
         """Its samples; of a part of a file, those of the part."""
         if self.track is None:
-            blocks: Iterator[Tensor] = iter([memory_samples(self.recording, rate, self.channels)])
+            blocks: Iterator[Samples] = iter([memory_samples(self.recording, rate, self.channels)])
         else:
-            blocks = stream_audio(path, rate, track=self.track.number, channels=self.channels, notes=notes)
+            blocks = stream_samples(path, rate, track=self.track.number, channels=self.channels, notes=notes)
         return part_of(blocks, self.recording.offset, self.recording.duration, rate)
 
 
 @dataclass(slots=True)
 class Plan:
-    """The windows of one source, and the source's sound where it is short enough to keep."""
+    """The windows of one source, frames where somebody speaks, and its sound where it is short enough to keep."""
 
     source: Source
     windows: list[Window]
     total: int
+    speech: NDArray[np.bool_]
     notes: list[str] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
+    kept: list[Samples] = field(default_factory=list)
 
-    def cut(self, path: Path, rate: int) -> Iterator[Tensor]:
+    def speech_in(self, window: Window, rate: int) -> NDArray[np.bool_]:
+        """(frames,) of a window whether somebody speaks."""
+        size = round(rate * FRAME_SECONDS)
+        return self.speech[window.start // size : -(-window.stop // size)]
+
+    def cut(self, path: Path, rate: int) -> Iterator[Samples]:
         """The sound of every window."""
         # What mixing had to choose was said when the windows were planned.
         return cut(self.kept or self.source.stream(path, rate, []), self.windows)
@@ -122,23 +127,23 @@ def missing_sound(recording: Recording, seconds: float) -> list[str]:
 
 
 def _memory_sources(recording: Recording, channels: ChannelChoice) -> list[Source]:
-    count = 1 if recording.samples is None or recording.samples.ndim == 1 else len(recording.samples)
+    count = 1 if recording.samples is None or np.ndim(recording.samples) == 1 else len(recording.samples)
     if channels != "each":
         return [Source(None, channels, recording=recording)]
     return [Source(None, n, channel_name(n, count), recording=recording) for n in range(1, count + 1)]
 
 
-def memory_samples(recording: Recording, rate: int, channels: Channels) -> Tensor:
+def memory_samples(recording: Recording, rate: int, channels: Channels) -> Samples:
     """Samples in memory as one channel at a rate.
 
     Raises:
         AudioError: They hold NaN, are empty, or have no such channel or no possible rate.
     """
-    samples = torch.as_tensor(recording.samples)
-    samples = samples.float() if samples.is_floating_point() else samples.float() / torch.iinfo(samples.dtype).max
-    samples = samples[None] if samples.ndim == 1 else samples
+    samples = np.asarray(recording.samples)
+    scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
+    samples = np.atleast_2d(samples.astype(np.float32) / np.float32(scale))
     number = {"left": 1, "right": 2}.get(str(channels), channels)
-    if samples.ndim != 2 or not samples.numel() or not bool(torch.isfinite(samples).all()):
+    if samples.ndim != 2 or not samples.size or not bool(np.isfinite(samples).all()):
         raise AudioError(
             recording.path, f"samples must be (n,) or (channels, n) and finite, not {tuple(samples.shape)}"
         )
@@ -147,12 +152,10 @@ def memory_samples(recording: Recording, rate: int, channels: Channels) -> Tenso
     if isinstance(number, int) and number > len(samples):
         raise AudioError(recording.path, f"no channel {number}: there are {len(samples)}")
     mono = samples[number - 1] if isinstance(number, int) else samples.mean(0)
-    if recording.rate != rate:
-        mono = extras.require("torchaudio.functional").resample(mono, recording.rate, rate)
-    return mono.contiguous()
+    return np.ascontiguousarray(resample(mono, recording.rate, rate))
 
 
-def part_of(blocks: Iterator[Tensor], offset: float, duration: float | None, rate: int) -> Iterator[Tensor]:
+def part_of(blocks: Iterator[Samples], offset: float, duration: float | None, rate: int) -> Iterator[Samples]:
     """The blocks between two seconds of a stream, which is read to the end only where all of it is wanted."""
     first = round(offset * rate)
     last = None if duration is None else first + round(duration * rate)
@@ -174,20 +177,21 @@ def _sources(track: AudioTrack, channels: ChannelChoice, recording: Recording, *
 
 
 def _plan(path: Path, rate: int, longest: float, source: Source) -> Plan:
-    plan = Plan(source, [], 0)
+    plan = Plan(source, [], 0, np.zeros(0, dtype=bool))
     blocks = _keep_short(source.stream(path, rate, plan.notes), plan.kept, rate)
     model = load_vad() if rate == SAMPLE_RATE else None
     detector = None if model is None else SpeechDetector(model)
     levels, plan.total = frame_levels(blocks if detector is None else detector.through(blocks), rate)
     if plan.total / rate >= _MIN_SECONDS:
-        speech = None if detector is None else speech_frames(detector.probabilities, len(levels), rate // 50)
-        plan.windows = plan_windows(levels, plan.total, rate, longest, speech)
+        heard = None if detector is None else speech_frames(detector.probabilities, len(levels), rate // 50)
+        plan.speech = sounding(levels) if heard is None else heard
+        plan.windows = plan_windows(levels, plan.total, rate, longest, plan.speech)
     if not plan.windows:
         plan.kept.clear()
     return plan
 
 
-def _keep_short(blocks: Iterable[Tensor], kept: list[Tensor], rate: int) -> Iterator[Tensor]:
+def _keep_short(blocks: Iterable[Samples], kept: list[Samples], rate: int) -> Iterator[Samples]:
     """Passes blocks on and fills `kept` with all of them, or with none if together they last too long."""
     samples = 0
     for block in blocks:

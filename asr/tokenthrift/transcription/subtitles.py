@@ -4,7 +4,7 @@ The limits are those of broadcasters' style guides (42 characters, two lines, 1 
 read). A cue stays after the last word for as long as its text takes to read, until the next one comes. Where words have
 no times, a segment's time is shared out by the number of characters. A cue ends where the next word would not fit,
 where the speaker pauses, and after a sentence. `karaoke` puts the time of every word into WebVTT. Whisper's and
-WhisperX's writers make one cue per window unless told otherwise, and write the text unescaped.
+WhisperX's writers make one cue per window by default, and write the text unescaped.
 """
 
 from __future__ import annotations

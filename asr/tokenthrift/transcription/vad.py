@@ -1,9 +1,10 @@
 """Where somebody speaks: Silero VAD, by the weights of its package, over a stream.
 
-The PyPI package `silero-vad` (MIT) holds the weights as safetensors. Only that file is read: importing the package sets
-the number of threads of the whole process to one, and its own decoders want another torchaudio. The network is that of
-the package's reference (short-time Fourier transform, four convolutions, an LSTM, a sigmoid); all but the LSTM runs
-over many frames at once here.
+The PyPI package `silero-vad` (MIT) holds the weights as safetensors (of another training than its files for ONNX and
+TorchScript). Only that file is read: importing the package sets the number of threads of the whole process to one, and
+its own decoders want another torchaudio. The network is that of the package's `tinygrad_model.py` (short-time Fourier
+transform, four convolutions, an LSTM, a sigmoid). It is small enough for numpy, so that a job whose recognizer does
+without PyTorch does not wait for its import; all but the recurrence of the LSTM runs over many frames at once.
 
 Each four seconds are brought to one loudness first, because the network does not hear a quiet voice.
 """
@@ -12,18 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
-import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from safetensors.numpy import load_file
 
 from tokenthrift.transcription.vad_weights import find_weights
+from tokenthrift.transcription.windows import Samples
 
 __all__ = ["CHUNK", "SAMPLE_RATE", "SileroVad", "SpeechDetector", "load_vad", "speech_frames"]
+
+State: TypeAlias = tuple[Samples, Samples]
+"""What the LSTM remembers: two vectors of 128."""
 
 SAMPLE_RATE: Final = 16_000
 CHUNK: Final = 512
@@ -31,6 +34,7 @@ CHUNK: Final = 512
 
 _CONTEXT: Final = 64
 _BINS: Final = 129
+_UNITS: Final = 128
 _BLOCK: Final = 125 * CHUNK
 _PEAK: Final = 0.5
 _MOST_GAIN: Final = 300.0
@@ -39,21 +43,26 @@ _GOES_ON: Final = 0.25
 _LEAST_CHUNKS: Final = 3
 
 
-class SileroVad(nn.Module):
-    """Probability of speech for every 32 ms; parameters are called as in the package's file."""
+class SileroVad:
+    """Probability of speech for every 32 ms.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stft_conv = nn.Conv1d(1, 2 * _BINS, 256, stride=128, bias=False)
-        self.conv1 = nn.Conv1d(_BINS, 128, 3, padding=1)
-        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
-        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
-        self.lstm_cell = nn.LSTMCell(128, 128)
-        self.final_conv = nn.Conv1d(128, 1, 1)
+    Args:
+        weights: arrays by the names of the package's file.
+    """
 
-    @torch.no_grad()
-    def forward(self, frames: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def __init__(self, weights: dict[str, NDArray[np.float32]]) -> None:
+        self._fourier = np.ascontiguousarray(weights["stft_conv.weight"][:, 0].T)
+        # (taps, in, out), so that a convolution is one product for each tap.
+        self._convolutions = [
+            (np.ascontiguousarray(weights[f"conv{i}.weight"].transpose(2, 1, 0)), weights[f"conv{i}.bias"], stride)
+            for i, stride in ((1, 1), (2, 2), (3, 2), (4, 1))
+        ]
+        self._input = np.ascontiguousarray(weights["lstm_cell.weight_ih"].T)
+        self._recurrent = weights["lstm_cell.weight_hh"]
+        self._bias = weights["lstm_cell.bias_ih"] + weights["lstm_cell.bias_hh"]
+        self._final, self._final_bias = weights["final_conv.weight"][0, :, 0], weights["final_conv.bias"]
+
+    def __call__(self, frames: Samples, state: State | None) -> tuple[Samples, State]:
         """Probabilities of frames that follow each other.
 
         Args:
@@ -63,29 +72,34 @@ class SileroVad(nn.Module):
         Returns:
             (T,) probabilities in [0, 1], and the state behind them.
         """
-        spectrum = self.stft_conv(F.pad(frames[:, None], (0, 64), mode="reflect"))
-        hidden = (spectrum[:, :_BINS] ** 2 + spectrum[:, _BINS:] ** 2).sqrt()
-        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
-            hidden = layer(hidden).relu()
-        cell = self.lstm_cell
-        weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
-        before = state or (torch.zeros(1, cell.hidden_size), torch.zeros(1, cell.hidden_size))
-        # All frames in one call, which takes two fifths of the time of one call a frame.
-        outputs, hidden_state, cell_state = torch.lstm(
-            hidden.transpose(1, 2), tuple(part[None] for part in before), weights, True, 1, 0.0, False, False, False
-        )
-        return self.final_conv(outputs[:, 0, :, None].relu()).sigmoid()[:, 0, 0], (hidden_state[0], cell_state[0])
+        padded = np.pad(frames, ((0, 0), (0, 64)), mode="reflect")
+        spectrum = sliding_window_view(padded, 256, axis=1)[:, ::128] @ self._fourier
+        hidden = np.sqrt(np.square(spectrum[..., :_BINS]) + np.square(spectrum[..., _BINS:]))
+        for taps, bias, stride in self._convolutions:
+            whole = np.pad(hidden, ((0, 0), (1, 1), (0, 0)))
+            last = whole.shape[1] - 2
+            hidden = np.maximum(sum(whole[:, i : last + i : stride] @ tap for i, tap in enumerate(taps)) + bias, 0)
+        gates = hidden[:, 0] @ self._input + self._bias
+        short, long = state or (np.zeros(_UNITS, np.float32), np.zeros(_UNITS, np.float32))
+        outputs = np.empty((len(frames), _UNITS), np.float32)
+        for step, gate in enumerate(gates):
+            gate = gate + self._recurrent @ short
+            cell = np.tanh(gate[2 * _UNITS : 3 * _UNITS])
+            take, keep, _, give = _sigmoid(gate).reshape(4, _UNITS)
+            long = keep * long + take * cell
+            outputs[step] = short = give * np.tanh(long)
+        return _sigmoid(np.maximum(outputs, 0) @ self._final + self._final_bias), (short, long)
+
+
+def _sigmoid(x: Samples) -> Samples:
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * x), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
 def load_vad() -> SileroVad | None:
     """The network, or None without its weights."""
     weights = find_weights()
-    if weights is None:
-        return None
-    model = SileroVad()
-    model.load_state_dict(load_file(weights))
-    return model.eval().requires_grad_(False)
+    return None if weights is None else SileroVad(load_file(weights))
 
 
 class SpeechDetector:
@@ -93,37 +107,37 @@ class SpeechDetector:
 
     def __init__(self, model: SileroVad) -> None:
         self._model = model
-        self._state: tuple[Tensor, Tensor] | None = None
-        self._context = torch.zeros(_CONTEXT)
-        self._found: list[Tensor] = []
+        self._state: State | None = None
+        self._context = np.zeros(_CONTEXT, np.float32)
+        self._found: list[Samples] = []
 
     @property
-    def probabilities(self) -> NDArray[np.float32]:
+    def probabilities(self) -> Samples:
         """(frames,) in [0, 1]; a last frame may be shorter."""
-        return torch.cat([torch.zeros(0), *self._found]).numpy()
+        return np.concatenate([np.zeros(0, np.float32), *self._found])
 
-    def through(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def through(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         """Passes (samples,) blocks on."""
-        rest = torch.zeros(0)
+        rest = np.zeros(0, np.float32)
         for block in blocks:
-            rest = torch.cat([rest, block])
+            rest = np.concatenate([rest, block])
             while len(rest) >= _BLOCK:
                 self._hear(rest[:_BLOCK])
                 rest = rest[_BLOCK:]
             yield block
         if len(rest):
-            self._hear(F.pad(rest, (0, -len(rest) % CHUNK)))
+            self._hear(np.pad(rest, (0, -len(rest) % CHUNK)))
 
-    def _hear(self, samples: Tensor) -> None:
-        samples = samples - samples.mean()
-        loud = samples * (_PEAK / samples.abs().max().clamp(min=_PEAK / _MOST_GAIN))
-        whole = torch.cat([self._context, loud])
-        found, self._state = self._model(whole.unfold(0, _CONTEXT + CHUNK, CHUNK), self._state)
+    def _hear(self, samples: Samples) -> None:
+        samples = samples - samples.mean(dtype=np.float32)
+        loud = samples * np.float32(_PEAK / max(float(np.abs(samples).max()), _PEAK / _MOST_GAIN))
+        whole = np.concatenate([self._context, loud])
+        found, self._state = self._model(sliding_window_view(whole, _CONTEXT + CHUNK)[::CHUNK], self._state)
         self._context = whole[-_CONTEXT:]
         self._found.append(found)
 
 
-def speech_frames(probabilities: NDArray[np.float32], count: int, size: int) -> NDArray[np.bool_]:
+def speech_frames(probabilities: Samples, count: int, size: int) -> NDArray[np.bool_]:
     """Which of `count` frames of `size` samples hold speech.
 
     Speech starts where it is likelier than not, reaches as far as it is not unlikely, and lasts a tenth of a second.

@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 __all__ = [
     "FRAME_SECONDS",
@@ -35,9 +33,11 @@ __all__ = [
     "cut",
     "frame_levels",
     "plan_windows",
+    "sounding",
 ]
 
 Levels: TypeAlias = NDArray[np.float64]
+Samples: TypeAlias = NDArray[np.float32]
 
 FRAME_SECONDS: Final = 0.02
 PAUSE_SECONDS: Final = 1.0
@@ -61,7 +61,7 @@ class Window:
     stop: int
 
 
-def frame_levels(blocks: Iterable[Tensor], sample_rate: int) -> tuple[Levels, int]:
+def frame_levels(blocks: Iterable[Samples], sample_rate: int) -> tuple[Levels, int]:
     """Level of every frame, from a stream.
 
     Args:
@@ -77,7 +77,7 @@ def frame_levels(blocks: Iterable[Tensor], sample_rate: int) -> tuple[Levels, in
     total = 0
     for block in blocks:
         total += len(block)
-        rest = np.concatenate([rest, block.numpy()])
+        rest = np.concatenate([rest, block])
         whole = len(rest) // size * size
         levels.append(_level(rest[:whole].reshape(-1, size), sample_rate))
         rest = rest[whole:]
@@ -112,26 +112,26 @@ def plan_windows(
     if longest < 2:
         raise ValueError(f"windows of {max_seconds} s are too short; the least is {2 * FRAME_SECONDS} s")
     smooth = np.convolve(np.pad(levels, _SMOOTH // 2, mode="edge"), np.full(_SMOOTH, 1 / _SMOOTH), mode="valid")
-    sounding = _sounding(levels) if speech is None else speech
-    paused = _runs_of(~sounding, round(SHORT_PAUSE_SECONDS / FRAME_SECONDS))
+    spoken = sounding(levels) if speech is None else speech
+    paused = _runs_of(~spoken, round(SHORT_PAUSE_SECONDS / FRAME_SECONDS))
     overlap = min(round(OVERLAP_SECONDS / FRAME_SECONDS), longest // 4)
     windows = []
-    for start, stop in _stretches(sounding):
+    for start, stop in _stretches(spoken):
         while stop - start > longest:
             half = start + longest // 2 + 1
-            places = smooth[half : start + longest + 1].copy()
+            candidates = smooth[half : start + longest + 1].copy()
             pauses = np.append(paused, True)[half : start + longest + 1]
             if pauses.any():
-                places[~pauses] = np.inf
-            # The last of equally quiet places, so that a stretch without any pause is not cut more often than it must.
-            place = start + longest - int(np.argmin(places[::-1]))
-            windows.append((start, place))
-            start = place if pauses.any() else place - overlap
+                candidates[~pauses] = np.inf
+            # The last of equally quiet frames, so that a stretch without any pause is not cut more often than it must.
+            edge = start + longest - int(np.argmin(candidates[::-1]))
+            windows.append((start, edge))
+            start = edge if pauses.any() else edge - overlap
         windows.append((start, stop))
     return [Window(start * size, min(stop * size, total)) for start, stop in windows]
 
 
-def cut(blocks: Iterable[Tensor], windows: Sequence[Window]) -> Iterator[Tensor]:
+def cut(blocks: Iterable[Samples], windows: Sequence[Window]) -> Iterator[Samples]:
     """Cuts windows out of a stream; keeps no more than one window and one block in memory.
 
     Args:
@@ -142,14 +142,14 @@ def cut(blocks: Iterable[Tensor], windows: Sequence[Window]) -> Iterator[Tensor]
         (samples,) of every window.
     """
     waiting = deque(windows)
-    parts: deque[tuple[int, Tensor]] = deque()
+    parts: deque[tuple[int, Samples]] = deque()
     position = 0
     for block in blocks:
         parts.append((position, block))
         position += len(block)
         while waiting and waiting[0].stop <= position:
             window = waiting.popleft()
-            yield torch.cat([part[max(0, window.start - at) : max(0, window.stop - at)] for at, part in parts])
+            yield np.concatenate([part[max(0, window.start - at) : max(0, window.stop - at)] for at, part in parts])
         if not waiting:
             return
         while parts and parts[0][0] + len(parts[0][1]) <= waiting[0].start:
@@ -160,7 +160,7 @@ def _frame_size(sample_rate: int) -> int:
     return max(1, round(FRAME_SECONDS * sample_rate))
 
 
-def _level(frames: NDArray[np.float32], sample_rate: int) -> Levels:
+def _level(frames: Samples, sample_rate: int) -> Levels:
     """(frames,) decibels from (frames, samples); a full-scale sine inside the band has -3."""
     size = frames.shape[1]
     # The window keeps hum, which is far louder than a quiet voice, from leaking into the band.
@@ -171,8 +171,8 @@ def _level(frames: NDArray[np.float32], sample_rate: int) -> Levels:
     return np.asarray(10 * np.log10(np.maximum(power, 1e-12)))
 
 
-def _sounding(levels: Levels) -> NDArray[np.bool_]:
-    """Which frames belong to a run of at least `_SUSTAINED` frames that stand out from the recording's own floor."""
+def sounding(levels: Levels) -> NDArray[np.bool_]:
+    """Where energy finds sound: runs of at least `_SUSTAINED` frames that stand out from the recording's own floor."""
     if not len(levels):
         return np.zeros(0, dtype=bool)
     threshold, run = SILENCE_DB, _SUSTAINED

@@ -24,7 +24,6 @@ __all__ = [
     "fail",
     "make_parser",
     "number",
-    "working_device",
 ]
 
 DONE: Final = 0
@@ -114,23 +113,6 @@ def number(above: float, at_most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
-
-
-def working_device(name: str | None) -> str:
-    """The device of that name, once it is known to work, or the best there is.
-
-    Raises:
-        ValueError: it does not work here.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def fail(command: str, error: Exception, code: int | None = None) -> int:

@@ -28,12 +28,10 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import soundfile
-import torch
-from torch import Tensor
 
 from tokenthrift import extras
 from tokenthrift.media.audio_track import (
@@ -47,7 +45,10 @@ from tokenthrift.media.audio_track import (
 )
 from tokenthrift.media.mixing import Channels, Mixer
 
-__all__ = ["AudioError", "Channels", "read_audio", "stream_audio"]
+if TYPE_CHECKING:  # Recognizers that do without PyTorch read `stream_samples` and do not wait for its import.
+    from torch import Tensor
+
+__all__ = ["AudioError", "Channels", "Samples", "read_audio", "resample", "stream_audio", "stream_samples"]
 
 # A length that a writer puts in the header of a stream whose length it does not know.
 _UNKNOWN_LENGTH: Final = 0x7FFF0000
@@ -76,6 +77,8 @@ def read_audio(
         AudioError: The file cannot be read, is damaged, cut short or empty, or has no such track or channel.
         MissingExtraError: The file needs PyAV, which does not load.
     """
+    import torch
+
     return torch.cat(list(stream_audio(path, sample_rate, track=track, channels=channels)))
 
 
@@ -90,6 +93,36 @@ def stream_audio(
     """Reads a recording piece by piece; joined, the pieces equal `read_audio`.
 
     Damage is found when it is reached: a consumer that must not act on half a recording reads to the end first.
+
+    Args:
+        path: As in `stream_samples`, with all that follows.
+        sample_rate: Samples per second wanted.
+        track: The number of a track, its language, or None.
+        channels: What is read of it.
+        notes: Receives what had to be chosen.
+
+    Yields:
+        (samples,) float32, mono, never empty, a few seconds each.
+
+    Raises:
+        AudioError: The file cannot be read, is damaged, cut short or empty, or has no such track or channel.
+        MissingExtraError: The file, or a change of its rate, needs PyAV, which does not load.
+    """
+    import torch
+
+    for samples in stream_samples(path, sample_rate, track=track, channels=channels, notes=notes):
+        yield torch.from_numpy(samples)
+
+
+def stream_samples(
+    path: str | Path,
+    sample_rate: int = 16_000,
+    *,
+    track: int | str | None = None,
+    channels: Channels = "mix",
+    notes: list[str] | None = None,
+) -> Iterator[Samples]:
+    """The same as `stream_audio` in arrays, without PyTorch.
 
     Args:
         path: A sound or video file of any common format.
@@ -111,13 +144,27 @@ def stream_audio(
     for samples in _resample(_decode(path, track, mixer), sample_rate):
         if len(samples):
             empty = False
-            yield torch.from_numpy(np.ascontiguousarray(samples))
+            yield np.ascontiguousarray(samples)
     if empty:
         raise AudioError(path, "empty: no audio samples")
     if mixer.chosen and notes is not None:
         notes.append(mixer.remark)
     elif mixer.chosen:
         logging.getLogger("tokenthrift.media").warning("%s: %s", path, mixer.remark)
+
+
+def resample(samples: Samples, rate: int, sample_rate: int) -> Samples:
+    """Samples in memory at another rate, by the same resampler as files.
+
+    Args:
+        samples: (samples,) float32, mono.
+        rate: Samples per second of them.
+        sample_rate: Samples per second wanted.
+
+    Raises:
+        MissingExtraError: PyAV does not load.
+    """
+    return samples if rate == sample_rate else np.concatenate([*_convert([samples], rate, sample_rate)])
 
 
 def _decode(path: Path, track: int | str | None, mixer: Mixer) -> Iterator[tuple[int, Samples]]:

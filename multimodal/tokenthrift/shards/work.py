@@ -51,7 +51,7 @@ class TokenSpec:
         """
         import torch
 
-        from tokenthrift.commands.arguments import working_device
+        from tokenthrift.devices import working_device
         from tokenthrift.models import load
         from tokenthrift.tokenize import planner_class
 

@@ -189,6 +189,16 @@ def whisper(folder: Path) -> Path:
     return folder
 
 
+def multilingual_whisper(folder: Path) -> Path:
+    """Whisper of three languages; it is the size of its vocabulary that makes one multilingual."""
+    special = ("<|en|>", "<|de|>", "<|fr|>", "<|transcribe|>", "<|translate|>", "<|nospeech|>")
+    write_whisper(folder, special, 51_866)
+    model: Any = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+    _louder(model).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 KINDS: dict[str, Callable[[Path], Path]] = {
     "wav2vec2": wav2vec2,
     "wav2vec2-layer": lambda folder: wav2vec2(folder, norm="layer"),

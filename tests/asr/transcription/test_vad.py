@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from tests.media_files import Samples, write
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
-from tokenthrift.transcription.vad import SpeechDetector, load_vad, speech_frames
+from tokenthrift.transcription.vad import CHUNK, SpeechDetector, load_vad, speech_frames
+from tokenthrift.transcription.vad_weights import find_weights
 from tokenthrift.transcription.windows import frame_levels, plan_windows
 
 pytest.importorskip("silero_vad")
@@ -115,11 +119,15 @@ def test_what_is_not_speech_is_written_without_the_network(tmp_path: Path, monke
     assert result.status == "completed"
 
 
+def _blocks(samples: Samples, size: int) -> list[Samples]:
+    return [samples[at : at + size] for at in range(0, len(samples), size)]
+
+
 def _speech(samples: Samples) -> np.ndarray:
     model = load_vad()
     assert model is not None
     detector = SpeechDetector(model)
-    list(detector.through(torch.split(torch.from_numpy(samples), 50_000)))
+    list(detector.through(_blocks(samples, 50_000)))
     return speech_frames(detector.probabilities, -(-len(samples) // 320), 320)
 
 
@@ -142,7 +150,7 @@ def test_windows_hold_the_speech_of_real_voices(gap: float, noise: str) -> None:
         hiss = np.random.default_rng(2).normal(size=len(samples)) * power
         scale = 10 ** (-float(noise) / 20) if noise != "rising" else np.linspace(0.03, 1, len(samples))
         samples = np.asarray(samples + hiss * scale, dtype=np.float32)
-    levels, total = frame_levels([torch.from_numpy(samples)], RATE)
+    levels, total = frame_levels([samples], RATE)
     windows = plan_windows(levels, total, RATE, 30.0, _speech(samples))
     held = np.zeros(len(levels), dtype=bool)
     for window in windows:
@@ -162,18 +170,43 @@ def test_a_quiet_voice_is_heard_and_blocks_do_not_matter() -> None:
     found = []
     for sizes in (len(samples), 1000, 77_777):
         detector = SpeechDetector(model)
-        passed = torch.cat(list(detector.through(torch.split(torch.from_numpy(samples), sizes))))
-        assert torch.equal(passed, torch.from_numpy(samples))
+        passed = np.concatenate(list(detector.through(_blocks(samples, sizes))))
+        assert np.array_equal(passed, samples)
         found.append(detector.probabilities)
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
 
 
-def test_the_package_is_not_imported_and_threads_stay() -> None:
+def test_neither_the_package_nor_torch_is_imported() -> None:
     code = (
-        "import sys, torch; torch.set_num_threads(2)\n"
+        "import sys\n"
         "from tokenthrift.transcription.vad import load_vad\n"
-        "assert load_vad() is not None and torch.get_num_threads() == 2 and 'silero_vad' not in sys.modules"
+        "assert load_vad() is not None and not {'silero_vad', 'torch'} & sys.modules.keys()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_probabilities_are_those_of_the_published_network() -> None:
+    """Step by step in PyTorch, as the package's `tinygrad_model.py` describes it."""
+    weights = load_file(find_weights() or "")
+    samples = torch.from_numpy(soundfile.read(VOICES[0], dtype="float32")[0][: 60 * CHUNK])
+    cell = torch.nn.LSTMCell(128, 128)
+    cell.load_state_dict({name: weights[f"lstm_cell.{name}"] for name in cell.state_dict()})
+    state: tuple[Tensor, Tensor] | None = None
+    expected: list[float] = []
+    for frame in F.pad(samples, (64, 0)).unfold(0, 576, CHUNK):
+        padded = F.pad(frame[None, None], (0, 64), mode="reflect")
+        real, imaginary = F.conv1d(padded, weights["stft_conv.weight"], stride=128).split(129, dim=1)
+        hidden = (real**2 + imaginary**2).sqrt()
+        for i, stride in ((1, 1), (2, 2), (3, 2), (4, 1)):
+            kernel, bias = weights[f"conv{i}.weight"], weights[f"conv{i}.bias"]
+            hidden = F.conv1d(hidden, kernel, bias, stride, padding=1).relu()
+        state = cell(hidden[..., 0], state)
+        last = F.conv1d(state[0].relu()[..., None], weights["final_conv.weight"], weights["final_conv.bias"])
+        expected.append(last.sigmoid().item())
+    model = load_vad()
+    assert model is not None
+    windows = sliding_window_view(np.pad(samples.numpy(), (64, 0)), 576)[::CHUNK]
+    assert max(expected) > 0.9
+    assert np.abs(model(windows, None)[0] - expected).max() < 1e-5

@@ -1,0 +1,133 @@
+"""A batch of windows to transcripts, whatever the recognizer is and whatever fails.
+
+Where a batch fails (out of memory, say) it is halved, down to the window that fails alone. Speech that was left out is
+read again (`rereading`), words without times are aligned. Nothing here knows of files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
+from tokenthrift.transcription.lips import Streams
+from tokenthrift.transcription.rereading import LeftOut, left_out, with_reread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenthrift.transcription.alignment import Aligner
+    from tokenthrift.transcription.windows import Samples
+
+__all__ = ["Reader", "WindowTranscript"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTranscript:
+    """What a window holds, and in how many parts it was read."""
+
+    transcript: Transcript
+    windows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Transcribes windows.
+
+    Attributes:
+        model: any recognizer.
+        budget: ceilings in tokens for every window.
+        decode: limits of decoding for every window.
+        aligner: gives words their times where the model gives none.
+        rates: how a model with several rates chooses among them.
+    """
+
+    model: Recognizer | AudioVisualRecognizer
+    budget: TokenBudget
+    decode: DecodeBudget
+    aligner: Aligner | None
+    rates: Mapping[str, bool]
+
+    def read(self, batch: Sequence[Streams], speech: Sequence[NDArray[np.bool_]]) -> list[WindowTranscript | Exception]:
+        """Transcribes windows; each as if it were alone.
+
+        Args:
+            batch: what each window gives the model.
+            speech: `(frames,)` of each, whether somebody speaks.
+
+        Returns:
+            For each window its transcript, or why there is none.
+
+        Raises:
+            BudgetError: the model does not honor the budget.
+        """
+        found: list[WindowTranscript | Exception] = [
+            result if isinstance(result, Exception) else WindowTranscript(result) for result in self._halving(batch)
+        ]
+        if self.budget != TokenBudget() or self.decode.max_new_tokens is not None:
+            return found  # Such a limit is one of the window, and may be why words are missing.
+        parts: list[tuple[int, LeftOut, Streams]] = []
+        for index, (item, spoken, result) in enumerate(zip(batch, speech, found, strict=True)):
+            if item.audio is None or item.video is not None or isinstance(result, Exception):
+                continue
+            # From the last to the first, so that words keep their numbers until it is their turn.
+            for gap in reversed(left_out(result.transcript, spoken)):
+                parts.append((index, gap, Streams(self._part(item.audio, gap), None)))
+        again = self._halving([item for *_, item in parts]) if parts else []
+        for (index, gap, _), part in zip(parts, again, strict=True):
+            whole = found[index]
+            if isinstance(part, Exception):
+                found[index] = part
+            elif not isinstance(whole, Exception):
+                found[index] = WindowTranscript(with_reread(whole.transcript, gap, part), whole.windows + 1)
+        return found
+
+    def _part(self, audio: Samples, gap: LeftOut) -> Samples:
+        rate = self.model.sample_rate
+        return np.ascontiguousarray(audio[round(gap.start * rate) : round(gap.end * rate)])
+
+    def _halving(self, batch: Sequence[Streams]) -> list[Transcript | Exception]:
+        try:
+            transcripts = self._transcribe(batch)
+            if len(transcripts) != len(batch):
+                raise RuntimeError(f"the model gave {len(transcripts)} transcripts for {len(batch)} windows")
+        except BudgetError:
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            # Cached blocks of the failed batch would make the halves fail as well.
+            if "torch" in sys.modules:
+                sys.modules["torch"].cuda.empty_cache()
+            half = len(batch) // 2
+            return [*self._halving(batch[:half]), *self._halving(batch[half:])]
+        return [self._aligned(item, transcript) for item, transcript in zip(batch, transcripts, strict=True)]
+
+    def _transcribe(self, batch: Sequence[Streams]) -> list[Transcript]:
+        sounds: list[Any] = [item.audio for item in batch]
+        if not getattr(self.model, "takes_arrays", False):
+            sounds = [None if samples is None else _tensor(samples) for samples in sounds]
+        if isinstance(self.model, AudioVisualRecognizer):
+            lips = [item.video for item in batch]
+            return self.model.transcribe(sounds, lips, self.budget, decode=self.decode, **self.rates)
+        return self.model.transcribe(sounds, self.budget, self.decode)
+
+    def _aligned(self, item: Streams, transcript: Transcript) -> Transcript:
+        timed = transcript.words or all(token.start is not None for token in transcript.tokens)
+        if self.aligner is None or item.audio is None or timed:
+            return transcript
+        words = self.aligner.align(_tensor(item.audio), self.model.sample_rate, transcript)
+        return replace(transcript, words=words)
+
+
+def _tensor(samples: Samples) -> Tensor:
+    """The samples as most recognizers want them."""
+    import torch
+
+    return torch.from_numpy(samples)

@@ -1,0 +1,185 @@
+"""Speech that a recognizer left out of a window: found by the times of its words, and read once more by itself.
+
+Whisper now and then passes over a whole sentence of a window that holds several; the same sentence alone it writes
+down. openai-whisper moves its window to the last time it decoded and so only finds what is missing at an end. Here a
+second or more of speech without a word over it is cut out, from pause to pause where there are any near, and read as a
+window of its own. What it says replaces what was written there if that are more words and not mostly doubtful ones,
+joined by `joining` like windows that overlap.
+
+Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
+until its end. So a word that lasts a second longer than anybody needs for it is itself read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenthrift.budget import TokenUsage
+from tokenthrift.transcript import Transcript, Word
+from tokenthrift.transcription.joining import SpokenWord, division, spoken_words
+from tokenthrift.transcription.windows import FRAME_SECONDS
+from tokenthrift.words import words_of_tokens
+
+__all__ = ["LeftOut", "left_out", "with_reread"]
+
+_LEAST_SECONDS: Final = 1.0
+# Nobody needs longer for a word of so many letters, unless to stretch it.
+_WORD_SECONDS: Final = 0.6
+_LETTER_SECONDS: Final = 0.1
+_REACH_SECONDS: Final = 1.5
+_PAUSE_SECONDS: Final = 0.1
+_LEAST_CONFIDENCE: Final = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A stretch of a window that holds speech and no word.
+
+    Attributes:
+        start: seconds from the start of the window; where reading again begins.
+        end: likewise, where it ends.
+        first: the word before which the stretch lies; of all words, how many come before it.
+        last: from which word on they come behind it; words between the two are read again.
+        bare: seconds from which to which there is no word.
+    """
+
+    start: float
+    end: float
+    first: int
+    last: int
+    bare: tuple[float, float]
+
+
+def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[LeftOut]:
+    """Where a window holds speech that its transcript does not.
+
+    Args:
+        transcript: of the window; without times nothing is found.
+        speech: `(frames,)` of the window, whether somebody speaks.
+
+    Returns:
+        Stretches in order; none overlaps another's bare part.
+    """
+    seconds = len(speech) * FRAME_SECONDS
+    words = spoken_words(transcript, 0.0, seconds)
+    if not words or not all(word.timed and word.tokens for word in words):
+        # A window without a word was read and nobody found to speak; the same sound again would be asking for words.
+        return []
+    found: list[LeftOut] = []
+    for first, last, start, end in _bare(words, speech, seconds):
+        if found and first <= found[-1].last and start <= found[-1].bare[1] + FRAME_SECONDS:
+            first, start = found[-1].first, found.pop().bare[0]
+        edges = _edge(speech, start, -1), _edge(speech, end, 1)
+        found.append(LeftOut(*edges, first, last, (start, end)))
+    return found
+
+
+def with_reread(transcript: Transcript, gap: LeftOut, reread: Transcript) -> Transcript:
+    """The transcript with what reading a stretch again has found, or as it was where that is not more.
+
+    Args:
+        transcript: of the window.
+        gap: the stretch, of `left_out` for this transcript.
+        reread: of the stretch, times from its start.
+    """
+    words = spoken_words(transcript, 0.0, gap.end)
+    again = spoken_words(reread, gap.start, gap.end)
+    if not all(word.timed and word.tokens for word in again):
+        return replace(transcript, usage=_sum(transcript.usage, reread.usage))
+    before, behind = words[: gap.first], words[gap.last :]
+    up_to, begin = division(before, again, (gap.start, gap.bare[0]), 0)
+    stop, go_on = division(again, behind, (gap.bare[1], gap.end), begin)
+    old = len(words) - len(behind[go_on:]) - up_to
+    usage = _sum(transcript.usage, reread.usage)
+    sure = sum(word.confidence for word in again[begin:stop]) >= _LEAST_CONFIDENCE * (stop - begin)
+    if stop - begin <= old or not sure:
+        return replace(transcript, usage=usage)
+    return _spliced(transcript, words, (up_to, gap.last + go_on), reread, again, (begin, stop), gap.start, usage)
+
+
+def _bare(
+    words: Sequence[SpokenWord], speech: NDArray[np.bool_], seconds: float
+) -> Iterator[tuple[int, int, float, float]]:
+    """Words before and behind, start and end of all that is between two words or one word that is too long."""
+    at = 0.0
+    for index, word in enumerate(words):
+        if _spoken(speech, at, word.start) >= _LEAST_SECONDS:
+            yield index, index, at, word.start
+        needed = _WORD_SECONDS + _LETTER_SECONDS * len(word.text)
+        if _spoken(speech, word.start, word.end) >= needed + _LEAST_SECONDS:
+            yield index, index + 1, word.start, word.end
+        at = max(at, word.end)
+    if _spoken(speech, at, seconds) >= _LEAST_SECONDS:
+        yield len(words), len(words), at, seconds
+
+
+def _spoken(speech: NDArray[np.bool_], start: float, end: float) -> float:
+    return float(speech[_frame(start) : _frame(end)].sum()) * FRAME_SECONDS
+
+
+def _frame(seconds: float) -> int:
+    return max(0, round(seconds / FRAME_SECONDS))
+
+
+def _edge(speech: NDArray[np.bool_], second: float, direction: int) -> float:
+    """The middle of the nearest pause before or behind a second, else so far away that whole words are in between."""
+    pause = round(_PAUSE_SECONDS / FRAME_SECONDS)
+    reach = round(_REACH_SECONDS / FRAME_SECONDS)
+    for step in range(reach):
+        middle = _frame(second) + direction * step
+        start = middle - pause // 2
+        if not 0 <= start <= len(speech) - pause:
+            break
+        if not speech[start : start + pause].any():
+            return middle * FRAME_SECONDS
+    return float(np.clip(second + direction * _REACH_SECONDS, 0.0, len(speech) * FRAME_SECONDS))
+
+
+def _spliced(
+    transcript: Transcript,
+    words: Sequence[SpokenWord],
+    replaced: tuple[int, int],
+    reread: Transcript,
+    again: Sequence[SpokenWord],
+    taken: tuple[int, int],
+    offset: float,
+    usage: TokenUsage,
+) -> Transcript:
+    """The transcript with words `taken` of the reread one in place of its words `replaced`."""
+    before, behind = words[: replaced[0]], words[replaced[1] :]
+    middle = again[taken[0] : taken[1]]
+    tokens = [transcript.tokens[i] for word in before for i in word.tokens]
+    for word in middle:
+        for i in word.tokens:
+            token = reread.tokens[i]
+            assert token.start is not None
+            assert token.end is not None
+            text = token.text if i > word.tokens.start or token.text[0].isspace() else f" {token.text}"
+            tokens.append(replace(token, text=text, start=token.start + offset, end=token.end + offset))
+    tokens += [transcript.tokens[i] for word in behind for i in word.tokens]
+    kept = [*before, *middle, *behind]
+    timed = words_of_tokens(tokens)
+    if transcript.words:
+        timed = tuple(Word(word.text, word.start, word.end, word.confidence) for word in kept)
+    return replace(
+        transcript,
+        text=" ".join(word.text for word in kept),
+        tokens=tuple(tokens),
+        words=timed if transcript.words else (),
+        usage=usage,
+        alternatives=(),
+    )
+
+
+def _sum(one: TokenUsage, other: TokenUsage) -> TokenUsage:
+    return TokenUsage(
+        native=one.native + other.native,
+        cap=one.cap + other.cap,
+        used=one.used + other.used,
+        rounds=one.rounds + other.rounds,
+    )

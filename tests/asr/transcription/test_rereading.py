@@ -1,0 +1,213 @@
+"""Speech that a recognizer leaves out of a window is found by its times and read again; nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.media_files import voice
+from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcription import Transcriber, sound
+from tokenthrift.transcription.rereading import left_out, with_reread
+
+USAGE = TokenUsage(native=4, cap=4, used=4, rounds=1)
+FRAMES = 50
+Spoken = tuple[str, float, float]
+
+
+def transcript(words: Sequence[Spoken]) -> Transcript:
+    tokens = tuple(TranscriptToken(f" {text}", 0.9, start, end) for text, start, end in words)
+    return Transcript(" ".join(text for text, *_ in words), tokens, USAGE)
+
+
+def frames(words: Sequence[Spoken], seconds: float) -> np.ndarray:
+    speech = np.zeros(round(seconds * FRAMES), dtype=bool)
+    for _, start, end in words:
+        speech[round(start * FRAMES) : round(end * FRAMES)] = True
+    return speech
+
+
+def sentences(count: int, words: int = 6, pause: float = 0.3) -> tuple[list[Spoken], float]:
+    """Words of 0.4 s without gaps, a pause behind each sentence; and how long all take."""
+    found, at = [], 0.2
+    for sentence in range(count):
+        for word in range(words):
+            found.append((f"s{sentence}w{word}", at, at + 0.4))
+            at += 0.4
+        at += pause
+    return found, at
+
+
+def read(words: Sequence[Spoken], start: float, end: float) -> Transcript:
+    """What a flawless recognizer makes of a part, words that are cut left out."""
+    inside = [(text, a - start, b - start) for text, a, b in words if a >= start - 1e-6 and b <= end + 1e-6]
+    return transcript(inside)
+
+
+def forgetful(words: Sequence[Spoken], lost: range, how: str, seconds: float) -> Transcript:
+    """Without some words; their time is nobody's, or as cross-attention has it that of the word before or behind."""
+    kept = [(text, start, end) for i, (text, start, end) in enumerate(words) if i not in lost]
+    at = lost.start
+    if how == "before" and at:
+        kept[at - 1] = (kept[at - 1][0], kept[at - 1][1], kept[at][1] if at < len(kept) else seconds)
+    if how == "behind" and at < len(kept):
+        kept[at] = (kept[at][0], kept[at - 1][2] if at else 0.0, kept[at][2])
+    return transcript(kept)
+
+
+@pytest.mark.parametrize("how", ["nobody", "before", "behind"])
+@pytest.mark.parametrize("sentence", range(4))
+def test_a_sentence_that_is_left_out_comes_back(how: str, sentence: int) -> None:
+    words, seconds = sentences(4)
+    speech = frames(words, seconds)
+    found = forgetful(words, range(6 * sentence, 6 * sentence + 6), how, seconds)
+    (gap,) = left_out(found, speech)
+    assert gap.start <= words[6 * sentence][1]
+    assert gap.end >= words[6 * sentence + 5][2] - 1e-6
+    whole = with_reread(found, gap, read(words, gap.start, gap.end))
+    assert whole.text.split() == [text for text, *_ in words]
+    assert "".join(token.text for token in whole.tokens).split() == whole.text.split()
+    starts = [token.start or 0.0 for token in whole.tokens]
+    assert starts == sorted(starts)
+    assert whole.usage.used == 2 * USAGE.used
+
+
+@given(
+    lengths=st.lists(st.floats(0.15, 0.7), min_size=12, max_size=40),
+    lost=st.tuples(st.floats(0, 1), st.integers(4, 12)),
+    how=st.sampled_from(["nobody", "before", "behind"]),
+    pauses=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_stretch_comes_back_and_no_word_is_doubled(
+    lengths: list[float], lost: tuple[float, int], how: str, pauses: list[bool]
+) -> None:
+    steps = [0.0, *(length + 0.25 * pause for length, pause in zip(lengths, pauses, strict=False))]
+    words = [(f"w{i}", at, at + length) for i, (at, length) in enumerate(zip(accumulate(steps), lengths, strict=False))]
+    seconds = words[-1][2] + 0.2
+    speech = frames(words, seconds)
+    begin = round(lost[0] * (len(words) - lost[1]))
+    missing = range(begin, begin + lost[1])
+    found = forgetful(words, missing, how, seconds)
+    gaps = left_out(found, speech)
+    for gap in reversed(gaps):
+        found = with_reread(found, gap, read(words, gap.start, gap.end))
+    texts = found.text.split()
+    assert len(set(texts)) == len(texts)
+    assert texts == [text for text, *_ in words if text in texts]
+    if sum(lengths[i] for i in missing) > 2.5:
+        assert texts == [text for text, *_ in words]
+
+
+def test_what_is_whole_is_not_read_again() -> None:
+    words, seconds = sentences(4)
+    assert left_out(transcript(words), frames(words, seconds)) == []
+    assert left_out(transcript(words[:-2]), frames(words, seconds)) == [], "less than a second"
+    slow = [("really", 0.0, 1.9)]
+    assert left_out(transcript(slow), frames(slow, 2.0)) == [], "a word may be drawn out"
+    assert left_out(transcript(words[:6]), frames(words[:6], seconds)) == [], "nobody speaks behind them"
+    assert left_out(transcript([]), frames(words, seconds)) == [], "nor is what the recognizer calls silence"
+    untimed = Transcript("s0w0 s0w1", (TranscriptToken(" s0w0", 1.0), TranscriptToken(" s0w1", 1.0)), USAGE)
+    assert left_out(untimed, frames(words, seconds)) == []
+
+
+def test_fewer_or_doubtful_words_change_nothing_but_the_cost() -> None:
+    words, seconds = sentences(3)
+    found = forgetful(words, range(6, 12), "before", seconds)
+    (gap,) = left_out(found, frames(words, seconds))
+    again = read(words, gap.start, gap.end)
+    doubted = replace(again, tokens=tuple(replace(token, confidence=0.2) for token in again.tokens))
+    for other in (transcript([]), doubted):
+        same = with_reread(found, gap, other)
+        assert (same.text, same.tokens) == (found.text, found.tokens)
+        assert same.usage.native == 2 * USAGE.native
+
+
+@dataclass
+class Forgetful:
+    """Writes `a`, `b`, ... for each half second, and in what is longer than ten seconds none from the third to sixth.
+
+    Of a window it knows the loudness, which rises with the clock of the recording, and so where it comes from.
+    """
+
+    support: BudgetSupport = field(default_factory=lambda: BudgetSupport(fields=frozenset({"max_tokens"})))
+    sample_rate: int = 16_000
+    max_seconds: float = 30.0
+    fails_below: float = 0.0
+    calls: list[list[float]] = field(default_factory=list)
+
+    def plan(
+        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
+    ) -> tuple[TokenUsage, ...]:
+        return tuple(USAGE for _ in items)
+
+    def transcribe(
+        self, audio: Sequence[Tensor], budget: BudgetLike | Sequence[BudgetLike] = None, decode: DecodeLike = None
+    ) -> list[Transcript]:
+        self.calls.append([len(samples) / self.sample_rate for samples in audio])
+        if any(len(samples) < self.fails_below * self.sample_rate for samples in audio):
+            raise RuntimeError("out of memory")
+        return [self._read(samples) for samples in audio]
+
+    def _read(self, samples: Tensor) -> Transcript:
+        seconds = len(samples) / self.sample_rate
+        words = []
+        for i in range(int(2 * seconds)):
+            part = samples[8_000 * i : 8_000 * (i + 1)]
+            if float(part.abs().max()) > 0.01 and not (seconds > 10 and 3 <= i / 2 < 6):
+                words.append((f"l{round(1000 * float(part.square().mean().sqrt()))}", i / 2, i / 2 + 0.5))
+        return transcript(words)
+
+
+@pytest.fixture(autouse=True)
+def energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its voices are tones, which Silero VAD does not take for speech."""
+    monkeypatch.setattr(sound, "load_vad", lambda: None)
+
+
+def rising(seconds: float) -> np.ndarray:
+    """A voice that gets louder, with a short pause every three seconds."""
+    samples = voice(seconds) * np.linspace(0.2, 1.0, round(16_000 * seconds), dtype=np.float32)
+    for at in range(3, int(seconds), 3):
+        samples[16_000 * at - 3_200 : 16_000 * at] = 0
+    return np.asarray(samples, dtype=np.float32)
+
+
+def test_the_job_reads_again_and_a_text_does_not_depend_on_its_batch() -> None:
+    long, short = rising(12.0), rising(4.0)
+    model = Forgetful()
+    (alone,) = Transcriber(model).transcribe((long, 16_000))
+    assert alone.windows == 2
+    assert len(model.calls) == 2
+    assert 3.0 <= model.calls[1][0] <= 5.0
+    assert len(alone.words) >= 22
+    assert [word.start for word in alone.words] == sorted(word.start for word in alone.words)
+    for seconds in (1.0, 20.0, 500.0):
+        order = [(short, 16_000), (long, 16_000), (short, 16_000), (long, 16_000)]
+        results = Transcriber(Forgetful(), batch_seconds=seconds).transcribe(*order)
+        assert {results[1].text, results[3].text} == {alone.text}
+        assert results[1].words == alone.words
+        assert results[0].windows == 1
+
+
+def test_limits_of_a_window_are_kept() -> None:
+    for options in ({"budget": 64}, {"decode": {"max_new_tokens": 9}}):
+        model = Forgetful()
+        (result,) = Transcriber(model, **options).transcribe((rising(12.0), 16_000))
+        assert (result.windows, len(model.calls)) == (1, 1)
+
+
+def test_a_part_that_cannot_be_read_again_fails_its_recording_alone() -> None:
+    """Half a text that passes for a whole one would be worse."""
+    inputs = [(rising(12.0), 16_000), (rising(8.0), 16_000)]
+    broken, whole = Transcriber(Forgetful(fails_below=6.0)).transcribe(*inputs)
+    assert (broken.status, broken.error_type) == ("failed", "RuntimeError")
+    assert whole.status == "completed"
