@@ -240,11 +240,9 @@ def _run(arguments: argparse.Namespace, system: str, files: list[Path]) -> dict[
 
 def _memory(arguments: argparse.Namespace, clips: list[tuple[Path, str]]) -> None:
     rows = []
-    for name, make in (
-        *((f"{count} short", lambda count=count: _short(clips, arguments.out / "short", count)) for count in COUNTS),
-        ("one of 6 h", lambda: _joined(clips, arguments.out / "six", 1, 6 * 3600.0)),
-    ):
-        files = make()
+    for name, count in (*((f"{count} short", count) for count in COUNTS), ("one of 6 h", 0)):
+        files = _short(clips, arguments.out / "short", count)
+        files = files or _joined(clips, arguments.out / "six", 1, 6 * 3600.0)
         for system in arguments.only or [NO_MODEL, "dllm-asr"]:
             found = _kept(arguments, f"memory {name}", system, files)
             done = len(found["texts"])

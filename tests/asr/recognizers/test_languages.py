@@ -53,7 +53,7 @@ def test_through_the_command(folder: Path, tmp_path: Path, capsys: pytest.Captur
     for options in ({"language": "de"}, {"language": "fr"}, {"language": "de", "task": "translate"}):
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         assert main([*command, *arguments]) == 0
-        expected = Transcriber(load_recognizer(folder, **options)).transcribe(recording)[0]  # type: ignore[arg-type]
+        expected = Transcriber(load_recognizer(folder, **options)).transcribe(recording)[0]
         assert json.loads((out / "a.json").read_text())["text"] == expected.text != ""
     assert main([*command, "--language", "klingon"]) == 2
     assert "knows de, en, fr" in capsys.readouterr().err

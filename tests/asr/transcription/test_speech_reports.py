@@ -23,7 +23,8 @@ from torch import Tensor
 from tests.media_files import Samples
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken
-from tokenthrift.transcription import Transcriber, sound
+from tokenthrift.transcription import sound
+from tokenthrift.transcription.job import Transcriber
 from tokenthrift.transcription.results import FileTranscript
 from tokenthrift.transcription.vad import load_vad
 
@@ -81,8 +82,7 @@ def silence(seconds: float) -> Samples:
 
 
 def transcribed(samples: Samples) -> FileTranscript:
-    (result,) = Transcriber(Syllables()).transcribe((samples, RATE))
-    return result
+    return Transcriber(Syllables()).transcribe((samples, RATE))[0]
 
 
 NAMES = ("asterisk-agent-pass", "asterisk-conf-otherinparty", "asterisk-dir-multi9", "asterisk-privacy-unident")
