@@ -1,20 +1,26 @@
 """dLLM-ASR against its parts and its baselines, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
 Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
-certified text; the diffusion model without draft, with the draft's length only, with its sure words, by the model's own
-settings, with and without pruning, and with an encoder that always reads 30 s; the same weights left to right, and with
-`--baseline` another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the
-length guard of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper
-tiny.en itself, on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A
-row whose package or weights are absent is left out, and stderr says why. Word error
+certified text, also with encoder and draft head in 8 bits; the diffusion model without draft, with the draft's length
+only, with its sure words, by the model's own settings, with and without pruning, with the gate (a draft that is sure
+everywhere stays), and with an encoder that always reads 30 s; the same weights left to right, and with `--baseline`
+another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the length guard
+of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper tiny.en itself, on 30 s of
+padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A row whose package or
+weights are absent is left out, and stderr says why. Word error
 rates follow Whisper's English normalizer over the whole set; a forward pass of two responses side by side counts
 twice; the real-time factor is seconds of work, encoder included, over seconds of audio; CPU seconds are those of the
 process, so that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft,
-verifying, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
+verifying, left to right, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run
+to one core.
 
-Test recordings and Whisper's weights are made below `--data` where they are missing (`recipes/dllm_asr/recordings.py`
-and `whisper_from_package.py`). LJ Speech sentences and spoken digits are in no package: `--public` names a folder with
-`lj/` and `fsdd.tar`. A set that is neither there nor can be made is named on stderr and left out.
+The four ablations of the paper (arXiv 2601.17902) are among the rows: exit alone is "no draft, no pruning" beside the
+fixed steps; the prior is "draft" beside "no draft"; pruning is each of them beside its own without; the chat prompt has
+no counterpart where the language model is Whisper's decoder, whose prompt is one start token.
+
+Test recordings and Whisper's weights are made below `--data` where they are missing, by the recipe's scripts. LJ Speech
+and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`. A set that is neither there nor
+can be made is named on stderr and left out.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,12 +43,13 @@ from rich.table import Table
 from torch import Tensor
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, greedy
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of, greedy
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.evaluation.wer import ErrorCount, character_errors, word_errors
 from tokenthrift.media.audio import read_audio
+from tokenthrift.recognizers.precision import with_precision
 from tokenthrift.whisper import MAX_STATES, STATE_SAMPLES, states_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +59,8 @@ WHISPER = "Whisper tiny.en"
 FASTER = {"faster-whisper tiny.en fp32": "float32", "faster-whisper tiny.en int8": "int8"}
 FIXED = "diffusion from noise, 128 steps"
 NOISE_SLOTS = 128
+GATE = 1.12  # nats, from development recordings: `recipes/dllm_asr/decoding.py --gate`
+INT8 = "certified, encoder and draft in int8"
 
 # In no package: what `recordings.py` makes these of, below --public, and its option.
 PUBLIC = {"lj": "lj", "fsdd": "fsdd.tar"}
@@ -119,14 +129,19 @@ def ablations(model: DllmAsr) -> dict[str, System]:
         "diffusion, draft's confident words": replace(usual, draft="confident", verify_committed=False),
         "diffusion, draft": usual,
         "diffusion, draft, no pruning": replace(usual, prune="never"),
+        "diffusion, draft, gate": replace(usual, draft_entropy=GATE),
     }
     systems = {name: diffusion(model, way) for name, way in settings.items()}
-    certified = replace(usual, certify="ar", certify_draft="ctc", draft="confident")
     return {
-        "certified": diffusion(model, certified),
+        "certified": diffusion(model, certified_settings(model)),
         **systems,
         "diffusion, draft, 30 s encoder": diffusion(model, usual, crop=False),
     }
+
+
+def certified_settings(model: DllmAsr) -> DecodeConfig:
+    """The draft of the CTC head, certified."""
+    return replace(model.config.decode, certify="ar", certify_draft="ctc", draft="confident")
 
 
 def fixed_steps(model: DllmAsr, slots: int = NOISE_SLOTS) -> System:
@@ -158,32 +173,34 @@ def faster_whisper(folder: str, compute_type: str, threads: int) -> System:
     return transcribe
 
 
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What it returns, and the CPU seconds that it took."""
+    started = time.process_time()
+    return work(*arguments), time.process_time() - started
+
+
 def parts(model: DllmAsr, clips: list[tuple[Tensor, str]]) -> list[dict[str, Any]]:
     """CPU seconds a clip by part, for batches of 1 and 8 and one and two threads."""
-    rows, usual = [], model.config.decode
-    for threads in (1, 2):
+    rows, denoise = [], replace(model.config.decode, certify=None)
+    for threads, size in ((1, 1), (1, 8), (2, 1), (2, 8)):
         torch.set_num_threads(threads)
-        for size in (1, 8):
-            spent = dict.fromkeys(("encoder", "draft", "verifying", "denoising", "casing"), 0.0)
-            for start in range(0, len(clips), size):
-                audio = [samples for samples, _ in clips[start : start + size]]
-                marks = [time.process_time()]
-                states, lengths = model.encode(audio)
-                marks.append(time.process_time())
-                model.drafts(states, lengths)
-                marks.append(time.process_time())
-                done = model.decode(states, lengths, settings=replace(usual, certify="ar", certify_draft="ctc"))
-                marks.append(time.process_time())
-                model.decode(states, lengths, settings=replace(usual, certify=None))
-                marks.append(time.process_time())
-                model.as_read(done, states, lengths)
-                marks.append(time.process_time())
-                encoder, draft, verifying, denoising, casing = (b - a for a, b in zip(marks, marks[1:], strict=False))
-                # Decoding drafts once more.
-                values = (encoder, draft, max(0.0, verifying - draft), max(0.0, denoising - draft), casing)
-                for name, value in zip(spent, values, strict=True):
-                    spent[name] += value / len(clips)
-            rows.append({"threads": threads, "batch": size, "clips": len(clips), **spent})
+        spent: defaultdict[str, float] = defaultdict(float)
+        for start in range(0, len(clips), size):
+            encoded, encoding = timed(model.encode, [samples for samples, _ in clips[start : start + size]])
+            words, drafting = timed(model.drafts, *encoded)
+            done, verifying = timed(model.decode, *encoded, None, certified_settings(model))
+            _, denoising = timed(model.decode, *encoded, None, denoise)
+            _, casing = timed(model.as_read, done, *encoded)
+            now = {"encoder": encoding, "draft": drafting, "casing": casing}  # decoding drafts once more
+            now |= {"verifying": verifying - drafting, "denoising": denoising - drafting}
+            if isinstance(model.backbone, WhisperDecoderBackbone):
+                limits = [length_guard(own, model.vocabulary) for own in words]
+                memory = model.adapter(*encoded)
+                _, now["left to right"] = timed(greedy, decoder_of(model), *memory, model.vocabulary, limits)
+            for name, seconds in now.items():
+                spent[name] += seconds / len(clips)
+        own = {name: max(0.0, seconds) for name, seconds in spent.items()}
+        rows.append({"threads": threads, "batch": size, "clips": len(clips), **own})
     return rows
 
 
@@ -223,21 +240,13 @@ def whisper(folder: str) -> System:
     tokenizer = WhisperTokenizerFast.from_pretrained(folder)
     start = torch.tensor([[50_257, 50_362]])  # <|startoftranscript|> <|notimestamps|> of the English models
     end = lm.config.eos_token_id
+    unused = dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids"))
+    greedily: dict[str, Any] = {"do_sample": False, "num_beams": 1, **unused}
 
     @torch.inference_mode()
     def transcribe(audio: Tensor) -> Answer:
         mel = features(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
-        ids = lm.generate(
-            mel,
-            decoder_input_ids=start,
-            max_new_tokens=200,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=end,
-            suppress_tokens=None,
-            begin_suppress_tokens=None,
-            forced_decoder_ids=None,
-        )[0]
+        ids = lm.generate(mel, decoder_input_ids=start, max_new_tokens=200, eos_token_id=end, **greedily)[0]
         text = [int(i) for i in ids if i < end]
         return tokenizer.decode(text), 0, len(text) + 1
 
@@ -309,16 +318,9 @@ def show(results: list[Result], sets: list[str]) -> None:
         for column in ("system", "WER %", "CER %", "rounds", "LM forward passes", "real-time factor", "CPU s a clip"):
             table.add_column(column, justify="left" if column == "system" else "right")
         for r in rows:
-            wer, cer = f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}"
-            table.add_row(
-                r.system,
-                wer,
-                cer,
-                f"{r.rounds:.2f}",
-                f"{r.forwards:.1f}",
-                f"{r.work / r.seconds:.3f}",
-                f"{r.cpu / r.clips:.3f}",
-            )
+            rates = [f"{100 * r.words.rate:.1f}", f"{100 * r.characters.rate:.1f}", f"{r.rounds:.2f}"]
+            costs = [f"{r.forwards:.1f}", f"{r.work / r.seconds:.3f}", f"{r.cpu / r.clips:.3f}"]
+            table.add_row(r.system, *rates, *costs)
         Console(width=110).print(table)
 
 
@@ -362,6 +364,8 @@ def main() -> None:
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
         systems["autoregressive, same size"] = left_to_right(model, baseline.decoder)
     systems[FIXED] = fixed_steps(model)
+    with_precision(small := DllmAsr.from_pretrained(arguments.model), small, "int8")
+    systems[INT8] = diffusion(small, certified_settings(small))
     known = [*systems, WHISPER, *FASTER]
     chosen = arguments.systems or known
     if unknown := set(chosen) - set(known):

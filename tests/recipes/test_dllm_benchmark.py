@@ -72,6 +72,7 @@ def test_every_row_has_the_settings_of_its_name(benchmark: Any, model: DllmAsr, 
         "diffusion, draft's confident words": ("confident", False, "every"),
         "diffusion, draft": ("both", True, "every"),
         "diffusion, draft, no pruning": ("both", True, "never"),
+        "diffusion, draft, gate": ("both", True, "every"),
         "diffusion, no draft, no pruning": ("none", False, "never"),
         "diffusion, draft, 30 s encoder": ("both", True, "every"),
     }

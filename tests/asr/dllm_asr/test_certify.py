@@ -31,7 +31,7 @@ from tokenthrift.dllm_asr.decoding import settings_for
 from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.dllm_asr.reading import BatchReader, CausalReader, causal_readers, check_causal
-from tokenthrift.recognizers.precision import with_precision
+from tokenthrift.recognizers.precision import OneByOne, with_precision
 
 VOCAB, END, START, MASK = 7, 4, 5, 6
 FORBIDDEN = (START, MASK)
@@ -373,13 +373,15 @@ def test_a_recording_that_is_done_leaves_the_batch_and_the_next_one_enters(
 def test_int8_leaves_the_language_model_and_so_the_certified_text_as_they_are() -> None:
     model = tiny_model("whisper", certify="ar")
     small = with_precision(model, model, "int8")
+    assert isinstance(small, OneByOne)
     for part, whole in ((model.encoder, False), (model.draft, False), (model.backbone, True)):
         assert any(isinstance(module, nn.Linear) for module in part.modules()) == whole
     audio = [speech(0.6 + 0.3 * i, i) for i in range(2)]
     for samples, done in zip(audio, small.transcribe(audio), strict=True):
         states, lengths = model.encode([samples])
         limit = length_guard(model.drafts(states, lengths)[0], model.vocabulary)
-        (ids,) = greedy(decoder_of(model), *model.adapter(states, lengths), model.vocabulary, [limit])
+        memory, mask = model.adapter(states, lengths)
+        (ids,) = greedy(decoder_of(model), memory, mask, model.vocabulary, [limit])
         assert done.text == model.vocabulary.text(ids)
 
 
