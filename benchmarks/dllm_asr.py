@@ -19,8 +19,7 @@ fixed steps; the prior is "draft" beside "no draft"; pruning is each of them bes
 no counterpart where the language model is Whisper's decoder, whose prompt is one start token.
 
 Test recordings and Whisper's weights are made below `--data` where they are missing, by the recipe's scripts. LJ Speech
-and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`. A set that is neither there nor
-can be made is named on stderr and left out.
+and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`. An absent set is left out.
 """
 
 from __future__ import annotations
@@ -359,7 +358,7 @@ def main() -> None:
     model = DllmAsr.from_pretrained(arguments.model)
     systems: dict[str, System] = {"CTC draft alone": draft_alone(model), **ablations(model)}
     if isinstance(model.backbone, WhisperDecoderBackbone):
-        systems["left to right, same weights"] = left_to_right(model, model.backbone.decoder)
+        systems["left to right, same weights"] = left_to_right(model, decoder_of(model))
     if arguments.baseline is not None:
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
         systems["autoregressive, same size"] = left_to_right(model, baseline.decoder)
@@ -379,7 +378,7 @@ def main() -> None:
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
     systems = {name: system for name, system in systems.items() if name in chosen}
-    results = []
+    results, split = [], []
     read = {name: read_set(arguments.data / "test" / name, arguments.shorter_than)[: arguments.limit] for name in sets}
     for name, clips in read.items():
         for label, system in systems.items():
@@ -387,7 +386,6 @@ def main() -> None:
             print(f"{name}: {label} done in {results[-1].work:.0f} s", file=sys.stderr)
     results += pooled(results, ("lj", "librivox"), "lj + librivox")
     show(results, [*sets, "lj + librivox"])
-    split = []
     if arguments.parts:
         split = [{"set": name, **row} for name in sets for row in parts(model, read[name])]
         for row in split:
