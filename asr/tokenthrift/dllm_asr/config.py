@@ -238,6 +238,11 @@ class DecodeConfig:
     certify_rejection_prob: float = 1.0
     """A verifying pass reads a draft up to where one of its tokens is rejected with this probability, as the last pass
     or their confidences say (SpecDec++); 1 reads it to the end."""
+    active_halo: int | None = None
+    """Slots on each side of an open or changed one that a round of denoising reads, beside kept keys of the others;
+    None reads all slots in every round, which is exact. Only for language models that read the memory as a prefix."""
+    active_refresh: int | None = None
+    """With `active_halo`, rounds after which all slots are read again; 1 is exact, None reads all in the first only."""
     max_rows: int = 16
     """Most texts that the language model reads side by side; one that is done leaves, and the next one enters."""
 
@@ -257,6 +262,10 @@ class DecodeConfig:
         check_within("decode.hotword_boost", self.hotword_boost, 0.0, 100.0)
         check_within("decode.certify_rejection_prob", self.certify_rejection_prob, 1e-6, 1.0)
         check_within("decode.max_rows", self.max_rows, 1, 4096)
+        if self.active_halo is not None:
+            check_within("decode.active_halo", self.active_halo, 0, 4096)
+        if self.active_refresh is not None:
+            check_within("decode.active_refresh", self.active_refresh, 1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)

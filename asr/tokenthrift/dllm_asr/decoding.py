@@ -9,14 +9,14 @@ one batch; the text can be certified (see `certify`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from tokenthrift.backbones.masked import MaskedDiffusionBackbone
+from tokenthrift.backbones.masked import Context, MaskedDiffusionBackbone
 from tokenthrift.backbones.samplers import (
     SAMPLERS,
     DaedalSampler,
@@ -27,6 +27,7 @@ from tokenthrift.backbones.samplers import (
     sample_ragged,
 )
 from tokenthrift.backbones.samplers import Canvas as SamplerCanvas
+from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenUsage
 from tokenthrift.dllm_asr.canvas import Canvas, build_canvas, stack_canvases
 from tokenthrift.dllm_asr.certify import Certification, Certified, CertifyOptions, Draft, Spelling, certify_together
@@ -39,6 +40,9 @@ from tokenthrift.dllm_asr.reading import BatchReader, causal_readers, check_caus
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.dllm_asr.word_times import time_tokens, time_words, word_positions
 from tokenthrift.transcript import Transcript, TranscriptToken
+
+if TYPE_CHECKING:  # transformers is slow to import, and Whisper's decoder needs none of it
+    from tokenthrift.backbones.prefix import PrefixBackbone
 
 __all__ = ["Batch", "Parts", "make_sampler", "settings_for", "transcribe_batch"]
 
@@ -233,8 +237,15 @@ def _denoise(
     sampler = sampler or make_sampler(settings, limits, min(longest, limits.max_new_tokens or longest))
     moves = isinstance(sampler, DaedalSampler)  # inserts slots, so what was known of a slot is another's
 
+    active = None
+    if settings.active_halo is not None:
+        active = _active(model, context.select(recording), hints, settings, moves)
+
     def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-        if moves:
+        if active is not None:
+            logits = active(now, alive, rows)
+            logits[..., vocabulary.eos_id].masked_fill_(torch.isfinite(windows[rows, : now.shape[1], 1]), float("-inf"))
+        elif moves:
             logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows])))
         else:
             near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
@@ -264,6 +275,18 @@ def _denoise(
         times = None if moves else [canvas.times[slot] for slot in slots]
         out.append((rows[i], _response(vocabulary, [written[s] for s in slots], chances, times, int(done.rounds[row]))))
     return out
+
+
+def _active(
+    model: Parts, context: Context, hints: Tensor, settings: DecodeConfig, moves: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What reads only open or changed slots and their neighbors; see `backbones.active`."""
+    if isinstance(model.backbone, WhisperDecoderBackbone) or moves:
+        raise ValueError("active_halo needs a language model that reads the memory as a prefix, and slots that stay")
+    from tokenthrift.backbones.active import ActiveBackbone
+
+    lm = cast("PrefixBackbone", model.backbone)
+    return ActiveBackbone(lm, context, hints=hints, halo=settings.active_halo, refresh=settings.active_refresh)
 
 
 def _order(log_p: Tensor, texts: Sequence[str], settings: DecodeConfig) -> list[int]:

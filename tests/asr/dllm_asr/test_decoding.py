@@ -110,6 +110,19 @@ def test_every_sampler_decodes(whisper: DllmAsr, encoded: tuple[Tensor, Tensor],
     assert set(SAMPLERS) == set(get_args(SamplerName))
 
 
+def test_an_active_set_with_halo_is_exact_where_everything_is_read_again(encoded: tuple[Tensor, Tensor]) -> None:
+    model = tiny_model("llama").double()
+    way = DecodeConfig(draft="confident", draft_threshold=0.9, confidence_threshold=0.5, verify_threshold=0.1)
+    expected = model.decode(*encoded, settings=way)
+    alike(expected, model.decode(*encoded, settings=replace(way, active_halo=1, active_refresh=1)))
+    approximate = model.decode(*encoded, settings=replace(way, active_halo=2))
+    assert max(done.usage.rounds or 0 for done in approximate) > 1
+    halo = replace(way, active_halo=2)
+    for other, refused in ((tiny_model("whisper").double(), halo), (model, replace(halo, sampler="daedal"))):
+        with pytest.raises(ValueError, match="reads the memory as a prefix"):
+            other.decode(*encoded, settings=refused)
+
+
 def test_a_sampler_may_be_an_object(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
     way = DecodeConfig(draft="length", extra_slots_at_end=0)
     done = whisper.decode(*encoded, settings=way, sampler=LladaSampler(steps=3))
