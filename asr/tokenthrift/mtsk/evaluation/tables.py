@@ -208,15 +208,10 @@ def noise_plot(rows: Sequence[EvaluationRow], snrs: Sequence[float | None], mode
         x = [i for i, snr in enumerate(order) if snr in points]
         y = [points[order[i]] for i in x]
         axis.plot(x, y, color=color, marker="o", markersize=4)
-        axis.annotate(
-            f"{STREAMS[streams]}, {finest}",
-            (x[-1], y[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=color,
-            va="center",
-            fontsize=8,
-        )
+        # Lips do not hear the noise: their line is level, so its name stands over its beginning.
+        at, offset = (0, (0, 8)) if streams == (False, True) else (-1, (6, 0))
+        label: dict[str, Any] = {"xytext": offset, "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axis.annotate(f"{STREAMS[streams]}, {finest}", (x[at], y[at]), color=color, **label)
     axis.set(xticks=range(len(order)), xticklabels=[_level(snr) for snr in order], ylim=(0, None))
     axis.set(xlabel="speech above the noise", ylabel="word error rate (%)")
     axis.spines[["top", "right"]].set_visible(False)
