@@ -74,7 +74,7 @@ def vqtoken_codes(out: Path) -> None:
 
 def mtsk_rates(out: Path) -> None:
     """Development errors against tokens a second, clean and at 0 dB."""
-    table = LlamaMtsk.from_pretrained(CARDS / "mtsk-tiny-en").config.table
+    table = LlamaMtsk.from_pretrained(CARDS / "mtsk-grid-en").config.table
     figure, axis = plt.subplots(figsize=(5, 3.8))
     kinds = {"sound and lips": (True, True), "sound": (True, False), "lips": (False, True)}
     for color, (name, (audio, video)) in zip(COLORS, kinds.items(), strict=True):
@@ -85,13 +85,10 @@ def mtsk_rates(out: Path) -> None:
                 x, y = zip(*own, strict=True)
                 axis.plot(x, y, style, color=color, marker="o", markersize=4)
                 label = f"{name}, {'clean' if snr is None else '0 dB'}" if audio else name
-                # Beside the end of a line that ends alone, above or below that of one which others cross.
-                below = audio and snr is None
-                end: dict[str, Any] = {"xytext": (6, 0), "va": "center"}
-                if not (audio and video):
-                    end = {"xytext": (-8, -16 if below else 9)}
-                axis.annotate(label, own[-1], color=color, fontsize=10, textcoords="offset points", **end)
-    axis.set(xlabel="tokens a second", ylabel="word error rate (%), synthetic speech", xlim=(0, 40), ylim=(0, None))
+                # Beside the end of a line that ends alone, else above its beginning.
+                at, end = (-1, (6, -4)) if audio and video else (0, (0, 9))
+                axis.annotate(label, own[at], end, color=color, fontsize=10, textcoords="offset points")
+    axis.set(xlabel="tokens a second", ylabel="word error rate (%), real voice and lips", xlim=(0, 40), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, out / "mtsk_rates.png")
 
