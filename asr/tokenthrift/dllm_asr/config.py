@@ -30,7 +30,7 @@ __all__ = [
 
 
 DraftUse = Literal["confident", "length", "both", "none"]
-SamplerName = Literal["prior_guided", "llada", "fast_dllm", "dream", "entropy_bound", "daedal"]
+SamplerName = Literal["prior_guided", "llada", "fast_dllm", "dream", "entropy_bound", "daedal", "diffuspec"]
 
 SOURCE_FAMILIES = ("llada", "dream", "a2d", "fast_dllm_v2", "modernbert", "bert")
 """Families whose published weights `backbones.families` reads."""
@@ -224,7 +224,8 @@ class DecodeConfig:
     """Slots for each second of audio where the draft gives no length."""
     sampler: SamplerName = "prior_guided"
     """What decodes: "prior_guided" is dLLM-ASR's own; the others are those of `backbones.samplers`, which take the
-    threshold alone from here, where they have one."""
+    threshold alone from here, where they have one. "diffuspec" takes the best path through one pass, a draft for
+    `certify_draft="denoised"`."""
     draft_entropy: float = 0.0
     """Nats; a recording whose draft has no frame of more entropy is not read by the language model. 0 reads all."""
     n_best: int = 1

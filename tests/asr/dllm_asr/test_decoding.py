@@ -157,6 +157,8 @@ def test_certified_text_is_the_left_to_right_text(whisper: DllmAsr, encoded: tup
     way = replace(whisper.config.decode, certify_draft=draft, certify_rejection_prob=0.9)
     done = whisper.decode(*encoded, {"certify": "ar"}, way)
     assert done == whisper.decode(*encoded, settings=replace(way, certify="ar"))
+    path = whisper.decode(*encoded, settings=replace(way, certify="ar", sampler="diffuspec"))
+    assert [t.text for t in path] == [t.text for t in done]
     for ids, transcript in zip(expected, done, strict=True):
         usage = transcript.usage
         assert transcript.text == vocab.text(ids)

@@ -40,6 +40,7 @@ from tokenthrift.backbones.samplers.loop import (
     Trace,
     sample,
 )
+from tokenthrift.backbones.samplers.one_path import OnePathSampler
 from tokenthrift.backbones.samplers.prior_guided import PriorGuidedSampler
 from tokenthrift.backbones.samplers.ragged import sample_ragged
 
@@ -50,6 +51,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "entropy_bound": EntropyBoundSampler,
     "prior_guided": PriorGuidedSampler,
     "daedal": DaedalSampler,
+    "diffuspec": OnePathSampler,
 }
 """Samplers by the names that configurations call them by."""
 
@@ -64,6 +66,7 @@ __all__ = [
     "EntropyBoundSampler",
     "FastDllmSampler",
     "LladaSampler",
+    "OnePathSampler",
     "Predict",
     "PriorGuidedSampler",
     "Sampled",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from tokenthrift.backbones.samplers import (
     Canvas,
     DaedalSampler,
+    DiffuSpec,
     DreamSampler,
     EntropyBoundSampler,
     FastDllmSampler,
     LladaSampler,
+    OnePathSampler,
     PriorGuidedSampler,
     Sampler,
     TokenIds,
@@ -50,6 +52,10 @@ SAMPLERS: dict[str, Sampler] = {
     "prior": PriorGuidedSampler(verify_threshold=0.2),
     "prior in blocks": PriorGuidedSampler(verify_threshold=0.2, verify_committed=True, block_length=3),
     "prior released": PriorGuidedSampler(compat="released", block_length=4),
+    "one path": OnePathSampler(),
+    "one path with a proxy": OnePathSampler(
+        options=DiffuSpec(beam=2), proxy=lambda text, token: -abs(text[-1] - token)
+    ),
     "daedal": DaedalSampler(max_length=MOST, block_length=4, eos_window=4),
     "daedal released": DaedalSampler(max_length=MOST, block_length=4, eos_window=4, compat="released"),
     "daedal guided": DaedalSampler(max_length=MOST, block_length=4, eos_window=4, guidance=1.0, temperature=0.5),
@@ -117,7 +123,7 @@ def test_it_ends_and_leaves_no_slot_open(name: str, seed: int, wild: str) -> Non
     assert (done.lengths <= MOST).all()
     if name != "llada released":  # which counts MASK as a token
         assert not (done.ids[done.mask] == MASK).any()
-    if "prior" not in name and "daedal" not in name:
+    if "prior" not in name and "daedal" not in name and "path" not in name:
         assert torch.equal(done.ids[:, : before.shape[1]][before != MASK], before[before != MASK])
 
 
@@ -207,6 +213,22 @@ def test_a_draft_that_is_too_short_gets_slots_where_the_model_doubts_it() -> Non
     tight = sample(predict, canvas, DaedalSampler(grow=False, drafts=True, expansion=3, max_length=5), TOKENS)
     assert len(tight.responses()[0]) == 5
     assert tight.responses()[0][:4] == text[:4]
+
+
+def test_a_proxy_changes_the_path_where_the_model_is_undecided() -> None:
+    logits = torch.full((1, 3, VOCAB), -9.0, dtype=torch.float64)
+    logits[0, 0, 1] = 5.0
+    logits[0, 1, [2, 5]] = torch.tensor([1.1, 1.0], dtype=torch.float64)
+    logits[0, 2, 4] = 5.0
+    canvas = Canvas(torch.tensor([[MASK, MASK, 4]]), torch.ones(1, 3, dtype=torch.bool))
+    plain = sample(lambda *call: logits, canvas, OnePathSampler(), TOKENS)
+    assert plain.responses() == [[1, 2, 4]]
+    assert plain.forwards == 1
+
+    def likes_five(text: Sequence[int], token: int) -> float:
+        return 0.0 if token == 5 or len(text) != 1 else -3.0
+
+    assert sample(lambda *call: logits, canvas, OnePathSampler(proxy=likes_five), TOKENS).responses() == [[1, 5, 4]]
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
