@@ -190,8 +190,8 @@ def parts(model: DllmAsr, clips: list[tuple[Tensor, str]]) -> list[dict[str, Any
             done, verifying = timed(model.decode, *encoded, None, certified_settings(model))
             _, denoising = timed(model.decode, *encoded, None, denoise)
             _, casing = timed(model.as_read, done, *encoded)
-            now = {"encoder": encoding, "draft": drafting, "casing": casing}  # decoding drafts once more
-            now |= {"verifying": verifying - drafting, "denoising": denoising - drafting}
+            now = {"encoder": encoding, "draft": drafting, "casing": casing}
+            now |= {"verifying": verifying - drafting, "denoising": denoising - drafting}  # both draft once more
             if isinstance(model.backbone, WhisperDecoderBackbone):
                 limits = [length_guard(own, model.vocabulary) for own in words]
                 memory = model.adapter(*encoded)

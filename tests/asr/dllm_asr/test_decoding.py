@@ -123,6 +123,30 @@ def test_an_active_set_with_halo_is_exact_where_everything_is_read_again(encoded
             other.decode(*encoded, settings=refused)
 
 
+def test_memory_and_prompt_are_read_once_where_they_do_not_see_the_response_and_the_text_is_exact(
+    encoded: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama").double()
+    backbone: Any = model.backbone
+    backbone.attention = "prefix"
+    run, read = backbone.run, []
+
+    def spy(embeddings: Tensor, *rest: Any) -> Any:
+        read.append(embeddings.shape[0] * embeddings.shape[1])
+        return run(embeddings, *rest)
+
+    monkeypatch.setattr(backbone, "run", spy)
+    way = DecodeConfig(draft="confident", draft_threshold=0.9, confidence_threshold=0.5, verify_threshold=0.1)
+    cached = model.decode(*encoded, settings=way)
+    once = sum(read)
+    assert max(done.usage.rounds or 0 for done in cached) > 2
+    read.clear()
+    # Nothing is kept, so every round reads memory, prompt and response under the same mask.
+    monkeypatch.setattr(backbone, "_done", lambda mask: torch.zeros_like(mask.sum(1)))
+    alike(cached, model.decode(*encoded, settings=way))
+    assert once < sum(read)
+
+
 def test_a_sampler_may_be_an_object(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
     way = DecodeConfig(draft="length", extra_slots_at_end=0)
     done = whisper.decode(*encoded, settings=way, sampler=LladaSampler(steps=3))
