@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
+from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.lips import Streams
 from tokenthrift.transcription.rereading import LeftOut, left_out, with_reread
 
@@ -76,8 +77,11 @@ class Reader:
         for index, (item, spoken, result) in enumerate(zip(batch, speech, found, strict=True)):
             if item.audio is None or item.video is not None or isinstance(result, Exception):
                 continue
+            # A phrase in a circle covers speech that it does not write down.
+            plain = drop_doubtful(result.transcript, len(item.audio) / self.model.sample_rate)
+            found[index] = WindowTranscript(plain)
             # From the last to the first, so that words keep their numbers until it is their turn.
-            for gap in reversed(left_out(result.transcript, spoken)):
+            for gap in reversed(left_out(plain, spoken)):
                 parts.append((index, gap, Streams(self._part(item.audio, gap), None)))
         again = self._halving([item for *_, item in parts]) if parts else []
         for (index, gap, _), part in zip(parts, again, strict=True):

@@ -2,12 +2,12 @@
 
 Whisper now and then passes over a whole sentence of a window that holds several; the same sentence alone it writes
 down. openai-whisper moves its window to the last time it decoded and so only finds what is missing at an end. Here a
-second or more of speech without a word over it is cut out, from pause to pause where there are any near, and read as a
-window of its own. What it says replaces what was written there if that are more words and not mostly doubtful ones,
-joined by `joining` like windows that overlap.
+second and a half of speech or more without a word over it is cut out, from pause to pause where there are any near, and
+read as a window of its own. What it says replaces what was written there if that are more words and not mostly doubtful
+ones, joined by `joining` like windows that overlap.
 
 Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
-until its end. So a word that lasts a second longer than anybody needs for it is itself read again.
+until its end. So a word that lasts so much longer than anybody needs for it is itself read again.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from tokenthrift.words import words_of_tokens
 
 __all__ = ["LeftOut", "left_out", "with_reread"]
 
-_LEAST_SECONDS: Final = 1.0
+_LEAST_SECONDS: Final = 1.5
 # Nobody needs longer for a word of so many letters, unless to stretch it.
 _WORD_SECONDS: Final = 0.6
 _LETTER_SECONDS: Final = 0.1
 _REACH_SECONDS: Final = 1.5
 _PAUSE_SECONDS: Final = 0.1
 _LEAST_CONFIDENCE: Final = 0.4
+# What is left out between two words may make both of them too long.
+_SAME_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[LeftOut]
         return []
     found: list[LeftOut] = []
     for first, last, start, end in _bare(words, speech, seconds):
-        if found and first <= found[-1].last and start <= found[-1].bare[1] + FRAME_SECONDS:
+        if found and first <= found[-1].last and start <= found[-1].bare[1] + _SAME_SECONDS:
             first, start = found[-1].first, found.pop().bare[0]
         edges = _edge(speech, start, -1), _edge(speech, end, 1)
         found.append(LeftOut(*edges, first, last, (start, end)))
