@@ -81,7 +81,7 @@ def test_a_sentence_that_is_left_out_comes_back(how: str, sentence: int) -> None
 
 
 @given(
-    lengths=st.lists(st.floats(0.15, 0.7), min_size=12, max_size=40),
+    lengths=st.lists(st.floats(0.15, 0.7), min_size=14, max_size=40),
     lost=st.tuples(st.floats(0, 1), st.integers(4, 12)),
     how=st.sampled_from(["nobody", "before", "behind"]),
     pauses=st.lists(st.booleans(), min_size=40, max_size=40),
