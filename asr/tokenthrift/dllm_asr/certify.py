@@ -174,18 +174,18 @@ class Certification:
             own = row[len(self._unread) - 1 :]
             if self._banned:
                 own[:, self._banned] = float("-inf")
-            highest, greedy = own.max(-1)
-            said.append((greedy.tolist(), (highest - own.logsumexp(-1)).exp().tolist()))
+            said.append((own, own.argmax(-1).tolist()))
         for follower, proposal in zip(self._followers, self._proposals, strict=True):
-            follower.corrected(proposal, *said[self._distinct.index(tuple(proposal))])
-        runs = [_agreed(proposal, tokens) for proposal, (tokens, _) in zip(self._distinct, said, strict=True)]
+            own, tokens = said[self._distinct.index(tuple(proposal))]
+            follower.corrected(proposal, tokens, own)
+        runs = [_agreed(proposal, tokens) for proposal, (_, tokens) in zip(self._distinct, said, strict=True)]
         best = max(range(len(runs)), key=lambda i: runs[i])
-        (tokens, sure), run = said[best], runs[best]
+        (own, tokens), run = said[best], runs[best]
         self._accepted += run
         # The pass also says what follows the run, unless that is the end.
         count = run if self._distinct[best][:run][-1:] == (self.end,) else run + 1
         self._text += tokens[:count]
-        self._chances += sure[:count]
+        self._chances += _chances(own[:count])
         for follower in self._followers:
             follower.follow(tokens[:count])
         self.reader.keep(best, len(self._unread) + run)
@@ -235,6 +235,12 @@ def certify_together(runs: Sequence[Certification], read: ReadTogether, rows: in
             run.take(scores)
         active = [run for run in active if not run.done]
     return [run.result() for run in runs]
+
+
+def _chances(scores: Tensor) -> list[float]:
+    """The probability of the most probable token of each row."""
+    found: list[float] = (scores.amax(-1) - scores.logsumexp(-1)).exp().tolist()
+    return found
 
 
 def _agreed(proposal: Sequence[int], tokens: Sequence[int]) -> int:
@@ -308,16 +314,18 @@ class _Follower:
         out.append(self.end)
         return out[:most]
 
-    def corrected(self, proposal: Sequence[int], tokens: Sequence[int], chances: Sequence[float]) -> None:
+    def corrected(self, proposal: Sequence[int], tokens: Sequence[int], scores: Tensor) -> None:
         """Notes what a pass over the last proposal says after the first disagreement, whose token is written.
 
         Args:
             proposal: the last one.
             tokens: the greedy token after each of its tokens.
-            chances: their probabilities.
+            scores: `(n, vocab)` that it was chosen by.
         """
         if not self.options.correct:
             return
+        # Probabilities cost as much as the choice itself, and only an adaptive length needs them.
+        chances = _chances(scores) if self.options.max_rejection_prob < 1 else [1.0] * len(tokens)
         for at in range(_agreed(proposal, tokens) + 1, min(len(self.proposed), len(proposal))):
             position, own = self.proposed[at]
             self.corrections.pop(position, None)
