@@ -11,16 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from tokenthrift.config import read_json
 
 WEIGHTS: Final = "model.safetensors"
@@ -78,37 +68,8 @@ def fetch(
                 raise _missing_error(str(source), name, (path.name for path in folder.iterdir()))
         return folder
     repository = _check_repository_name(source)
-    for name in names:
-        try:
-            path = hf_hub_download(
-                repository,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        except HFValidationError as error:
-            raise SourceError(f"there is no folder {repository!r}, nor can it be a Hub repository: {error}") from error
-        except RemoteEntryNotFoundError as error:
-            present = HfApi(token=token).list_repo_files(repository, revision=revision)
-            raise _missing_error(repository, name, present) from error
-        except LocalEntryNotFoundError as error:
-            reason = "the network was not asked" if local_files_only else "the Hub could not be reached"
-            raise SourceError(f"{repository}: {name} is not in the cache and {reason}") from error
-        except RevisionNotFoundError as error:
-            raise SourceError(f"{repository} has no revision {revision!r}") from error
-        except RepositoryNotFoundError as error:
-            raise SourceError(
-                f"there is no folder {repository!r} here and no such repository on the Hub "
-                "(if it is private or gated, log in with `hf auth login` or pass a token)"
-            ) from error
-        except HfHubHTTPError as error:
-            raise SourceError(f"{repository}: the Hub did not give {name}: {error}") from error
-        folder = Path(path).parents[len(Path(name).parts) - 1]
-        # The branch may move between two downloads; the commit of the first file holds for all of them.
-        revision = folder.name
-    return folder
+    options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    return _fetch_from_hub(repository, names, revision, options)
 
 
 def fetch_weights(source: str | Path, prefix: str | tuple[str, ...] = "", **options: Any) -> list[Path]:
@@ -164,6 +125,45 @@ def beside(folder: Path | None, name: str) -> str:
     if sibling and snapshot and folder.parent.name == "snapshots":
         return f"{snapshot[1]}/{sibling[1]}"
     return name
+
+
+def _fetch_from_hub(repository: str, names: Sequence[str], revision: str | None, options: dict[str, Any]) -> Path:
+    # The client takes half a second to import, which a folder on this machine need not wait for.
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    folder = Path()
+    for name in names:
+        try:
+            path = hf_hub_download(repository, name, revision=revision, **options)
+        except HFValidationError as error:
+            raise SourceError(f"there is no folder {repository!r}, nor can it be a Hub repository: {error}") from error
+        except RemoteEntryNotFoundError as error:
+            present = HfApi(token=options["token"]).list_repo_files(repository, revision=revision)
+            raise _missing_error(repository, name, present) from error
+        except LocalEntryNotFoundError as error:
+            reason = "the network was not asked" if options["local_files_only"] else "the Hub could not be reached"
+            raise SourceError(f"{repository}: {name} is not in the cache and {reason}") from error
+        except RevisionNotFoundError as error:
+            raise SourceError(f"{repository} has no revision {revision!r}") from error
+        except RepositoryNotFoundError as error:
+            raise SourceError(
+                f"there is no folder {repository!r} here and no such repository on the Hub "
+                "(if it is private or gated, log in with `hf auth login` or pass a token)"
+            ) from error
+        except HfHubHTTPError as error:
+            raise SourceError(f"{repository}: the Hub did not give {name}: {error}") from error
+        folder = Path(path).parents[len(Path(name).parts) - 1]
+        # The branch may move between two downloads; the commit of the first file holds for all of them.
+        revision = folder.name
+    return folder
 
 
 def _check_repository_name(source: str | Path) -> str:

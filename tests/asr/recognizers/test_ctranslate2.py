@@ -190,7 +190,7 @@ def test_the_job_starts_without_pytorch(
     recording = Path(__file__).parents[3] / "samples" / "speech" / "asterisk-vm-tempremoved.flac"
     code = (
         "import sys; from tokenthrift.transcription.cli import main\n"
-        "assert main(sys.argv[1:]) == 0; assert not {'torch', 'transformers'} & sys.modules.keys()"
+        "assert main(sys.argv[1:]) == 0; assert not {'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()"
     )
     command = [str(recording), "--model", str(folders[1]), "--format", "json", "--out-dir", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
