@@ -5,6 +5,7 @@ python .ci/check_distribution.py dist
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import zipfile
@@ -27,6 +28,8 @@ def main(folder: str) -> int:
         problems += [f"{wheel.name} holds {n}" for n in names if not n.startswith("tokenthrift")]
         if not str(metadata.get_payload()).lstrip().startswith("# Tokenthrift"):
             problems.append(f"{wheel.name} does not show the README")
+        links = re.findall(r"\]\((?!https:)([^)]*)\)", str(metadata.get_payload()))
+        problems += [f"{wheel.name}: {link} leads nowhere on a package index" for link in links]
     for source in sources:
         with tarfile.open(source) as archive:
             names = [member.name.partition("/")[2] for member in archive if member.isfile()]
