@@ -2,7 +2,7 @@
 
 karl_tokens.png    two pictures from more and more tokens of KARL
 vqtoken_codes.png  codes of VQToken over the frames of a synthetic clip, at 8, 16 and 32
-mtsk_rates.png     errors of Llama-MTSK against tokens, from the table in its config.json
+mtsk_rates.png     errors of Llama-MTSK against tokens, from the table in its config.json; mtsk_synthetic.png likewise
 dllm_rounds.svg    dLLM-ASR by diffusion, round by round, and its certified text; animated
 attention.png      what the small video language model looks at when it answers
 window.png         what multimodal-tiny looks at, for three questions about one window of three media
@@ -73,8 +73,18 @@ def vqtoken_codes(out: Path) -> None:
 
 
 def mtsk_rates(out: Path) -> None:
+    """Real speech of one speaker."""
+    _rates("mtsk-grid-en", "real voice and lips", out / "mtsk_rates.png")
+
+
+def mtsk_synthetic(out: Path) -> None:
+    """Synthetic speech."""
+    _rates("mtsk-tiny-en", "synthetic speech", out / "mtsk_synthetic.png")
+
+
+def _rates(model: str, speech: str, path: Path) -> None:
     """Development errors against tokens a second, clean and at 0 dB."""
-    table = LlamaMtsk.from_pretrained(CARDS / "mtsk-grid-en").config.table
+    table = LlamaMtsk.from_pretrained(CARDS / model).config.table
     figure, axis = plt.subplots(figsize=(5, 3.8))
     kinds = {"sound and lips": (True, True), "sound": (True, False), "lips": (False, True)}
     for color, (name, (audio, video)) in zip(COLORS, kinds.items(), strict=True):
@@ -88,9 +98,9 @@ def mtsk_rates(out: Path) -> None:
                 # Beside the end of a line that ends alone, else above its beginning.
                 at, end = (-1, (6, -4)) if audio and video else (0, (0, 9))
                 axis.annotate(label, own[at], end, color=color, fontsize=10, textcoords="offset points")
-    axis.set(xlabel="tokens a second", ylabel="word error rate (%), real voice and lips", xlim=(0, 40), ylim=(0, None))
+    axis.set(xlabel="tokens a second", ylabel=f"word error rate (%), {speech}", xlim=(0, 40), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, out / "mtsk_rates.png")
+    _save(figure, path)
 
 
 def _tokens(row: Any) -> float:
@@ -245,10 +255,12 @@ def _save(figure: Any, path: Path) -> None:
 # Drawings that a card shows too.
 IN_CARDS = {
     "karl_tokens.png": "karl-tiny-64/tokens.png",
-    "mtsk_rates.png": "mtsk-tiny-en/rates.png",
+    "mtsk_synthetic.png": "mtsk-tiny-en/rates.png",
     "dllm_rounds.svg": "dllm-asr-tiny-en/rounds.svg",
 }
-DRAWINGS = {f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, dllm_rounds, attention, window)}
+DRAWINGS = {
+    f.__name__: f for f in (karl_tokens, vqtoken_codes, mtsk_rates, mtsk_synthetic, dllm_rounds, attention, window)
+}
 
 
 def main(arguments: Sequence[str]) -> int:

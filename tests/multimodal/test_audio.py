@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -72,6 +73,15 @@ def test_every_format_gives_the_same_signal(name: str, tmp_path: Path) -> None:
 def test_sixteen_kilohertz_is_bit_exact(tmp_path: Path) -> None:
     samples = read_audio(write(tmp_path / "clip.wav", SOUND, subtype="FLOAT"))
     assert np.array_equal(samples.numpy(), SOUND)
+
+
+def test_whole_numbers_of_64_bits(tmp_path: Path) -> None:
+    """As some laboratories' WAV files have them; two channels."""
+    whole = np.repeat((SOUND.astype(np.float64) * 2**62).astype("<i8")[:, None], 2, 1).tobytes()
+    form = struct.pack("<HHIIHH", 1, 2, 16_000, 16_000 * 16, 16, 64)
+    head = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(whole))
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(head) + len(whole)) + head + whole)
+    assert torch.allclose(read_audio(tmp_path / "x.wav"), torch.from_numpy(SOUND).float() / 2, atol=1e-6)
 
 
 def test_stereo_is_averaged(tmp_path: Path) -> None:

@@ -301,7 +301,12 @@ def _has_info_frame(path: Path) -> bool:
 
 def _samples(path: Path, frame: Any) -> Samples:
     """(samples, channels) float32 from a frame of any sample format."""
-    data, count = frame.to_ndarray(), frame.layout.nb_channels
+    count = frame.layout.nb_channels
+    if frame.format.name in ("s64", "s64p"):  # for which PyAV has no array
+        length = frame.samples if frame.format.is_planar else frame.samples * count
+        data = np.stack([np.frombuffer(plane, np.int64)[:length] for plane in frame.planes])
+    else:
+        data = frame.to_ndarray()
     if not 1 <= count <= MAX_CHANNELS:
         raise AudioError(path, f"corrupt: {count} channels")
     data = data.T if frame.format.is_planar else data.reshape(-1, count)
