@@ -225,6 +225,8 @@ def test_the_speech_pipeline_writes_what_the_model_writes(system: str, models: A
     ids = recognize.model.generate(**inputs)
     assert [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)] == texts
     assert recognize.model.generate(**inputs, max_new_tokens=1).shape[1] <= max(ids.shape[1], 1)
+    with pytest.raises(ValueError, match="divide those of 16 bits by 32768"):
+        recognize((32767 * audio[0].clamp(-1, 1)).short().numpy())
     assert recognize.model.plan([ItemSize(seconds=1.0)])[0].native > 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -171,7 +171,9 @@ def transcribe_recordings(
         snrs=[estimate_snr(r.audio) if noise_aware and r.audio is not None else None for r in recordings],
     )
     tasks = [_Task(recording, plan) for recording, plan in zip(recordings, plans, strict=True)]
-    results: dict[int, Transcript] = {}
+    # Where there is nothing, nothing was said; no pass runs.
+    empty = [i for i, task in enumerate(tasks) if not task.recording.seconds]
+    results = {i: Transcript("", (), replace(tasks[i].plan.last.usage, used=0, rounds=0)) for i in empty}
     for rows in _batches(tasks, one_by_one=model.config.released):
         batch = [tasks[i] for i in rows]
         results.update(zip(rows, _transcribe_batch(model, batch, limits, beams, threshold), strict=True))
@@ -179,9 +181,11 @@ def transcribe_recordings(
 
 
 def _batches(tasks: Sequence[_Task], *, one_by_one: bool) -> Iterator[list[int]]:
-    """Indices of items that use the same streams and rates, of like length."""
+    """Indices of items that use the same streams and rates, of like length; without those that have none."""
     groups: dict[tuple[Rates, Rates, int], list[int]] = {}
     for row, task in enumerate(tasks):
+        if not task.recording.seconds:
+            continue
         kind = 0 if task.recording.video is None else task.recording.video.ndim
         groups.setdefault((task.plan.first, task.plan.last.rates, kind), []).append(row)
     for rows in groups.values():

@@ -31,6 +31,7 @@ from tokenthrift.weights import assign_weights, empty_parameters, unique_tensors
 
 __all__ = ["MODELS", "KarlAuto", "SpeechAuto", "TokenthriftModel", "register"]
 
+_LOUDEST: Final = 100.0  # a float recording may exceed 1 by far; speech as whole numbers exceeds this
 MAX_NEW_TOKENS: Final = 256  # of a recording of at most 30 s
 # What transformers passes on and what changes nothing here: there is no remote code, and all files are safetensors.
 _WITHOUT_EFFECT: Final = {
@@ -193,7 +194,14 @@ class SpeechAuto(TokenthriftModel):
 
         Returns:
             `(B, N)` token ids of the texts, the rest of each row filled up.
+
+        Raises:
+            ValueError: the samples are whole numbers of 16 bits, in whatever type.
         """
+        if input_values.numel() and (peak := float(input_values.abs().max())) > _LOUDEST:
+            raise ValueError(
+                f"samples are numbers from -1 to 1, and one here is {peak:.0f}; divide those of 16 bits by 32768"
+            )
         most = max_new_tokens or getattr(generation_config, "max_new_tokens", None)
         if most is not None:
             limits = DecodeBudget.parse(decode)

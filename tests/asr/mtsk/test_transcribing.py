@@ -66,6 +66,14 @@ def test_transcripts_of_a_batch_are_those_of_each_alone(model: LlamaMtsk, option
         assert list(plans) == [t.usage for t in together]
 
 
+def test_an_empty_recording_is_an_empty_text_beside_others() -> None:
+    model, sound = tiny_model(tasks=ALL), 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    (alone,) = model.transcribe([sound])
+    empty, beside = model.transcribe([torch.zeros(0), sound])
+    assert (empty.text, empty.tokens, empty.usage.used) == ("", (), 0)
+    assert beside.text == alone.text
+
+
 def test_a_beam_search_gives_each_item_its_own_text() -> None:
     config = tiny_config()
     model = tiny_model(decode=replace(config.decode, tokens_per_second=4)).double()
