@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenthrift.devices import working_device
@@ -88,7 +89,7 @@ def _clips(arguments: argparse.Namespace) -> Iterator[Clip]:
         data = data.select(range(min(arguments.max_eval_samples, len(data))))
     for i, row in enumerate(data):
         audio = row["audio"]
-        samples = torch.as_tensor(audio["array"], dtype=torch.float32)
+        samples = np.asarray(audio["array"], dtype=np.float32)
         recording = Recording(Path(str(row.get("id", i))), samples=samples, rate=int(audio["sampling_rate"]))
         yield Clip(str(row.get("id", i)), recording, str(row.get("text", row.get("norm_text", ""))))
 

@@ -137,4 +137,5 @@ def nearest(unit: Tensor, book: Tensor) -> Tensor:
 
 def _parts(unit: Tensor, book: Tensor) -> tuple[Tensor, ...]:
     """Tokens whose cosines with a codebook of 65,536 entries still fit into memory."""
-    return unit.split(max(1, COSINES_AT_ONCE // len(book)))
+    parts: tuple[Tensor, ...] = unit.split(max(1, COSINES_AT_ONCE // len(book)))
+    return parts
