@@ -78,7 +78,9 @@ def test_the_published_code_has_none() -> None:
 class Waits(TorchDispatchMode):
     """Counts operations whose results a GPU has to hand over before the program goes on."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
