@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
 from tokenthrift.backbones.prefix import PrefixBackbone
@@ -28,10 +28,8 @@ from tokenthrift.dllm_asr.certify import (
 )
 from tokenthrift.dllm_asr.config import DecodeConfig
 from tokenthrift.dllm_asr.decoding import settings_for
-from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.model import DllmAsr
 from tokenthrift.dllm_asr.reading import BatchReader, CausalReader, causal_readers, check_causal
-from tokenthrift.recognizers.precision import OneByOne, with_precision
 
 VOCAB, END, START, MASK = 7, 4, 5, 6
 FORBIDDEN = (START, MASK)
@@ -368,21 +366,6 @@ def test_a_recording_that_is_done_leaves_the_batch_and_the_next_one_enters(
         for rows in (1, 3)
     ]
     assert texts[0] == texts[1]
-
-
-def test_int8_leaves_the_language_model_and_so_the_certified_text_as_they_are() -> None:
-    model = tiny_model("whisper", certify="ar")
-    small = with_precision(model, model, "int8")
-    assert isinstance(small, OneByOne)
-    for part, whole in ((model.encoder, False), (model.draft, False), (model.backbone, True)):
-        assert any(isinstance(module, nn.Linear) for module in part.modules()) == whole
-    audio = [speech(0.6 + 0.3 * i, i) for i in range(2)]
-    for samples, done in zip(audio, small.transcribe(audio), strict=True):
-        states, lengths = model.encode([samples])
-        limit = length_guard(model.drafts(states, lengths)[0], model.vocabulary)
-        memory, mask = model.adapter(states, lengths)
-        (ids,) = greedy(decoder_of(model), memory, mask, model.vocabulary, [limit])
-        assert done.text == model.vocabulary.text(ids)
 
 
 def test_a_reader_stops_at_its_positions(whisper: DllmAsr) -> None:

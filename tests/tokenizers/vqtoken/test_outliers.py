@@ -93,7 +93,7 @@ def test_no_outlier_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     start = find(unit, mask, torch.tensor([4]))
     waits = []
     for slots in (5, 40):
-        with Waits() as found:  # type: ignore[no-untyped-call]
+        with Waits() as found:
             with_outliers(unit, mask, start, torch.tensor([slots]))
         waits.append(found.count)
     assert waits[0] == waits[1]
