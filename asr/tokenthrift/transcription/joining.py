@@ -19,7 +19,7 @@ from typing import Final
 
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-__all__ = ["SpokenWord", "division", "join_overlaps", "spoken_words", "written"]
+__all__ = ["SpokenWord", "division", "join_overlaps", "shifted", "spoken_words", "written"]
 
 # Two windows give a word times that differ by about so many seconds.
 _SAME_TIME: Final = 0.6
@@ -132,21 +132,22 @@ def join_overlaps(
     joined = []
     for index, (transcript, words) in enumerate(zip(transcripts, spoken, strict=True)):
         kept = written(transcript, words, range(first[index], last[index]))
-        joined.append((_earlier(kept, starts[index] - windows[index][0]), starts[index], ends[index]))
+        joined.append((shifted(kept, windows[index][0] - starts[index]), starts[index], ends[index]))
     return joined
 
 
-def _earlier(transcript: Transcript, seconds: float) -> Transcript:
+def shifted(transcript: Transcript, seconds: float) -> Transcript:
+    """The transcript with all its times so much later, or earlier by a negative number, but none before 0."""
     if not seconds:
         return transcript
     tokens = tuple(
         token
         if token.start is None or token.end is None
-        else replace(token, start=max(token.start - seconds, 0.0), end=max(token.end - seconds, 0.0))
+        else replace(token, start=max(token.start + seconds, 0.0), end=max(token.end + seconds, 0.0))
         for token in transcript.tokens
     )
     words = tuple(
-        replace(word, start=max(word.start - seconds, 0.0), end=max(word.end - seconds, 0.0))
+        replace(word, start=max(word.start + seconds, 0.0), end=max(word.end + seconds, 0.0))
         for word in transcript.words
     )
     return replace(transcript, tokens=tokens, words=words)

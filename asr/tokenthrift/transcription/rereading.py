@@ -19,11 +19,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenthrift.budget import TokenUsage
-from tokenthrift.transcript import Transcript, Word
-from tokenthrift.transcription.joining import SpokenWord, division, spoken_words
+from tokenthrift.transcript import Transcript, TranscriptToken, Word
+from tokenthrift.transcription.joining import SpokenWord, division, shifted, spoken_words
+from tokenthrift.transcription.results import total_usage
 from tokenthrift.transcription.windows import FRAME_SECONDS
-from tokenthrift.words import words_of_tokens
 
 __all__ = ["LeftOut", "left_out", "with_reread"]
 
@@ -89,19 +88,20 @@ def with_reread(transcript: Transcript, gap: LeftOut, reread: Transcript) -> Tra
         gap: the stretch, of `left_out` for this transcript.
         reread: of the stretch, times from its start.
     """
+    same = replace(transcript, usage=total_usage((transcript.usage, reread.usage)))
+    reread = shifted(reread, gap.start)
     words = spoken_words(transcript, 0.0, gap.end)
-    again = spoken_words(reread, gap.start, gap.end)
+    again = spoken_words(reread, 0.0, gap.end)
     if not all(word.timed and word.tokens for word in again):
-        return replace(transcript, usage=_sum(transcript.usage, reread.usage))
+        return same
     before, behind = words[: gap.first], words[gap.last :]
     up_to, begin = division(before, again, (gap.start, gap.bare[0]), 0)
     stop, go_on = division(again, behind, (gap.bare[1], gap.end), begin)
     old = len(words) - len(behind[go_on:]) - up_to
-    usage = _sum(transcript.usage, reread.usage)
     sure = sum(word.confidence for word in again[begin:stop]) >= _LEAST_CONFIDENCE * (stop - begin)
     if stop - begin <= old or not sure:
-        return replace(transcript, usage=usage)
-    return _spliced(transcript, words, (up_to, gap.last + go_on), reread, again, (begin, stop), gap.start, usage)
+        return same
+    return _spliced(same, (before[:up_to], behind[go_on:]), reread, again[begin:stop])
 
 
 def _bare(
@@ -144,44 +144,25 @@ def _edge(speech: NDArray[np.bool_], second: float, direction: int) -> float:
 
 def _spliced(
     transcript: Transcript,
-    words: Sequence[SpokenWord],
-    replaced: tuple[int, int],
+    kept: tuple[Sequence[SpokenWord], Sequence[SpokenWord]],
     reread: Transcript,
-    again: Sequence[SpokenWord],
-    taken: tuple[int, int],
-    offset: float,
-    usage: TokenUsage,
+    middle: Sequence[SpokenWord],
 ) -> Transcript:
-    """The transcript with words `taken` of the reread one in place of its words `replaced`."""
-    before, behind = words[: replaced[0]], words[replaced[1] :]
-    middle = again[taken[0] : taken[1]]
-    tokens = [transcript.tokens[i] for word in before for i in word.tokens]
-    for word in middle:
-        for i in word.tokens:
-            token = reread.tokens[i]
-            assert token.start is not None
-            assert token.end is not None
-            text = token.text if i > word.tokens.start or token.text[0].isspace() else f" {token.text}"
-            tokens.append(replace(token, text=text, start=token.start + offset, end=token.end + offset))
-    tokens += [transcript.tokens[i] for word in behind for i in word.tokens]
-    kept = [*before, *middle, *behind]
-    timed = words_of_tokens(tokens)
-    if transcript.words:
-        timed = tuple(Word(word.text, word.start, word.end, word.confidence) for word in kept)
+    """The transcript with words of the reread one between those of its own that are kept before and behind."""
+    before, behind = kept
+    tokens: list[TranscriptToken] = []
+    for source, words in ((transcript, before), (reread, middle), (transcript, behind)):
+        for word in words:
+            first, *others = source.tokens[word.tokens.start : word.tokens.stop]
+            # The first token of a text may have no space before it.
+            spaced = first.text if not tokens or first.text[0].isspace() else f" {first.text}"
+            tokens += [replace(first, text=spaced), *others]
+    spoken = (*before, *middle, *behind)
+    timed = tuple(Word(word.text, word.start, word.end, word.confidence) for word in spoken)
     return replace(
         transcript,
-        text=" ".join(word.text for word in kept),
+        text=" ".join(word.text for word in spoken),
         tokens=tuple(tokens),
         words=timed if transcript.words else (),
-        usage=usage,
         alternatives=(),
-    )
-
-
-def _sum(one: TokenUsage, other: TokenUsage) -> TokenUsage:
-    return TokenUsage(
-        native=one.native + other.native,
-        cap=one.cap + other.cap,
-        used=one.used + other.used,
-        rounds=one.rounds + other.rounds,
     )

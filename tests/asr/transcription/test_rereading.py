@@ -17,6 +17,7 @@ from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, 
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
 from tokenthrift.transcription.rereading import left_out, with_reread
+from tokenthrift.words import words_of_tokens
 
 USAGE = TokenUsage(native=4, cap=4, used=4, rounds=1)
 FRAMES = 50
@@ -78,6 +79,33 @@ def test_a_sentence_that_is_left_out_comes_back(how: str, sentence: int) -> None
     starts = [token.start or 0.0 for token in whole.tokens]
     assert starts == sorted(starts)
     assert whole.usage.used == 2 * USAGE.used
+
+
+@pytest.mark.parametrize("sentence", range(4))
+def test_words_come_back_where_an_aligner_gives_their_times(sentence: int) -> None:
+    words, seconds = sentences(4)
+
+    def aligned(found: Transcript) -> Transcript:
+        tokens = tuple(TranscriptToken(token.text, token.confidence) for token in found.tokens)
+        return replace(found, tokens=tokens, words=words_of_tokens(found.tokens))
+
+    found = aligned(forgetful(words, range(6 * sentence, 6 * sentence + 6), "before", seconds))
+    (gap,) = left_out(found, frames(words, seconds))
+    whole = with_reread(found, gap, aligned(read(words, gap.start, gap.end)))
+    assert whole.text.split() == [text for text, *_ in words]
+    assert [word.start for word in whole.words] == pytest.approx([start for _, start, _ in words])
+
+
+def test_a_first_token_without_a_space_stays_a_word_of_its_own() -> None:
+    words, seconds = sentences(2)
+    found = transcript(words[6:])
+    # It begins in the pause before its word, as times by cross-attention do, so the pause ends what is read again.
+    first = replace(found.tokens[0], text="s1w0", start=words[5][2] + 0.05)
+    found = replace(found, tokens=(first, *found.tokens[1:]))
+    (gap,) = left_out(found, frames(words, seconds))
+    whole = with_reread(found, gap, read(words, gap.start, gap.end))
+    assert whole.text.split() == [text for text, *_ in words]
+    assert "".join(token.text for token in whole.tokens).split() == whole.text.split()
 
 
 @given(
