@@ -35,15 +35,16 @@ class PrefixReader:
     def __init__(self, backbone: PrefixBackbone, prefix: PrefixCache, begin: Sequence[int]) -> None:
         self.backbone, self.prefix, self.begin = backbone, prefix, list(begin)
         self.vocab_size = backbone.vocab_size
-        most = int(backbone.lm.config.max_position_embeddings)
-        self.positions = most - int(prefix.next_positions[0]) - len(self.begin) + 1
+        most, first = int(backbone.lm.config.max_position_embeddings), int(prefix.next_positions[0])
+        self.positions = most - first - len(self.begin) + 1
         self.cache, self.length = prefix.fork(), prefix.mask.shape[1]
+        self._padding = self.length - first
         self._read: DynamicCache = self.cache
 
     @property
     def next_position(self) -> int:
         """Where the next token stands."""
-        return int(self.prefix.next_positions[0]) + self.length - self.prefix.mask.shape[1]
+        return self.length - self._padding
 
     def read(self, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """See `CausalReader.read`."""
@@ -91,7 +92,7 @@ def read_prefixes(
     texts = [torch.tensor(tokens) for own in continuations for tokens in own]
     ids, real = (part.to(device) for part in pad_rows(texts))
     kept = torch.tensor([reader.length for reader in rows], device=device)
-    past = int(kept.max())
+    past = max(reader.length for reader in rows)
     there = torch.arange(past, device=device) < kept[:, None]
     # What a prefix has as padding stays hidden.
     for row, reader in enumerate(rows):

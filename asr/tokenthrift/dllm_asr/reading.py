@@ -131,11 +131,10 @@ class BatchReader:
         self, readers: Sequence[CausalReader], continuations: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[Tensor]]:
         """See `ReadTogether`."""
-        whisper = [reader for reader in readers if isinstance(reader, WhisperReader)]
         if len(readers) == 1:
             return [readers[0].read(continuations[0])]
-        if len(whisper) == len(readers):
-            return self._whisper(whisper, continuations)
+        if isinstance(readers[0], WhisperReader):  # all are of one model
+            return self._whisper(cast("Sequence[WhisperReader]", readers), continuations)
         from tokenthrift.dllm_asr.prefix_reading import PrefixReader, read_prefixes
 
         return read_prefixes(cast("Sequence[PrefixReader]", readers), continuations)
@@ -146,9 +145,9 @@ class BatchReader:
         decoder, device = readers[0].decoder, readers[0].context.mask.device
         rows = [reader for reader, own in zip(readers, continuations, strict=True) for _ in own]
         texts = [torch.tensor(tokens) for own in continuations for tokens in own]
-        ids, real = (part.to(device) for part in pad_rows(texts, value=0))
+        ids, real = (part.to(device) for part in pad_rows(texts))
         kept = torch.tensor([reader.kept for reader in rows], device=device)
-        past, width = int(kept.max()), ids.shape[1]
+        past, width = max(reader.kept for reader in rows), ids.shape[1]
         before = (torch.arange(past, device=device) < kept[:, None])[:, None].expand(-1, width, -1)
         own = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(rows), -1, -1)
         positions = (kept[:, None] + torch.arange(width, device=device)).masked_fill(~real, 0)
