@@ -77,11 +77,11 @@ class Noise:
         share = rng.uniform(0, WORST)
         out: list[int] = [BLANK] * rng.randrange(4)
         for piece in ids:
-            heard = [piece]
+            written = [piece]
             if rng.random() < share:
                 wrong = rng.choice(self.alike[piece])
-                heard = rng.choice([[], [wrong], [wrong], [wrong], [piece, wrong]])
-            for one in heard:
+                written = rng.choice([[], [wrong], [wrong], [wrong], [piece, wrong]])
+            for one in written:
                 if out and out[-1] == one:
                     out.append(BLANK)
                 out += [one] * rng.choice([1, 1, 2]) + [BLANK] * rng.choice([0, 0, 1, 1, 2, 3])
@@ -109,8 +109,8 @@ def reading_loss(model: LlamaMtsk, texts: Sequence[str], rate: int, turns: Tenso
         ended.append(torch.tensor([*ids, model.config.eos_id]))
     rows, mask = pad_rows([torch.cat([p, model.embed(ids)]) for p, ids in zip(prefixes, ended, strict=True)])
     labels = label_rows([len(p) for p in prefixes], ended, bos)
-    wanted = labels[:, 1:][labels[:, 1:] >= 0]
-    return F.cross_entropy(model.logits(Rows(rows, mask, labels), Rates(audio=rate)).float(), wanted)
+    targets = labels[:, 1:][labels[:, 1:] >= 0]
+    return F.cross_entropy(model.logits(Rows(rows, mask, labels), Rates(audio=rate)).float(), targets)
 
 
 def learn(
