@@ -199,7 +199,7 @@ def _one(path: str, texts: dict[str, str], errors: dict[str, str], listen: Calla
 
 
 def _converted(arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.out / "ctranslate2"
+    folder: Path = arguments.out / f"ctranslate2-{arguments.whisper.name}"
     if not (folder / "model.bin").is_file():
         from ctranslate2.converters import TransformersConverter
 
@@ -210,14 +210,18 @@ def _converted(arguments: argparse.Namespace) -> Path:
 
 
 def _kept(arguments: argparse.Namespace, name: str, system: str, files: list[Path]) -> dict[str, Any]:
-    """A row that an earlier call has run, or else `_run`."""
-    path = arguments.out / "rows" / f"{name}, {system}, {arguments.threads} threads.json".replace(" ", "_")
-    if arguments.again or not path.is_file():
-        found = _run(arguments, system, files)
+    """A row that an earlier call has run with the same weights, or else `_run`, whose crashes are not kept."""
+    weights = {"dllm-asr": arguments.dllm, NO_MODEL: ""}.get(system, arguments.whisper)
+    row = f"{name}, {system}, {Path(weights or '').name}, {arguments.threads} threads"
+    path = arguments.out / "rows" / f"{row}.json".replace(" ", "_")
+    if not arguments.again and path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    found = _run(arguments, system, files)
+    if found["memory"]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found))
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return kept
+    return found
 
 
 def _run(arguments: argparse.Namespace, system: str, files: list[Path]) -> dict[str, Any]:
