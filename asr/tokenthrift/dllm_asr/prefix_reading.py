@@ -28,23 +28,16 @@ class PrefixReader:
 
     Args:
         backbone: the denoiser whose language model reads.
-        prefix: of one recording.
+        prefix: of one recording, so without padding.
         begin: tokens before the text: the last one of the prompt.
     """
 
     def __init__(self, backbone: PrefixBackbone, prefix: PrefixCache, begin: Sequence[int]) -> None:
         self.backbone, self.prefix, self.begin = backbone, prefix, list(begin)
         self.vocab_size = backbone.vocab_size
-        most, first = int(backbone.lm.config.max_position_embeddings), int(prefix.next_positions[0])
-        self.positions = most - first - len(self.begin) + 1
         self.cache, self.length = prefix.fork(), prefix.mask.shape[1]
-        self._padding = self.length - first
+        self.positions = int(backbone.lm.config.max_position_embeddings) - self.length - len(self.begin) + 1
         self._read: DynamicCache = self.cache
-
-    @property
-    def next_position(self) -> int:
-        """Where the next token stands."""
-        return self.length - self._padding
 
     def read(self, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """See `CausalReader.read`."""
@@ -55,7 +48,7 @@ class PrefixReader:
             cache.batch_repeat_interleave(len(ids))
         self._read = cache
         before = torch.ones(len(ids), self.length, dtype=torch.bool, device=device)
-        positions = (self.next_position + torch.arange(ids.shape[1], device=device)).expand(len(ids), -1)
+        positions = (self.length + torch.arange(ids.shape[1], device=device)).expand(len(ids), -1)
         logits: Tensor = self.backbone.lm(
             inputs_embeds=self.backbone.embed(ids),
             attention_mask=torch.cat([before, real], 1).long(),
@@ -94,10 +87,6 @@ def read_prefixes(
     kept = torch.tensor([reader.length for reader in rows], device=device)
     past = max(reader.length for reader in rows)
     there = torch.arange(past, device=device) < kept[:, None]
-    # What a prefix has as padding stays hidden.
-    for row, reader in enumerate(rows):
-        there[row, : reader.prefix.mask.shape[1]] &= reader.prefix.mask[0]
-    first = torch.tensor([reader.next_position for reader in rows], device=device)
     cache = DynamicCache()
     for layer in range(len(readers[0].cache.layers)):
         parts = [reader.cache.layers[layer] for reader in rows]
@@ -109,7 +98,7 @@ def read_prefixes(
     logits: Tensor = backbone.lm(
         inputs_embeds=backbone.embed(ids),
         attention_mask=torch.cat([there, real], 1).long(),
-        position_ids=(first[:, None] + torch.arange(ids.shape[1], device=device)).masked_fill(~real, 0),
+        position_ids=(kept[:, None] + torch.arange(ids.shape[1], device=device)).masked_fill(~real, 0),
         past_key_values=cache,
         use_cache=True,
     ).logits
