@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertModel, PreTrainedModel
 
@@ -243,6 +243,12 @@ def test_pretrained_weights_come_from_a_folder(tmp_path: Path) -> None:
     embedding, output = tables(headless)
     assert torch.equal(embedding, tables(lm)[0])
     assert output is embedding
+    # A head without one of its tensors is damaged.
+    state = load_file(tmp_path / "masked" / "model.safetensors")
+    del state["cls.predictions.transform.dense.weight"]
+    save_file(state, tmp_path / "masked" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"transform\.dense\.weight"):
+        language_model(tmp_path / "masked")
 
 
 def test_llada_weights_through_the_llama_backbone(reference: Path) -> None:

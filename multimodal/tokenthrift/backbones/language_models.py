@@ -50,7 +50,8 @@ def language_model(source: str | Path | Mapping[str, Any], **options: Any) -> Pr
     Raises:
         ValueError: a model family that is not supported.
         SourceError, WeightsError: as `sources.fetch_weights`.
-        RuntimeError: a tensor is missing or of another shape; transformers would only warn and draw random ones.
+        RuntimeError: a tensor is missing or of another shape; transformers would only warn and draw random ones. An
+            encoder may lack its whole head.
     """
     settings: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
     if isinstance(source, Mapping):
@@ -66,9 +67,22 @@ def language_model(source: str | Path | Mapping[str, Any], **options: Any) -> Pr
     lm, found = _class_for(config).from_pretrained(
         folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
     )
-    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+    missing = set(found["missing_keys"])
+    if config.model_type in BIDIRECTIONAL and (head := _head(lm)) <= missing:
+        missing -= head
+    if wrong := sorted(map(str, [*missing, *found["mismatched_keys"]])):
         raise RuntimeError(f"{source} does not hold {', '.join(wrong[:10])} of a {config.model_type}")
     return cast(PreTrainedModel, lm)
+
+
+def _head(lm: Any) -> set[str]:
+    """Tensors of the head alone, which an encoder of sentences lacks; its embeddings serve as output projection."""
+    shared = {tensor.data_ptr() for tensor in lm.base_model.parameters()}
+    return {
+        name
+        for name, tensor in lm.state_dict().items()
+        if not name.startswith(f"{lm.base_model_prefix}.") and tensor.data_ptr() not in shared
+    }
 
 
 def _class_for(config: PretrainedConfig) -> Any:
