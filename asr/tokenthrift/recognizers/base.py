@@ -160,7 +160,9 @@ class TransformersRecognizer(ABC):
                 raise ValueError(
                     f"audio {i} must be one channel of 1 to {most} samples, not of shape {tuple(samples.shape)}"
                 )
-            if not bool(np.isfinite(np.asarray(self.prepare(samples))).all()):
+        prepared = [self.prepare(samples) for samples in audio]
+        for i, samples in enumerate(prepared):
+            if not bool(np.isfinite(np.asarray(samples)).all()):
                 raise ValueError(f"audio {i} holds NaN or infinite samples")
         if any(limit != TokenBudget() for limit in budgets_for(budget, len(audio))):
             self.plan([ItemSize(seconds=len(samples) / self.sample_rate) for samples in audio], budget)
@@ -169,13 +171,13 @@ class TransformersRecognizer(ABC):
         groups = [order] if self.pads else [list(same) for _, same in groupby(order, key=lambda i: len(audio[i]))]
         with self.computing():
             for rows in groups:
-                found = self.transcribe_rows([self.prepare(audio[i]) for i in rows], limits)
+                found = self.transcribe_rows([prepared[i] for i in rows], limits)
                 results.update(zip(rows, found, strict=True))
         return [results[i] for i in range(len(audio))]
 
     def prepare(self, samples: Any) -> Any:
         """A recording as `transcribe_rows` wants it."""
-        return samples.float().cpu()
+        return samples.detach().float().cpu()
 
     def computing(self) -> AbstractContextManager[object]:
         """What holds while rows are transcribed."""

@@ -67,7 +67,7 @@ class CTranslate2Recognizer(WhisperBase):
 
     def prepare(self, samples: Any) -> NDArray[np.float32]:
         """An array of whatever holds samples; a tensor is moved to the processor."""
-        return np.asarray(samples.cpu() if hasattr(samples, "cpu") else samples, dtype=np.float32)
+        return np.asarray(samples.detach().cpu() if hasattr(samples, "detach") else samples, dtype=np.float32)
 
     def computing(self) -> nullcontext[None]:
         """Nothing."""

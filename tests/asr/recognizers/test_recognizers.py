@@ -100,6 +100,8 @@ def test_odd_audio_is_refused_by_name() -> None:
     for odd in (torch.zeros(2, 16_000), torch.zeros(0), torch.zeros(31 * 16_000), torch.full((16_000,), torch.nan)):
         with pytest.raises(ValueError, match="audio 1"):
             model.transcribe([speech(0.5), odd])
+    with_gradient = speech(0.5).clone().requires_grad_()
+    assert model.transcribe([with_gradient]) == model.transcribe([speech(0.5)])
 
 
 def test_language_and_task_are_refused_where_the_model_has_none(tmp_path: Path) -> None:
