@@ -20,5 +20,5 @@ def lay_out_by_columns(module: nn.Module, *more: Tensor) -> None:
     """
     weights = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
     for weight in (*weights, *more):
-        if weight.device.type == "cpu" and not weight.is_meta:
+        if weight.device.type == "cpu":
             weight.data = weight.data.t().contiguous().t()

@@ -242,27 +242,27 @@ def _denoise(
         active = _active(model, context.select(recording), hints, settings, moves)
 
     def predict(now: Tensor, alive: Tensor, rows: Tensor) -> Tensor:
-        if active is not None:
-            logits = active(now, alive, rows)
-            logits[..., vocabulary.eos_id].masked_fill_(torch.isfinite(windows[rows, : now.shape[1], 1]), float("-inf"))
-        elif moves:
+        if moves:
             logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows])))
         else:
             near, hint = windows[rows, : now.shape[1]], hints[rows, : now.shape[1]]
-            logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows]), near, hint))
+            if active is not None:
+                logits = active(now, alive, rows)
+            else:
+                logits = cast(Tensor, model.backbone(now, alive, context.select(recording[rows]), near, hint))
             # A slot that belongs to a word of the draft cannot end the text; only the extra ones after it can.
             logits[..., vocabulary.eos_id].masked_fill_(torch.isfinite(near[..., 1]), float("-inf"))
         return logits if hotwords is None else hotwords.boosted(logits, now)
 
     tokens = TokenIds(vocabulary.mask_id, vocabulary.eos_id, delete=vocabulary.delete_id)
+    most = limits.max_rounds
     if len(canvases) <= settings.max_rows:
-        whole = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=limits.max_rounds)
+        whole = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=most)
         found = [(whole, row) for row in range(len(canvases))]
         texts = whole.text_slots()
     else:
         each = [SamplerCanvas(ids[row : row + 1], mask[row : row + 1]) for row in range(len(canvases))]
-        most, rows_at_once = limits.max_rounds, settings.max_rows
-        alone = sample_ragged(predict, each, sampler, tokens, max_rows=rows_at_once, max_rounds=most)
+        alone = sample_ragged(predict, each, sampler, tokens, max_rows=settings.max_rows, max_rounds=most)
         found = [(done, 0) for done in alone]
         texts = [done.text_slots()[0] for done in alone]
     out = []
