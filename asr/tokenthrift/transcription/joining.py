@@ -162,7 +162,7 @@ def division(
         before: words of a window.
         after: those of the next one.
         overlap: seconds from which to which both windows reach.
-        least: words of `before` that are not asked.
+        least: so many words of `before` are followed in any case.
     """
     start, end = overlap
     timed = all(word.timed for word in (*before, *after))

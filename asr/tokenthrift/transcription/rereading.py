@@ -64,7 +64,7 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[LeftOut]
         speech: `(frames,)` of the window, whether somebody speaks.
 
     Returns:
-        Stretches in order; none overlaps another's bare part.
+        Stretches in order. Their bare parts share nothing; what is read around them may.
     """
     seconds = len(speech) * FRAME_SECONDS
     words = spoken_words(transcript, 0.0, seconds)

@@ -183,8 +183,10 @@ def _plan(path: Path, rate: int, longest: float, source: Source) -> Plan:
     detector = None if model is None else SpeechDetector(model)
     levels, plan.total = frame_levels(blocks if detector is None else detector.through(blocks), rate)
     if plan.total / rate >= _MIN_SECONDS:
-        heard = None if detector is None else speech_frames(detector.probabilities, len(levels), rate // 50)
-        plan.speech = sounding(levels) if heard is None else heard
+        if detector is None:
+            plan.speech = sounding(levels)
+        else:
+            plan.speech = speech_frames(detector.probabilities, len(levels), rate // 50)
         plan.windows = plan_windows(levels, plan.total, rate, longest, plan.speech)
     if not plan.windows:
         plan.kept.clear()

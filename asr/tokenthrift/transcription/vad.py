@@ -6,7 +6,7 @@ its own decoders want another torchaudio. The network is that of the package's `
 transform, four convolutions, an LSTM, a sigmoid). It is small enough for numpy, so that a job whose recognizer does
 without PyTorch does not wait for its import; all but the recurrence of the LSTM runs over many frames at once.
 
-Each four seconds are brought to one loudness first, because the network does not hear a quiet voice.
+Each four seconds are brought to one loudness first, because the network does not detect a quiet voice.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ class SpeechDetector:
         for block in blocks:
             rest = np.concatenate([rest, block])
             while len(rest) >= _BLOCK:
-                self._hear(rest[:_BLOCK])
+                self._detect(rest[:_BLOCK])
                 rest = rest[_BLOCK:]
             yield block
         if len(rest):
-            self._hear(np.pad(rest, (0, -len(rest) % CHUNK)))
+            self._detect(np.pad(rest, (0, -len(rest) % CHUNK)))
 
-    def _hear(self, samples: Samples) -> None:
+    def _detect(self, samples: Samples) -> None:
         samples = samples - samples.mean(dtype=np.float32)
         loud = samples * np.float32(_PEAK / max(float(np.abs(samples).max()), _PEAK / _MOST_GAIN))
         whole = np.concatenate([self._context, loud])
