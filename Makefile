@@ -1,4 +1,5 @@
 # make demo      transcribe samples/speech with the shipped model
+# make install   everything for developers, in .venv
 # make test      ruff, mypy --strict and the whole test suite
 # make lint      ruff and mypy alone
 # make docs      the documentation as pages in site/, any warning an error

@@ -331,6 +331,8 @@ def test_the_makefile_explains_itself() -> None:
     shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout
     assert shown.startswith("make demo")
     assert "VENV=" in shown
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"^make (\w+)", shown, re.MULTILINE)) == {*targets.split()} - {"help"}
 
 
 def test_the_makefile_installs_where_it_says() -> None:
