@@ -243,7 +243,8 @@ class DecodeConfig:
     """Slots on each side of an open or changed one that a round of denoising reads, beside kept keys of the others;
     None reads all slots in every round, which is exact. Only for language models that read the memory as a prefix."""
     active_refresh: int | None = None
-    """With `active_halo`, rounds after which all slots are read again; 1 is exact, None reads all in the first only."""
+    """With `active_halo`, rounds after which all slots are read again; 1 is exact, None reads all in the first only.
+    All are read again too where a text enters a batch of `max_rows`: an approximate text may then depend on others."""
     max_rows: int = 16
     """Most texts that the language model reads side by side; one that is done leaves, and the next one enters."""
 
