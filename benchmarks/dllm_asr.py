@@ -363,12 +363,14 @@ def main() -> None:
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
         systems["autoregressive, same size"] = left_to_right(model, baseline.decoder)
     systems[FIXED] = fixed_steps(model)
-    with_precision(small := DllmAsr.from_pretrained(arguments.model), small, "int8")
-    systems[INT8] = diffusion(small, certified_settings(small))
-    known = [*systems, WHISPER, *FASTER]
+    known = [*systems, INT8, WHISPER, *FASTER]
     chosen = arguments.systems or known
     if unknown := set(chosen) - set(known):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if INT8 in chosen:
+        small = DllmAsr.from_pretrained(arguments.model)
+        with_precision(small, small, "int8")
+        systems[INT8] = diffusion(small, certified_settings(small))
     if WHISPER in chosen:
         systems[WHISPER] = whisper(arguments.whisper or prepare_whisper(arguments.data))
     for name, kind in FASTER.items():
