@@ -89,6 +89,8 @@ class Reader:
             if isinstance(part, Exception):
                 found[index] = part
             elif not isinstance(whole, Exception):
+                # A circle has many words, which must not replace fewer true ones.
+                part = drop_doubtful(part, gap.end - gap.start)
                 found[index] = WindowTranscript(with_reread(whole.transcript, gap, part), whole.windows + 1)
         return found
 
