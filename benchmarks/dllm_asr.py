@@ -7,12 +7,10 @@ everywhere stays), and with an encoder that always reads 30 s; the same weights 
 another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the length guard
 of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper tiny.en itself, on 30 s of
 padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A row whose package or
-weights are absent is left out, and stderr says why. Word error
-rates follow Whisper's English normalizer over the whole set; a forward pass of two responses side by side counts
-twice; the real-time factor is seconds of work, encoder included, over seconds of audio; CPU seconds are those of the
-process, so that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft,
-verifying, left to right, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run
-to one core.
+weights are absent is left out, and stderr says why. Word error rates follow Whisper's English normalizer over the whole
+set; a forward pass of two responses side by side counts twice; CPU seconds are those of the process, so that other work
+on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft, verifying, left to right,
+denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
 
 The four ablations of the paper (arXiv 2601.17902) are among the rows: exit alone is "no draft, no pruning" beside the
 fixed steps; the prior is "draft" beside "no draft"; pruning is each of them beside its own without; the chat prompt has
