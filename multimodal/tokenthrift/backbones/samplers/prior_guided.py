@@ -121,7 +121,10 @@ class PriorGuidedRun(BlockRun):
             self.ids[rows] = self.ids[rows].masked_fill(gone, self.tokens.eos)
             self.confidence[rows] = self.confidence[rows].masked_fill(gone, torch.nan)
             if not sampler.empty_blocks:
-                self.blocks[rows] = self.count_blocks(ends)
+                self.blocks[rows] = blocks = self.count_blocks(ends)
+                # A slot that was opened again in an earlier block may still be open where the text now ends before.
+                left = (self.mask[rows] & (self.ids[rows] == self.tokens.mask)).any(1)
+                self.block[rows] = torch.where(left, torch.minimum(self.block[rows], blocks - 1), self.block[rows])
         kept = self.mask[rows, : chosen.shape[1]]
         self.unread[rows] = (kept & chosen).any(1)
 
