@@ -36,7 +36,6 @@ __all__ = [
     "CertifyOptions",
     "Draft",
     "Spelling",
-    "certify",
     "certify_together",
     "check_beams",
 ]
@@ -197,24 +196,6 @@ class Certification:
         if text[-1:] == [self.end]:
             text = text[:-1]
         return Certified(text, self._chances[: len(text)], self._passes, self._accepted, written)
-
-
-@torch.no_grad()
-def certify(
-    reader: CausalReader,
-    drafts: Sequence[Draft],
-    spelling: Spelling,
-    *,
-    limit: int,
-    end: int,
-    forbidden: Collection[int] = (),
-    options: CertifyOptions | None = None,
-) -> Certified:
-    """The text that greedy decoding writes with the same reader, limit and forbidden tokens; see `Certification`."""
-    run = Certification(reader, drafts, spelling, limit=limit, end=end, forbidden=forbidden, options=options)
-    while not run.done:
-        run.take(reader.read(run.continuations()))
-    return run.result()
 
 
 @torch.no_grad()

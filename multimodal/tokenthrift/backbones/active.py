@@ -48,8 +48,6 @@ class ActiveBackbone:
         if (halo is not None and halo < 0) or (refresh is not None and refresh < 1):
             raise ValueError(f"halo {halo} must not be negative, refresh {refresh} must be at least 1")
         self.backbone, self.context, self.hints, self.halo, self.refresh = backbone, context, hints, halo, refresh
-        self.read_slots = 0
-        """Slots that were read so far, in all rounds."""
         self._round = 0
         self._rows: list[int] = []
         self._keys = Keys((), torch.empty(0), torch.empty(0))
@@ -63,7 +61,6 @@ class ActiveBackbone:
         self._round += 1
         hints = None if self.hints is None else self.hints[rows, : ids.shape[1]]
         if whole or not all(row in known for row in now):
-            self.read_slots += int(mask.sum())
             self._said, self._keys = self.backbone.read(ids, mask, self.context.select(rows), hints)
             if self.halo is not None and not self._keys.layers:
                 raise ValueError(f"a {self.backbone.lm.config.model_type} keeps no keys: leave the halo out")
@@ -85,7 +82,6 @@ class ActiveBackbone:
         concerned = mask & ((ids == self.backbone.mask_id) | (ids != self._ids))
         near = F.max_pool1d(concerned[:, None].float(), 2 * halo + 1, 1, halo)[:, 0] > 0
         active = near & mask
-        self.read_slots += int(active.sum())
         most = int(active.sum(1).max())
         slots = (~active).int().argsort(dim=1, stable=True)[:, :most]
         exists = active.gather(1, slots)

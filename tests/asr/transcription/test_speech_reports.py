@@ -20,8 +20,9 @@ import pytest
 import soundfile
 from torch import Tensor
 
+from tests.asr.one_token import RATE, USAGE, OneToken
 from tests.media_files import Samples
-from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.budget import BudgetLike, DecodeLike
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import sound
 from tokenthrift.transcription.job import Transcriber
@@ -30,22 +31,11 @@ from tokenthrift.transcription.vad import load_vad
 
 pytest.importorskip("silero_vad")
 
-RATE = 16_000
 SAMPLES = Path(__file__).parents[3] / "samples" / "speech"
-USAGE = TokenUsage(native=1, cap=1, used=1)
 
 
-class Syllables:
+class Syllables(OneToken):
     """Writes a word for every stretch of 50 ms or more that is loud, with its times: no word is lost or made up."""
-
-    support = BudgetSupport(fields=frozenset())
-    sample_rate = RATE
-    max_seconds = 30.0
-
-    def plan(
-        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
-    ) -> tuple[TokenUsage, ...]:
-        return tuple(USAGE for _ in items)
 
     def transcribe(
         self, audio: Sequence[Tensor], budget: BudgetLike | Sequence[BudgetLike] = None, decode: DecodeLike = None

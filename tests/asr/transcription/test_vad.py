@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.asr.one_token import RATE, USAGE, OneToken
 from tests.media_files import Samples, write
-from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.budget import BudgetLike, DecodeLike
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
 from tokenthrift.transcription.vad import CHUNK, SpeechDetector, load_vad, speech_frames
@@ -27,29 +28,19 @@ from tokenthrift.transcription.windows import frame_levels, plan_windows
 
 pytest.importorskip("silero_vad")
 
-RATE = 16_000
 SECONDS = 6
 TIME = np.arange(SECONDS * RATE) / RATE
 VOICES = sorted((Path(__file__).parents[3] / "samples" / "speech").glob("*.flac"))
 
 
-class Inventor:
-    """Writes the same sure words for whatever it hears."""
-
-    support = BudgetSupport(fields=frozenset())
-    sample_rate = RATE
-    max_seconds = 30.0
-
-    def plan(
-        self, items: Sequence[SizeLike], budget: BudgetLike | Sequence[BudgetLike] = None
-    ) -> tuple[TokenUsage, ...]:
-        return tuple(TokenUsage(native=1, cap=1, used=1) for _ in items)
+class Inventor(OneToken):
+    """Writes the same sure words for whatever it gets."""
 
     def transcribe(
         self, audio: Sequence[Tensor], budget: BudgetLike | Sequence[BudgetLike] = None, decode: DecodeLike = None
     ) -> list[Transcript]:
         tokens = (TranscriptToken(" thanks", 1.0, 0.0, 0.1), TranscriptToken(" for", 1.0, 0.1, 0.2))
-        return [Transcript("thanks for", tokens, TokenUsage(native=1, cap=1, used=1)) for _ in audio]
+        return [Transcript("thanks for", tokens, USAGE) for _ in audio]
 
 
 @pytest.fixture(autouse=True)

@@ -208,7 +208,7 @@ def noise_plot(rows: Sequence[EvaluationRow], snrs: Sequence[float | None], mode
         x = [i for i, snr in enumerate(order) if snr in points]
         y = [points[order[i]] for i in x]
         axis.plot(x, y, color=color, marker="o", markersize=4)
-        # Lips do not hear the noise: their line is level, so its name stands over its beginning.
+        # Noise does not change lips: their line is level, so its name stands over its beginning.
         at, offset = (0, (0, 8)) if streams == (False, True) else (-1, (6, 0))
         label: dict[str, Any] = {"xytext": offset, "textcoords": "offset points", "va": "center", "fontsize": 8}
         axis.annotate(f"{STREAMS[streams]}, {finest}", (x[at], y[at]), color=color, **label)
