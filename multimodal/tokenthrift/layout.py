@@ -1,7 +1,7 @@
 """How the weights of linear layers lie in memory on a processor: column by column.
 
-MKL, which PyTorch calls, multiplies a few rows (a draft of 4 to 24 tokens, a second of speech) by such weights up to
-1.7 times as fast as by those that lie row by row, and one row or hundreds equally fast. Values and names stay.
+MKL, which PyTorch calls, multiplies a few rows (a draft of some tokens, a second of speech) by such weights faster than
+by those that lie row by row, and one row or hundreds equally fast. Values and names stay.
 """
 
 from __future__ import annotations
