@@ -178,6 +178,7 @@ def losses(
     seed: int,
     weights: Weights,
     pools: tuple[int, ...] = (),
+    denoise: bool = True,
 ) -> dict[str, Tensor]:
     """The weighted losses of a batch by name; all that is random about them comes from `seed`."""
     rng, texts = random.Random(seed), [text for _, text in examples]
@@ -189,8 +190,10 @@ def losses(
     out = {
         "ctc": weights.ctc * ctc_loss(log_p, lengths, [character_ids(text) for text in texts]),
         "causal": weights.causal * causal_loss(model, context, texts),
-        "denoising": weights.denoising * denoising_loss(model, context, texts, lengths, log_p.detach(), rng, pool),
     }
+    if denoise:
+        loss = denoising_loss(model, context, texts, lengths, log_p.detach(), rng, pool)
+        out["denoising"] = weights.denoising * loss
     if teacher is not None:
         with torch.no_grad():
             wanted = teacher(mels, lengths)
@@ -279,6 +282,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="the schedule ends here if not at --steps before")
     parser.add_argument("--seconds", type=float, default=64.0, help="of audio in a batch (default: %(default)s)")
     parser.add_argument("--frozen-layers", type=int, default=1, help="of the encoder, from the lowest on")
+    parser.add_argument("--denoise-every", type=int, default=1, help="steps between two with the denoising loss")
     parser.add_argument("--distance-every", type=int, default=8, help="steps; 0 leaves the distance out")
     parser.add_argument("--encoder-rate", type=float, default=5e-5)
     parser.add_argument("--draft-rate", type=float, default=3e-4)
@@ -349,7 +353,8 @@ def main() -> None:
             group["lr"] = rate * share_of_rate(step, done)
         examples, seed = next(feed)
         guided = arguments.distance_every and step % arguments.distance_every == 0
-        parts = losses(model, teacher if guided else None, examples, seed, weights, tuple(arguments.pools))
+        denoise, pools = step % arguments.denoise_every == 0, tuple(arguments.pools)
+        parts = losses(model, teacher if guided else None, examples, seed, weights, pools, denoise)
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

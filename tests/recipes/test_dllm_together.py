@@ -22,6 +22,7 @@ from tokenthrift.dllm_asr.config import AdapterConfig
 from tokenthrift.dllm_asr.pretrained import assemble
 
 together, evaluate = script("together"), script("evaluate")
+larger_vocabulary = script("larger_vocabulary")
 
 TEXTS = [line for line in LINES if line.replace(" ", "").isalpha() and line.islower()]
 
@@ -72,6 +73,16 @@ def test_all_parts_learn_but_the_frozen_layers(
     assert "was begun with" in capsys.readouterr().err
 
 
+def test_the_denoising_loss_may_come_every_few_steps(
+    training: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, whole = [], together.losses
+    monkeypatch.setattr(together, "losses", lambda *given: seen.append(set(out := whole(*given))) or out)
+    run(monkeypatch, together, *training, "--denoise-every", 3, "--steps", 5)
+    assert [("denoising" in names) for names in seen] == [True, False, False, True, False]
+    assert all({"ctc", "causal"} <= names for names in seen)
+
+
 def test_a_stopped_training_ends_as_one_that_went_through(
     training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +128,36 @@ def test_the_decoder_may_be_that_of_whisper(
     (tmp_path / "start" / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(SystemExit, match="another vocabulary"):
         run(monkeypatch, together, *arguments, "--whisper", whisper, "--steps", 1)
+
+
+def test_a_larger_vocabulary_keeps_what_was_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of tokens that the model has stay, the others are Whisper's; what follows a text of old tokens too."""
+    write_shard(tmp_path / "speech" / "9100-voice.npz", [(3.5, text, "train") for text in TEXTS])
+    whisper = write_whisper(tmp_path / "whisper")
+    start = assemble(
+        str(whisper), None, vocab_size=60, max_position_embeddings=128, adapter=AdapterConfig(pool=2, stride=1)
+    )
+    with torch.no_grad():
+        start.backbone.decoder.embed_tokens.weight.add_(0.5)
+    start.save_pretrained(tmp_path / "start")
+    sentences = tmp_path / "sentences.jsonl"
+    sentences.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
+    options = ("--size", 100, "--whisper", whisper, "--sentences", sentences)
+    run(monkeypatch, larger_vocabulary, tmp_path / "start", tmp_path / "out", "--speech", tmp_path / "speech", *options)
+    before, now = (float(part.split()[0]) for part in capsys.readouterr().out.split(": ")[1].split(", "))
+    assert 1 <= now < before
+    grown = DllmAsr.from_pretrained(tmp_path / "out").float()
+    assert grown.vocabulary.size > start.vocabulary.size
+    published = load_file(whisper / "model.safetensors")["model.decoder.embed_tokens.weight"].half().float()
+    own, old = (model.backbone.decoder.embed_tokens.weight for model in (grown, start))
+    tokens, whole = start.vocabulary.tokenizer.get_vocab(), json.loads((whisper / "tokenizer.json").read_text())
+    for token, i in grown.vocabulary.tokenizer.get_vocab().items():
+        expected = old[tokens[token]] if token in tokens else published[whole["model"]["vocab"][token]]
+        assert torch.allclose(own[i], expected, atol=1e-3), token
+    same = [name for name in start.state_dict() if "embed_tokens" not in name]
+    assert all(torch.allclose(grown.state_dict()[name], start.state_dict()[name], atol=1e-3) for name in same)
 
 
 def test_a_training_without_speech_is_refused(

@@ -12,7 +12,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -145,12 +146,29 @@ class Vocabulary:
         return tuple(self.tokenizer.encode(f" {word}" if self._is_bpe else word, add_special_tokens=False).ids)
 
 
-def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
+def _needed_by(tokenizer: Tokenizer, parts: Mapping[str, tuple[str, str]], words: Mapping[str, int]) -> Counter[str]:
+    """How many written words need each token of a BPE: as it is, or to be merged into another."""
+    counts: Counter[str] = Counter()
+    for word, times in words.items():
+        needed: set[str] = set()
+        queue = list(tokenizer.encode(f" {word}", add_special_tokens=False).tokens)
+        while queue:
+            token = queue.pop()
+            if token in parts and token not in needed:
+                needed.add(token)
+                queue += parts[token]
+        counts.update(dict.fromkeys(needed, times))
+    return counts
+
+
+def trim(tokenizer_json: Path, size: int, words: Mapping[str, int] | None = None) -> tuple[Vocabulary, list[int]]:
     """Cuts a pretrained tokenizer to lower-case words.
 
     Args:
         tokenizer_json: a byte-level BPE (Whisper, GPT-2) or WordPiece (BERT) tokenizer file.
         size: most tokens to keep, the four special ones not counted.
+        words: how often each word is written. A byte-level BPE then keeps the tokens that most of them need, so that
+            most are cut as the language model has learnt to cut them; without it, those of the first merges.
 
     Returns:
         The vocabulary, and the old id of each kept token in its new order.
@@ -165,14 +183,17 @@ def trim(tokenizer_json: Path, size: int) -> tuple[Vocabulary, list[int]]:
         raise ValueError(f"{tokenizer_json} is neither a byte-level BPE nor a WordPiece tokenizer: {kind}")
     if kind == "BPE":
         kept = [t for t in old if len(t) == 1 and _BPE_PIECE.fullmatch(t)]
-        merges = []
-        for merge in data["model"]["merges"]:
-            a, b = merge.split(" ") if isinstance(merge, str) else merge
-            if len(kept) < size and _BPE_PIECE.fullmatch(a + b) and a + b in old:
-                kept.append(a + b)
-                merges.append([a, b])
-        kept = list(dict.fromkeys(kept))
-        data["model"]["merges"] = merges
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"]]
+        parts = {a + b: (a, b) for a, b in pairs if _BPE_PIECE.fullmatch(a + b) and a + b in old}
+        made = list(parts)
+        if words is not None:
+            needed_by = _needed_by(Tokenizer.from_file(str(tokenizer_json)), parts, words)
+            # Words that need a token need its parts too, and these come first in `parts`: the cut stays closed.
+            chosen = set(sorted(made, key=lambda token: -needed_by[token])[: size - len(kept)])
+            made = [token for token in made if token in chosen]
+        made = made[: size - len(kept)]
+        kept = list(dict.fromkeys([*kept, *made]))
+        data["model"]["merges"] = [list(parts[token]) for token in made]
     else:
         letters = [t for t in old if len(t.removeprefix("##")) == 1 and _WORD_PIECE.fullmatch(t)]
         words = [t for t in old if _WORD_PIECE.fullmatch(t)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.asr.tiny_dllm import write_bpe, write_wordpiece
+from tests.asr.tiny_dllm import LINES, write_bpe, write_wordpiece
 from tokenthrift.config import ConfigError
 from tokenthrift.dllm_asr.vocabulary import SPECIAL, Vocabulary, trim
 
@@ -33,6 +33,11 @@ def tokenizer_json(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer_json: Path) -> Vocabulary:
     return trim(tokenizer_json, 90)[0]
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bpe(tmp_path_factory.mktemp("bpe") / "tokenizer.json")
 
 
 @given(words=st.lists(WORD, max_size=6))
@@ -82,6 +87,35 @@ def test_all_lower_case_tokens_encode_as_before(tokenizer_json: Path) -> None:
     for word in ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "number", "unheard"]:
         before = whole.encode(f" {word}", add_special_tokens=False).ids
         assert [keep[i] for i in vocabulary.word(word)] == before
+
+
+@given(
+    words=st.dictionaries(st.sampled_from(LINES).flatmap(lambda line: st.sampled_from(line.split())), st.integers(1, 9))
+)
+@few
+def test_words_choose_the_tokens_that_they_need(bpe: Path, words: dict[str, int]) -> None:
+    """However few there are, each token that is kept can be made of others that are kept; enough of them cut the words
+    as the whole tokenizer does."""
+    words = {word: times for word, times in words.items() if re.fullmatch("[a-z']+", word)}
+    whole = Tokenizer.from_file(str(bpe))
+    small, keep = trim(bpe, 70, words)
+    assert len(keep) <= 70
+    for token in small.tokenizer.get_vocab():
+        assert token in SPECIAL or small.tokenizer.model.tokenize(token)[0].value == token
+    large, keep = trim(bpe, 200, words)
+    for word in words:
+        assert small.text(small.word(word)) == word
+        assert [keep[i] for i in large.word(word)] == whole.encode(f" {word}", add_special_tokens=False).ids
+
+
+def test_the_words_that_are_written_most_come_first(bpe: Path) -> None:
+    def cut(words: dict[str, int]) -> tuple[int, int]:
+        vocabulary = trim(bpe, 31, words)[0]
+        return len(vocabulary.word("number")), len(vocabulary.word("jumps"))
+
+    (number, jumps), (number_before, jumps_before) = cut({"number": 9, "jumps": 1}), cut({"number": 1, "jumps": 9})
+    assert number < number_before
+    assert jumps > jumps_before
 
 
 def test_saved_and_loaded_it_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
