@@ -22,9 +22,10 @@ from tests.asr.recognizers.tiny_speech import wav2vec2, whisper
 from tests.asr.tiny_dllm import speech
 from tokenthrift.budget import BudgetError, ItemSize
 from tokenthrift.config import ConfigError
+from tokenthrift.recognizers import whisper_ctranslate2
 from tokenthrift.recognizers.ctranslate2_file import read_model_file
 from tokenthrift.recognizers.precision import OneByOne
-from tokenthrift.recognizers.whisper_ctranslate2 import CTranslate2Recognizer
+from tokenthrift.recognizers.whisper_ctranslate2 import CTranslate2Recognizer, load_ctranslate2
 from tokenthrift.recognizers.whisper_mel import padded_log_mel
 from tokenthrift.recognizers.whisper_vocabulary import WhisperVocabulary, is_silence
 from tokenthrift.sources import WeightsError
@@ -56,8 +57,7 @@ def _load(folder: Path) -> Any:
 
 def test_it_writes_what_the_same_weights_write_in_transformers(folders: tuple[Path, Path]) -> None:
     """Texts and confidences; and a batch equals its items."""
-    theirs, model = (_load(folder) for folder in folders)
-    assert isinstance(model, CTranslate2Recognizer)
+    theirs, model = _load(folders[0]), load_ctranslate2(folders[1], trailing_silence=30.0)
     assert isinstance(model, Recognizer)
     audio = [speech(seconds, seed) for seed, seconds in enumerate((0.6, 1.3, 0.6))]
     together, expected = model.transcribe(audio), theirs.transcribe(audio)
@@ -73,6 +73,32 @@ def test_it_writes_what_the_same_weights_write_in_transformers(folders: tuple[Pa
             assert token.end is not None
             assert at <= token.start <= token.end <= len(samples) / 16_000
             at = token.start
+
+
+def test_the_encoder_reads_some_silence_after_a_recording_and_no_more(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the budget prices is what is read; a recording near 30 s has less silence, and a batch equals items."""
+    model = _load(folders[1])
+    assert isinstance(model, CTranslate2Recognizer)
+    read: list[int] = []
+
+    def spy(*given: Any) -> Any:
+        made = padded_log_mel(*given)
+        read.append(made.shape[1] // 2)
+        return made
+
+    monkeypatch.setattr(whisper_ctranslate2, "padded_log_mel", spy)
+    audio = [speech(0.5), speech(20.0, 1)]
+    together = model.transcribe(audio)
+    assert sorted(read) == [25 + 1000, 1500] == [found.usage.native for found in together]
+    assert [usage.native for usage in model.plan([ItemSize(seconds=0.5), ItemSize(seconds=20.0)])] == sorted(read)
+    assert [model.transcribe([samples])[0] for samples in audio] == together
+    load_ctranslate2(folders[1], trailing_silence=2.0).transcribe(audio[:1])
+    assert read[-1] == 25 + 100
+    # Silence is not quieter for being short: the rows that are read are those of the whole 30 s.
+    samples = audio[0].numpy()
+    assert np.array_equal(padded_log_mel(samples, 80, 1025), padded_log_mel(samples, 80)[:, :2050])
 
 
 def test_a_checkpoint_that_names_no_symbols_has_null_for_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
