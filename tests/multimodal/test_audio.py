@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from tests.media_files import Samples, encode, voice, write
 from tokenthrift.media.audio import AudioError, read_audio, stream_audio
+from tokenthrift.media.errors import MediaError
+from tokenthrift.media.probe import probe
 from tokenthrift.media.suffixes import MEDIA_SUFFIXES
 
 SOUND = voice(3.0)
@@ -265,3 +267,11 @@ def test_the_list_of_suffixes() -> None:
     assert {".wav", ".mp3", ".m4a", ".mp4", ".webm", ".g722", ".opus", ".mkv", ".flv"} <= MEDIA_SUFFIXES
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in MEDIA_SUFFIXES)
     assert not {".txt", ".jsonl", ".ts", ".gif", "."} & MEDIA_SUFFIXES
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        for read in (read_audio, probe):
+            with pytest.raises(MediaError, match="a pipe, a socket or a device"):
+                read(path)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tokenthrift.budget import BudgetError, TokenBudget
 from tokenthrift.evaluation.wer import ErrorCount
-from tokenthrift.jobs.journal import locked
+from tokenthrift.jobs.journal import FOLDER, locked
 from tokenthrift.jobs.keys import model_identity
 from tokenthrift.jobs.stopping import Stop
 from tokenthrift.transcription.dry import dry_run
@@ -91,6 +91,7 @@ class _Job:
         self.outputs = Outputs(
             arguments.out_dir, formats, overwrite=arguments.overwrite, journal_name=name, writers=WRITERS
         )
+        self._check_single_files([*arguments.input, *(str(recording.path) for recording in recordings)])
         self.tally = Tally(left_out=left_out)
         self.failed_rows: dict[int, dict[str, Any]] = {}
         self.page: list[dict[str, Any]] = []
@@ -125,6 +126,18 @@ class _Job:
             out.print(table, "")
         print_summary(out, self.tally, references, self.arguments.out_dir)
         return status or (1 if self.tally.failed else 0)
+
+    def _check_single_files(self, inputs: Sequence[str]) -> None:
+        """Raises ValueError where the page or the manifest would replace an input or a file of others."""
+        out_dir, page = self.arguments.out_dir, self.arguments.report
+        manifest = out_dir / self.outputs.manifest_name if self.manifest else None
+        taken = {os.path.realpath(path) for path in inputs}
+        for path in (manifest, page):
+            if path is not None and os.path.realpath(path) in taken:
+                raise ValueError(f"{path} is one of the inputs and would be overwritten")
+        foreign = manifest is not None and manifest.exists() and not (out_dir / FOLDER).exists()
+        if foreign and not self.arguments.overwrite:
+            raise ValueError(f"{manifest} is of no job; give another --out-dir, or --overwrite to replace it")
 
     def _tasks(self) -> list[Task | None]:
         """What is to be done, with the output folders held."""

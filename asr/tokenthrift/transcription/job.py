@@ -44,7 +44,7 @@ __all__ = ["BATCH_SECONDS", "Input", "ProgressCallback", "Transcriber", "transcr
 BATCH_SECONDS: Final = 120.0
 ProgressCallback: TypeAlias = Callable[[float, float], None]
 Input: TypeAlias = "str | Path | Recording | tuple[Any, int]"
-"""A file, a part of one, or samples (numpy or torch, one channel or (channels, n)) with their rate."""
+"""A file, a part of one, or samples (numpy or torch; (n,), (channels, n) or (n, channels)) with their rate."""
 
 _MAX_WINDOW_SECONDS: Final = 30.0
 # Batches of like length need a choice of windows; memory is 64 kB for a second of it, and 230 kB more with lips.
@@ -165,14 +165,16 @@ class Transcriber:
         """The same as `run`."""
         return self.run(paths, on_progress)
 
-    def run(self, inputs: Iterable[Input], on_progress: ProgressCallback | None = None) -> Iterator[FileTranscript]:
+    def run(
+        self, inputs: Iterable[Input] | Input, on_progress: ProgressCallback | None = None
+    ) -> Iterator[FileTranscript]:
         """Transcribes recordings one after another.
 
         Memory does not grow with their number. Nor does it with their length, except where the model reads lips: those
         of the file at hand are held whole, 14 MB for a minute (see `lips`).
 
         Args:
-            inputs: Files, parts of files or samples with their rate, in the order in which results are wanted.
+            inputs: Files, parts of files or samples with their rate, in the order in which results are wanted; or one.
             on_progress: Called with increments: the share of a file that was done, whose sum is the number of files
                 done, and its seconds of audio.
 
@@ -192,7 +194,7 @@ class Transcriber:
 
     def finished(
         self,
-        inputs: Iterable[Input],
+        inputs: Iterable[Input] | Input,
         on_progress: ProgressCallback | None = None,
         stop: Callable[[], bool] = bool,
     ) -> Iterator[tuple[int, FileTranscript]]:
@@ -211,7 +213,7 @@ class Transcriber:
             for index in [index for index, draft in drafts.items() if draft.finished]:
                 yield index, _finish(drafts.pop(index), report, self)
 
-        for index, item in enumerate(inputs):
+        for index, item in enumerate(_several(inputs)):
             if stop():
                 break
             draft = drafts[index] = _Draft(index, _recording(item, index))
@@ -329,6 +331,15 @@ def transcribe(
 
         model = load_recognizer(model)
     return Transcriber(model, **options).transcribe(source)[0]
+
+
+def _several(inputs: Iterable[Input] | Input) -> Iterable[Input]:
+    """A single input is a list of one; the letters of its name, or its samples and their rate, are no inputs."""
+    if isinstance(inputs, str | os.PathLike | Recording):
+        return [inputs]
+    if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], int | float | np.number):
+        return [(inputs[0], int(inputs[1]))]
+    return inputs
 
 
 def _recording(item: Input, index: int) -> Recording:

@@ -3,8 +3,8 @@
 Speech without a pause is cut anyway, and a word may lie on the cut. The two windows then share some seconds. Where both
 transcripts have the same words at about the same time, the first one is followed up to the middle of that run and the
 second one from there, so that what either wrote at its own edge, where it heard half a word, is not used. Where they
-have no word in common, the middle of the overlap divides them by the times of the words. A recognizer without times is
-taken to speak evenly.
+have no word in common, the middle of the overlap divides them by the times of the words; if one of them has no word up
+to there, the other one is followed as far as that reaches. A recognizer without times is taken to speak evenly.
 
 WhisperX cuts without overlap; transformers' pipeline joins by the longest common sequence of tokens alone, which takes
 a word said twice for the same word.
@@ -19,7 +19,20 @@ from typing import Final
 
 from tokenthrift.transcript import Transcript, TranscriptToken
 
-__all__ = ["SpokenWord", "division", "join_overlaps", "shifted", "spoken_words", "written"]
+__all__ = [
+    "LETTER_SECONDS",
+    "WORD_SECONDS",
+    "SpokenWord",
+    "division",
+    "join_overlaps",
+    "shifted",
+    "spoken_words",
+    "written",
+]
+
+WORD_SECONDS: Final = 0.6
+LETTER_SECONDS: Final = 0.1
+"""Nobody needs longer for a word of so many letters, unless to stretch it."""
 
 # Two windows give a word times that differ by about so many seconds.
 _SAME_TIME: Final = 0.6
@@ -56,12 +69,7 @@ def spoken_words(transcript: Transcript, start: float, end: float) -> list[Spoke
         end: end of the window in seconds.
     """
     texts = transcript.text.split()
-    groups: list[range] = []
-    for index, token in enumerate(transcript.tokens):
-        if token.text.strip() and (token.text[0].isspace() or not groups):
-            groups.append(range(index, index + 1))
-        elif groups:
-            groups[-1] = range(groups[-1].start, index + 1)
+    groups = _groups(transcript)
     pieces = ["".join(token.text for token in transcript.tokens[group.start : group.stop]).strip() for group in groups]
     if pieces != texts:
         groups = [range(0)] * len(texts)
@@ -125,8 +133,8 @@ def join_overlaps(
         overlap = windows[index][0], windows[index - 1][1]
         if overlap[0] < overlap[1]:
             last[index - 1], first[index] = division(spoken[index - 1], spoken[index], overlap, first[index - 1])
-            edges = [word.end for word in spoken[index - 1][: last[index - 1]][-1:]]
-            edges += [word.start for word in spoken[index][first[index] :][:1]]
+            edges = [_spoken_span(word, last=True)[1] for word in spoken[index - 1][: last[index - 1]][-1:]]
+            edges += [_spoken_span(word, last=False)[0] for word in spoken[index][first[index] :][:1]]
             edge = min(max(sum(edges or overlap) / len(edges or overlap), overlap[0]), overlap[1])
             starts[index] = ends[index - 1] = max(edge, starts[index - 1])
     joined = []
@@ -182,8 +190,39 @@ def division(
                 best = ranked if best is None else max(best, ranked)
     if best is not None:
         return best[2], best[3]
-    up_to = next((i for i, word in enumerate(before) if i >= least and _center(word) >= middle), len(before))
-    return up_to, next((i for i, word in enumerate(after) if _center(word) >= middle), len(after))
+    # Where one of the two wrote nothing up to the middle, what the other one wrote there is all there is.
+    ends = _spoken_span(before[-1], last=True) if before[least:] else (start, start)
+    begins = _spoken_span(after[0], last=False) if after else (end, end)
+    point = ends[1] if ends[1] < middle else max(middle, begins[0])
+    before_centers = [*map(_center, before[:-1]), sum(ends) / 2]
+    after_centers = [sum(begins) / 2, *map(_center, after[1:])]
+    cut_off = (i for i in range(least, len(before)) if ends[1] >= middle and before_centers[i] >= point)
+    return next(cut_off, len(before)), next((i for i in range(len(after)) if after_centers[i] >= point), len(after))
+
+
+def _spoken_span(word: SpokenWord, *, last: bool) -> tuple[float, float]:
+    """Start and end of the first or last word of a window, which may have been given all the time up to its edge."""
+    needed = WORD_SECONDS + LETTER_SECONDS * len(word.text)
+    if not word.timed or word.end - word.start <= needed:
+        return word.start, word.end
+    return (word.start, word.start + needed) if last else (word.end - needed, word.end)
+
+
+def _groups(transcript: Transcript) -> list[range]:
+    """The tokens of each word. A token of nothing but space, as many tokenizers have before digits, begins a word."""
+    groups: list[range] = []
+    begin, ended = 0, True
+    for index, token in enumerate(transcript.tokens):
+        if not token.text.strip():
+            if token.text and not ended:
+                begin, ended = index, True
+            continue
+        if ended or token.text[0].isspace():
+            groups.append(range(begin if ended else index, index + 1))
+        else:
+            groups[-1] = range(groups[-1].start, index + 1)
+        begin, ended = index + 1, token.text[-1].isspace()
+    return groups
 
 
 def _center(word: SpokenWord) -> float:

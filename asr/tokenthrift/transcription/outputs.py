@@ -122,10 +122,12 @@ class Outputs:
     def write(self, task: Task, result: FileTranscript) -> FileTranscript:
         """Writes a result's files and notes them; one that cannot be written has failed.
 
-        A failed recording has its JSON, which says why, and is tried again by the next run.
+        A failed recording has its JSON, which says why, and is tried again by the next run. What the job wrote for it
+        before, when the input or the options were others, would pass for its text and is removed.
         """
-        files = dict(task.files)
+        files, stale = dict(task.files), list[Path]()
         if result.error is not None:
+            stale = [path for form, path in files.items() if form != "json"]
             files = {form: path for form, path in files.items() if form == "json"}
         journal = self.journal(task.root)
         try:
@@ -135,6 +137,10 @@ class Outputs:
                 check_inside(path, task.root)
             if texts:
                 journal.begin(task.key, [os.path.relpath(path, task.root) for path in texts])
+            for path in stale:
+                if journal.owns(os.path.relpath(path, task.root)):
+                    check_inside(path, task.root)
+                    path.unlink(missing_ok=True)
             for path, data in texts.items():
                 write_bytes(path, data)
             if result.error is None:

@@ -89,10 +89,11 @@ def page_entry(index: int, result: FileTranscript, references: References | None
         result: of a recording.
         references: what was said, where that is known.
     """
-    words = [[word.text, round(word.confidence, 3), round(word.start, 2)] for word in result.words]
+    # The player has the whole file, of which a part may have been transcribed.
+    words = [[word.text, round(word.confidence, 3), round(word.start + result.offset, 2)] for word in result.words]
     if len(words) < len(result.text.split()):
         words = [
-            [text, round(segment.confidence, 3), round(segment.start, 2)]
+            [text, round(segment.confidence, 3), round(segment.start + result.offset, 2)]
             for segment in result.segments
             for text in segment.text.split()
         ]

@@ -124,11 +124,14 @@ class Reader:
             return self.model.transcribe(sounds, lips, self.budget, decode=self.decode, **self.rates)
         return self.model.transcribe(sounds, self.budget, self.decode)
 
-    def _aligned(self, item: Streams, transcript: Transcript) -> Transcript:
+    def _aligned(self, item: Streams, transcript: Transcript) -> Transcript | Exception:
         timed = transcript.words or all(token.start is not None for token in transcript.tokens)
         if self.aligner is None or item.audio is None or timed:
             return transcript
-        words = self.aligner.align(_tensor(item.audio), self.model.sample_rate, transcript)
+        try:
+            words = self.aligner.align(_tensor(item.audio), self.model.sample_rate, transcript)
+        except Exception as error:  # Out of memory, say; it concerns this window alone.
+            return error
         return replace(transcript, words=words)
 
 

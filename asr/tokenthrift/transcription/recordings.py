@@ -43,7 +43,7 @@ class Recording:
     Attributes:
         path: The file; only a name where there are `samples`.
         output: Where its output goes, below the output folder and without the suffix of the format.
-        samples: (n,) or (channels, n) float samples in place of the file.
+        samples: (n,), (channels, n) or (n, channels) samples in place of the file, floats or whole numbers.
         rate: Samples per second of `samples`.
         offset: Seconds of the file to leave out.
         duration: Seconds to transcribe; to the end if None.
@@ -87,7 +87,7 @@ def find_recordings(
     manifests: list[Path] = []
     for argument in arguments:
         if argument == "-":
-            lines = (line.rstrip("\r\n").removeprefix("\ufeff") for line in stdin or sys.stdin)
+            lines = (line.rstrip("\r\n").removeprefix("\ufeff") for line in _listed(stdin or sys.stdin))
             plain += [line for line in lines if line.strip()]
         elif argument.endswith(MANIFEST_SUFFIXES) and Path(argument).is_file():
             manifests.append(Path(argument))
@@ -203,20 +203,36 @@ def _bad(manifest: Path, number: int, reason: str) -> Recording:
     return Recording(manifest, output, error=f"{manifest}, line {number}: {reason}")
 
 
+def _listed(stdin: IO[str]) -> Iterator[str]:
+    """Lines of a list; names are bytes, and those that are not UTF-8 are names too."""
+    binary: IO[bytes] | None = getattr(stdin, "buffer", None)
+    return iter(stdin) if binary is None else (os.fsdecode(line) for line in binary)
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 def _distinct(recordings: list[Recording]) -> list[Recording]:
-    """No two recordings share an output name, also where file systems do not distinguish capitals."""
+    """No two recordings share an output name, also where file systems do not distinguish capitals.
+
+    That holds below one output folder and beside the recordings, where names alone count: two patterns may lead to
+    one folder by different ways.
+    """
     taken: set[str] = set()
     distinct = []
     for recording in recordings:
         output, count = recording.output, 1
-        while str(output).casefold() in taken:
+        while not taken.isdisjoint(places := _places(recording.path, output)):
             count += 1
             suffix = recording.path.suffix if count == 2 else f"~{count - 1}"
             output = recording.output.with_name(f"{recording.output.name}{suffix or '~1'}")
-        taken.add(str(output).casefold())
+        taken |= places
         distinct.append(recording if output == recording.output else replace(recording, output=output))
     return distinct
+
+
+def _places(path: Path, output: Path) -> set[str]:
+    """What the files of a recording are called without their formats, of which "karaoke.vtt" has two parts."""
+    both = str(output), os.path.join(os.path.abspath(path.parent), output.name)
+    return {name.casefold() + part for name in both for part in ("", ".karaoke")}

@@ -20,16 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
-from tokenthrift.transcription.joining import SpokenWord, division, shifted, spoken_words
+from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS, SpokenWord, division, shifted, spoken_words
 from tokenthrift.transcription.results import total_usage
 from tokenthrift.transcription.windows import FRAME_SECONDS
 
 __all__ = ["LeftOut", "left_out", "with_reread"]
 
 _LEAST_SECONDS: Final = 1.5
-# Nobody needs longer for a word of so many letters, unless to stretch it.
-_WORD_SECONDS: Final = 0.6
-_LETTER_SECONDS: Final = 0.1
 _REACH_SECONDS: Final = 1.5
 _PAUSE_SECONDS: Final = 0.1
 _LEAST_CONFIDENCE: Final = 0.4
@@ -112,7 +109,7 @@ def _bare(
     for index, word in enumerate(words):
         if _spoken(speech, at, word.start) >= _LEAST_SECONDS:
             yield index, index, at, word.start
-        needed = _WORD_SECONDS + _LETTER_SECONDS * len(word.text)
+        needed = WORD_SECONDS + LETTER_SECONDS * len(word.text)
         if _spoken(speech, word.start, word.end) >= needed + _LEAST_SECONDS:
             yield index, index + 1, word.start, word.end
         at = max(at, word.end)
@@ -155,7 +152,7 @@ def _spliced(
         for word in words:
             first, *others = source.tokens[word.tokens.start : word.tokens.stop]
             # The first token of a text may have no space before it.
-            spaced = first.text if not tokens or first.text[0].isspace() else f" {first.text}"
+            spaced = first.text if not tokens or first.text[:1].isspace() else f" {first.text}"
             tokens += [replace(first, text=spaced), *others]
     spoken = (*before, *middle, *behind)
     timed = tuple(Word(word.text, word.start, word.end, word.confidence) for word in spoken)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenthrift.media.audio import AudioError, Samples, resample, stream_samples
-from tokenthrift.media.audio_track import AudioTrack, audio_tracks, choose_track
+from tokenthrift.media.audio import RATES, AudioError, Samples, resample, stream_samples
+from tokenthrift.media.audio_track import MAX_CHANNELS, AudioTrack, audio_tracks, choose_track
 from tokenthrift.media.container import LOST_SECONDS
 from tokenthrift.media.mixing import Channels, channel_name
 from tokenthrift.transcription.recordings import Recording
@@ -127,9 +127,9 @@ def missing_sound(recording: Recording, seconds: float) -> list[str]:
 
 
 def _memory_sources(recording: Recording, channels: ChannelChoice) -> list[Source]:
-    count = 1 if recording.samples is None or np.ndim(recording.samples) == 1 else len(recording.samples)
     if channels != "each":
         return [Source(None, channels, recording=recording)]
+    count = len(_channels_first(recording))
     return [Source(None, n, channel_name(n, count), recording=recording) for n in range(1, count + 1)]
 
 
@@ -137,22 +137,46 @@ def memory_samples(recording: Recording, rate: int, channels: Channels) -> Sampl
     """Samples in memory as one channel at a rate.
 
     Raises:
-        AudioError: They hold NaN, are empty, or have no such channel or no possible rate.
+        AudioError: They hold NaN, are empty or no numbers, or have no such channel or no possible rate.
     """
-    samples = np.asarray(recording.samples)
-    scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
-    samples = np.atleast_2d(samples.astype(np.float32) / np.float32(scale))
+    samples = _channels_first(recording)
+    middle = 0.0
+    if samples.dtype.kind in "iu":
+        scale = float(np.iinfo(samples.dtype).max)
+        if samples.dtype.kind == "u":
+            # Silence is the middle of unsigned numbers, as in WAV files of 8 bits.
+            scale = middle = (scale + 1) / 2
+    else:
+        scale = 1.0
+    samples = (samples.astype(np.float32) - np.float32(middle)) / np.float32(scale)
     number = {"left": 1, "right": 2}.get(str(channels), channels)
-    if samples.ndim != 2 or not samples.size or not bool(np.isfinite(samples).all()):
-        raise AudioError(
-            recording.path, f"samples must be (n,) or (channels, n) and finite, not {tuple(samples.shape)}"
-        )
-    if recording.rate < 1:
+    if not bool(np.isfinite(samples).all()):
+        raise AudioError(recording.path, "samples must be finite")
+    if not RATES[0] <= recording.rate <= RATES[1]:
         raise AudioError(recording.path, f"a sample rate of {recording.rate} Hz")
     if isinstance(number, int) and number > len(samples):
         raise AudioError(recording.path, f"no channel {number}: there are {len(samples)}")
     mono = samples[number - 1] if isinstance(number, int) else samples.mean(0)
     return np.ascontiguousarray(resample(mono, recording.rate, rate))
+
+
+def _channels_first(recording: Recording) -> NDArray[Any]:
+    """(channels, n) of samples of any layout.
+
+    Soundfile, librosa and scipy give (n, channels), torchaudio (channels, n). A recording has more samples than
+    channels; averaged over the wrong axis it would be silence without a word.
+
+    Raises:
+        AudioError: They are no recording.
+    """
+    samples = np.atleast_2d(np.asarray(recording.samples))
+    if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
+        samples = samples.T
+    if samples.ndim != 2 or not samples.size or samples.dtype.kind not in "fiu" or len(samples) > MAX_CHANNELS:
+        shape = tuple(np.shape(recording.samples))
+        reason = f"samples must be numbers of shape (n,), (channels, n) or (n, channels), not {samples.dtype} {shape}"
+        raise AudioError(recording.path, reason)
+    return samples
 
 
 def part_of(blocks: Iterator[Samples], offset: float, duration: float | None, rate: int) -> Iterator[Samples]:

@@ -48,13 +48,14 @@ from tokenthrift.media.mixing import Channels, Mixer
 if TYPE_CHECKING:  # Recognizers that do without PyTorch read `stream_samples` and do not wait for its import.
     from torch import Tensor
 
-__all__ = ["AudioError", "Channels", "Samples", "read_audio", "resample", "stream_audio", "stream_samples"]
+__all__ = ["RATES", "AudioError", "Channels", "Samples", "read_audio", "resample", "stream_audio", "stream_samples"]
 
 # A length that a writer puts in the header of a stream whose length it does not know.
 _UNKNOWN_LENGTH: Final = 0x7FFF0000
 _BLOCK_SECONDS: Final = 4
 _BLOCK_VALUES: Final = 4_000_000
-_RATES: Final = (1_000, 1_000_000)
+RATES: Final = (1_000, 1_000_000)
+"""Least and most samples per second of a recording."""
 # A float file may exceed 1; beyond 16-bit integers stored as floats there is no sound, only a broken file.
 _LARGEST: Final = 65536.0
 
@@ -173,7 +174,7 @@ def _decode(path: Path, track: int | str | None, mixer: Mixer) -> Iterator[tuple
     sndfile = _decode_sndfile(path) if reads_by_libsndfile(path) and track in (None, 1) else iter(())
     for source in (sndfile, decode_track(path, track)):
         for (rate, _), blocks in groupby(source, key=lambda block: (block[0], block[1].shape[1])):
-            if not _RATES[0] <= rate <= _RATES[1]:
+            if not RATES[0] <= rate <= RATES[1]:
                 raise AudioError(path, f"corrupt: a sample rate of {rate} Hz")
             for samples in mixer.mix(rate, (_checked(path, samples, seconds) for _, samples in blocks)):
                 seconds += len(samples) / rate
@@ -199,7 +200,7 @@ def _decode_sndfile(path: Path) -> Iterator[Block]:
             return
         with file:
             rate, read = file.samplerate, 0
-            if not _RATES[0] <= rate <= _RATES[1]:
+            if not RATES[0] <= rate <= RATES[1]:
                 raise AudioError(path, f"corrupt: a sample rate of {rate} Hz")
             if file.channels > MAX_CHANNELS:
                 raise AudioError(path, f"corrupt: {file.channels} channels; at most {MAX_CHANNELS} are read")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tokenthrift.media import matroska
 from tokenthrift.media.container import LOST_SECONDS, opened, preferred, start_of
-from tokenthrift.media.errors import MediaError, cause
+from tokenthrift.media.errors import MediaError, cause, check_file
 from tokenthrift.media.suffixes import RAW_FORMATS
 
 __all__ = [
@@ -86,6 +86,7 @@ def reads_by_libsndfile(path: Path) -> bool:
     Raises:
         AudioError: it cannot be read, or is empty.
     """
+    check_file(path, AudioError)
     try:
         with path.open("rb") as file:
             head = file.read(8192)

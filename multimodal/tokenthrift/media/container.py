@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tokenthrift import extras
 from tokenthrift.media import matroska, mp4
-from tokenthrift.media.errors import MediaError, cause
+from tokenthrift.media.errors import MediaError, cause, check_file
 
 __all__ = ["LOST_SECONDS", "MAX_PIXELS", "display_rotation", "opened", "preferred", "start_of"]
 
@@ -54,6 +54,7 @@ def opened(
         MissingExtraError: PyAV is not installed.
     """
     av = extras.require("av")
+    check_file(path, error)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

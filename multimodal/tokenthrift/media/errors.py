@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
-__all__ = ["MediaError", "cause"]
+__all__ = ["MediaError", "cause", "check_file"]
 
 
 class MediaError(ValueError):
@@ -21,6 +22,20 @@ class MediaError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def check_file(path: Path, error: type[MediaError]) -> None:
+    """Refuses what may never begin or never end: a pipe, a socket, a device.
+
+    Raises:
+        MediaError: of the type given: it is one. What cannot be looked at is for the reader to name.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(path, "cannot be read: a pipe, a socket or a device, and no file")
 
 
 def cause(error: Exception) -> str:

@@ -47,6 +47,8 @@ _STILL_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 
 def kind_of(path: Path) -> Kind | None:
     """What a file is, None where that is not known or it cannot be read."""
+    if not path.is_file():
+        return None  # A pipe would be waited for.
     try:
         with path.open("rb") as file:
             head = file.read(1024)

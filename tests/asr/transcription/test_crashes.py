@@ -196,3 +196,17 @@ def test_a_recording_that_was_mended_is_done_by_the_next_run(
     write(tmp_path / "a.wav", voice(0.6))
     assert main(command) == 0
     assert json.loads((tmp_path / "out" / "a.json").read_text())["status"] == "completed"
+
+
+def test_a_text_of_other_times_does_not_stay_beside_a_failure(model: Path, tmp_path: Path) -> None:
+    """It would pass for that of the file that is there now; once this one is mended, all its files are new."""
+    path, out = write(tmp_path / "a.wav", voice(0.6)), tmp_path / "out"
+    command = [str(path), "--model", str(model), "--out-dir", str(out), "--format", "txt", "json"]
+    assert main(command) == 0
+    (out / "b.txt").write_text("of somebody")
+    path.write_text("no sound")
+    assert main(command) == 1
+    assert {name.name for name in out.iterdir() if name.is_file()} == {"a.json", "b.txt"}
+    write(path, voice(0.6, pitch=280))
+    assert main(command) == 0
+    assert (out / "a.txt").read_text() == "pitch 280\n"

@@ -112,6 +112,41 @@ def test_without_a_pause_windows_overlap_and_text_without_times_is_joined() -> N
     assert " ".join(part.text for part, _, _ in joined).split() == texts
 
 
+@pytest.mark.parametrize("stretched", [False, True])
+def test_what_one_window_leaves_out_of_the_overlap_is_taken_from_the_other(stretched: bool) -> None:
+    """Also where the last word is given all the time that is left, as cross-attention does."""
+    early = transcript([("one", 24.0, 24.5), ("two", 25.0, 30.0 if stretched else 25.4)])
+    late = transcript([("four", 1.0 - stretched, 1.3), ("five", 2.0, 2.3), ("six", 8.0, 8.3)])
+    joined = join_overlaps([early, late], [(0.0, 30.0), (27.0, 57.0)])
+    assert [part.text for part, _, _ in joined] == ["one two", "four five six"]
+    assert joined[0][2] == joined[1][1] <= 28.3
+    full = transcript([("one", 24.0, 24.5), ("two", 28.7, 29.0), ("three", 29.3, 29.6)])
+    sparse = transcript([("six", 0.0 if stretched else 8.0, 8.3)])
+    joined = join_overlaps([full, sparse], [(0.0, 30.0), (27.0, 57.0)])
+    assert [part.text for part, _, _ in joined] == ["one two three", "six"]
+    for pair in ([full, transcript([])], [transcript([]), late]):
+        texts = [part.text for part, _, _ in join_overlaps(pair, [(0.0, 30.0), (27.0, 57.0)])]
+        assert " ".join(texts).split() == [word for part in pair for word in part.text.split()]
+
+
+def test_a_token_of_space_begins_a_word() -> None:
+    """Tokenizers of sentence pieces have one before digits; times and confidences are those of the tokens."""
+    pieces = [("take", 0.9), (" ", 0.9), ("2", 0.2), ("0", 0.8), (" or", 0.7), (" ", 0.9), (" so ", 0.6), ("I", 0.5)]
+    tokens = tuple(TranscriptToken(text, p, i * 0.5, i * 0.5 + 0.5) for i, (text, p) in enumerate(pieces))
+    heard = Transcript("take 20 or so I", tokens, USAGE)
+    words = spoken_words(heard, 0.0, 5.0)
+    assert [(word.text, word.confidence, word.timed) for word in words] == [
+        ("take", 0.9, True),
+        ("20", 0.2, True),
+        ("or", 0.7, True),
+        ("so", 0.6, True),
+        ("I", 0.5, True),
+    ]
+    sure = drop_doubtful(heard, 5.0, below=0.55)
+    assert sure.text == "take or so"
+    assert "".join(token.text for token in sure.tokens).split() == ["take", "or", "so"]
+
+
 def test_windows_that_share_nothing_stay_as_they_are() -> None:
     parts = [transcript([("the", 0.0, 0.5)]), transcript([("the", 0.0, 0.5)])]
     assert join_overlaps(parts, [(0.0, 1.0), (1.0, 2.0)]) == [(parts[0], 0.0, 1.0), (parts[1], 1.0, 2.0)]

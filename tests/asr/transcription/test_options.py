@@ -48,6 +48,28 @@ def test_a_dry_run_counts_and_writes_nothing(model: str, tmp_path: Path, capsys:
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+def test_neither_page_nor_manifest_replaces_an_input_or_a_file_of_others(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write(tmp_path / "a.wav", voice(0.6)), tmp_path / "out"
+    out.mkdir()
+    theirs = out / "transcripts.jsonl"
+    theirs.write_text('{"audio_filepath": "../a.wav"}\n')
+    before = path.read_bytes(), theirs.read_bytes()
+    common = ["--model", model, "--out-dir", str(out), "--format", "txt", "jsonl"]
+    for command in (
+        [str(path), *common, "--report", str(path)],
+        [str(theirs), *common, "--manifest-root", str(tmp_path), "--overwrite"],
+        [str(path), *common],
+    ):
+        assert main(command) == 2
+    assert (path.read_bytes(), theirs.read_bytes()) == before
+    assert "is of no job" in capsys.readouterr().err
+    assert main([str(path), *common, "--overwrite"]) == 0
+    assert main([str(path), *common]) == 0, "now it is the job's own"
+    assert json.loads(theirs.read_text())["pred_text"] == "pitch 140"
+
+
 def test_fail_fast_stops_at_the_first_failure(model: str, tmp_path: Path) -> None:
     for name in ("a", "c", "d"):
         write(tmp_path / "in" / f"{name}.wav", voice(0.6))

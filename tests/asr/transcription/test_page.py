@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests import fake_recognizer
+from tests.fake_recognizer import FakeRecognizer
 from tests.media_files import voice, write
+from tokenthrift.transcription import Recording, Transcriber
 from tokenthrift.transcription.cli import main
+from tokenthrift.transcription.page import page_entry
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<img src=x onerror=document.title=1>"
@@ -54,6 +57,14 @@ def test_a_resumed_job_has_all_recordings_on_its_page(tmp_path: Path) -> None:
     assert main(command) == 0
     assert main([*command, "--report", str(report)]) == 0
     assert report.read_text().count("<tbody>") == 2
+
+
+def test_a_word_of_a_part_is_played_from_where_it_is_in_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", voice(4.0))
+    (part,) = Transcriber(FakeRecognizer()).transcribe(Recording(path, offset=2.0))
+    words = page_entry(0, part, None)["words"]
+    assert [round(start, 1) for *_, start in words] == [round(word.start + 2.0, 1) for word in part.words]
+    assert words[0][2] >= 2.0
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")

@@ -10,7 +10,9 @@
 | FastTrackiverse/fasttrackpy 89, ahmetoner/whisper-asr-webservice 91 | names beyond ASCII |
 | m-bain/whisperX 151 | cues of no duration |
 
-That of SYSTRAN/faster-whisper 1206, hours that do not fit into memory, is in test_memory.py.
+Others are elsewhere: SYSTRAN/faster-whisper 1206 (hours that do not fit into memory) in test_memory.py; huggingface/
+transformers 47886 (stereo as soundfile gives it) in test_recordings.py; m-bain/whisperX 77, 198 (alignment ends the
+run) in test_words.py; SYSTRAN/faster-whisper 1351 (words lost where windows meet) in test_joining.py.
 """
 
 from __future__ import annotations

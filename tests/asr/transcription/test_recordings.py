@@ -135,6 +135,31 @@ def test_a_list_on_standard_input(folder: Path) -> None:
         find_recordings(["-"], stdin=io.StringIO("nowhere.wav\n"))
 
 
+def test_a_list_of_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    write(tmp_path / "a.wav", voice(0.5)).rename(tmp_path / name)
+    listed = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + os.fsencode(tmp_path / name) + b"\r\n"), encoding="utf-8")
+    found, _ = find_recordings(["-"], stdin=listed)
+    assert [item.path.name for item in found] == [name]
+
+
+def test_two_ways_to_one_folder_do_not_collide_beside_the_recordings(tmp_path: Path) -> None:
+    """Below an output folder the two have different folders, beside the recordings they have not."""
+    for name, pitch in (("q/a.wav", 140), ("q/a.flac", 280), ("q/a.karaoke.wav", 210)):
+        write(tmp_path / name, voice(1.0, pitch=pitch))
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "q/a.karaoke.wav"}\n')
+    inputs = [str(tmp_path / "**/*.flac"), str(tmp_path / "q/a.wav"), str(tmp_path / "m.jsonl")]
+    model = fake_recognizer.save(tmp_path / "model")
+    assert main([*inputs, "--model", str(model), "--format", "txt", "vtt", "karaoke"]) == 0
+    texts = {path.name: path.read_text() for path in (tmp_path / "q").glob("*.txt")}
+    assert {name: text.split()[1] for name, text in texts.items()} == {
+        "a.txt": "280",
+        "a.wav.txt": "140",
+        "a.karaoke.wav.txt": "210",
+    }
+    assert len(list((tmp_path / "q").glob("*.vtt"))) == 6
+
+
 def test_names_never_collide(tmp_path: Path) -> None:
     for name in ("x/a.wav", "x/a.flac", "y/a.wav", "y/A.flac"):
         write(tmp_path / name, voice(0.5))
@@ -205,24 +230,37 @@ def test_samples_in_memory(rate: int, tmp_path: Path) -> None:
     samples = voice(2.0, rate=rate)
     wanted = Transcriber(FakeRecognizer()).transcribe(write(tmp_path / "a.wav", samples, rate))[0]
     stereo = np.stack([samples, samples])
-    inputs = [samples, torch.from_numpy(samples), stereo, (samples * 32767).astype(np.int16)]
+    bytes_ = np.round(samples * 127 + 128).astype(np.uint8)
+    inputs = [samples, torch.from_numpy(samples), stereo, stereo.T, (samples * 32767).astype(np.int16), bytes_]
     for result in Transcriber(FakeRecognizer()).run([(item, rate) for item in inputs]):
         assert isinstance(result, FileTranscript)
         assert result.text == wanted.text == "pitch 140 pitch 140"
         assert abs(result.seconds - 2.0) < 0.01
         assert [word.text for word in result.words] == result.text.split()
-    each = Transcriber(FakeRecognizer(), channels="each").transcribe((stereo, rate))[0]
-    assert {segment.channel for segment in each.segments} == {"left", "right"}
+    for layout in (stereo, np.ascontiguousarray(stereo.T)):
+        each = Transcriber(FakeRecognizer(), channels="each").transcribe((layout, rate))[0]
+        assert {segment.channel for segment in each.segments} == {"left", "right"}
 
 
 def test_odd_samples_fail_alone() -> None:
     good = voice(1.0)
-    odd = [np.full(99, np.nan), np.zeros((2, 2, 2)), np.zeros(0)]
-    results = list(Transcriber(FakeRecognizer()).run([*((item, 16_000) for item in odd), (good, 0), (good, 16_000)]))
-    assert [result.status for result in results] == ["failed"] * 4 + ["completed"]
-    assert {result.error_type for result in results[:4]} == {AudioError.__name__}
+    odd = [np.full(99, np.nan), np.zeros((2, 2, 2)), np.zeros(0), np.zeros((300, 300)), good > 0, np.array(["a"])]
+    rates = [(good, 0), (good, 10**12), (good, 16_000)]
+    for channels in ("mix", "each"):
+        job = Transcriber(FakeRecognizer(), channels=channels)
+        results = list(job.run([*((item, 16_000) for item in odd), *rates]))
+        assert [result.status for result in results] == ["failed"] * 8 + ["completed"]
+        assert {result.error_type for result in results[:8]} == {AudioError.__name__}
     with pytest.raises(TypeError, match="come with their rate"):
         Transcriber(FakeRecognizer()).transcribe(good)
+
+
+def test_a_single_input_is_a_list_of_one(tmp_path: Path) -> None:
+    """And not the letters of its name, or its samples and their rate."""
+    path, samples = write(tmp_path / "a.wav", voice(1.0)), voice(1.0)
+    for single in (str(path), path, Recording(path), (samples, 16_000), (samples, np.int64(16_000))):
+        (result,) = Transcriber(FakeRecognizer()).run(single)
+        assert result.text == "pitch 140"
 
 
 def test_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

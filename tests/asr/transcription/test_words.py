@@ -106,6 +106,23 @@ def test_the_job_aligns_what_has_no_times() -> None:
         at = word.end
 
 
+class Deaf(Ear):
+    """An aligner's model that fails on whatever lasts longer than a second and a half."""
+
+    def log_probabilities(self, audio: Sequence[Tensor]) -> Tensor:
+        """Of one recording."""
+        if len(audio[0]) > 12_000:
+            raise RuntimeError("out of memory")
+        return super().log_probabilities(audio)
+
+
+def test_what_cannot_be_aligned_fails_alone() -> None:
+    inputs = [(voice(2.0), 16_000), (voice(1.0), 16_000)]
+    failed, whole = Transcriber(Mute(), aligner=Aligner(Deaf(), LETTERS)).transcribe(*inputs)
+    assert (failed.status, failed.error_type) == ("failed", "RuntimeError")
+    assert [word.text for word in whole.words] == ["ab", "cd"]
+
+
 def test_a_model_of_transformers_aligns(tmp_path: Path) -> None:
     aligner = load_aligner(str(wav2vec2(tmp_path / "ctc")))
     transcript = Transcript("Hello there, you.", (TranscriptToken(" Hello there, you.", 0.5),), USAGE)
