@@ -26,6 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
 # Tasks of the Hub that the shipped models are for.
 TASKS = {"automatic-speech-recognition", "image-feature-extraction", "video-text-to-text", "any-to-any"}
+# What "Data and licenses" calls a data set, and its name on the Hub.
+DATASETS = {
+    "CIFAR-10": "uoft-cs/cifar10",
+    "Common Voice": "mozilla-foundation/common_voice_6_1",
+    "FSDD": "mteb/free-spoken-digit-dataset",
+    "LibriSpeech": "openslr/librispeech_asr",
+    "VCTK": "CSTR-Edinburgh/vctk",
+    "speechocean762": "mispeech/speechocean762",
+}
 SECTIONS = ["Training", "Results", "Data and licenses", "Reproduce", "Files"]
 SCREEN = 45  # lines of the first screen
 
@@ -57,6 +66,16 @@ def test_the_metadata_is_what_the_hub_accepts(folder: Path) -> None:
     assert again.data.to_dict() == data  # type: ignore[no-untyped-call]
 
 
+def test_data_sets_that_the_hub_has_are_in_the_metadata(folder: Path) -> None:
+    """Those of the section about data; a card without any is of synthetic data, or of films that no repository has."""
+    _, front, body = text_of(folder).split("---\n", 2)
+    section = re.split(r"^## Data and licenses$", body, flags=re.MULTILINE)[1].partition("\n## ")[0]
+    named = {DATASETS[name] for name in DATASETS if re.search(rf"\b{name}\b", section)}
+    data = yaml.safe_load(front)
+    assert named == set(data.get("datasets", ()))
+    assert named or "synthetic" in data["tags"]
+
+
 def test_figures_of_the_metadata_stand_in_the_card_with_a_command(folder: Path) -> None:
     text = text_of(folder)
     body = text.split("---\n", 2)[2]
@@ -70,12 +89,14 @@ def test_figures_of_the_metadata_stand_in_the_card_with_a_command(folder: Path) 
 
 
 def test_the_first_screen_says_the_main_thing(folder: Path) -> None:
-    """What it is, lines to run, a picture, a figure, what it is for and not for; long tables come later."""
-    lines = text_of(folder).split("---\n", 2)[2].splitlines()[:SCREEN]
+    """What it is, lines to run, what it is for and not for, one picture and one table; the rest comes later."""
+    lines = text_of(folder).split("---\n", 2)[2].partition("\n## ")[0].splitlines()
+    assert len(lines) <= SCREEN
     screen = "\n".join(lines)
     assert lines[0] == f"# {folder.name}"
     assert "```python" in screen
-    assert re.search(r"!\[[^\]]+\]\([^)]+\)", screen)
+    assert len(re.findall(r"!\[[^\]]+\]\([^)]+\)", screen)) == 1
+    assert len(re.findall(r"^\|[ :|-]+\|$", screen, re.MULTILINE)) == 1, "one table"
     assert "**For** " in screen
     assert "**Not for** " in screen
     assert re.search(r"\d \%|\d tokens", screen)

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from tests.asr.tiny_dllm import tiny_model as tiny_dllm
 from tests.multimodal.tiny_multimodal import save_language_model, tiny_config, write_data
@@ -79,9 +80,14 @@ def test_both_stages_learn_and_the_model_answers(folder: Path, tmp_path: Path) -
     made = module(folder, "answer", start_from=str(tmp_path / "aligned.ckpt"))
     assert torch.equal(made.model.projectors["image"].up.weight, aligned.model.projectors["image"].up.weight)
     trainer = fit(folder, made, 60)
-    judge = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    logger = CSVLogger(tmp_path / "log")
+    judge = L.Trainer(accelerator="cpu", logger=logger, enable_progress_bar=False)
     (scores,) = judge.validate(made, MultimodalDataModule(str(folder / "data"), batch_size=6), verbose=False)
     assert scores["val/all"] >= 0.9  # a guess is right half of the time
+    (texts,) = Path(logger.log_dir).glob("texts/val-answers-*.txt")
+    shown = [line.split("'") for line in texts.read_text().splitlines()]
+    assert len(shown) == 16, "the first ones"
+    assert sum(row[1] == row[3] for row in shown) > 8
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert main(["convert", "multimodal_lm", str(tmp_path / "last.ckpt"), str(folder / "model")]) == 0
     loaded = MultimodalLM.from_pretrained(folder / "model")

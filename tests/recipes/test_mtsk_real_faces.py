@@ -281,5 +281,6 @@ def test_the_larger_recipes_run(name: str, aligned: Path, tmp_path: Path) -> Non
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "true", "trainer.default_root_dir": str(tmp_path)}
     own |= {"data.init_args.max_frames": "60", "data.init_args.noise": "null", "model.init_args.start_from": "null"}
     own |= {"model.init_args.config.projector_hidden_size": "16", "model.init_args.optim.warmup_steps": "1"}
+    own |= {"trainer.callbacks+": "lightning.pytorch.callbacks.EMAWeightAveraging"}
     configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", name)]
     assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0

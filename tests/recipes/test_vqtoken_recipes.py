@@ -57,6 +57,9 @@ def test_the_larger_recipes_run(name: str, tmp_path: Path) -> None:
     own |= {"data.init_args.batch_size": 1, "data.init_args.dev_clips": 1, "data.init_args.backgrounds": "null"}
     own |= {"data.init_args.questions_per_clip": 2, "data.init_args.train_clips": 2}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": 2, "trainer.default_root_dir": tmp_path}
+    # What docs/training.md adds to a recipe.
+    own |= {"trainer.callbacks+": "lightning.pytorch.callbacks.EMAWeightAveraging"}
+    own |= {"trainer.callbacks.init_args.decay": 0.9, "trainer.accumulate_grad_batches": 2}
     configs = [f"--config={RECIPE / recipe}.yaml" for recipe in (SMALL[name], name)]
     assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
 

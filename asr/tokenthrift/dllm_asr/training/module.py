@@ -7,6 +7,7 @@ rates, batch and schedule are not published. What differs: rows that start from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, parameter_groups
 from tokenthrift.training.processes import balanced, gathered
 from tokenthrift.training.start_weights import load_start_weights
+from tokenthrift.training.text_log import log_texts
 
 __all__ = ["DllmAsrModule"]
 
@@ -41,6 +43,12 @@ class ValidationRow(NamedTuple):
     draft: str
     text: str
     rounds: int
+
+
+def sample_lines(rows: Mapping[int, Sequence[ValidationRow]], most: int = 8) -> list[str]:
+    """Some of what was said, drafted and written, by the number of the development set."""
+    shown = ((number, row) for number, own in sorted(rows.items()) for row in own[:most])
+    return [f"{number}: '{row.reference}' drafted '{row.draft}', written '{row.text}'" for number, row in shown]
 
 
 def assembled(config: TrainingConfig) -> DllmAsr:
@@ -172,7 +180,7 @@ class DllmAsrModule(L.LightningModule):
         return [ValidationRow(text, draft, found.text, found.usage.rounds) for text, draft, found in results]
 
     def on_validation_epoch_end(self) -> None:
-        """Word error rates of draft and transcript, and mean rounds, for each development set and over all."""
+        """Word error rates of draft and transcript, and mean rounds, for each development set and over all; texts."""
         everything: list[ValidationRow] = []
         for i, own in sorted(self.validation_rows.items()):
             rows = gathered(own)
@@ -180,6 +188,7 @@ class DllmAsrModule(L.LightningModule):
             self._log_error_rates(rows, f"_{i}")
             self.log(f"val/rounds_{i}", sum(row.rounds for row in rows) / len(rows), sync_dist=True)
         self._log_error_rates(everything, "")
+        log_texts(self, "val/texts", sample_lines(self.validation_rows))
 
     def _log_error_rates(self, rows: list[ValidationRow], suffix: str) -> None:
         truth = [row.reference for row in rows]

@@ -6,7 +6,8 @@
 Source: the tables of Llama-MTSK (arXiv 2503.06362): one model against one model per pair of rates, against pooling
 without training, and babble (`conditions`). What differs: the FLOPs of encoders and decoding are counted beside those
 of the prefix (`cost`). Each set has tables of its own under its name; those whose names begin with `synthetic` are also
-taken together, all errors over all words, and are never mixed with others. What every model wrote is counted in
+taken together, all errors over all words, and are never mixed with others. A set whose manifest says `"lips":
+"rendered"` is called "real voice, rendered lips" in every table. What every model wrote is counted in
 `rows.json` before any table is made of it.
 
 Pooling without training starts from a model of one pair of rates, the finest: the independent one of (4, 2).
@@ -51,6 +52,7 @@ from tokenthrift.sources import is_folder
 __all__ = ["run"]
 
 TOGETHER = "synthetic"
+RENDERED = "real voice, rendered lips"
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
 
 
@@ -75,9 +77,13 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         models.append((POOLED, pooled(finest, rates.audio_rates, rates.video_rates)))
     babble = read_audio(arguments.babble) if arguments.babble else None
     sets: dict[str, tuple[list[Clip], list[EvaluationRow], str]] = {}
+    titles: dict[str, str] = {}
     skipped: list[str] = []
     for name, path in arguments.data:
-        clips, wrong = readable(ManifestClips(Path(path) / "manifest.jsonl"), arguments.limit)
+        manifest = ManifestClips(Path(path) / "manifest.jsonl")
+        rendered = any(row.get("lips") == "rendered" for row in manifest.rows)
+        titles[name] = f"{name} ({RENDERED})" if rendered else name
+        clips, wrong = readable(manifest, arguments.limit)
         skipped += [f"{name}, left out: {what}" for what in wrong]
         print(*skipped[len(skipped) - len(wrong) :], sep="\n", end="\n" if wrong else "", file=sys.stderr)
         rows = evaluate(models, clips, babble, snrs, seed=arguments.seed)
@@ -88,10 +94,10 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     spent: list[Cost] = []
     first, model = models[0]
     for name, (clips, rows, note) in sets.items():
-        tables += _results(name, clips, rows, snrs, note)
+        tables += _results(titles[name], clips, rows, snrs, note)
         found = costs(model, _middle(clips))
         spent += found
-        tables.append(cost_table(f"{name}: cost of one item of middle length", found))
+        tables.append(cost_table(f"{titles[name]}: cost of one item of middle length", found))
         figures[f"errors_{name}"] = error_plot(rows, snrs)
         if len(snrs) > 2:
             figures[f"noise_{name}"] = noise_plot(rows, snrs, first)
@@ -121,7 +127,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         notes=[*([SYNTHETIC] if synthetic else []), *skipped],
     )
     own = [row for _, rows, _ in sets.values() for row in rows if row.model == first]
-    found_curves = quality_curves(own, ", ".join(sets), str(settings["command"]))
+    found_curves = quality_curves(own, ", ".join(titles.values()), str(settings["command"]))
     # Where a budget window looks for them is beside a model, and what a user's own data say of a model stays out of it.
     save_curves(arguments.table or arguments.out, arguments.out, found_curves)
     print(f"{arguments.out}/report.md", file=sys.stderr)

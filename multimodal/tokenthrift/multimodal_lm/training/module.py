@@ -34,12 +34,14 @@ from tokenthrift.tokens import TokenBatch
 from tokenthrift.training.optim import OptimConfig, optimizer_and_schedule, parameter_groups
 from tokenthrift.training.processes import gathered
 from tokenthrift.training.start_weights import load_start_weights
+from tokenthrift.training.text_log import log_texts
 
 __all__ = ["MultimodalModule"]
 
 _OPTIM = OptimConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, min_lr=1e-5)
 _LORA = LoraConfig()
 _TEMPERATURE = 0.07
+_SHOWN = 16  # answers of a validation that are logged as text
 
 
 def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -117,6 +119,7 @@ class MultimodalModule(L.LightningModule):
         for name_, parameter in self.model.lm.named_parameters():
             parameter.requires_grad_(stage == "answer" and "lora_" in name_)
         self.scores: dict[str, list[bool]] = defaultdict(list)
+        self.samples: list[str] = []
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay."""
@@ -184,16 +187,22 @@ class MultimodalModule(L.LightningModule):
                 for row, example in zip(self.pooled(own, kind), own, strict=True):
                     words = F.normalize(self.word_embeddings(self.tasks[example.task]), dim=-1)
                     found = self.tasks[example.task][int((words @ row).argmax())]
-                    self.scores[example.task].append(found == example.answer)
+                    self._note(example, found)
             return
         answers = self.model.answer(
             [prompt_of(e) for e in batch], dict.fromkeys(self.model.config.prefixes, 16), max_new_tokens=4
         )
         for example, answer in zip(batch, answers, strict=True):
-            self.scores[example.task].append(answer.text == example.answer)
+            self._note(example, answer.text)
+
+    def _note(self, example: Example, found: str) -> None:
+        """Whether an answer is right, and the answer itself."""
+        self.scores[example.task].append(found == example.answer)
+        self.samples.append(f"{example.task}: '{example.answer}' answered '{found}'")
 
     def on_validation_epoch_end(self) -> None:
-        """Shares of right answers over the questions of all processes."""
+        """Shares of right answers over the questions of all processes; some of the answers."""
+        log_texts(self, "val/answers", self.samples[:_SHOWN])
         self._log_scores("val")
 
     def test_step(self, batch: list[Example], index: int) -> None:
@@ -214,3 +223,4 @@ class MultimodalModule(L.LightningModule):
         whole = [hit for right in totals.values() for hit in right]
         self.log(f"{part}/all", sum(whole) / max(len(whole), 1), sync_dist=True)
         self.scores.clear()
+        self.samples.clear()

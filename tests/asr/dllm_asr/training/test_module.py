@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import soundfile
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from tests import training_runs
@@ -159,7 +160,8 @@ def test_validation_reads_synthetic_and_real_recordings(whisper: Path, features:
     soundfile.write(tmp_path / "clip.wav", speech(0.8).numpy(), 16_000)
     rows = [{"audio_filepath": "clip.wav", "text": "the lazy dog", "duration": 0.8}]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    logger = CSVLogger(tmp_path / "log")
+    trainer = L.Trainer(accelerator="cpu", logger=logger, enable_progress_bar=False)
     data = DllmAsrDataModule(str(features), dev_recordings=str(tmp_path))
     module = module_of(whisper)
     (measured, _) = trainer.validate(module, datamodule=data, verbose=False)
@@ -167,7 +169,11 @@ def test_validation_reads_synthetic_and_real_recordings(whisper: Path, features:
         name.split("/dataloader")[0] for name in trainer.callback_metrics
     }
     assert [len(rows) for rows in module.validation_rows.values()] == [3, 1]
-    assert module.validation_rows[1][0].reference == "the lazy dog"
+    row = module.validation_rows[1][0]
+    assert row.reference == "the lazy dog"
+    lines = (Path(logger.log_dir) / "texts" / "val-texts-000000.txt").read_text().splitlines()
+    assert [line[0] for line in lines] == ["0", "0", "0", "1"], "some of every set"
+    assert lines[-1] == f"1: 'the lazy dog' drafted '{row.draft}', written '{row.text}'"
 
 
 @pytest.fixture(scope="module")

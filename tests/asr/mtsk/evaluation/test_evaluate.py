@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -334,10 +335,17 @@ def test_the_command_compares_every_kind_of_model_and_takes_synthetic_sets_toget
             getattr(model, part).load_state_dict(getattr(models["MS"], part).state_dict())
         model.save_pretrained(tmp_path / name)
         arguments += ["--model", f"{name}={tmp_path / name}"]
-    for name in ("synthetic", "synthetic-b", "real"):
+    real = shutil.copytree(folder, tmp_path / "real")
+    rows = [json.loads(line) | {"lips": "rendered"} for line in (real / "manifest.jsonl").read_text().splitlines()]
+    (real / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("synthetic", "synthetic-b"):
         arguments += ["--data", f"{name}={folder}"]
+    arguments += ["--data", f"real={real}"]
     assert main(["evaluate", "mtsk", *arguments, "--out", str(tmp_path / "report")]) == 0
     tables = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]
+    own = [table["title"] for table in tables if table["title"].startswith("real")]
+    assert len(own) == 6
+    assert all(title.startswith("real (real voice, rendered lips): ") for title in own)
     joint = [table for table in tables if table["title"].startswith("all synthetic sets")]
     assert [table["title"] for table in joint] == [
         "all synthetic sets: 6 items, 12 words",
