@@ -276,3 +276,6 @@ def test_llada_weights_through_the_llama_backbone(reference: Path) -> None:
 def test_llada_with_other_parts_is_refused() -> None:
     with pytest.raises(ValueError, match="alibi"):
         llama_from_llada({"alibi": True}, {})
+    for switch in ("input_emb_norm", "attention_layer_norm", "clip_qkv"):  # none of them has a tensor to give it away
+        with pytest.raises(ValueError, match=switch):
+            llama_from_llada({switch: 8.0}, {})

@@ -267,6 +267,10 @@ class DecodeConfig:
         if self.active_halo is not None:
             check_within("decode.active_halo", self.active_halo, 0, 4096)
         if self.active_refresh is not None:
+            if self.active_halo is None:
+                raise ConfigError(
+                    "decode.active_refresh needs decode.active_halo; without a halo every round reads all"
+                )
             check_within("decode.active_refresh", self.active_refresh, 1, 1024)
 
 

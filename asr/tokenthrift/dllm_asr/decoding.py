@@ -233,9 +233,12 @@ def _denoise(
     windows = windows * (STATE_RATE / (pooled * model.config.adapter.stride))[:, None, None]
     context = model.backbone.context(batch.memory, batch.memory_mask)
     hotwords = Hotwords(limits.hotwords, vocabulary, settings.hotword_boost) if limits.hotwords else None
-    longest = min(model.max_slots(int(n), rate) for n, rate in zip(lengths, rates, strict=True))
-    sampler = sampler or make_sampler(settings, limits, min(longest, limits.max_new_tokens or longest))
-    moves = isinstance(sampler, DaedalSampler)  # inserts slots, so what was known of a slot is another's
+    # A canvas that grows has as much room as its own recording leaves, whatever stands beside it.
+    room = [model.max_slots(int(n), rate) for n, rate in zip(lengths, rates, strict=True)]
+    samplers = [
+        sampler or make_sampler(settings, limits, min(slots, limits.max_new_tokens or slots)) for slots in room
+    ] * (len(canvases) // len(going))
+    moves = isinstance(samplers[0], DaedalSampler)  # inserts slots, so what was known of a slot is another's
 
     active = None
     if settings.active_halo is not None:
@@ -256,13 +259,13 @@ def _denoise(
 
     tokens = TokenIds(vocabulary.mask_id, vocabulary.eos_id, delete=vocabulary.delete_id)
     most = limits.max_rounds
-    if len(canvases) <= settings.max_rows:
-        whole = sample(predict, SamplerCanvas(ids, mask), sampler, tokens, max_rounds=most)
+    if len(canvases) <= settings.max_rows and all(own == samplers[0] for own in samplers):
+        whole = sample(predict, SamplerCanvas(ids, mask), samplers[0], tokens, max_rounds=most)
         found = [(whole, row) for row in range(len(canvases))]
         texts = whole.text_slots()
     else:
         each = [SamplerCanvas(ids[row : row + 1], mask[row : row + 1]) for row in range(len(canvases))]
-        alone = sample_ragged(predict, each, sampler, tokens, max_rows=settings.max_rows, max_rounds=most)
+        alone = sample_ragged(predict, each, samplers, tokens, max_rows=settings.max_rows, max_rounds=most)
         found = [(done, 0) for done in alone]
         texts = [done.text_slots()[0] for done in alone]
     out = []
@@ -307,13 +310,13 @@ def _denoised_draft(response: Response) -> Draft:
 
 
 def _word_confidence(response: Response) -> list[float]:
-    """Of each word of a text, that of its least sure token."""
+    """Of each word of a text, that of its least sure token; a token may write several words."""
     sure = [1.0] * len(response.text.split())
     for piece, word, confidence in zip(
         response.pieces, word_positions(response.pieces), response.confidence, strict=True
     ):
-        if piece.strip():
-            sure[word] = min(sure[word], confidence)
+        for own in range(word, word + len(piece.split())):
+            sure[own] = min(sure[own], confidence)
     return sure
 
 

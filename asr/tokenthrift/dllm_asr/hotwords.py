@@ -2,7 +2,7 @@
 
 Source: shallow fusion with a list of phrases, as Whisper's clients know it (faster-whisper's `hotwords` are a prompt;
 here there is no prompt to put them in). What differs: only open slots gain, so what the draft and the audio are sure of
-stays, and a token inside a hotword gains only after the one before it.
+stays, a token inside a hotword gains only after the one before it, and a token that several hotwords share gains once.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Hotwords:
         """Logits (R, W, vocab) of slots that hold `ids` (R, W), with the bonus; the input stays as it was."""
         open_slots = ids == self.mask_id
         out = logits.clone()
+        gained: dict[int, Tensor] = {}
         for tokens in self.tokens:
             # Where the hotword has come so far: at first everywhere, then where the slot holds or would hold its token.
             reached = torch.ones_like(open_slots)
             for token in tokens:
-                gains = reached & open_slots
-                out[..., token] += self.boost * gains
+                before = gained.get(token, torch.zeros_like(open_slots))
+                gained[token] = before | (reached & open_slots)
+                out[..., token] += self.boost * (gained[token] & ~before)
                 said = torch.where(open_slots, out.argmax(-1), ids)
                 here = reached & (said == token)
                 reached = torch.zeros_like(here)

@@ -225,6 +225,8 @@ class DllmAsr(HubModel):
         """
         check_audio(audio)
         weight, sizes = self.encoder.conv1.weight, self.config.encoder
+        if not len(audio):
+            return weight.new_zeros(0, 0, sizes.hidden_size), torch.zeros(0, dtype=torch.int64, device=weight.device)
         silence, most = round(sizes.trailing_silence * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
         padded = [F.pad(a.to(weight.device), (0, max(0, min(silence, most - len(a))))) for a in audio]
         mels = [log_mel(samples, sizes.num_mel_bins).to(weight.dtype) for samples in padded]
@@ -321,6 +323,8 @@ class DllmAsr(HubModel):
         limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
         if rates is None:
             rates = [choose_rate(ItemSize(native=n), TokenBudget(), self.config.adapter)[0] for n in lengths.tolist()]
+        if not len(lengths):
+            return []
         log_p, own_drafts = self._drafts(states, lengths)
         memory, memory_mask = self.adapter(states, lengths, rates)
         batch = Batch(

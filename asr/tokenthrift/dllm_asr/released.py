@@ -205,7 +205,7 @@ def _is_frozen(name: str) -> bool:
     return bool(
         re.search(r"(?:^|\.)transformer\.(?:wte|ln_f|ff_out)\.weight$", name)
         or re.search(r"(?:^|\.)blocks\.\d+\.(?:\w+_norm|(?:\w+)(?:\.base_layer)?)\.weight$", name)
-        or re.search(r"(?:^|\.)encoder\.", name)
+        or re.search(r"(?:^|\.)(?:speech_)?encoder\.", name)  # `speech_encoder` holds Step-Audio's own adapter too
     )
 
 

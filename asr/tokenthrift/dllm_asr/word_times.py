@@ -96,15 +96,16 @@ def forced_align(log_p: NDArray[np.float32], targets: Sequence[int]) -> list[tup
 
 
 def word_positions(pieces: Sequence[str]) -> list[int]:
-    """To which word of the text each token belongs; one that writes nothing, to the word before it."""
+    """To which word of the text each token belongs: the first that it writes, as `str.split` parts words; one that
+    writes nothing, to the word before it."""
     out, word, apart = [], -1, True
     for piece in pieces:
-        if piece.strip():
-            word += apart or piece.startswith(" ")
-            apart = False
-        elif piece:
-            apart = True
+        words = piece.split()
+        if words:
+            word += apart or piece[0].isspace()
         out.append(max(word, 0))
+        word += max(0, len(words) - 1)
+        apart = piece[-1].isspace() if piece else apart
     return out
 
 

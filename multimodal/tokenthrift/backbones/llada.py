@@ -57,10 +57,13 @@ def llada_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an architecture switch that a Llama does not have.
     """
     expected = {"layer_norm_type": "rms", "block_type": "llama", "activation_type": "silu", "rope": True}
-    expected |= {"alibi": False, "include_bias": False, "include_qkv_bias": False, "scale_logits": False}
+    switches = ("alibi", "attention_layer_norm", "include_bias", "include_qkv_bias", "input_emb_norm", "scale_logits")
+    expected |= dict.fromkeys(switches, False)
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise ValueError(f"LLaDA's {name} is {config[name]!r}; a Llama has {value!r}")
+    if config.get("clip_qkv") is not None:
+        raise ValueError(f"LLaDA's clip_qkv is {config['clip_qkv']!r}; a Llama clips nothing")
     heads = config["n_heads"]
     return {
         "model_type": "llama",

@@ -20,10 +20,11 @@ from tests.asr.dllm_asr.plain_denoise import denoise
 from tests.asr.tiny_dllm import speech, tiny_model, vocabulary
 from tokenthrift.backbones.samplers import SAMPLERS, LladaSampler, PriorGuidedSampler
 from tokenthrift.budget import BudgetError, DecodeBudget
+from tokenthrift.config import ConfigError
 from tokenthrift.dllm_asr import DllmAsr, decoding
 from tokenthrift.dllm_asr.autoregressive import decoder_of, greedy
 from tokenthrift.dllm_asr.config import DecodeConfig, SamplerName
-from tokenthrift.dllm_asr.draft import CHARACTERS, draft_entropy, draft_words, length_guard
+from tokenthrift.dllm_asr.draft import CHARACTERS, DraftWord, draft_entropy, draft_words, length_guard
 from tokenthrift.dllm_asr.edit_distance import edit_distance, next_distances
 from tokenthrift.dllm_asr.hotwords import Hotwords
 from tokenthrift.dllm_asr.n_best import by_risk, sampled_drafts
@@ -108,6 +109,30 @@ def test_every_sampler_decodes(whisper: DllmAsr, encoded: tuple[Tensor, Tensor],
         (alone,) = whisper.decode(encoded[0][row : row + 1, :n], encoded[1][row : row + 1], settings=way)
         assert (alone.text, alone.usage) == (transcript.text, transcript.usage)
     assert set(SAMPLERS) == set(get_args(SamplerName))
+
+
+def test_a_growing_response_has_the_room_that_its_own_recording_leaves() -> None:
+    model = tiny_model("llama").double()
+    states = torch.randn(2, 440, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths, words = torch.tensor([440, 60]), ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    drafts = [[DraftWord(word, 0.1, 0.1 * i, 0.1 * i + 0.1) for i, word in enumerate(own)] for own in (["a"], words)]
+    way = DecodeConfig(sampler="daedal", draft_threshold=0.5)
+    rooms = [model.max_slots(n) for n in lengths.tolist()]
+    assert rooms[0] < len(model.canvases(drafts, lengths, way)[1].ids) < rooms[1]
+    together = model.decode(states, lengths, settings=way, drafts=drafts)
+    for row, n in enumerate(lengths.tolist()):
+        here = slice(row, row + 1)
+        (alone,) = model.decode(states[here, :n], lengths[here], settings=way, drafts=drafts[here])
+        assert (alone.text, alone.usage) == (together[row].text, together[row].usage)
+
+
+def test_no_recordings_are_no_transcripts_in_each_step(whisper: DllmAsr) -> None:
+    states, lengths = whisper.encode([])
+    assert (states.shape, lengths.shape) == ((0, 0, 32), (0,))
+    for limits in (None, {"certify": "ar"}):
+        assert whisper.decode(states, lengths, limits) == []
+    with pytest.raises(ConfigError, match="needs decode.active_halo"):
+        DecodeConfig(active_refresh=2)
 
 
 def test_an_active_set_with_halo_is_exact_where_everything_is_read_again(encoded: tuple[Tensor, Tensor]) -> None:
@@ -227,6 +252,16 @@ def test_hotwords_gain_in_open_slots_only() -> None:
         DecodeBudget(hotwords="fox")  # type: ignore[arg-type]
 
 
+def test_a_token_that_hotwords_share_gains_once() -> None:
+    vocab = vocabulary()
+    first, second = vocab.word("fox")[0], vocab.word("fox")[1]
+    logits = torch.zeros(1, 4, vocab.size)
+    ids = torch.full(logits.shape[:2], vocab.mask_id)
+    out = Hotwords(["fox", "Fox", "fox dog", "fox jumps"], vocab, 5.0).boosted(logits, ids)
+    assert out[0, :, first].tolist() == [5.0] * 4
+    assert float(out[0, 1, second]) == 5.0
+
+
 def test_hotwords_change_what_is_open_and_nothing_else(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:
     way = DecodeConfig(draft="length", hotword_boost=100.0)
     with_words = whisper.decode(*encoded, {"hotwords": ["fox"]}, way)
@@ -317,6 +352,15 @@ def test_words_are_where_their_letters_are() -> None:
     pieces = [" a", "b", "", " ", "cd"]
     assert word_positions(pieces) == [0, 0, 0, 0, 1]
     assert time_tokens(pieces, [one, two])[0] == pytest.approx((0.02, 0.04))
+
+
+def test_words_are_parted_by_any_space_and_a_token_may_write_several() -> None:
+    pieces = [" Hello", ".\n", "World", " a b", "\tc"]
+    text = "".join(pieces).strip()
+    assert word_positions(pieces) == [0, 0, 1, 2, 4]
+    response = decoding.Response(text, pieces, [0] * 5, [0.9, 0.8, 0.7, 0.6, 0.5], None, 1)
+    assert text.split() == ["Hello.", "World", "a", "b", "c"]
+    assert decoding._word_confidence(response) == [0.8, 0.7, 0.6, 0.6, 0.5]
 
 
 def test_a_transcript_has_its_words(whisper: DllmAsr, encoded: tuple[Tensor, Tensor]) -> None:

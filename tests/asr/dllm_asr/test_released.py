@@ -57,13 +57,25 @@ def test_the_authors_checkpoint(tmp_path: Path, wrapped: bool) -> None:
 
 
 def test_frozen_weights_are_left_to_their_sources(tmp_path: Path) -> None:
-    state = checkpoint(1)
-    state["llada.base_model.model.model.transformer.ln_f.weight"] = torch.zeros(HIDDEN)
-    state[f"{PREFIX}.0.q_proj.base_layer.weight"] = torch.zeros(1, 1)
-    state["encoder.conv1.weight"] = torch.zeros(1, 1, 3)
+    """The authors load their file strictly, so it holds the whole wrapper: language model, one layer, and Step-Audio
+    with an adapter of its own."""
+    state = {}
+    for name, tensor in checkpoint(1).items():
+        own = name.replace("llada.", "llm.", 1) if name.startswith("llada.") else f"speech_proj.0.{name[8:]}"
+        state[own] = tensor
+    blocks = PREFIX.replace("llada.", "llm.", 1)
+    for name in (f"{blocks}.0.q_proj.base_layer.weight", f"{blocks}.0.ff_out.weight", f"{blocks}.0.attn_norm.weight"):
+        state[name] = torch.zeros(1, 1)
+    for name in ("wte", "ln_f", "ff_out"):
+        state[blocks.replace("blocks", f"{name}.weight")] = torch.zeros(HIDDEN)
+    for part in ("encoder.conv1.weight", "encoder.blocks.0.attn.query.bias", "adapter.conv.weight"):
+        state[f"speech_encoder.{part}"] = torch.zeros(2)
+    state["speech_encoder.adapter.linear2.weight"] = torch.zeros(3584, 2048)
+    state["speech_encoder.adapter.linear2.bias"] = torch.zeros(3584)
     torch.save(state, tmp_path / "file.pt")
     assert main(["convert", "dllm_asr", str(tmp_path / "file.pt"), str(tmp_path / "out")]) == 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(stored["adapter.projection.weight"], state["speech_proj.0.weight"].half())
     assert {name.partition(".")[0] for name in stored} == {"adapter", "backbone", "draft"}
 
 

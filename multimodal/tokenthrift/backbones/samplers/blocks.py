@@ -15,6 +15,7 @@ surest other token is committed; the published loop repeats that call for ever.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,8 +81,8 @@ class BlockSampler(Sampler):
     def __post_init__(self) -> None:
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1, not {self.block_length}")
-        if self.temperature < 0 or self.guidance < 0:
-            raise ValueError("temperature and guidance must not be negative")
+        if not (0 <= self.temperature < math.inf and 0 <= self.guidance < math.inf):
+            raise ValueError("temperature and guidance must be finite and not negative")
         if self.cache != "none" and self.guidance:
             raise ValueError("guidance reads every canvas twice and has no cached form: leave one of them out")
 

@@ -10,7 +10,7 @@ Differs from the published code, unless `compat="released"`:
 - rows are independent: each begins phase 2 when its own end is sure, and leaves the batch when it is done (`lockstep`);
 - MASK is no candidate (`mask_token`); published, a slot that predicts MASK is passed over as long as another does not;
 - an insertion takes only as many slots as `max_length` leaves (`cut_tail=False`); published, the end of the row is cut;
-- softmax in float64 (`wide`); published, in float32.
+- softmax and noise in float64 (`wide`); published, in float32.
 
 Why it ends: phase 1 adds a slot a call up to `max_length`; in phase 2 every call decides a slot of each row it reads,
 and insertions can add no more than `max_length` slots in all.
@@ -18,6 +18,7 @@ and insertions can add no more than `max_length` slots in all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -88,8 +89,11 @@ class DaedalSampler(Sampler):
     def __post_init__(self) -> None:
         if min(self.max_length, self.block_length, self.eos_window) < 1 or self.expansion < 2:
             raise ValueError("max_length, block_length and eos_window must be at least 1, expansion at least 2")
-        if self.temperature < 0 or self.guidance < 0:
-            raise ValueError("temperature and guidance must not be negative")
+        if not (0 <= self.temperature < math.inf and 0 <= self.guidance < math.inf):
+            raise ValueError("temperature and guidance must be finite and not negative")
+        for name in ("high", "low", "eos_threshold", "eos_insert_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         released = self.compat == "released"
         values = {"mask_token": "skip" if released else "renormalize", "wide": not released}
         # Phase 1 has no guidance, so rows in different phases could not share a call.
@@ -180,7 +184,8 @@ class DaedalRun(Run):
         temperature = 0.0 if bool(self.growing[rows].all()) else sampler.temperature
         if temperature:
             lengths = self.ends[rows].clamp(max=logits.shape[1])
-            noise = uniform(self.generators, rows, lengths, logits.shape, torch.float64, logits.device).flatten(0, 1)
+            dtype = torch.float64 if sampler.wide else torch.float32
+            noise = uniform(self.generators, rows, lengths, logits.shape, dtype, logits.device).flatten(0, 1)
         scoring = Scoring(temperature=temperature, mask_token=sampler.mask_token, wide=sampler.wide)
         token, confidence = score(logits.flatten(0, 1), self.tokens, scoring, noise)
         return token.reshape(logits.shape[:2]), confidence.reshape(logits.shape[:2])

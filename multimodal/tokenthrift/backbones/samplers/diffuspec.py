@@ -153,7 +153,7 @@ class Speculated:
     Attributes:
         ids: the new tokens, EOS included where the text ends.
         lengths: draft length of each round.
-        accepted: draft tokens that the causal model accepted in each round.
+        accepted: draft tokens that the causal model accepted in each round, as far as they were written.
     """
 
     ids: list[int]
@@ -202,6 +202,6 @@ def speculate(
         written = log_p.argmax(-1).tolist()
         generated = written.index(eos_id) if eos_id in written else state.length
         lengths.append(state.length)
-        kept.append(agreed)
+        kept.append(min(agreed, max_new_tokens - (len(ids) - len(new))))
         state = state.after(generated, agreed, rule)
     return Speculated(ids[:max_new_tokens], lengths, kept)

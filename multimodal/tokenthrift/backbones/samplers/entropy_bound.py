@@ -12,6 +12,7 @@ Why it ends: every call commits at least the surest slot.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +39,8 @@ class EntropyBoundSampler(BlockSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bound < 0 or self.position_decay < 0:
-            raise ValueError("bound and position_decay must not be negative")
+        if not (0 <= self.bound < math.inf and 0 <= self.position_decay < math.inf):
+            raise ValueError("bound and position_decay must be finite and not negative")
         self.default(mask_token="renormalize", lockstep=False, empty_blocks=False)
 
     def choose(self, run: BlockRun, found: Chosen) -> Tensor:

@@ -9,12 +9,13 @@ Differs from the published code, unless `compat="released"`:
   ends in a commit of the surest other token in both modes;
 - the factor rule stops before the last open slot where that is the first to fail (`last_rank=False`);
 - with noise, the prefix cache draws once a call (`spare_noise=False`);
-- a threshold above 1, which commits one slot a call, is refused: ask for `rule="single"`;
+- a threshold above 1, which commits one slot a call, is refused: ask for `rule="single"`; published, it may be;
 - rows of a batch decode apart, except with a cache, which a block refreshes for all rows together.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,7 @@ class FastDllmSampler(BlockSampler):
 
     Attributes:
         rule: which; "quota" ends a block with its last MASK.
-        threshold: of the rules named after it, in (0, 1].
+        threshold: of the rules named after it, in (0, 1]; above 1 only as released.
         factor: of the rule named after it, above 0.
         steps: of the quota, for a whole response.
         compat: which defaults the options left at None have.
@@ -55,11 +56,11 @@ class FastDllmSampler(BlockSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f'threshold must lie in (0, 1], not {self.threshold}; rule "single" commits one a call')
-        if self.factor <= 0 or self.steps < 1:
-            raise ValueError(f"factor and steps must be above 0, not {self.factor} and {self.steps}")
         released = self.compat == "released"
+        if not 0 < self.threshold < math.inf or (self.threshold > 1 and not released):
+            raise ValueError(f'threshold must lie in (0, 1], not {self.threshold}; rule "single" commits one a call')
+        if not 0 < self.factor < math.inf or self.steps < 1:
+            raise ValueError(f"factor and steps must be above 0, not {self.factor} and {self.steps}")
         self.default(mask_token="allow" if released else "renormalize", lockstep=released, empty_blocks=released)
         self.default(last_rank=released, spare_noise=released)
 

@@ -7,6 +7,8 @@ Differs from the released loop (no license; nothing is taken from it), unless `c
 - a committed EOS shortens the canvas after every call (`prune="every"`); released, only after the first;
 - a block that pruning emptied costs no call (`empty_blocks=False`);
 - MASK is no candidate (`mask_token`);
+- `early_stop` of the released function, which nothing turns on, is not there: its model goes on reading MASK where the
+  tail was filled with EOS;
 - a draft can be verified: in the first call, draft tokens that the model finds unlikely are opened again; with
   `verify_committed` also tokens of its own that were committed beside each other and do not fit together;
 - rows are independent and leave the batch in the call that finishes them.
@@ -17,6 +19,7 @@ Why it ends: every call commits a slot of each row it reads, each slot is opened
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +41,7 @@ class PriorGuidedSampler(BlockSampler):
     """Commits by a threshold, starting from whatever the canvas holds.
 
     Attributes:
-        threshold: probability in (0, 1] from which a slot is committed; the surest always is.
+        threshold: probability in (0, 1] from which a slot is committed; the surest always is. Above 1 only as released.
         prune: when a decided EOS removes itself and all slots right of it.
         verify_threshold: probability in (0, 1]; a draft token that the model gives less in the first call is opened
             again. None trusts the draft.
@@ -54,7 +57,9 @@ class PriorGuidedSampler(BlockSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1 or (self.verify_threshold is not None and not 0 < self.verify_threshold <= 1):
+        released = self.compat == "released"
+        most = math.inf if released else 1
+        if not 0 < self.threshold <= most or (self.verify_threshold is not None and not 0 < self.verify_threshold <= 1):
             raise ValueError(
                 f"threshold {self.threshold} and verify_threshold {self.verify_threshold} must lie in (0, 1]"
             )
@@ -62,7 +67,6 @@ class PriorGuidedSampler(BlockSampler):
             raise ValueError("verify_committed needs verify_threshold, below which a token is doubted")
         if self.cache != "none" or self.guidance:
             raise ValueError("this sampler looks at the whole canvas and has no guidance and no cache within a block")
-        released = self.compat == "released"
         self.default(mask_token="allow" if released else "renormalize", lockstep=False, empty_blocks=released)
         self.default(prune="first" if released else "every")
 

@@ -24,7 +24,7 @@ __all__ = ["sample_ragged"]
 def sample_ragged(
     predict: Predict,
     canvases: Sequence[Canvas],
-    sampler: Sampler,
+    sampler: Sampler | Sequence[Sampler],
     tokens: TokenIds,
     *,
     max_rows: int,
@@ -36,7 +36,7 @@ def sample_ragged(
     Args:
         predict: the forward pass; its `rows` index `canvases`.
         canvases: where each utterance starts, one row each.
-        sampler: the algorithm.
+        sampler: the algorithm, or that of each utterance.
         tokens: the special ids.
         max_rows: most utterances in a call. With guidance each of them is two rows.
         max_rounds: most calls for an utterance; the last one commits every slot that is still open.
@@ -46,13 +46,17 @@ def sample_ragged(
         The outcome for each canvas.
 
     Raises:
-        ValueError: a canvas of several rows, `max_rows` or `max_rounds` below 1, or options that do not fit a canvas.
+        ValueError: a canvas of several rows, `max_rows` or `max_rounds` below 1, options that do not fit a canvas, or
+            not as many samplers as canvases.
         TypeError: the sampler has a cache, whose windows differ between utterances.
     """
     if max_rows < 1 or (max_rounds is not None and max_rounds < 1):
         raise ValueError(f"max_rows {max_rows} and max_rounds {max_rounds} must be at least 1")
     if any(len(canvas.ids) != 1 for canvas in canvases):
         raise ValueError("a ragged batch has one canvas for each utterance, of one row")
+    samplers = [sampler] * len(canvases) if isinstance(sampler, Sampler) else sampler
+    if len(samplers) != len(canvases):
+        raise ValueError(f"{len(canvases)} utterances but {len(samplers)} samplers; give one for all, or one for each")
     waiting = list(range(len(canvases)))[::-1]
     active: dict[int, Run] = {}
     calls: dict[int, Call] = {}
@@ -60,7 +64,9 @@ def sample_ragged(
     while waiting or active:
         while waiting and len(active) < max_rows:
             at = waiting.pop()
-            active[at] = sampler.begin(canvases[at], tokens, torch.Generator(canvases[at].ids.device).manual_seed(0))
+            active[at] = samplers[at].begin(
+                canvases[at], tokens, torch.Generator(canvases[at].ids.device).manual_seed(0)
+            )
             _request(at, active, calls, out, max_rounds)
         if calls:
             _step(predict, calls, active, tokens, max_rounds, trace)

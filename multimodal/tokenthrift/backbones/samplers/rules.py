@@ -53,7 +53,7 @@ def time_quotas(masked: int, steps: int, epsilon: float = 1e-3) -> list[int]:
 
 def best(confidence: Tensor, open_slots: Tensor) -> Tensor:
     """The surest open slot of each row, (B, L) bool; none where a row has no open slot."""
-    return by_quota(confidence, open_slots, torch.ones_like(open_slots[:, 0], dtype=torch.int64))
+    return by_quota(confidence, open_slots, torch.ones(len(open_slots), dtype=torch.int64, device=open_slots.device))
 
 
 def by_quota(confidence: Tensor, open_slots: Tensor, count: Tensor) -> Tensor:

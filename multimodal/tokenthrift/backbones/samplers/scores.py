@@ -66,7 +66,12 @@ def score(
 
     Returns:
         (S,) int64 candidate, the lower id among equals, and (S,) confidence; -inf where `mask_token` skips a slot.
+
+    Raises:
+        ValueError: a vocabulary of one token, which is MASK.
     """
+    if logits.shape[-1] < 2:
+        raise ValueError("a vocabulary needs a token besides MASK")
     plain = logits.to(torch.float64, copy=True) if scoring.wide else logits.clone()
     if scoring.mask_token == "renormalize":
         plain[:, tokens.mask] = -torch.inf
@@ -77,6 +82,9 @@ def score(
         assert noise is not None
         noisy = plain.double() - scoring.temperature * (-noise.log()).log()
     token = noisy.argmax(-1)
+    if scoring.mask_token == "renormalize":
+        # Where every other token is impossible too, the first of all is the largest, and it may be MASK.
+        token = torch.where(token == tokens.mask, int(tokens.mask == 0), token)
     if scoring.confidence_eos_eot_inf:
         if not (scoring.eos_noise_quirk and scoring.temperature > 0):
             plain[:, tokens.eos] = -torch.inf

@@ -94,3 +94,4 @@ def test_the_text_is_the_greedy_text_of_the_causal_model(seed: int, agree: float
     done = speculate(draft, verify, [0], EOS, max_new_tokens=most)
     assert done.ids == expected
     assert len(done.lengths) == len(done.accepted) <= most
+    assert sum(done.accepted) <= len(done.ids)

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenthrift.backbones.samplers import Canvas, FastDllmSampler, LladaSampler, TokenIds, Trace, sample
+from tokenthrift.backbones.samplers import (
+    Canvas,
+    FastDllmSampler,
+    LladaSampler,
+    PriorGuidedSampler,
+    TokenIds,
+    Trace,
+    sample,
+)
 from tokenthrift.backbones.samplers.rules import quotas
 
 VOCAB, MASK, EOS, EOT = 11, 10, 9, 8
@@ -172,7 +180,7 @@ def fast(model: Reader, prompt: Tensor, sampler: FastDllmSampler, length: int) -
 @given(
     seed=st.integers(0, 10**6),
     block_length=st.sampled_from([2, 4, 8]),
-    threshold=st.sampled_from([0.3, 0.9, 1.0]),
+    threshold=st.sampled_from([0.3, 0.9, 1.0, 1.5]),
     factor=st.sampled_from([0.5, 1.0, 2.0]),
     steps_per_block=st.integers(1, 8),
     mask_bonus=st.sampled_from([-9.0, 1.0]),
@@ -193,3 +201,50 @@ def test_fast_dllm(
         return
     assert found.calls == expected.calls
     assert done.ids.tolist() == ids.tolist()
+
+
+def prior_guided(model: Reader, sampler: PriorGuidedSampler, length: int) -> list[int] | None:
+    """The loop of dLLM-ASR's script after its prompt; None where it would never end."""
+    assert sampler.block_length is not None
+    ids, calls = torch.full((1, length), MASK), 0
+    for first in range(0, length, sampler.block_length):
+        stop = first + sampler.block_length
+        while True:
+            before = ids.clone()
+            logits = model(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(0))
+            calls += 1
+            sure, token = logits.softmax(-1).max(-1)
+            undecided = ids == MASK
+            undecided[:, stop:] = False
+            if bool(undecided.any()):
+                chosen = undecided & (sure >= sampler.threshold)
+                chosen[0, sure.masked_fill(~undecided, -1.0).argmax()] = True
+                ids = torch.where(chosen, token, ids)
+            if calls == 1 and EOS in ids[0].tolist():
+                ids = ids[:, : ids[0].tolist().index(EOS)]
+            if not bool((ids[:, first:stop] == MASK).any()):
+                break
+            if torch.equal(before, ids):
+                return None
+    response: list[int] = ids[0].tolist()
+    return response
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    block_length=st.sampled_from([2, 4, 8]),
+    threshold=st.sampled_from([0.3, 0.9, 1.5]),
+    mask_bonus=st.sampled_from([-9.0, 1.0]),
+)
+def test_dllm_asr(seed: int, block_length: int, threshold: float, mask_bonus: float) -> None:
+    """A pruned run still pays a call for every block that pruning emptied, down to no slot at all."""
+    sampler = PriorGuidedSampler(compat="released", threshold=threshold, block_length=block_length)
+    expected, found = Reader(seed, mask_bonus), Reader(seed, mask_bonus)
+    ids = prior_guided(expected, sampler, 8)
+    canvas = Canvas.after_prompt(torch.zeros(1, 0, dtype=torch.int64), 8, MASK)
+    done = sample(found, canvas, sampler, TOKENS)
+    assert len(found.calls) <= 40, "none loops for ever"
+    if ids is not None:
+        assert found.calls == expected.calls
+        assert done.responses() == [ids]
