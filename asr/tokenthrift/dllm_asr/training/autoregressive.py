@@ -34,7 +34,7 @@ class AutoregressiveModule(DllmAsrModule):
         vocabulary = self.model.vocabulary
         longest = self.decoder.embed_positions.num_embeddings - 1
         texts = [[t for w in text.split() for t in vocabulary.word(w)][:longest] for text in batch.texts]
-        memory, mask = self.model.adapter(batch.states, batch.lengths)
+        memory, mask = self.memory(batch, self.rates(batch))
         loss = next_token_loss(self.decoder, memory, mask, texts, vocabulary)
         return loss, sum(len(text) + 1 for text in texts)
 

@@ -2,11 +2,13 @@
 
 Source: dLLM-ASR (arXiv 2601.17902) and LLaDA (arXiv 2502.09992) for the forward process and the 1/t loss; learning
 rates, batch and schedule are not published. What differs: rows that start from drafts beside random masking (see
-`examples`), and both heads may be trained apart, since they share nothing but the frozen encoder.
+`examples`); both heads may be trained apart, since they share nothing but the frozen encoder; and an adapter of several
+rates reads each recording of a batch at one of them (Matryoshka training, Kusupati et al., 2022).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from tokenthrift.config import to_plain
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
 from tokenthrift.dllm_asr.model import STATE_RATE, DllmAsr
 from tokenthrift.dllm_asr.pretrained import assemble, assemble_around, encoder_of
+from tokenthrift.dllm_asr.rates import Rate, adapted_length
 from tokenthrift.dllm_asr.training.batch import AudioBatch, Batch
 from tokenthrift.dllm_asr.training.config import TrainingConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss, time_mask
@@ -141,8 +144,23 @@ class DllmAsrModule(L.LightningModule):
             loss = loss + balanced(diffusion, weight)
         return loss
 
+    def rates(self, batch: Batch) -> list[Rate]:
+        """At which rate each recording is read: one that its own seed draws from those of the adapter."""
+        adapter, out = self.model.config.adapter, []
+        for states, seed in zip(batch.lengths.tolist(), batch.seeds, strict=True):
+            pool = random.Random(f"rate {seed}").choice(adapter.trained_pools)
+            out.append(Rate(pool, adapted_length(states, adapter, pool)))
+        return out
+
+    def memory(self, batch: Batch, rates: Sequence[Rate]) -> tuple[Tensor, Tensor]:
+        """What the language model reads of a batch, and its mask."""
+        several = len(self.model.config.adapter.trained_pools) > 1
+        found: tuple[Tensor, Tensor] = self.model.adapter(batch.states, batch.lengths, rates if several else None)
+        return found
+
     def denoising_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Nats per token of a batch under the forward process, and the rows that this is the mean of."""
+        rates = self.rates(batch)
         made = build_batch(
             batch.texts,
             (batch.lengths / STATE_RATE).tolist(),
@@ -150,10 +168,11 @@ class DllmAsrModule(L.LightningModule):
             batch.seeds,
             self.model.vocabulary,
             self.config.examples,
-            max_slots=self.model.max_slots(int(batch.lengths.max())),
+            max_slots=min(map(self.model.max_slots, batch.lengths.tolist(), rates)),
         ).to(self.device)
-        windows = made.windows * (STATE_RATE / self.model.adapter.rate)
-        context = self.model.backbone.context(*self.model.adapter(batch.states, batch.lengths))
+        pools = torch.tensor([rate.pool for rate in rates], device=self.device)
+        windows = made.windows * (STATE_RATE / (pools * self.model.config.adapter.stride))[:, None, None]
+        context = self.model.backbone.context(*self.memory(batch, rates))
         logits = self.model.backbone(made.corrupted.ids, made.mask, context, windows, made.hints)
         loss = diffusion_loss(
             logits, made.targets, made.mask, made.corrupted, visible_weight=self.config.visible_weight

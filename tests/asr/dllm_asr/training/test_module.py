@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from tests import training_runs
 from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
 from tests.training_runs import quiet_trainer
+from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
 from tokenthrift.cli import main
 from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert
 from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
@@ -154,6 +156,32 @@ def test_the_loss_of_a_batch_is_its_own(whisper: Path, features: Path) -> None:
     assert module.denoising_loss(batches[0])[0].item() == first
     batches[0].seeds[0] += 1
     assert module.denoising_loss(batches[0])[0].item() != first
+
+
+@pytest.mark.parametrize("kind", [DllmAsrModule, AutoregressiveModule])
+def test_every_rate_of_the_adapter_is_trained(
+    whisper: Path, features: Path, monkeypatch: pytest.MonkeyPatch, kind: type[DllmAsrModule]
+) -> None:
+    module = module_of(whisper, kind, adapter=AdapterConfig(pool=2, stride=1, pools=(1, 2, 4, 8))).eval()
+    (batch, *_), read = batches_of(features), []
+    context = WhisperDecoderBackbone.context if kind is DllmAsrModule else WhisperDecoder.context
+    owner = module.model.backbone if kind is DllmAsrModule else module.decoder  # type: ignore[attr-defined]
+
+    def noted(memory: Tensor, mask: Tensor) -> Any:
+        read.append(mask.sum(1).tolist())
+        return context(owner, memory, mask)
+
+    monkeypatch.setattr(owner, "context", noted)
+    losses = set()
+    for epoch in range(3):
+        batch.seeds[:] = [97 * epoch + row for row in range(len(batch.seeds))]
+        losses.add(module.denoising_loss(batch)[0].item())
+        rates = module.rates(batch)
+        assert read[-1] == [rate.positions for rate in rates]
+        assert read[-1] == [-(-n // rate.pool) for n, rate in zip(batch.lengths.tolist(), rates, strict=True)]
+    drawn = [module.rates(replace(batch, seeds=[seed] * len(batch.seeds)))[0].pool for seed in range(40)]
+    assert set(drawn) == {1, 2, 4, 8}
+    assert len(losses) == 3
 
 
 def test_validation_reads_synthetic_and_real_recordings(whisper: Path, features: Path, tmp_path: Path) -> None:
