@@ -10,6 +10,7 @@ texts at the finest and the coarsest rates of development data.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -44,12 +45,14 @@ class MtskModule(L.LightningModule):
         train_language_model: train the language model too, for one too small to be prompted; needs include_frozen.
         scales_per_step: scales chosen at random for each step; all of them if not given, as published.
         gradient_clip: largest norm of the gradient.
+        accumulate: batches of which one step takes the mean gradient.
         start_from: model folder or training checkpoint to begin with, see `carried_over`. The schedule starts anew. One
             that does not exist is an error when training begins, unless it goes on from a checkpoint.
         seed: of the random choice of scales.
 
     Raises:
-        ValueError: a token that the tokenizer lacks, or a trained language model that would not be kept.
+        ValueError: a token that the tokenizer lacks, a trained language model that would not be kept, or a step of no
+            batch.
     """
 
     def __init__(
@@ -59,17 +62,21 @@ class MtskModule(L.LightningModule):
         train_language_model: bool = False,
         scales_per_step: int | None = None,
         gradient_clip: float = 10.0,
+        accumulate: int = 1,
         start_from: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if train_language_model and not config.include_frozen:
             raise ValueError("train_language_model changes the language model, so include_frozen must keep it")
+        if accumulate < 1:
+            raise ValueError(f"accumulate is how many batches make a step, from 1; got {accumulate}")
         plain = {"config": to_plain(config), "optim": to_plain(optim), "train_language_model": train_language_model}
-        more = {"scales_per_step": scales_per_step, "gradient_clip": gradient_clip, "start_from": start_from}
-        self.save_hyperparameters({**plain, **more, "seed": seed})
+        more = {"scales_per_step": scales_per_step, "gradient_clip": gradient_clip, "accumulate": accumulate}
+        self.save_hyperparameters({**plain, **more, "start_from": start_from, "seed": seed})
         self.optim = optim
         self.automatic_optimization = False  # a step has a backward pass per scale
+        self.held = 0  # batches whose gradients wait for a step
         self.model = assemble(config).train()
         if train_language_model:
             self.model.language_model.requires_grad_(True).train()
@@ -93,8 +100,10 @@ class MtskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and a cosine."""
-        groups = parameter_groups(self.model, self.optim)
-        return optimizer_and_schedule(groups, self.optim, int(self.trainer.estimated_stepping_batches))
+        groups, steps = parameter_groups(self.model, self.optim), int(self.trainer.estimated_stepping_batches)
+        if self.trainer.max_steps < 0:  # then it is the batches of all epochs
+            steps = math.ceil(steps / self.hparams["accumulate"])
+        return optimizer_and_schedule(groups, self.optim, steps)
 
     def encoded(self, batch: Batch, *, audio: bool = True, video: bool = True) -> Encoded:
         """The states of a batch, as they come or from the encoders.
@@ -135,13 +144,13 @@ class MtskModule(L.LightningModule):
         return found
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
-        """One step on all scales that the batch has the streams for, or on a random few; returns their mean loss.
+        """All scales that the batch has the streams for, or a random few; returns their mean loss.
 
-        The batch is the global one: every process does the same scales, and the loss is that of all tokens.
+        The batch is the global one: every process does the same scales, and the loss is that of all tokens. A step
+        follows where enough batches are accumulated; the batches of a step have the same choice of scales.
         """
         h: Any = self.hparams
         optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
         ids = [self.model.token_ids(text) for text in batch.texts]
         tokens = torch.tensor(float(sum(len(row) + 1 for row in ids)), dtype=torch.float32, device=self.device)
         # What cannot be read of the batch of one process must not stop the others.
@@ -154,7 +163,8 @@ class MtskModule(L.LightningModule):
         if h.scales_per_step is not None:
             rng = random.Random(f"{h.seed}-{self.global_step}")
             scales = rng.sample(scales, min(h.scales_per_step, len(scales)))
-        optimizer.zero_grad()
+        if not self.held:
+            optimizer.zero_grad()
         share = float(tokens / everything)
         means = torch.zeros(len(scales), dtype=torch.float32, device=self.device)
         if not empty:
@@ -163,19 +173,26 @@ class MtskModule(L.LightningModule):
                     lambda states, rates: self.model.loss(states, ids, rates),
                     self.encoded(batch, audio=audio, video=video),
                     scales,
-                    [share * self.trainer.world_size / len(scales)] * len(scales),
+                    [share * self.trainer.world_size / (len(scales) * h.accumulate)] * len(scales),
                     backward=self.manual_backward,
                 )
             means = torch.stack(list(losses.values())).float() * share
-        average_gradients(self.trainer.strategy.model, self.model.parameters())
-        weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(weights, h.gradient_clip)
-        optimizer.step()
-        schedule.step()
+        self.held = (self.held + 1) % h.accumulate
+        if not self.held:
+            self._step(optimizer)
         loss = total(means).mean()
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/norm", norm)
         return loss
+
+    def _step(self, optimizer: Any) -> None:
+        """One step with the gradients that are there, those of all processes."""
+        h: Any = self.hparams
+        schedule: Any = self.lr_schedulers()
+        average_gradients(self.trainer.strategy.model, self.model.parameters())
+        weights = [p for p in self.model.parameters() if p.grad is not None]
+        self.log("train/norm", torch.nn.utils.clip_grad_norm_(weights, h.gradient_clip))
+        optimizer.step()
+        schedule.step()
 
     def on_validation_epoch_start(self) -> None:
         """Clears the losses and texts of the last validation."""

@@ -13,12 +13,14 @@ import pytest
 import soundfile
 import torch
 
+from tests import training_runs
 from tests.asr.mtsk.training.mtsk_runs import TEXTS, fit, module_of, same, weights_of
 from tests.asr.talking import write_parts, write_states, write_video
 from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
 from tokenthrift.mtsk.training.clips import Clip, collate
 from tokenthrift.mtsk.training.module import module_options, sample_lines
 from tokenthrift.mtsk.training.scales import backward_by_scale
+from tokenthrift.training.optim import OptimConfig
 from tokenthrift.whisper import _mel_filters, log_mel, sinusoids
 
 # Advice about loaders, folders and the next release of torch.
@@ -59,6 +61,35 @@ def test_a_step_encodes_once_for_all_scales(parts: dict[str, str], tmp_path: Pat
     fit(module, Path(manifest), 1)
     assert sum(read) == len(model.config.scales) == 4
     assert encoded == ["WhisperEncoder", "AvHubert"] * 2, "once to train, once to validate"
+
+
+class Gradients(L.Callback):
+    """Keeps the gradient of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Lightning calls it."""
+        named = pl_module.named_parameters()
+        self.steps.append({name: weight.grad.clone() for name, weight in named if weight.grad is not None})
+
+
+def test_a_step_takes_the_mean_gradient_of_the_batches_that_it_accumulates(parts: dict[str, str], states: Path) -> None:
+    def run(accumulate: int, steps: int) -> list[dict[str, torch.Tensor]]:
+        still = OptimConfig(learning_rate=1e-12)  # the second batch meets the weights that the first one met
+        module, noted = module_of(parts, accumulate=accumulate, optim=still, gradient_clip=1e9), Gradients()
+        data = MtskDataModule(str(states), str(states), max_frames=100)
+        training_runs.fit(module, data, steps, noted, limit_val_batches=0)
+        return noted.steps
+
+    (first, second), (both,) = run(1, 2), run(2, 1)
+    assert first.keys() == both.keys()
+    for name, own in both.items():
+        torch.testing.assert_close(own, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-6, msg=name)
+    assert not same(first, second)
+    with pytest.raises(ValueError, match="accumulate"):
+        module_of(parts, accumulate=0)
 
 
 def test_a_frozen_language_model_stays_as_it_is(parts: dict[str, str], states: Path) -> None:
