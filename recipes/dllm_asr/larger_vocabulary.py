@@ -3,6 +3,9 @@
 A word that the cut vocabulary lacks is spelled in pieces that Whisper's decoder has never written, so it is misspelled.
 The larger vocabulary holds the tokens that the words of the given texts need most. Tokens that the model has keep the
 rows it has learnt, new ones get Whisper's own, and all else stays; train on with `together.py`.
+
+`--whisper-share 0.5` takes the mean of what the model has learnt and what Whisper knew, in encoder and decoder (weights
+of a model and of what it was fine-tuned from, as in WiSE-FT, Wortsman et al., 2022): training on little speech forgets.
 """
 
 from __future__ import annotations
@@ -16,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from tokenthrift.backbones.whisper_decoder import decoder_weights
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.autoregressive import decoder_of
-from tokenthrift.dllm_asr.vocabulary import SPECIAL, trim
-from tokenthrift.sources import fetch
+from tokenthrift.dllm_asr.pretrained import assemble
+
+EMBEDDING = "backbone.decoder.embed_tokens.weight"
 
 
 def written_words(speech: Path, sentences: Path | None) -> Counter[str]:
@@ -39,7 +41,8 @@ def written_words(speech: Path, sentences: Path | None) -> Counter[str]:
     return read + Counter({word: ratio * times for word, times in spoken.items()})
 
 
-def larger(model: DllmAsr, whisper: str, size: int, words: Counter[str]) -> DllmAsr:
+@torch.no_grad()
+def larger(model: DllmAsr, whisper: str, size: int, words: Counter[str], share: float = 0.0) -> DllmAsr:
     """The model with `size` tokens of Whisper's vocabulary instead of fewer.
 
     Args:
@@ -47,17 +50,30 @@ def larger(model: DllmAsr, whisper: str, size: int, words: Counter[str]) -> Dllm
         whisper: transformers checkpoint, folder or Hub id.
         size: tokens, the special ones not counted.
         words: how often each is written.
+        share: of Whisper's weights in encoder and decoder.
     """
-    folder = fetch(whisper, ("model.safetensors", "tokenizer.json"))
-    vocabulary, keep = trim(folder / "tokenizer.json", size, words)
-    state = load_file(folder / "model.safetensors")
-    rows = decoder_weights(state, keep, len(SPECIAL), 1)["embed_tokens.weight"].float()
-    own = decoder_of(model).embed_tokens.weight
-    for token, i in vocabulary.tokenizer.get_vocab().items():
+    fresh = assemble(
+        whisper,
+        None,
+        vocab_size=size,
+        max_position_embeddings=model.config.backbone.max_position_embeddings,
+        adapter=model.config.adapter,
+        words=words,
+    )
+    published, own = decoder_of(fresh).embed_tokens.weight, decoder_of(model).embed_tokens.weight
+    rows = published.clone()
+    for token, i in fresh.vocabulary.tokenizer.get_vocab().items():
         if (old := model.vocabulary.tokenizer.token_to_id(token)) is not None:
             rows[i] = own[old]
-    grown = DllmAsr(replace(model.config, vocab_size=vocabulary.size), vocabulary)
-    grown.load_state_dict(grown.state_dict() | model.state_dict() | {"backbone.decoder.embed_tokens.weight": rows})
+    for token in (fresh.vocabulary.mask_id, fresh.vocabulary.delete_id):
+        published[token] = rows[token]  # Whisper has neither
+    grown = DllmAsr(replace(model.config, vocab_size=fresh.vocabulary.size), fresh.vocabulary)
+    state = model.state_dict() | {EMBEDDING: rows}
+    theirs = fresh.state_dict()
+    for name in state if share else ():
+        if name.startswith(("encoder.", "backbone.decoder.")):
+            state[name] = torch.lerp(state[name], theirs[name], share)
+    grown.load_state_dict(grown.state_dict() | state)
     return grown
 
 
@@ -68,12 +84,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=10_240, help="tokens (default: %(default)s)")
     parser.add_argument("--speech", type=Path, required=True, help="folder of speech shards, from recordings.py")
     parser.add_argument("--sentences", type=Path, help="sentences.jsonl, from sentences.py")
+    parser.add_argument(
+        "--whisper-share", type=float, default=0.0, help="of Whisper's own weights (default: %(default)s)"
+    )
     parser.add_argument("--whisper", default="openai/whisper-tiny.en", help="folder or Hub id")
     arguments = parser.parse_args()
     model = DllmAsr.from_pretrained(arguments.model).float()
     words = written_words(arguments.speech, arguments.sentences)
-    with torch.no_grad():
-        grown = larger(model, arguments.whisper, arguments.size, words)
+    grown = larger(model, arguments.whisper, arguments.size, words, arguments.whisper_share)
     cuts = [
         sum(len(v.word(word)) * times for word, times in words.items()) for v in (model.vocabulary, grown.vocabulary)
     ]

@@ -282,6 +282,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="the schedule ends here if not at --steps before")
     parser.add_argument("--seconds", type=float, default=64.0, help="of audio in a batch (default: %(default)s)")
     parser.add_argument("--frozen-layers", type=int, default=1, help="of the encoder, from the lowest on")
+    for name, value in vars(Weights()).items():
+        parser.add_argument(f"--{name}-weight", type=float, default=value, help="of the loss (default: %(default)s)")
     parser.add_argument("--denoise-every", type=int, default=1, help="steps between two with the denoising loss")
     parser.add_argument("--distance-every", type=int, default=8, help="steps; 0 leaves the distance out")
     parser.add_argument("--encoder-rate", type=float, default=5e-5)
@@ -295,7 +297,8 @@ def main() -> None:
     if not shards:
         parser.error(f"{arguments.speech} holds no shards of speech")
     noises, rooms = read_folder(arguments.noise, "noise*.flac"), read_folder(arguments.noise, "rir*.flac")
-    model, weights = DllmAsr.from_pretrained(arguments.start).float().train(), Weights()
+    model = DllmAsr.from_pretrained(arguments.start).float().train()
+    weights = Weights(**{name: getattr(arguments, f"{name}_weight") for name in vars(Weights())})
     if arguments.draft_layers:
         model = deeper(model, arguments.draft_layers).train()
     if arguments.whisper:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,25 @@ def test_a_larger_vocabulary_keeps_what_was_learnt(
         assert torch.allclose(own[i], expected, atol=1e-3), token
     same = [name for name in start.state_dict() if "embed_tokens" not in name]
     assert all(torch.allclose(grown.state_dict()[name], start.state_dict()[name], atol=1e-3) for name in same)
+
+    with torch.no_grad():
+        for parameter in (*start.encoder.parameters(), *start.backbone.decoder.layers.parameters()):
+            parameter.add_(0.25)
+    words = {word: 1 for text in TEXTS for word in text.split()}
+    mixed = larger_vocabulary.larger(start, str(whisper), 100, Counter(words), 0.5)
+    theirs = assemble(
+        str(whisper),
+        None,
+        vocab_size=100,
+        max_position_embeddings=128,
+        adapter=AdapterConfig(pool=2, stride=1),
+        words=words,
+    )
+    for name in ("encoder.layers.0.fc1.weight", "backbone.decoder.layers.1.fc2.weight"):
+        middle = 0.5 * (start.state_dict()[name] + theirs.state_dict()[name])
+        assert torch.allclose(mixed.state_dict()[name], middle, atol=1e-6)
+    untouched = next(name for name in start.state_dict() if name.startswith("draft."))
+    assert torch.equal(mixed.state_dict()[untouched], start.state_dict()[untouched])
 
 
 def test_a_training_without_speech_is_refused(

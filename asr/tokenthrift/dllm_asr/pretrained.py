@@ -57,6 +57,7 @@ def assemble(
     max_position_embeddings: int,
     adapter: AdapterConfig,
     draft: DraftConfig | None = None,
+    words: Mapping[str, int] | None = None,
 ) -> DllmAsr:
     """Puts a model with a small vocabulary together; draft head, adapter and new token rows are random or means.
 
@@ -68,6 +69,7 @@ def assemble(
         max_position_embeddings: longest input of Whisper's decoder; others keep their own.
         adapter: rates of the memory.
         draft: sizes of the CTC head.
+        words: how often each word is written, which chooses the tokens, see `vocabulary.trim`.
 
     Raises:
         ValueError: the language model has a setting that a model folder cannot say.
@@ -75,7 +77,7 @@ def assemble(
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
     text = source if language_model is None else fetch(language_model, ("config.json", "tokenizer.json"))
-    vocabulary, keep = trim(text / "tokenizer.json", vocab_size)
+    vocabulary, keep = trim(text / "tokenizer.json", vocab_size, words)
     parts: dict[str, Any] = {
         "vocab_size": vocabulary.size,
         "encoder": replace(encoder_of(whisper), source=None),
