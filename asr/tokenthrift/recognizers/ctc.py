@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
@@ -31,11 +32,18 @@ class CtcRecognizer(TransformersRecognizer):
         """Frames of the log-probabilities."""
         import torch
 
-        model = self.model
-        if hasattr(model, "_get_feat_extract_output_lengths") and not hasattr(model, "ctc_head"):
-            return max(1, int(model._get_feat_extract_output_lengths(torch.tensor([samples]))[0]))
-        frames = torch.tensor([samples // int(self.features.hop_length)])
-        return max(1, int(model._get_subsampling_output_length(frames)[0]))
+        lengths = getattr(self.model, "_get_subsampling_output_length", None)
+        lengths = lengths or self.model._get_feat_extract_output_lengths
+        return max(1, int(lengths(torch.tensor([self._read(samples)]))[0]))
+
+    def _read(self, samples: int) -> int:
+        """What the network reads of so many samples: these, or frames of a spectrogram as the extractor counts them."""
+        if "input_features" not in self.features.model_input_names:
+            return samples
+        silence = np.zeros(samples, dtype=np.float32)
+        inputs = self.features([silence], sampling_rate=self.sample_rate, return_tensors="pt")
+        mask = inputs.get("attention_mask")
+        return int(inputs["input_features"].shape[1] if mask is None else mask[0].sum())
 
     def log_probabilities(self, audio: Sequence[Tensor]) -> Tensor:
         """Of recordings of one length: `(B, frames, vocabulary)`, natural logarithms, on the CPU."""
@@ -47,12 +55,13 @@ class CtcRecognizer(TransformersRecognizer):
 
     def transcribe_rows(self, audio: Sequence[Tensor], limits: DecodeBudget) -> list[Transcript]:
         """Transcribes recordings of one length."""
+        native = self.native_tokens(len(audio[0]))
         return [
-            self._transcript(row, len(samples))
+            self._transcript(row, len(samples), native)
             for row, samples in zip(self.log_probabilities(audio), audio, strict=True)
         ]
 
-    def _transcript(self, log_p: Tensor, samples: int) -> Transcript:
+    def _transcript(self, log_p: Tensor, samples: int, native: int) -> Transcript:
         seconds = samples / self.sample_rate
         step = seconds / len(log_p)
         runs = collapse(log_p, self.blank)
@@ -62,7 +71,7 @@ class CtcRecognizer(TransformersRecognizer):
             for piece, (_, p, first, last) in zip(pieces, runs, strict=True)
             if piece
         )
-        return Transcript("".join(pieces).strip(), tokens, usage_of(self.native_tokens(samples), 1))
+        return Transcript("".join(pieces).strip(), tokens, usage_of(native, 1))
 
 
 def collapse(log_p: Tensor, blank: int) -> list[tuple[int, float, int, int]]:

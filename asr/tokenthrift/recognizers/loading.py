@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,17 @@ __all__ = ["load_transformers"]
 _FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _MOST_LAYERS: Final = 256
 _MOST: Final = 10_000_000  # no width, vocabulary or position count comes near
+# Of what turns sound into numbers, which allocates filters by them, or pads every recording to so many seconds.
+_MOST_OF: Final = {
+    "feature_size": 1024,
+    "num_mel_bins": 1024,
+    "n_fft": 65_536,
+    "win_length": 65_536,
+    "chunk_length": 600,
+    "sampling_rate": 200_000,
+}
+_SETTINGS: Final = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
+_SPARE_NUMBERS: Final = 1_000_000
 # Used in training only, and absent from most published checkpoints.
 _TRAINING_ONLY: Final = ("masked_spec_embed",)
 _NOT_SPEECH_TO_TEXT: Final = frozenset({"dia", "pop2piano", "vibevoice"})
@@ -53,26 +65,32 @@ def load_transformers(
     folder = _folder(source, revision)
     fields = read_json(folder / "config.json")
     kind = fields.get("model_type")
-    _check_sizes(fields, str(folder / "config.json"))
+    for path in (folder / name for name in _SETTINGS):
+        if path.is_file():
+            _check_sizes(read_json(path), str(path))
     automatic, adapter, whole_processor = _kind(kind, str(source))
-    expected = _check_weights(folder, source)
+    expected, numbers = _check_weights(folder, source)
+    import torch
     from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
+    with _loading(source):
         config = AutoConfig.from_pretrained(folder, **options)
-        with _quiet():
-            model, report = automatic.from_pretrained(
-                folder, config=config, use_safetensors=True, output_loading_info=True, dtype="auto", **options
-            )
+        with torch.device("meta"):
+            needed = sum(parameter.numel() for parameter in automatic.from_config(config).parameters())
+    if needed > 2 * numbers + _SPARE_NUMBERS:
+        # Transformers would allocate what is missing and draw it at random.
+        raise WeightsError(f"{source}: config.json is of {needed:,} numbers, and its {expected} of {numbers:,}")
+    with _loading(source):
+        model, report = automatic.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, dtype="auto", **options
+        )
         if whole_processor:
             features = AutoProcessor.from_pretrained(folder, **options)
             tokenizer = features.tokenizer
         else:
             features = AutoFeatureExtractor.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{source}: transformers cannot load it: {_line(error)}") from error
     missing = [key for key in report["missing_keys"] if not key.endswith(_TRAINING_ONLY)]
     wrong = [*missing, *(str(key) for key in report.get("mismatched_keys") or ())]
     if wrong:
@@ -142,25 +160,25 @@ def _check_sizes(fields: Mapping[str, Any], where: str) -> None:
         elif isinstance(value, list):
             waiting += [(name, item) for item in value]
         elif isinstance(value, int) and not isinstance(value, bool):
-            most = _MOST_LAYERS if "layers" in name else _MOST
+            most = _MOST_LAYERS if "layers" in name else _MOST_OF.get(name, _MOST)
             if abs(value) > most:
                 raise ConfigError(f"{where}: {name} is {value}; at most {most} is read")
 
 
-def _check_weights(folder: Path, source: str | Path) -> str:
-    """The name of the weights, once their headers are known to be whole and inside the folder."""
+def _check_weights(folder: Path, source: str | Path) -> tuple[str, int]:
+    """The name of the weights and how many numbers they are, once their headers are known to be whole."""
     if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         what = f"only {pickles[0]}, and opening a pickle can run code" if pickles else "no model.safetensors"
         raise WeightsError(f"{source} has {what}; this job loads safetensors alone")
     files = fetch_weights(folder)
-    read_headers(files)
-    return WEIGHTS if len(files) == 1 else f"{len(files)} safetensors files"
+    numbers = sum(prod(shape) for shape, _ in read_headers(files).values())
+    return WEIGHTS if len(files) == 1 else f"{len(files)} safetensors files", numbers
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers about what is checked here anyway."""
+def _loading(source: str | Path) -> Iterator[None]:
+    """No progress bars and warnings of transformers about what is checked here anyway, and one kind of error."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -168,6 +186,8 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{source}: transformers cannot load it: {_line(error)}") from error
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -1,4 +1,4 @@
-"""Encoder-decoders other than Whisper: Moonshine, Speech2Text and what else `AutoModelForSpeechSeq2Seq` loads.
+"""Encoder-decoders other than Whisper: Moonshine, SpeechT5, SeamlessM4T and all that `AutoModelForSpeechSeq2Seq` loads.
 
 Greedy decoding by transformers' `generate`, with the probability of every choice. These models give no times; the batch
 job aligns their words where it is given a CTC model (`transcription.alignment`). Moonshine's authors stop at 6.5 tokens
@@ -9,21 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenthrift.budget import DecodeBudget
-from tokenthrift.recognizers.base import ConfidenceRecorder, TransformersRecognizer
+from tokenthrift.recognizers.base import ConfidenceRecorder, Parts, TransformersRecognizer
 from tokenthrift.transcript import Transcript
 
 __all__ = ["Seq2SeqRecognizer", "generated_rows"]
 
+_ENGLISH = "eng"
+
 
 class Seq2SeqRecognizer(TransformersRecognizer):
-    """A `Recognizer` of an encoder-decoder."""
+    """A `Recognizer` of an encoder-decoder.
+
+    SeamlessM4T writes in the language that it is told, which is the one spoken or English; told nothing it writes
+    something.
+
+    Args:
+        parts: model, features, tokenizer.
+        language: of the speech, as the model names it, where it takes one.
+        task: "transcribe", or "translate" into English where the model can.
+
+    Raises:
+        ValueError: the model takes no language, needs one, or does not know this one; or it does not translate.
+    """
 
     decode_fields = frozenset({"max_new_tokens"})
+
+    def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:
+        generation = parts.model.generation_config
+        self._languages: dict[str, Any] = getattr(generation, "text_decoder_lang_to_code_id", None) or {}
+        super().__init__(parts, language=language, task=task)
+        self._target = _ENGLISH if task == "translate" else language
+        if self._languages and not {self._target, language or self._target} <= self._languages.keys():
+            raise ValueError(f"language={language!r}: this model wants one of {', '.join(sorted(self._languages))}")
+
+    @property
+    def takes_language(self) -> bool:
+        """Models of several languages do."""
+        return bool(self._languages)
+
+    @property
+    def translates(self) -> bool:
+        """Those that know English among others do."""
+        return _ENGLISH in self._languages
 
     def native_tokens(self, samples: int) -> int:
         """Encoder states."""
@@ -56,6 +89,7 @@ class Seq2SeqRecognizer(TransformersRecognizer):
         native = self.native_tokens(samples)
         sequences = self.model.generate(
             **self._inputs(audio),
+            **({"tgt_lang": self._target} if self._languages else {}),
             max_new_tokens=self.most_tokens(samples, limits),
             do_sample=False,
             num_beams=1,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.asr.recognizers.tiny_speech import multilingual_whisper
+from tests.asr.recognizers.tiny_speech import multilingual_whisper, seamless_m4t
 from tests.asr.tiny_dllm import speech
 from tests.media_files import write
+from tokenthrift.recognizers import load_transformers
 from tokenthrift.transcript import TranscriptToken
 from tokenthrift.transcription import Transcriber, load_recognizer, sound
 from tokenthrift.transcription.cli import main
@@ -43,6 +44,20 @@ def test_languages_by_code_and_name_and_the_likeliest_without_one(folder: Path) 
     assert {int(row[1]) for row in model._prompts(states)} <= set(known.values())
     assert _tokens(folder) in found.values()
     assert _tokens(folder, language="de", task="translate") != found["de"]
+
+
+def test_seamless_writes_in_the_language_that_it_is_told(tmp_path: Path) -> None:
+    """Told none it would write something all the same."""
+    source = seamless_m4t(tmp_path / "seamless")
+    audio = [speech(0.6), speech(0.9, 1)]
+    german, english, translated = (
+        [found.text for found in load_transformers(source, **options).transcribe(audio)]
+        for options in ({"language": "deu"}, {"language": "eng"}, {"language": "deu", "task": "translate"})
+    )
+    assert german != english == translated
+    for language in (None, "klingon"):
+        with pytest.raises(ValueError, match="wants one of deu, eng"):
+            load_transformers(source, language=language)
 
 
 def test_through_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,14 @@ from tokenthrift.transcription import load_recognizer
 
 REAL = Path(os.environ.get("TOKENTHRIFT_WHISPER", "no-whisper"))
 SAMPLES = Path(__file__).parents[3] / "samples" / "speech"
-TIMED = {"wav2vec2", "wav2vec2-layer", "hubert", "parakeet_ctc", "parakeet_tdt", "whisper"}
-WRITERS = {"moonshine", "granite_speech", "qwen2_audio", "whisper"}  # autoregressive: a limit of tokens is honored
+TIMED = {"wav2vec2", "wav2vec2-layer", "hubert", "wav2vec2_bert", "parakeet_ctc", "parakeet_tdt", "whisper"}
+WRITERS = {
+    "moonshine",
+    "speecht5",
+    "granite_speech",
+    "qwen2_audio",
+    "whisper",
+}  # autoregressive: a limit of tokens is honored
 
 
 @cache
@@ -145,6 +151,12 @@ def test_only_whole_safetensors_are_loaded(tmp_path: Path) -> None:
         load_transformers(altered("endless", num_hidden_layers=1_000_000))
     with pytest.raises(ConfigError, match="hidden_size"):
         load_transformers(altered("wide", hidden_size=10**12))
+    with pytest.raises(WeightsError, match=r"config.json is of 1\d\d,\d{3},\d{3} numbers"):
+        load_transformers(altered("large", hidden_size=2048, intermediate_size=8192))
+    filters = shutil.copytree(good, tmp_path / "filters")
+    (filters / "preprocessor_config.json").write_text(json.dumps({"feature_size": 10**6}))
+    with pytest.raises(ConfigError, match="feature_size is 1000000"):
+        load_transformers(filters)
     code = altered("code", model_type="mine", auto_map={"AutoConfig": "evil.C", "AutoModelForCTC": "evil.M"})
     (code / "evil.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
     with pytest.raises(ConfigError, match="without code of the repository"):

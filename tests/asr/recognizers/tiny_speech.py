@@ -74,6 +74,22 @@ def hubert(folder: Path) -> Path:
     return wav2vec2(folder, "Hubert")
 
 
+def wav2vec2_bert(folder: Path) -> Path:
+    """Wav2Vec2-BERT, which reads a spectrogram."""
+    tokenizer = letters_tokenizer(folder)
+    config = transformers.Wav2Vec2BertConfig(
+        vocab_size=len(tokenizer),
+        **_SIZES,
+        pad_token_id=0,
+        conv_depthwise_kernel_size=5,
+        feature_projection_input_dim=32,
+    )
+    _louder(transformers.Wav2Vec2BertForCTC(config), "lm_head").save_pretrained(folder)
+    transformers.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _conformer() -> dict[str, Any]:
     return {
         **_SIZES,
@@ -127,6 +143,64 @@ def moonshine(folder: Path) -> Path:
     )
     _louder(transformers.MoonshineForConditionalGeneration(config), seed=3).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+_DECODER: dict[str, Any] = {
+    "hidden_size": 32,
+    **{
+        f"{side}_{name}": 4 if "heads" in name else 2
+        for side in ("encoder", "decoder")
+        for name in ("layers", "attention_heads")
+    },
+    **{f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")},
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def _written_ids(tokenizer: Any) -> dict[str, int]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    return dict.fromkeys(names, tokenizer.eos_token_id)
+
+
+def speecht5(folder: Path) -> Path:
+    """SpeechT5 from speech to text."""
+    tokenizer = bpe_tokenizer(folder)
+    config = transformers.SpeechT5Config(
+        vocab_size=len(tokenizer),
+        **_DECODER,
+        conv_dim=(32, 32, 32),
+        conv_kernel=(10, 8, 4),
+        conv_stride=(5, 8, 8),
+        **_written_ids(tokenizer),
+    )
+    _louder(transformers.SpeechT5ForSpeechToText(config), seed=3).save_pretrained(folder)
+    transformers.SpeechT5FeatureExtractor().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def seamless_m4t(folder: Path) -> Path:
+    """SeamlessM4T from speech to text in English or German."""
+    tokenizer = bpe_tokenizer(folder)
+    config = transformers.SeamlessM4TConfig(
+        vocab_size=len(tokenizer),
+        **_DECODER,
+        speech_encoder_layers=2,
+        speech_encoder_attention_heads=4,
+        speech_encoder_intermediate_size=64,
+        feature_projection_input_dim=32,
+        conv_depthwise_kernel_size=5,
+        **_written_ids(tokenizer),
+    )
+    model = _louder(transformers.SeamlessM4TForSpeechToText(config), seed=4)
+    model.generation_config = transformers.GenerationConfig(
+        **_written_ids(tokenizer), text_decoder_lang_to_code_id={"eng": 5, "deu": 60}
+    )
+    model.save_pretrained(folder)
+    transformers.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -203,9 +277,11 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "wav2vec2": wav2vec2,
     "wav2vec2-layer": lambda folder: wav2vec2(folder, norm="layer"),
     "hubert": hubert,
+    "wav2vec2_bert": wav2vec2_bert,
     "parakeet_ctc": parakeet_ctc,
     "parakeet_tdt": parakeet_tdt,
     "moonshine": moonshine,
+    "speecht5": speecht5,
     "granite_speech": granite_speech,
     "qwen2_audio": qwen2_audio,
     "whisper": whisper,
