@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -220,6 +221,8 @@ def main() -> None:
         passes = passes_of(arguments.passes, arguments.system, arguments.data)
     except ValueError as error:
         parser.error(str(error))
+    if not 0 < passes < math.inf:
+        parser.error(f"--passes: a recording takes more than {passes:g} passes of a language model")
     options: dict[str, Any] = {"slots": arguments.slots, "prefix": arguments.prefix, "passes": passes}
     options |= {"dtype": getattr(torch, arguments.dtype), "device": arguments.device, "repeats": repeats}
     costs = [measure(name, **options) for name in names]

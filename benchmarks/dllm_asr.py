@@ -1,16 +1,16 @@
 """dLLM-ASR against its parts and its baselines, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
 Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
-certified text, also with encoder and draft head in 8 bits; the diffusion model without draft, with the draft's length
-only, with its sure words, by the model's own settings, with and without pruning, with the gate (a draft that is sure
-everywhere stays), and with an encoder that always reads 30 s; the same weights left to right, and with `--baseline`
-another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the length guard
-of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper tiny.en itself, on 30 s of
-padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A row whose package or
-weights are absent is left out, and stderr says why. Word error rates follow Whisper's English normalizer over the whole
-set; a forward pass of two responses side by side counts twice; CPU seconds are those of the process, so that other work
-on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft, verifying, left to right,
-denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
+certified text, also with encoder and draft head in 8 bits; the diffusion model without draft, with all words of the
+draft open, with its sure words kept, by the model's own settings, with and without pruning, with the gate (a draft that
+is sure everywhere stays), and with an encoder that always reads 30 s; the same weights left to right, and with
+`--baseline` another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the
+length guard of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper tiny.en itself,
+on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A row whose
+package or weights are absent is left out, and stderr says why. Word error rates follow Whisper's English normalizer
+over the whole set; a forward pass of two responses side by side counts twice; CPU seconds are those of the process, so
+that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft, verifying, left
+to right, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
 
 The four ablations of the paper (arXiv 2601.17902) are among the rows: exit alone is "no draft, no pruning" beside the
 fixed steps; the prior is "draft" beside "no draft"; pruning is each of them beside its own without; the chat prompt has

@@ -33,7 +33,6 @@ class Adapter(nn.Module):
     def __init__(self, config: AdapterConfig, hidden_size: int, memory_size: int) -> None:
         super().__init__()
         self.config = config
-        self.rate = config.pool * config.stride  # encoder states of a position, unless a call says otherwise
         has_conv = config.stride > 1
         self.conv = nn.Conv1d(hidden_size, hidden_size, 3, config.stride, padding=1) if has_conv else None
         self.projection = nn.Linear(hidden_size, memory_size) if has_conv else None

@@ -204,8 +204,9 @@ class DecodeConfig:
     """Most rounds; the last one commits every slot that is still open."""
     draft: DraftUse = "confident"
     """What is used of the CTC draft: "confident" keeps its confident words and opens slots for the others, "length"
-    uses only the number of slots, "none" guesses that number from the duration. "both" denoises the first two side by
-    side, in the same rounds, and keeps the text to which the CTC head gives the higher likelihood."""
+    opens slots for all, with their tokens as hints; "none" guesses the number of slots from the duration. "both"
+    denoises the first two side by side, in the same rounds, and keeps the text to which the CTC head gives the higher
+    likelihood."""
     draft_threshold: float = 0.9
     """CTC posterior below which a word of the draft is left to the language model."""
     extra_slots_ratio: float = 0.3

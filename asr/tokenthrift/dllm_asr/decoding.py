@@ -222,7 +222,10 @@ def _denoise(
     canvases: list[Canvas] = []
     samples = [sampled_drafts(batch.posteriors(row), settings.n_best) for row in going] if settings.n_best > 1 else None
     for draw in range(settings.n_best):
-        drafts = [batch.drafts[row] if samples is None or not draw else samples[i][draw] for i, row in enumerate(going)]
+        drafts: list[Sequence[DraftWord]] = [batch.drafts[row] for row in going]
+        if samples is not None and draw:
+            # Letters drawn from silence are no speech.
+            drafts = [own[draw] if first else first for own, first in zip(samples, drafts, strict=True)]
         for use in uses:
             canvases += model.canvases(drafts, lengths, replace(settings, draft=use), rates)
     canvases = [canvas.first(limits.max_new_tokens) for canvas in canvases]

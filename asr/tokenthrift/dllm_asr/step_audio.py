@@ -45,7 +45,6 @@ class StepAudioAdapter(nn.Module):
 
     def __init__(self, hidden_size: int, memory_size: int) -> None:
         super().__init__()
-        self.rate = 4
         self.frontend = nn.ModuleDict(
             {
                 "after_norm": nn.LayerNorm(hidden_size),

@@ -78,9 +78,8 @@ class Contract(ModelContract):
             max_slots=64,
         )
         context = model.backbone.context(*model.adapter(states, lengths))
-        logits = model.backbone(
-            made.corrupted.ids, made.mask, context, made.windows * 50 / model.adapter.rate, made.hints
-        )
+        windows = made.windows * 50 / (model.config.adapter.pool * model.config.adapter.stride)
+        logits = model.backbone(made.corrupted.ids, made.mask, context, windows, made.hints)
         return diffusion_loss(logits, made.targets, made.mask, made.corrupted) + ctc_loss(
             model.draft(states, lengths), lengths, [character_ids(t) for t in texts]
         )

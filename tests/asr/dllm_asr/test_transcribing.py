@@ -185,6 +185,10 @@ def test_no_word_in_the_draft_is_silence(whisper: DllmAsr, monkeypatch: pytest.M
     (transcript,) = whisper.transcribe([torch.zeros(8000)])
     assert (transcript.text, transcript.tokens, transcript.usage.rounds) == ("", (), 0)
     assert transcript.usage.native == 25
+    # Nor is anything written of the drafts that are drawn from its posteriors.
+    way = replace(whisper.config.decode, n_best=4)
+    (several,) = whisper.decode(*whisper.encode([torch.zeros(8000)]), settings=way)
+    assert (several.text, several.alternatives, several.usage.rounds) == ("", (), 0)
 
 
 def test_only_spare_slots_end_a_text(whisper: DllmAsr, monkeypatch: pytest.MonkeyPatch) -> None:
