@@ -37,11 +37,19 @@ set -efu -o pipefail
 
 @dataclass(frozen=True)
 class Command:
-    """Words of a command, the folder in which it runs (of the repository), and the file that its output goes to."""
+    """Words of a command.
+
+    Attributes:
+        words: as the program gets them.
+        folder: of the repository, in which it runs.
+        into: the file that its output goes to.
+        whole: whether nothing is left out, as in a line of text.
+    """
 
     words: tuple[str, ...]
     folder: str = "."
     into: str | None = None
+    whole: bool = True
 
     def path(self, word: str) -> str:
         """A path as it is called from the root."""
@@ -82,5 +90,5 @@ def inline_commands(page: Path) -> list[Command]:
     found = []
     for text in INLINE.findall(prose):
         words = without_prefix([word for word in shlex.split(text) if word != "..."])
-        found.append(Command(tuple(words)))
+        found.append(Command(tuple(words), whole=False))
     return found

@@ -34,7 +34,7 @@ def name_of(page: Path) -> str:
 
 
 @cache
-def understood(command: Command, *, whole: bool = True) -> argparse.Namespace:
+def understood(command: Command) -> argparse.Namespace:
     """The arguments of a command of ours; those of other programs are not looked at."""
     program, *words = command.words
     if program == "make":
@@ -45,7 +45,7 @@ def understood(command: Command, *, whole: bool = True) -> argparse.Namespace:
         option_parsers.check_recipe(run)
         return argparse.Namespace(run=run)
     elif program == "tokenthrift":
-        return option_parsers.command(words, whole=whole)
+        return option_parsers.command(words, whole=command.whole)
     elif program == "python" and words[0] == "-c":
         ast.parse(words[1])
     elif program == "python" and words[0] == "-m":
@@ -53,12 +53,12 @@ def understood(command: Command, *, whole: bool = True) -> argparse.Namespace:
         if name[0] == "tokenthrift":
             path = ROOT.joinpath("tokenizers", *name).with_suffix(".py")
             path = path if path.is_file() else ROOT.joinpath("multimodal", *name).with_suffix(".py")
-            return option_parsers.script(path, words[2:], whole=whole)
+            return option_parsers.script(path, words[2:], whole=command.whole)
         assert name[0] in ("lmms_eval", "venv")
     elif program == "python":
         path = ROOT / command.path(words[0])
         assert path.is_file(), words[0]
-        return option_parsers.script(path, words[1:], whole=whole)
+        return option_parsers.script(path, words[1:], whole=command.whole)
     else:
         assert program in PROGRAMS, program
     return argparse.Namespace()
@@ -104,19 +104,18 @@ def test_blocks_of_a_page_are_one_script(tmp_path: Path) -> None:
     *both, last = shell_commands(tmp_path / "page.md")
     assert both == [Command(("cat", "a", f"{name} b"), into=f"data/{name}.txt") for name in ("dev", "test")]
     assert last.path(last.words[1]) == "data/x.py"
-    assert inline_commands(tmp_path / "page.md") == [Command(("python", "recipes/a.py", "--b"))]
+    assert inline_commands(tmp_path / "page.md") == [Command(("python", "recipes/a.py", "--b"), whole=False)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_are_understood_and_name_files_that_are_there(page: Path) -> None:
-    shown = [(command, True) for command in shell_commands(page)]
-    for command, whole in shown + [(command, False) for command in inline_commands(page)]:
+    for command in shell_commands(page) + inline_commands(page):
         try:
-            understood(command, whole=whole)
+            understood(command)
         except Exception as error:
             raise AssertionError(f"{' '.join(command.words)}: {error}") from error
         for path in paths_of(command):
-            assert path.startswith(MADE) or (ROOT / path).exists() or path in (writes(command) if whole else ()), path
+            assert path.startswith(MADE) or (ROOT / path).exists() or path in writes(command), path
 
 
 def writes(command: Command) -> set[str]:
