@@ -159,6 +159,9 @@ class BackboneConfig:
     prompt: str | None = None
     """Text around the memory, which stands at `{audio}`; None has the chat template of the family. Only with a whole
     vocabulary."""
+    mask_id: int | None = None
+    """Token of MASK where the source names none, as a plain Qwen2, Qwen3 or Llama does not: a row of its embedding that
+    no text has."""
     end_id: int | None = None
     """Token that ends a text, where the whole vocabulary of a published model is used; None where the tokenizer has the
     four special tokens of a cut vocabulary."""
@@ -186,6 +189,8 @@ class BackboneConfig:
         if self.prompt is not None and self.prompt.count("{audio}") != 1:
             raise ConfigError(f"backbone.prompt {self.prompt!r} must have {{audio}} once, where the memory stands")
         if (shape := self.language_model) is not None:
+            if self.mask_id not in (None, shape.mask_id):
+                raise ConfigError(f"backbone.mask_id {self.mask_id} is not language_model.mask_id {shape.mask_id}")
             for name in (*_BACKBONE_SIZES, "max_position_embeddings"):
                 object.__setattr__(self, name, getattr(shape, name))
             return

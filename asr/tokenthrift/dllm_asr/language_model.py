@@ -28,6 +28,7 @@ from tokenthrift.weights import empty_parameters
 
 if TYPE_CHECKING:  # transformers is slow to import, and Whisper's decoder needs none of it
     from tokenthrift.backbones.prefix import PrefixBackbone
+    from tokenthrift.backbones.shape import BackboneShape
 
 __all__ = [
     "completed",
@@ -74,14 +75,15 @@ def completed(config: DllmAsrConfig, base_dir: Path | None = None) -> DllmAsrCon
     from tokenthrift.backbones.families import backbone_shape
 
     source = resolved(backbone.source, base_dir)
-    shape = backbone.language_model or backbone_shape(cast(Any, backbone.family), source)
+    mask_id = backbone.mask_id
+    shape = backbone.language_model or backbone_shape(cast(Any, backbone.family), source, mask_id=mask_id)
     template = TEMPLATES.get(backbone.family) or TEMPLATES[shape.model_type]
     backbone = replace(backbone, language_model=shape, prompt=backbone.prompt or template)
     if backbone.end_id is None or backbone.delete_id is None:
         folder = fetch(source, ("config.json", "tokenizer.json"))
         tokenizer, fields = _tokenizer(folder / "tokenizer.json"), read_json(folder / "config.json")
         end = _end(tokenizer, fields) if backbone.end_id is None else backbone.end_id
-        delete = _unused(tokenizer, shape.vocab_size) if backbone.delete_id is None else backbone.delete_id
+        delete = _unused(tokenizer, shape) if backbone.delete_id is None else backbone.delete_id
         backbone = replace(backbone, end_id=end, delete_id=delete)
     return replace(config, backbone=backbone, vocab_size=shape.vocab_size)
 
@@ -108,12 +110,20 @@ def source_vocabulary(path: Path, backbone: BackboneConfig) -> Vocabulary:
     Args:
         path: its `tokenizer.json`.
         backbone: completed.
+
+    Raises:
+        ConfigError: the file is damaged, or one token is to mean two things.
     """
     shape = backbone.language_model
     assert shape is not None
     assert backbone.end_id is not None
     assert backbone.delete_id is not None
     tokenizer = _tokenizer(path)
+    if len({shape.mask_id, backbone.end_id, backbone.delete_id}) < 3:
+        raise ConfigError(
+            f"MASK {shape.mask_id}, backbone.end_id {backbone.end_id} and backbone.delete_id {backbone.delete_id} must "
+            "be different tokens"
+        )
     start = tokenizer.encode((backbone.prompt or "").partition("{audio}")[2], add_special_tokens=False).ids
     ids = SpecialIds(shape.mask_id, backbone.end_id, backbone.delete_id, start[-1] if start else backbone.end_id)
     return Vocabulary(tokenizer, ids, shape.vocab_size)
@@ -222,12 +232,13 @@ def _end(tokenizer: Tokenizer, fields: dict[str, Any]) -> int:
     return int(found)
 
 
-def _unused(tokenizer: Tokenizer, rows: int) -> int:
+def _unused(tokenizer: Tokenizer, shape: BackboneShape) -> int:
     """A token that no text has."""
     for name in UNUSED:
         if (found := tokenizer.token_to_id(name)) is not None:
             return int(found)
     beyond = max(tokenizer.get_vocab().values()) + 1
-    if beyond >= rows:
+    beyond += beyond == shape.mask_id  # MASK may be a row that the tokenizer does not list
+    if beyond >= shape.vocab_size:
         raise ConfigError("every row of the embedding is a token of its own: set backbone.delete_id to one of no use")
     return beyond

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,27 @@ def test_errors_name_the_source(whisper: Path, tmp_path: Path) -> None:
     (tmp_path / "lm" / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="model.safetensors"):
         DllmAsr.from_pretrained(tmp_path / "saved")
+
+
+def test_a_plain_decoder_needs_a_row_for_mask(whisper: Path, tmp_path: Path) -> None:
+    _, source = write_source(tmp_path / "lm", "a2d-qwen3")
+    fields = json.loads((source / "config.json").read_text())
+    del fields["mask_token_id"]
+    (source / "config.json").write_text(json.dumps({**fields, "model_type": "qwen3"}))
+    beyond = Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab_size()
+    named: dict[str, Any] = {"family": "a2d", "source": str(source), "prompt": "the {audio} fox"}
+    parts: dict[str, Any] = {"adapter": AdapterConfig(), "draft": DRAFT}
+    with pytest.raises(ConfigError, match="pass mask_id"):
+        assemble_around(encoder_of(str(whisper)), BackboneConfig(**named), **parts)
+    model = assemble_around(encoder_of(str(whisper)), BackboneConfig(**named, mask_id=beyond), **parts)
+    vocabulary = model.vocabulary
+    assert (vocabulary.mask_id, vocabulary.eos_id, vocabulary.delete_id) == (beyond, 7, beyond + 1)
+    model.save_pretrained(tmp_path / "saved")
+    assert texts(DllmAsr.from_pretrained(tmp_path / "saved")) == texts(model)
+    with pytest.raises(ConfigError, match="different tokens"):
+        assemble_around(encoder_of(str(whisper)), BackboneConfig(**named, mask_id=beyond, delete_id=beyond), **parts)
+    with pytest.raises(ConfigError, match="is not language_model.mask_id"):
+        replace(model.config.backbone, mask_id=3)
 
 
 def test_the_default_configuration_is_as_before() -> None:
