@@ -10,7 +10,7 @@ Differs from the published code, unless `compat="released"`:
 - rows are independent: each begins phase 2 when its own end is sure, and leaves the batch when it is done (`lockstep`);
 - MASK is no candidate (`mask_token`); published, a slot that predicts MASK is passed over as long as another does not;
 - an insertion takes only as many slots as `max_length` leaves (`cut_tail=False`); published, the end of the row is cut;
-- softmax and noise in float64 (`wide`); published, in float32.
+- softmax and noise in float64 (`wide`); published, noise in float32, softmax too where the model is no wider.
 
 Why it ends: phase 1 adds a slot a call up to `max_length`; in phase 2 every call decides a slot of each row it reads,
 and insertions can add no more than `max_length` slots in all.
@@ -154,7 +154,7 @@ class DaedalRun(Run):
         if self.sampler.guidance and not bool(self.growing.any()):
             logits, rows = guide(logits, self.sampler.guidance), rows[: len(rows) // 2]
         if not self.sampler.wide:
-            logits = logits.float()
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         self.rounds[rows] += 1
         token, confidence = self._candidates(logits, rows)
         growing = rows[self.growing[rows]].tolist()

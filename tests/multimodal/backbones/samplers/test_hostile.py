@@ -112,6 +112,15 @@ def test_the_published_noise_of_daedal_has_single_precision() -> None:
     assert torch.equal(trace.after[0], (logits.exp() / -noise.log()).argmax(-1))
 
 
+def test_as_published_daedal_keeps_the_precision_of_a_wide_model() -> None:
+    """A confidence above the threshold by less than single precision tells is above it."""
+    chance = torch.tensor(0.9 + 1e-9, dtype=torch.float64)
+    logits = torch.full((1, 4, 5), float(((1 - chance) / 4).log()), dtype=torch.float64)
+    logits[..., 2] = chance.log()
+    done = sample(lambda *_: logits, masked(1, 3), DaedalSampler(compat="released", grow=False), TOKENS)
+    assert (done.forwards, done.responses()) == (1, [[2, 2, 2]])
+
+
 def test_each_utterance_may_have_a_sampler_of_its_own() -> None:
     canvases = [canvas_of(seed, [8]) for seed in (0, 1)]
     samplers = [FastDllmSampler(rule="single"), FastDllmSampler(threshold=0.1)]
