@@ -11,7 +11,7 @@ from tests.asr.tiny_dllm import speech, tiny_model
 from tokenthrift.budget import TokenUsage
 from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.recognizers import load_transformers
-from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.transcript import Transcript, TranscriptToken, Word
 
 USAGE = TokenUsage(native=1, cap=1, used=1)
 
@@ -43,6 +43,13 @@ def test_words_in_our_characters() -> None:
     assert (word.text, word.confidence, word.start, word.end) == ("don't", 0.4, 0.0, 0.4)
     assert rest == [], "the draft has no digits"
     assert draft_of(Transcript("", (), USAGE)) == []
+    words = (Word("Twenty-One,", 1.0, 2.0, 0.5), Word("don\u2019t", 2.0, 2.5, 0.5), Word("-", 2.5, 2.5, 0.5))
+    parted = draft_of(Transcript("Twenty-One, don\u2019t -", (), USAGE, words))
+    assert [(word.text, word.start, word.end) for word in parted] == [
+        ("twenty", 1.0, 1.5),
+        ("one", 1.5, 2.0),
+        ("don't", 2.0, 2.5),
+    ]
 
 
 def test_a_model_without_times_is_refused(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from torch import Tensor
 from tests import training_runs
 from tests.asr.tiny_dllm import WIDTH, speech, write_shard, write_whisper
 from tests.training_runs import quiet_trainer
-from tokenthrift.backbones.whisper_decoder import WhisperDecoder, WhisperDecoderBackbone
 from tokenthrift.cli import main
 from tokenthrift.dllm_asr import AutoregressiveModule, DllmAsr, DllmAsrDataModule, DllmAsrModule, convert
-from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder
+from tokenthrift.dllm_asr.autoregressive import AutoregressiveDecoder, decoder_of
 from tokenthrift.dllm_asr.config import AdapterConfig, DraftConfig
 from tokenthrift.dllm_asr.training.batch import Batch
 from tokenthrift.dllm_asr.training.config import ExampleConfig, TrainingConfig
@@ -163,13 +162,13 @@ def test_every_rate_of_the_adapter_is_trained(
     whisper: Path, features: Path, monkeypatch: pytest.MonkeyPatch, kind: type[DllmAsrModule]
 ) -> None:
     module = module_of(whisper, kind, adapter=AdapterConfig(pool=2, stride=1, pools=(1, 2, 4, 8))).eval()
-    (batch, *_), read = batches_of(features), []
-    context = WhisperDecoderBackbone.context if kind is DllmAsrModule else WhisperDecoder.context
-    owner = module.model.backbone if kind is DllmAsrModule else module.decoder  # type: ignore[attr-defined]
+    batch, read = batches_of(features)[0], list[list[int]]()
+    owner: Any = module.model.backbone if kind is DllmAsrModule else decoder_of(module.model)
+    context = owner.context
 
     def noted(memory: Tensor, mask: Tensor) -> Any:
         read.append(mask.sum(1).tolist())
-        return context(owner, memory, mask)
+        return context(memory, mask)
 
     monkeypatch.setattr(owner, "context", noted)
     losses = set()
