@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenthrift import extras
 from tokenthrift.transcript import Transcript, Word
+from tokenthrift.words import match_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +70,11 @@ class Aligner:
             audio = extras.require("torchaudio.functional").resample(audio, rate, self.model.sample_rate)
         with torch.inference_mode():
             log_p = self.model.log_probabilities([audio])[0]
-        texts = transcript.text.split()
+        texts, groups = match_tokens(transcript.text, transcript.tokens)
         times = align_words(log_p, texts, self.characters, self.model.blank, seconds)
         return tuple(
             Word(text, start, end, confidence)
-            for text, (start, end), confidence in zip(texts, times, _confidences(transcript, texts), strict=True)
+            for text, (start, end), confidence in zip(texts, times, _confidences(transcript, groups), strict=True)
         )
 
 
@@ -154,15 +155,9 @@ def _filled(found: Sequence[tuple[float, float] | None], seconds: float) -> list
     return times
 
 
-def _confidences(transcript: Transcript, texts: Sequence[str]) -> list[float]:
-    """The least confidence of the tokens of each word."""
-    least: list[float] = []
-    joined = False
-    for token in transcript.tokens:
-        for index, _ in enumerate(token.text.split()):
-            if least and joined and index == 0 and not token.text[0].isspace():
-                least[-1] = min(least[-1], token.confidence)
-            else:
-                least.append(token.confidence)
-        joined = not token.text[-1:].isspace()
-    return (least + [1.0] * len(texts))[: len(texts)]
+def _confidences(transcript: Transcript, groups: Sequence[range]) -> list[float]:
+    """The least confidence of the tokens of each word; of all tokens where it is not known which are whose."""
+    tokens = transcript.tokens
+    return [
+        min((token.confidence for token in tokens[group.start : group.stop] or tokens), default=1.0) for group in groups
+    ]

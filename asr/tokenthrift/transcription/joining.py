@@ -18,6 +18,7 @@ from difflib import SequenceMatcher
 from typing import Final
 
 from tokenthrift.transcript import Transcript, TranscriptToken
+from tokenthrift.words import joined_words, match_tokens
 
 __all__ = [
     "LETTER_SECONDS",
@@ -47,7 +48,7 @@ class SpokenWord:
         text: as written.
         start: seconds from the start of the recording.
         end: likewise.
-        confidence: the least of its tokens.
+        confidence: the least of its tokens; the mean of all where it is not known which are its own.
         tokens: from which to which of the transcript's tokens; an empty range where they do not add up to the text.
         timed: whether the recognizer gave the times.
     """
@@ -68,18 +69,16 @@ def spoken_words(transcript: Transcript, start: float, end: float) -> list[Spoke
         start: start of the window in seconds.
         end: end of the window in seconds.
     """
-    texts = transcript.text.split()
-    groups = _groups(transcript)
-    pieces = ["".join(token.text for token in transcript.tokens[group.start : group.stop]).strip() for group in groups]
-    if pieces != texts:
-        groups = [range(0)] * len(texts)
+    texts, groups = match_tokens(transcript.text, transcript.tokens)
+    sure = [token.confidence for token in transcript.tokens]
+    unknown = sum(sure) / len(sure) if sure else 1.0
     letters = [len(text) + 1 for text in texts]
     share = (end - start) / max(sum(letters), 1)
     words = []
     for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
         own = transcript.tokens[group.start : group.stop]
         begins, ends = own[0].start if own else None, own[-1].end if own else None
-        confidence = min((token.confidence for token in own), default=1.0)
+        confidence = min((token.confidence for token in own), default=unknown)
         if len(transcript.words) == len(texts):
             word = transcript.words[index]
             begins, ends, confidence = word.start, word.end, word.confidence
@@ -106,7 +105,7 @@ def written(transcript: Transcript, words: Sequence[SpokenWord], kept: Sequence[
     has_words = len(transcript.words) == len(words)
     return replace(
         transcript,
-        text=" ".join(words[index].text for index in kept),
+        text=joined_words(words[index].text for index in kept),
         tokens=tuple(tokens),
         words=tuple(transcript.words[index] for index in kept) if has_words else (),
         alternatives=(),
@@ -206,23 +205,6 @@ def _spoken_span(word: SpokenWord, *, last: bool) -> tuple[float, float]:
     if not word.timed or word.end - word.start <= needed:
         return word.start, word.end
     return (word.start, word.start + needed) if last else (word.end - needed, word.end)
-
-
-def _groups(transcript: Transcript) -> list[range]:
-    """The tokens of each word. A token of nothing but space, as many tokenizers have before digits, begins a word."""
-    groups: list[range] = []
-    begin, ended = 0, True
-    for index, token in enumerate(transcript.tokens):
-        if not token.text.strip():
-            if token.text and not ended:
-                begin, ended = index, True
-            continue
-        if ended or token.text[0].isspace():
-            groups.append(range(begin if ended else index, index + 1))
-        else:
-            groups[-1] = range(groups[-1].start, index + 1)
-        begin, ended = index + 1, token.text[-1].isspace()
-    return groups
 
 
 def _center(word: SpokenWord) -> float:

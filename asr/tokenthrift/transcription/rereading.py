@@ -23,6 +23,7 @@ from tokenthrift.transcript import Transcript, TranscriptToken, Word
 from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS, SpokenWord, division, shifted, spoken_words
 from tokenthrift.transcription.results import total_usage
 from tokenthrift.transcription.windows import FRAME_SECONDS
+from tokenthrift.words import joined_words, parts_words
 
 __all__ = ["LeftOut", "left_out", "with_reread"]
 
@@ -152,13 +153,15 @@ def _spliced(
         for word in words:
             first, *others = source.tokens[word.tokens.start : word.tokens.stop]
             # The first token of a text may have no space before it.
-            spaced = first.text if not tokens or first.text[:1].isspace() else f" {first.text}"
+            touches = tokens and not first.text[:1].isspace() and not tokens[-1].text[-1:].isspace()
+            apart = touches and not parts_words(tokens[-1].text[-1:] or " ", word.text[0])
+            spaced = f" {first.text}" if apart else first.text
             tokens += [replace(first, text=spaced), *others]
     spoken = (*before, *middle, *behind)
     timed = tuple(Word(word.text, word.start, word.end, word.confidence) for word in spoken)
     return replace(
         transcript,
-        text=" ".join(word.text for word in spoken),
+        text=joined_words(word.text for word in spoken),
         tokens=tuple(tokens),
         words=timed if transcript.words else (),
         alternatives=(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tokenthrift.budget import DecodeBudget, TokenBudget, TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
-from tokenthrift.words import words_of_tokens
+from tokenthrift.words import joined_words, words_of_tokens
 
 if TYPE_CHECKING:  # The command writes its help before anything heavy is imported.
     from tokenthrift.media.audio_track import AudioTrack
@@ -98,7 +98,7 @@ class FileTranscript:
     @property
     def text(self) -> str:
         """The whole transcript on one line."""
-        return " ".join(segment.text for segment in self.segments)
+        return joined_words(segment.text for segment in self.segments)
 
     @property
     def new_tokens(self) -> int:

@@ -1,21 +1,22 @@
 """Segments to subtitles: cues of at most two lines of 42 characters and about 7 seconds, in order, never overlapping.
 
 The limits are those of broadcasters' style guides (42 characters, two lines, 1 to 7 seconds, 17 characters a second to
-read). A cue stays after the last word for as long as its text takes to read, until the next one comes. Where words have
-no times, a segment's time is shared out by the number of characters. A cue ends where the next word would not fit,
-where the speaker pauses, and after a sentence. `karaoke` puts the time of every word into WebVTT. Whisper's and
-WhisperX's writers make one cue per window by default, and write the text unescaped.
+read); a Chinese, Japanese or Korean character counts as two. A cue stays after the last word for as long as its text
+takes to read, until the next one comes. Where words have no times, a segment's time is shared out by the number of
+characters. A cue ends where the next word would not fit, where the speaker pauses, and after a sentence. `karaoke` puts
+the time of every word into WebVTT. Whisper's and WhisperX's writers make one cue per window by default, and write the
+text unescaped.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from tokenthrift.transcription.results import Segment
-from tokenthrift.words import words_of_tokens
+from tokenthrift.words import joined_words, split_words, words_of_tokens
 
 __all__ = ["Cue", "karaoke", "make_cues", "srt", "vtt"]
 
@@ -40,12 +41,14 @@ class Cue:
         end: After `start`.
         lines: Its text.
         word_starts: Milliseconds at which each word of the lines begins, in order; a name of a channel has none.
+        words: The words.
     """
 
     start: int
     end: int
     lines: tuple[str, ...]
     word_starts: tuple[int, ...] = field(default=(), compare=False)
+    words: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -71,28 +74,28 @@ def make_cues(segments: Iterable[Segment]) -> list[Cue]:
     if len(voices) < 2:
         return _cues(segments)
     cues = [
-        replace(cue, lines=tuple(_wrap(f"{voice}: {' '.join(cue.lines)}")))
+        cue
         for voice in voices
-        for cue in _cues([segment for segment in segments if segment.voice == voice])
+        for cue in _cues([segment for segment in segments if segment.voice == voice], f"{voice}: ")
     ]
     return sorted(cues, key=lambda cue: cue.start)
 
 
-def _cues(segments: list[Segment]) -> list[Cue]:
-    groups = [(group, segment.end) for segment in segments for group in _groups(_words(segment))]
+def _cues(segments: list[Segment], name: str = "") -> list[Cue]:
+    groups = [(group, segment.end) for segment in segments for group in _groups(_words(segment), name)]
     cues: list[Cue] = []
     for index, (group, limit) in enumerate(groups):
         last = cues[-1].end if cues else 0
         start = max(last, _milliseconds(group[0].start))
         end = min(_milliseconds(group[-1].end), start + _milliseconds(MAX_SECONDS))
         # A flash of text cannot be read: it stays while nothing else is said, at most into the next second of silence.
-        text = " ".join(word.text for word in group)
+        texts = [*name.split(), *(word.text for word in group)]
         last_group = index + 1 == len(groups)
         following = limit if last_group else groups[index + 1][0][0].start
-        needed = min(MAX_SECONDS, max(MIN_SECONDS, len(text) / READING_CHARACTERS))
+        needed = min(MAX_SECONDS, max(MIN_SECONDS, _columns(joined_words(texts)) / READING_CHARACTERS))
         end = max(end, min(start + _milliseconds(needed), _milliseconds(following)), start + 1)
         starts = tuple(_milliseconds(word.start) for word in group)
-        cues.append(Cue(start, end, tuple(_wrap(text)), starts))
+        cues.append(Cue(start, end, tuple(_wrap(texts)), starts, tuple(word.text for word in group)))
     return cues
 
 
@@ -121,22 +124,36 @@ def karaoke(cues: Iterable[Cue]) -> str:
     """
     blocks = ["WEBVTT\n"]
     for cue in cues:
-        names = sum(len(line.split()) for line in cue.lines) - len(cue.word_starts)
-        starts = [None] * max(0, names) + list(cue.word_starts)
-        at, lines = cue.start, []
-        for line in cue.lines:
-            words = []
-            for word in line.split():
-                begins = starts.pop(0) if starts else None
-                escaped = word.translate(_VTT_ESCAPES)
-                if begins is not None and at < begins < cue.end:
-                    at = begins
-                    escaped = f"<{_clock(begins, '.')}><c>{escaped}</c>"
-                words.append(escaped)
-            lines.append(" ".join(words))
-        text = "\n".join(lines)
-        blocks.append(f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{text}\n")
+        blocks.append(f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{_timed_text(cue)}\n")
     return "\n".join(blocks)
+
+
+def _timed_text(cue: Cue) -> str:
+    text = "\n".join(cue.lines)
+    # Behind a name stand the words, in order. Only what is no space is counted: it may be anywhere.
+    place = _letters(text) - sum(map(_letters, cue.words))
+    words: dict[int, tuple[int, int]] = {}
+    for word, begins in zip(cue.words, cue.word_starts, strict=True):
+        words[place] = begins, place + _letters(word)
+        place += _letters(word)
+    parts: list[str] = []
+    at, count, stop = cue.start, 0, -1
+    for letter in text:
+        if not letter.isspace():
+            begins, end = words.get(count, (at, -1))
+            if at < begins < cue.end:
+                parts.append(f"<{_clock(begins, '.')}><c>")
+                at, stop = begins, end
+            count += 1
+        parts.append(letter.translate(_VTT_ESCAPES))
+        if count == stop:
+            parts.append("</c>")
+            stop = -1
+    return "".join(parts)
+
+
+def _letters(text: str) -> int:
+    return sum(not letter.isspace() for letter in text)
 
 
 def _words(segment: Segment) -> list[_Word]:
@@ -145,31 +162,31 @@ def _words(segment: Segment) -> list[_Word]:
     if placed := segment.words or words_of_tokens(segment.tokens):
         words = [_Word(word.text, word.start, word.end) for word in placed]
     else:
-        texts = segment.text.split()
+        texts = split_words(segment.text)
         # One character more for the space after each word.
         share = (segment.end - segment.start) / max(1, sum(len(text) + 1 for text in texts))
         at = segment.start
         for text in texts:
             words.append(_Word(text, at, at + share * (len(text) + 1)))
             at += share * (len(text) + 1)
-    return [part for word in words for part in _divided(word)]
+    return [part for word in words if word.text for part in _divided(word)]
 
 
 def _divided(word: _Word) -> Iterator[_Word]:
-    count = -(-len(word.text) // LINE_CHARACTERS)
+    size = LINE_CHARACTERS // (1 if _columns(word.text) == len(word.text) else 2)
+    count = -(-len(word.text) // size)
     step = (word.end - word.start) / count
     for index in range(count):
-        text = word.text[index * LINE_CHARACTERS : (index + 1) * LINE_CHARACTERS]
+        text = word.text[index * size : (index + 1) * size]
         yield _Word(text, word.start + index * step, word.start + (index + 1) * step)
 
 
-def _groups(words: Iterable[_Word]) -> Iterator[list[_Word]]:
-    """Words of one cue each."""
+def _groups(words: Iterable[_Word], name: str) -> Iterator[list[_Word]]:
+    """Words of one cue each, which begins with a name."""
     group: list[_Word] = []
     for word in words:
         if group and (
-            len(textwrap.wrap(" ".join(w.text for w in [*group, word]), LINE_CHARACTERS, break_on_hyphens=False))
-            > LINES
+            len(_lines([*name.split(), *(w.text for w in group), word.text], LINE_CHARACTERS)) > LINES
             or word.end - group[0].start > MAX_SECONDS
             or word.start - group[-1].end > PAUSE_SECONDS
             or (_ends_sentence(group[-1].text) and word.start - group[0].start >= MIN_SECONDS)
@@ -182,19 +199,36 @@ def _groups(words: Iterable[_Word]) -> Iterator[list[_Word]]:
 
 
 def _ends_sentence(word: str) -> bool:
-    return word.rstrip("\"')]»”’").endswith((".", "!", "?", "…"))
+    return word.rstrip("\"')]»”’」』）").endswith((".", "!", "?", "…", "。", "！", "？"))
 
 
-def _wrap(text: str) -> list[str]:
+def _wrap(words: Sequence[str]) -> list[str]:
     """One line, or two of about the same length: the eye finds the second line sooner."""
-    lines = textwrap.wrap(text, LINE_CHARACTERS, break_on_hyphens=False)
+    lines = _lines(words, LINE_CHARACTERS)
     if len(lines) < 2:
         return lines
-    for width in range(-(-len(text) // LINES), LINE_CHARACTERS):
-        narrow = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
-        if len(narrow) <= LINES and max(map(len, narrow)) <= LINE_CHARACTERS:
+    for width in range(-(-_columns(joined_words(words)) // LINES), LINE_CHARACTERS):
+        narrow = _lines(words, width)
+        if len(narrow) <= LINES and max(map(_columns, narrow)) <= LINE_CHARACTERS:
             return narrow
     return lines
+
+
+def _lines(words: Iterable[str], width: int) -> list[str]:
+    """As many words on each line as it holds, at least one."""
+    lines: list[str] = []
+    for word in words:
+        text = joined_words([*lines[-1:], word])
+        if lines and _columns(text) <= width:
+            lines[-1] = text
+        else:
+            lines.append(word)
+    return lines
+
+
+def _columns(text: str) -> int:
+    """How wide a text is: full-width characters, of Chinese, Japanese and Korean, count twice."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
 def _milliseconds(seconds: float) -> int:

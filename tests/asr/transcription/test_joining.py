@@ -13,6 +13,7 @@ from tokenthrift.budget import TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
 from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.joining import join_overlaps, spoken_words
+from tokenthrift.transcription.rereading import left_out
 from tokenthrift.transcription.windows import plan_windows
 
 RATE = 16_000
@@ -127,6 +128,26 @@ def test_what_one_window_leaves_out_of_the_overlap_is_taken_from_the_other(stret
     for pair in ([full, transcript([])], [transcript([]), late]):
         texts = [part.text for part, _, _ in join_overlaps(pair, [(0.0, 30.0), (27.0, 57.0)])]
         assert " ".join(texts).split() == [word for part in pair for word in part.text.split()]
+
+
+def test_a_script_without_spaces_is_joined_and_dropped_word_by_word() -> None:
+    """The words of Chinese, Japanese or Thai are the recognizer's tokens; a whole window is not one word."""
+    letters = [chr(0x4E00 + i) for i in range(114)]
+
+    def heard(first: int, stop: int, start: float) -> Transcript:
+        times = [(0.5 * i - start, 0.5 * i + 0.5 - start) for i in range(first, stop)]
+        tokens = [
+            TranscriptToken(text, 0.3 if text == letters[50] else 0.9, *at)
+            for text, at in zip(letters[first:stop], times, strict=True)
+        ]
+        return Transcript("".join(letters[first:stop]), tuple(tokens), USAGE)
+
+    windows = [(0.0, 30.0), (27.0, 57.0)]
+    joined = join_overlaps([heard(0, 60, 0.0), heard(54, 114, 27.0)], windows)
+    assert "".join(part.text for part, _, _ in joined) == "".join(letters)
+    assert all("".join(token.text for token in part.tokens) == part.text for part, _, _ in joined)
+    assert drop_doubtful(heard(48, 53, 24.0), 3.0, below=0.5).text == "".join(letters[48:50] + letters[51:53])
+    assert left_out(heard(0, 60, 0.0), np.ones(1500, dtype=bool)) == [], "nothing is missing, so nothing is read again"
 
 
 def test_a_token_of_space_begins_a_word() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import av
+import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenthrift.budget import TokenUsage
 from tokenthrift.transcript import TranscriptToken
-from tokenthrift.transcription.results import Segment
-from tokenthrift.transcription.subtitles import Cue, make_cues, srt, vtt
+from tokenthrift.transcription.results import FileTranscript, Segment
+from tokenthrift.transcription.subtitles import Cue, karaoke, make_cues, srt, vtt
 
 NOTHING = TokenUsage(native=0, cap=0, used=0, rounds=0)
 
@@ -69,6 +71,37 @@ def test_files_are_well_formed(found: list[Segment]) -> None:
         assert all(point in stop and point in start for start, stop in times)
         assert text.count("-->") == len(cues), "text cannot look like a time line"
         assert not re.search(r"<", text), "text cannot look like markup"
+
+
+def test_scripts_without_spaces() -> None:
+    """Full-width characters count twice, lines and cues end between words, and nothing is put between these."""
+    words = ["今天", "天气", "很", "好，", "我们", "去", "公园", "散步。"] * 6 + ["OK"]
+    tokens = tuple(TranscriptToken(word, 1.0, 0.4 * i, 0.4 * i + 0.4) for i, word in enumerate(words))
+    cues = make_cues([Segment(0.0, 20.0, "".join(words), tokens, NOTHING)])
+    assert "".join(line for cue in cues for line in cue.lines) == "".join(words)
+    assert len(cues) == 7, "a sentence each"
+    for cue in cues:
+        assert len(cue.lines) <= 2
+        assert all(len(line) <= 21 for line in cue.lines)
+    assert karaoke(cues).count("<c>") == len(words) - len(cues), "every word but the first of a cue"
+    captions = webvtt.from_buffer(io.StringIO(karaoke(cues))).captions
+    assert "".join("".join(caption.text.split()) for caption in captions) == "".join(words)
+    halves = tuple(
+        Segment(at, at + 1, text, (), NOTHING) for at, text in ((0.0, "今天"), (1.0, "很好。"), (2.0, "OK then"))
+    )
+    assert FileTranscript(Path("a"), 3.0, halves, NOTHING, 3).text == "今天很好。OK then"
+    untimed = make_cues([Segment(0.0, 20.0, "あ" * 200, (), NOTHING)])
+    assert max(len(line) for cue in untimed for line in cue.lines) == 21
+
+
+def test_a_cue_with_the_name_of_its_channel_fits_the_screen() -> None:
+    text = " ".join(["word"] * 60)
+    sides = [Segment(0.0, 30.0, text, (), NOTHING, channel=channel) for channel in ("left", "right")]
+    cues = make_cues(sides)
+    assert all(1 <= len(cue.lines) <= 2 and cue.lines[0].startswith(("left: ", "right: ")) for cue in cues)
+    assert all(len(line) <= 42 for cue in cues for line in cue.lines)
+    assert sum(" ".join(cue.lines).split().count("word") for cue in cues) == 120
+    assert "left: word <" in karaoke(cues)
 
 
 def test_times_of_words() -> None:

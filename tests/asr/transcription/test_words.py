@@ -25,7 +25,7 @@ from tokenthrift.transcript import Transcript, TranscriptToken, Word
 from tokenthrift.transcription import Segment, Transcriber
 from tokenthrift.transcription.alignment import Aligner, align_words, load_aligner
 from tokenthrift.transcription.subtitles import READING_CHARACTERS, karaoke, make_cues, srt, vtt
-from tokenthrift.words import words_of_tokens
+from tokenthrift.words import joined_words, match_tokens, split_words, words_of_tokens
 
 USAGE = TokenUsage(native=1, cap=1, used=1)
 LETTERS = {letter: index + 1 for index, letter in enumerate("abcdefgh")}
@@ -51,6 +51,29 @@ def spoken(text: str, frames: int = 3) -> Tensor:
     p = torch.full((len(ids), 9), 0.01)
     p[torch.arange(len(ids)), torch.tensor(ids)] = 0.92
     return p.log()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        (
+            ["今天", "天气", "很", "好", "，", "我们", "去", "「", "公园", "」", "。"],
+            "今天 天气 很 好， 我们 去 「公园」。",
+        ),
+        (["コー", "ヒ", "ー", "を", "2", "0", "杯"], "コー ヒー を 20 杯"),
+        (["สวัส", "ดี", "ค", "รับ"], "สวัส ดี ค รับ"),
+        (["안녕", "하세요", " 여러분"], "안녕하세요 여러분"),
+        ([" Don", "'t", " go", "."], "Don't go."),
+    ],
+)
+def test_words_of_scripts_with_and_without_spaces(pieces: list[str], words: str) -> None:
+    """In those without a token is a word, and marks stay with the word before them."""
+    tokens = [TranscriptToken(piece, 0.9, 0.1 * i, 0.1 * i + 0.1) for i, piece in enumerate(pieces)]
+    assert " ".join(word.text for word in words_of_tokens(tokens)) == words
+    text = "".join(pieces).strip()
+    assert match_tokens(text, tokens)[0] == words.split()
+    assert joined_words(words.split()) == text
+    assert "".join(split_words(text)) == "".join(text.split())
 
 
 def test_alignment_finds_the_words() -> None:
