@@ -271,7 +271,8 @@ def test_the_list_of_suffixes() -> None:
 
 def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
+    readers: tuple[Callable[[Path], object], ...] = (read_audio, probe)
     for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
-        for read in (read_audio, probe):
+        for read in readers:
             with pytest.raises(MediaError, match="a pipe, a socket or a device"):
                 read(path)

@@ -335,7 +335,7 @@ def transcribe(
 
 def _several(inputs: Iterable[Input] | Input) -> Iterable[Input]:
     """A single input is a list of one; the letters of its name, or its samples and their rate, are no inputs."""
-    if isinstance(inputs, str | os.PathLike | Recording):
+    if isinstance(inputs, str | Path | Recording):
         return [inputs]
     if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], int | float | np.number):
         return [(inputs[0], int(inputs[1]))]

@@ -153,7 +153,7 @@ def _spliced(
         for word in words:
             first, *others = source.tokens[word.tokens.start : word.tokens.stop]
             # The first token of a text may have no space before it.
-            touches = tokens and not first.text[:1].isspace() and not tokens[-1].text[-1:].isspace()
+            touches = bool(tokens) and not first.text[:1].isspace() and not tokens[-1].text[-1:].isspace()
             apart = touches and not parts_words(tokens[-1].text[-1:] or " ", word.text[0])
             spaced = f" {first.text}" if apart else first.text
             tokens += [replace(first, text=spaced), *others]

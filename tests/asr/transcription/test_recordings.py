@@ -258,7 +258,8 @@ def test_odd_samples_fail_alone() -> None:
 def test_a_single_input_is_a_list_of_one(tmp_path: Path) -> None:
     """And not the letters of its name, or its samples and their rate."""
     path, samples = write(tmp_path / "a.wav", voice(1.0)), voice(1.0)
-    for single in (str(path), path, Recording(path), (samples, 16_000), (samples, np.int64(16_000))):
+    singles: list[Any] = [str(path), path, Recording(path), (samples, 16_000), (samples, np.int64(16_000))]
+    for single in singles:
         (result,) = Transcriber(FakeRecognizer()).run(single)
         assert result.text == "pitch 140"
 
