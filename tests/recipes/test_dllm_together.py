@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.asr.tiny_dllm import LINES, speech, tiny_model, write_whisper
 from tests.recipes.dllm_scripts import RATE, run, script
 from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.autoregressive import decoder_of
 from tokenthrift.dllm_asr.config import AdapterConfig
 from tokenthrift.dllm_asr.pretrained import assemble
 
@@ -77,8 +78,15 @@ def test_all_parts_learn_but_the_frozen_layers(
 def test_the_denoising_loss_may_come_every_few_steps(
     training: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, whole = [], together.losses
-    monkeypatch.setattr(together, "losses", lambda *given: seen.append(set(out := whole(*given))) or out)
+    seen: list[set[str]] = []
+    whole = together.losses
+
+    def spy(*given: Any) -> Any:
+        out = whole(*given)
+        seen.append(set(out))
+        return out
+
+    monkeypatch.setattr(together, "losses", spy)
     run(monkeypatch, together, *training, "--denoise-every", 3, "--steps", 5)
     assert [("denoising" in names) for names in seen] == [True, False, False, True, False]
     assert all({"ctc", "causal"} <= names for names in seen)
@@ -141,7 +149,7 @@ def test_a_larger_vocabulary_keeps_what_was_learnt(
         str(whisper), None, vocab_size=60, max_position_embeddings=128, adapter=AdapterConfig(pool=2, stride=1)
     )
     with torch.no_grad():
-        start.backbone.decoder.embed_tokens.weight.add_(0.5)
+        decoder_of(start).embed_tokens.weight.add_(0.5)
     start.save_pretrained(tmp_path / "start")
     sentences = tmp_path / "sentences.jsonl"
     sentences.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
@@ -152,7 +160,7 @@ def test_a_larger_vocabulary_keeps_what_was_learnt(
     grown = DllmAsr.from_pretrained(tmp_path / "out").float()
     assert grown.vocabulary.size > start.vocabulary.size
     published = load_file(whisper / "model.safetensors")["model.decoder.embed_tokens.weight"].half().float()
-    own, old = (model.backbone.decoder.embed_tokens.weight for model in (grown, start))
+    own, old = (decoder_of(model).embed_tokens.weight for model in (grown, start))
     tokens, whole = start.vocabulary.tokenizer.get_vocab(), json.loads((whisper / "tokenizer.json").read_text())
     for token, i in grown.vocabulary.tokenizer.get_vocab().items():
         expected = old[tokens[token]] if token in tokens else published[whole["model"]["vocab"][token]]
@@ -161,7 +169,7 @@ def test_a_larger_vocabulary_keeps_what_was_learnt(
     assert all(torch.allclose(grown.state_dict()[name], start.state_dict()[name], atol=1e-3) for name in same)
 
     with torch.no_grad():
-        for parameter in (*start.encoder.parameters(), *start.backbone.decoder.layers.parameters()):
+        for parameter in (*start.encoder.parameters(), *decoder_of(start).layers.parameters()):
             parameter.add_(0.25)
     words = {word: 1 for text in TEXTS for word in text.split()}
     mixed = larger_vocabulary.larger(start, str(whisper), 100, Counter(words), 0.5)

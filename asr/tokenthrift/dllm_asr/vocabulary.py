@@ -196,8 +196,8 @@ def trim(tokenizer_json: Path, size: int, words: Mapping[str, int] | None = None
         data["model"]["merges"] = [list(parts[token]) for token in made]
     else:
         letters = [t for t in old if len(t.removeprefix("##")) == 1 and _WORD_PIECE.fullmatch(t)]
-        words = [t for t in old if _WORD_PIECE.fullmatch(t)]
-        kept = list(dict.fromkeys([*letters, UNKNOWN, *words]))[:size]
+        pieces = [t for t in old if _WORD_PIECE.fullmatch(t)]
+        kept = list(dict.fromkeys([*letters, UNKNOWN, *pieces]))[:size]
     needed = {*"abcdefghijklmnopqrstuvwxyz'", "\u0120" if kind == "BPE" else UNKNOWN}
     if len(kept) > size or not needed.issubset(kept):
         raise ValueError(f"{size} tokens of {tokenizer_json} do not hold every letter and the apostrophe")

@@ -69,6 +69,8 @@ class CTranslate2Recognizer(WhisperBase):
         self._positions, self._bins = file.shapes["decoder/position_encodings/encodings"][0], parts.model.n_mels
         vocabulary = WhisperVocabulary(parts.tokenizer.special, file.shapes["decoder/embeddings/weight"][0])
         super().__init__(parts, vocabulary, language=language, task=task)
+        if not 0 <= trailing_silence <= 30:
+            raise ValueError(f"trailing_silence must be 0 to 30 seconds, not {trailing_silence}")
         self._silence = math.ceil(trailing_silence / _STATE_SECONDS)
         # -1 stands for the symbols that the folder's config.json names.
         self._never = [-1, *vocabulary.never(vocabulary.special["<|endoftext|>"])]
@@ -203,7 +205,7 @@ def load_ctranslate2(
         SourceError: the source leads nowhere.
         ConfigError: config.json, tokenizer.json and the vocabulary are not those of a Whisper.
         WeightsError: model.bin is damaged or no Whisper.
-        ValueError: the model takes no language or does not translate.
+        ValueError: the model takes no language or does not translate, or the silence is below 0 or above 30 s.
         MissingExtraError: ctranslate2 is not installed.
     """
     folder = fetch(source, ("config.json", "model.bin", "tokenizer.json"), revision=revision)

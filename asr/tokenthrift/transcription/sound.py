@@ -169,12 +169,13 @@ def _channels_first(recording: Recording) -> NDArray[Any]:
     Raises:
         AudioError: They are no recording.
     """
-    samples = np.atleast_2d(np.asarray(recording.samples))
+    given: NDArray[Any] = np.asarray(recording.samples)
+    samples = np.atleast_2d(given)
     if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
         samples = samples.T
     if samples.ndim != 2 or not samples.size or samples.dtype.kind not in "fiu" or len(samples) > MAX_CHANNELS:
-        shape = tuple(np.shape(recording.samples))
-        reason = f"samples must be numbers of shape (n,), (channels, n) or (n, channels), not {samples.dtype} {shape}"
+        shapes = "(n,), (channels, n) or (n, channels)"
+        reason = f"samples must be numbers of shape {shapes}, not {samples.dtype} {given.shape}"
         raise AudioError(recording.path, reason)
     return samples
 

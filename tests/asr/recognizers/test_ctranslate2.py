@@ -120,6 +120,8 @@ def test_limits_and_what_is_refused(folders: tuple[Path, Path]) -> None:
         load_recognizer(folders[1], language="en")
     with pytest.raises(ValueError, match="translate"):
         load_recognizer(folders[1], task="translate")
+    with pytest.raises(ValueError, match="trailing_silence"):
+        load_ctranslate2(folders[1], trailing_silence=-1.0)
 
 
 def test_folders_that_lie_are_refused_before_they_are_loaded(folders: tuple[Path, Path], tmp_path: Path) -> None:
