@@ -26,8 +26,8 @@ _ENGLISH = "eng"
 class Seq2SeqRecognizer(TransformersRecognizer):
     """A `Recognizer` of an encoder-decoder.
 
-    SeamlessM4T writes in the language that it is told, which is the one spoken or English; told nothing it writes
-    something.
+    SeamlessM4T writes in the language of its prompt, which is the one spoken or English; without one it writes words
+    of any.
 
     Args:
         parts: model, features, tokenizer.

@@ -223,16 +223,16 @@ def _distinct(recordings: list[Recording]) -> list[Recording]:
     distinct = []
     for recording in recordings:
         output, count = recording.output, 1
-        while not taken.isdisjoint(places := _places(recording.path, output)):
+        while not taken.isdisjoint(names := _output_names(recording.path, output)):
             count += 1
             suffix = recording.path.suffix if count == 2 else f"~{count - 1}"
             output = recording.output.with_name(f"{recording.output.name}{suffix or '~1'}")
-        taken |= places
+        taken |= names
         distinct.append(recording if output == recording.output else replace(recording, output=output))
     return distinct
 
 
-def _places(path: Path, output: Path) -> set[str]:
+def _output_names(path: Path, output: Path) -> set[str]:
     """What the files of a recording are called without their formats, of which "karaoke.vtt" has two parts."""
     both = str(output), os.path.join(os.path.abspath(path.parent), output.name)
     return {name.casefold() + part for name in both for part in ("", ".karaoke")}

@@ -47,7 +47,7 @@ def test_languages_by_code_and_name_and_the_likeliest_without_one(folder: Path) 
 
 
 def test_seamless_writes_in_the_language_that_it_is_told(tmp_path: Path) -> None:
-    """Told none it would write something all the same."""
+    """Without one it would write words of any language."""
     source = seamless_m4t(tmp_path / "seamless")
     audio = [speech(0.6), speech(0.9, 1)]
     german, english, translated = (

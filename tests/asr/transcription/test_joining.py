@@ -134,7 +134,7 @@ def test_a_script_without_spaces_is_joined_and_dropped_word_by_word() -> None:
     """The words of Chinese, Japanese or Thai are the recognizer's tokens; a whole window is not one word."""
     letters = [chr(0x4E00 + i) for i in range(114)]
 
-    def heard(first: int, stop: int, start: float) -> Transcript:
+    def window_text(first: int, stop: int, start: float) -> Transcript:
         times = [(0.5 * i - start, 0.5 * i + 0.5 - start) for i in range(first, stop)]
         tokens = [
             TranscriptToken(text, 0.3 if text == letters[50] else 0.9, *at)
@@ -143,11 +143,11 @@ def test_a_script_without_spaces_is_joined_and_dropped_word_by_word() -> None:
         return Transcript("".join(letters[first:stop]), tuple(tokens), USAGE)
 
     windows = [(0.0, 30.0), (27.0, 57.0)]
-    joined = join_overlaps([heard(0, 60, 0.0), heard(54, 114, 27.0)], windows)
+    joined = join_overlaps([window_text(0, 60, 0.0), window_text(54, 114, 27.0)], windows)
     assert "".join(part.text for part, _, _ in joined) == "".join(letters)
     assert all("".join(token.text for token in part.tokens) == part.text for part, _, _ in joined)
-    assert drop_doubtful(heard(48, 53, 24.0), 3.0, below=0.5).text == "".join(letters[48:50] + letters[51:53])
-    assert left_out(heard(0, 60, 0.0), np.ones(1500, dtype=bool)) == [], "nothing is missing, so nothing is read again"
+    assert drop_doubtful(window_text(48, 53, 24.0), 3.0, below=0.5).text == "".join(letters[48:50] + letters[51:53])
+    assert left_out(window_text(0, 60, 0.0), np.ones(1500, dtype=bool)) == [], "nothing is missing"
 
 
 def test_a_token_of_space_begins_a_word() -> None:
