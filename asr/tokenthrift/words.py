@@ -13,7 +13,15 @@ from typing import Final
 
 from tokenthrift.transcript import TranscriptToken, Word
 
-__all__ = ["joined_words", "match_tokens", "parts_words", "split_words", "token_groups", "words_of_tokens"]
+__all__ = [
+    "ends_sentence",
+    "joined_words",
+    "match_tokens",
+    "parts_words",
+    "split_words",
+    "token_groups",
+    "words_of_tokens",
+]
 
 # Thai and Lao, Burmese, Khmer, kana, Han with its extensions, and full-width marks, behind which no space stands.
 _UNSPACED: Final = re.compile(
@@ -43,6 +51,11 @@ def split_words(text: str) -> list[str]:
                 start = at
         words.append(part[start:])
     return words
+
+
+def ends_sentence(word: str) -> bool:
+    """Whether a word carries a mark that ends a sentence, perhaps inside of a closing quote or bracket."""
+    return word.rstrip("\"')]»”’」』）").endswith((".", "!", "?", "…", "。", "！", "？"))
 
 
 def joined_words(texts: Iterable[str]) -> str:

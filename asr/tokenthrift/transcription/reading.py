@@ -1,7 +1,7 @@
 """A batch of windows to transcripts, whatever the recognizer is and whatever fails.
 
-Where a batch fails (out of memory, say) it is halved, down to the window that fails alone. Speech that was left out is
-read again (`rereading`), words without times are aligned. Nothing here knows of files.
+Where a batch fails (out of memory, say) it is halved, down to the window that fails alone. Speech that was left out and
+sentences in doubt are read again (`rereading`), words without times are aligned. Nothing here knows of files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.lips import Streams
-from tokenthrift.transcription.rereading import LeftOut, left_out, with_reread
+from tokenthrift.transcription.rereading import Part, to_reread, with_reread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class Reader:
         ]
         if self.budget != TokenBudget() or self.decode.max_new_tokens is not None:
             return found  # Such a limit is one of the window, and may be why words are missing.
-        parts: list[tuple[int, LeftOut, Streams]] = []
+        parts: list[tuple[int, Part, Streams]] = []
         for index, (item, spoken, result) in enumerate(zip(batch, speech, found, strict=True)):
             if item.audio is None or item.video is not None or isinstance(result, Exception):
                 continue
@@ -81,22 +81,22 @@ class Reader:
             plain = drop_doubtful(result.transcript, len(item.audio) / self.model.sample_rate)
             found[index] = WindowTranscript(plain)
             # From the last to the first, so that words keep their numbers until it is their turn.
-            for gap in reversed(left_out(plain, spoken)):
-                parts.append((index, gap, Streams(self._part(item.audio, gap), None)))
+            for part in reversed(to_reread(plain, spoken)):
+                parts.append((index, part, Streams(self._cut(item.audio, part), None)))
         again = self._halving([item for *_, item in parts]) if parts else []
-        for (index, gap, _), part in zip(parts, again, strict=True):
+        for (index, part, _), reread in zip(parts, again, strict=True):
             whole = found[index]
-            if isinstance(part, Exception):
-                found[index] = part
+            if isinstance(reread, Exception):
+                found[index] = reread
             elif not isinstance(whole, Exception):
                 # A circle has many words, which must not replace fewer true ones.
-                part = drop_doubtful(part, gap.end - gap.start)
-                found[index] = WindowTranscript(with_reread(whole.transcript, gap, part), whole.windows + 1)
+                reread = drop_doubtful(reread, part.end - part.start)
+                found[index] = WindowTranscript(with_reread(whole.transcript, part, reread), whole.windows + 1)
         return found
 
-    def _part(self, audio: Samples, gap: LeftOut) -> Samples:
+    def _cut(self, audio: Samples, part: Part) -> Samples:
         rate = self.model.sample_rate
-        return np.ascontiguousarray(audio[round(gap.start * rate) : round(gap.end * rate)])
+        return np.ascontiguousarray(audio[round(part.start * rate) : round(part.end * rate)])
 
     def _halving(self, batch: Sequence[Streams]) -> list[Transcript | Exception]:
         try:

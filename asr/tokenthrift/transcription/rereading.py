@@ -1,4 +1,4 @@
-"""Speech that a recognizer left out of a window: found by the times of its words, and read once more by itself.
+"""Parts of a window that are read once more by themselves: speech that was left out, and sentences in doubt.
 
 Whisper now and then passes over a whole sentence of a window that holds several; the same sentence alone it writes
 down. openai-whisper moves its window to the last time it decoded and so only finds what is missing at an end. Here a
@@ -6,14 +6,20 @@ second and a half of speech or more without a word over it is cut out, from paus
 read as a window of its own. What it says replaces what was written there if that are more words and not mostly doubtful
 ones, joined by `joining` like windows that overlap.
 
-Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
-until its end. So a word that lasts so much longer than anybody needs for it is itself read again.
+Times by cross-attention cover a recording without parts: the word before something left out, or the one after, lasts
+until its end. So words in a row that last so much longer than anybody needs for them are themselves read again.
+
+Where speakers follow each other, a sentence is read worse in company than alone, and with no less confidence. So a
+sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone, which replaces
+it unless that is surer by 0.05 or more (both numbers chosen on development data; `docs/transcription.md`).
+openai-whisper reads a doubtful window again at a higher temperature, all of it and with the same company.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -22,29 +28,37 @@ from numpy.typing import NDArray
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
 from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS, SpokenWord, division, shifted, spoken_words
 from tokenthrift.transcription.results import total_usage
-from tokenthrift.transcription.windows import FRAME_SECONDS
-from tokenthrift.words import joined_words, parts_words
+from tokenthrift.transcription.windows import FRAME_SECONDS, SHORT_PAUSE_SECONDS
+from tokenthrift.words import ends_sentence, joined_words, parts_words
 
-__all__ = ["LeftOut", "left_out", "with_reread"]
+__all__ = ["Part", "doubtful", "left_out", "to_reread", "with_reread"]
 
 _LEAST_SECONDS: Final = 1.5
-_REACH_SECONDS: Final = 1.5
+_TOO_LONG_SECONDS: Final = 0.3
+_REACH_SECONDS: Final = 0.5
+_MARGIN_SECONDS: Final = 0.1
 _PAUSE_SECONDS: Final = 0.1
 _LEAST_CONFIDENCE: Final = 0.4
 # What is left out between two words may make both of them too long.
 _SAME_SECONDS: Final = 0.5
 
+_LEAST_WINDOW_SECONDS: Final = 10.0
+_LEAST_SENTENCE_SECONDS: Final = 0.8
+_DOUBT: Final = 0.75
+_SURER: Final = 0.05
+
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A stretch of a window that holds speech and no word.
+class Part:
+    """A part of a window that is to be read again.
 
     Attributes:
         start: seconds from the start of the window; where reading again begins.
         end: likewise, where it ends.
-        first: the word before which the stretch lies; of all words, how many come before it.
+        first: the word before which the part lies; of all words, how many come before it.
         last: from which word on they come behind it; words between the two are read again.
-        bare: seconds from which to which there is no word.
+        bare: seconds from which to which the words between the two are spoken, or none is.
+        confidence: mean of the words between the two; None where speech was left out.
     """
 
     start: float
@@ -52,9 +66,27 @@ class LeftOut:
     first: int
     last: int
     bare: tuple[float, float]
+    confidence: float | None = None
 
 
-def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[LeftOut]:
+def to_reread(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
+    """What to read again of a window, in order: what was left out, and sentences in doubt that share nothing with it.
+
+    Args:
+        transcript: of the window; without times nothing is found.
+        speech: `(frames,)` of the window, whether somebody speaks.
+    """
+    gaps = left_out(transcript, speech)
+    apart = [
+        part
+        for part in doubtful(transcript, speech)
+        if all(part.last <= gap.first or part.first >= gap.last for gap in gaps)
+        and all(part.bare[1] <= gap.bare[0] or part.bare[0] >= gap.bare[1] for gap in gaps)
+    ]
+    return sorted([*gaps, *apart], key=lambda part: (part.first, part.bare))
+
+
+def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
     """Where a window holds speech that its transcript does not.
 
     Args:
@@ -62,58 +94,116 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[LeftOut]
         speech: `(frames,)` of the window, whether somebody speaks.
 
     Returns:
-        Stretches in order. Their bare parts share nothing; what is read around them may.
+        Parts in order. Their bare spans share nothing; what is read around them may.
     """
     seconds = len(speech) * FRAME_SECONDS
-    words = spoken_words(transcript, 0.0, seconds)
-    if not words or not all(word.timed and word.tokens for word in words):
+    words = _timed_words(transcript, seconds)
+    if not words:
         # A window without a word was read and nobody found to speak; the same sound again would be asking for words.
         return []
-    found: list[LeftOut] = []
+    found: list[Part] = []
     for first, last, start, end in _bare(words, speech, seconds):
         if found and first <= found[-1].last and start <= found[-1].bare[1] + _SAME_SECONDS:
             first, start = found[-1].first, found.pop().bare[0]
         edges = _edge(speech, start, -1), _edge(speech, end, 1)
-        found.append(LeftOut(*edges, first, last, (start, end)))
+        found.append(Part(*edges, first, last, (start, end)))
     return found
 
 
-def with_reread(transcript: Transcript, gap: LeftOut, reread: Transcript) -> Transcript:
-    """The transcript with what reading a stretch again has found, or as it was where that is not more.
+def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
+    """Sentences of a long window that the recognizer is not sure of, where it holds others besides.
+
+    Args:
+        transcript: of the window; without times nothing is found.
+        speech: `(frames,)` of the window, whether somebody speaks.
+
+    Returns:
+        Parts in order; what is read around a sentence reaches into no word beside it.
+    """
+    seconds = len(speech) * FRAME_SECONDS
+    words = _timed_words(transcript, seconds)
+    if seconds < _LEAST_WINDOW_SECONDS or not words:
+        return []
+    found: list[Part] = []
+    for first, last in _sentences(words):
+        confidence = sum(word.confidence for word in words[first:last]) / (last - first)
+        start, end = words[first].start, words[last - 1].end
+        alone = last - first == len(words)
+        if confidence >= _DOUBT or end - start < _LEAST_SENTENCE_SECONDS or alone:
+            continue
+        before = words[first - 1].end if first else 0.0
+        behind = words[last].start if last < len(words) else seconds
+        edges = min(max(_edge(speech, start, -1), before), start), max(min(_edge(speech, end, 1), behind), end)
+        found.append(Part(*edges, first, last, (start, end), confidence))
+    return found
+
+
+def with_reread(transcript: Transcript, part: Part, reread: Transcript) -> Transcript:
+    """The transcript with what reading a part again has found, or as it was where that is no better.
 
     Args:
         transcript: of the window.
-        gap: the stretch, of `left_out` for this transcript.
-        reread: of the stretch, times from its start.
+        part: of `to_reread` for this transcript.
+        reread: of the part, times from its start.
     """
     same = replace(transcript, usage=total_usage((transcript.usage, reread.usage)))
-    reread = shifted(reread, gap.start)
-    words = spoken_words(transcript, 0.0, gap.end)
-    again = spoken_words(reread, 0.0, gap.end)
+    reread = shifted(reread, part.start)
+    words = spoken_words(transcript, 0.0, part.end)
+    again = spoken_words(reread, 0.0, part.end)
     if not all(word.timed and word.tokens for word in again):
         return same
-    before, behind = words[: gap.first], words[gap.last :]
-    up_to, begin = division(before, again, (gap.start, gap.bare[0]), 0)
-    stop, go_on = division(again, behind, (gap.bare[1], gap.end), begin)
-    old = len(words) - len(behind[go_on:]) - up_to
-    sure = sum(word.confidence for word in again[begin:stop]) >= _LEAST_CONFIDENCE * (stop - begin)
-    if stop - begin <= old or not sure:
+    before, behind = words[: part.first], words[part.last :]
+    up_to, begin = division(before, again, (part.start, part.bare[0]), 0)
+    stop, go_on = division(again, behind, (part.bare[1], part.end), begin)
+    old, new = len(words) - len(behind[go_on:]) - up_to, again[begin:stop]
+    if not _better(part, old, new):
         return same
-    return _spliced(same, (before[:up_to], behind[go_on:]), reread, again[begin:stop])
+    return _spliced(same, (before[:up_to], behind[go_on:]), reread, new)
+
+
+def _better(part: Part, old: int, new: Sequence[SpokenWord]) -> bool:
+    """Whether to take what was read again, in place of so many words."""
+    confidence = sum(word.confidence for word in new) / max(len(new), 1)
+    if part.confidence is None:
+        return len(new) > old and confidence >= _LEAST_CONFIDENCE
+    return 2 * len(new) >= max(old, 1) and confidence > part.confidence - _SURER
+
+
+def _timed_words(transcript: Transcript, seconds: float) -> list[SpokenWord]:
+    """The words of a window; none if any has no time or no token of its own."""
+    words = spoken_words(transcript, 0.0, seconds)
+    return words if all(word.timed and word.tokens for word in words) else []
+
+
+def _sentences(words: Sequence[SpokenWord]) -> Iterator[tuple[int, int]]:
+    """From which to which word: up to a mark that ends a sentence, or a pause."""
+    first = 0
+    for index, (word, following) in enumerate(pairwise(words), 1):
+        if ends_sentence(word.text) or following.start - word.end > SHORT_PAUSE_SECONDS:
+            yield first, index
+            first = index
+    yield first, len(words)
 
 
 def _bare(
     words: Sequence[SpokenWord], speech: NDArray[np.bool_], seconds: float
 ) -> Iterator[tuple[int, int, float, float]]:
-    """Words before and behind, start and end of all that is between two words or one word that is too long."""
-    at = 0.0
+    """Words before and behind, start and end of all that is between two words or words that are too long."""
+    at, first, excess = 0.0, 0, 0.0
     for index, word in enumerate(words):
-        if _spoken(speech, at, word.start) >= _LEAST_SECONDS:
+        silent = _spoken(speech, at, word.start) >= _LEAST_SECONDS
+        too_long = _spoken(speech, word.start, word.end) - WORD_SECONDS - LETTER_SECONDS * len(word.text)
+        if silent or too_long <= _TOO_LONG_SECONDS:
+            if excess >= _LEAST_SECONDS:
+                yield first, index, words[first].start, words[index - 1].end
+            excess = 0.0
+        if silent:
             yield index, index, at, word.start
-        needed = WORD_SECONDS + LETTER_SECONDS * len(word.text)
-        if _spoken(speech, word.start, word.end) >= needed + _LEAST_SECONDS:
-            yield index, index + 1, word.start, word.end
+        if too_long > _TOO_LONG_SECONDS:
+            first, excess = first if excess else index, excess + too_long
         at = max(at, word.end)
+    if excess >= _LEAST_SECONDS:
+        yield first, len(words), words[first].start, words[-1].end
     if _spoken(speech, at, seconds) >= _LEAST_SECONDS:
         yield len(words), len(words), at, seconds
 
@@ -127,7 +217,7 @@ def _frame(seconds: float) -> int:
 
 
 def _edge(speech: NDArray[np.bool_], second: float, direction: int) -> float:
-    """The middle of the nearest pause before or behind a second, else so far away that whole words are in between."""
+    """The middle of the nearest pause before or behind a second, else as far away as times may be wrong."""
     pause = round(_PAUSE_SECONDS / FRAME_SECONDS)
     reach = round(_REACH_SECONDS / FRAME_SECONDS)
     for step in range(reach):
@@ -137,7 +227,7 @@ def _edge(speech: NDArray[np.bool_], second: float, direction: int) -> float:
             break
         if not speech[start : start + pause].any():
             return middle * FRAME_SECONDS
-    return float(np.clip(second + direction * _REACH_SECONDS, 0.0, len(speech) * FRAME_SECONDS))
+    return float(np.clip(second + direction * _MARGIN_SECONDS, 0.0, len(speech) * FRAME_SECONDS))
 
 
 def _spliced(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tokenthrift.transcription.results import Segment
-from tokenthrift.words import joined_words, split_words, words_of_tokens
+from tokenthrift.words import ends_sentence, joined_words, split_words, words_of_tokens
 
 __all__ = ["Cue", "karaoke", "make_cues", "srt", "vtt"]
 
@@ -189,17 +189,13 @@ def _groups(words: Iterable[_Word], name: str) -> Iterator[list[_Word]]:
             len(_lines([*name.split(), *(w.text for w in group), word.text], LINE_CHARACTERS)) > LINES
             or word.end - group[0].start > MAX_SECONDS
             or word.start - group[-1].end > PAUSE_SECONDS
-            or (_ends_sentence(group[-1].text) and word.start - group[0].start >= MIN_SECONDS)
+            or (ends_sentence(group[-1].text) and word.start - group[0].start >= MIN_SECONDS)
         ):
             yield group
             group = []
         group.append(word)
     if group:
         yield group
-
-
-def _ends_sentence(word: str) -> bool:
-    return word.rstrip("\"')]»”’」』）").endswith((".", "!", "?", "…", "。", "！", "？"))
 
 
 def _wrap(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Speech that a recognizer leaves out of a window is found by its times and read again; nothing else changes."""
+"""Speech that a recognizer leaves out of a window and sentences it doubts are read again; nothing else changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.media_files import voice
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
-from tokenthrift.transcription.rereading import left_out, with_reread
+from tokenthrift.transcription.rereading import doubtful, left_out, to_reread, with_reread
 from tokenthrift.words import words_of_tokens
 
 USAGE = TokenUsage(native=4, cap=4, used=4, rounds=1)
@@ -157,6 +157,69 @@ def test_fewer_or_doubtful_words_change_nothing_but_the_cost() -> None:
         same = with_reread(found, gap, other)
         assert (same.text, same.tokens) == (found.text, found.tokens)
         assert same.usage.native == 2 * USAGE.native
+
+
+def test_a_sentence_comes_back_whose_time_two_words_share() -> None:
+    """Neither of them alone is so long that anybody would look."""
+    words, seconds = sentences(4, words=8)
+    two = [("I", words[8][1], words[12][1]), ("was", words[12][1], words[16][1])]
+    found = transcript([*words[:8], *two, *words[16:]])
+    (part,) = left_out(found, frames(words, seconds))
+    assert (part.first, part.last, part.bare) == (8, 10, (words[8][1], words[16][1]))
+    whole = with_reread(found, part, read(words, part.start, part.end))
+    assert whole.text.split() == [text for text, *_ in words]
+
+
+def doubted(words: Sequence[Spoken], sentence: int, confidence: float = 0.5) -> Transcript:
+    """Sentences of six words, all but one of them sure, with a mark behind each."""
+    marked = [(f"{text}{'.' * (i % 6 == 5)}", *times) for i, (text, *times) in enumerate(words)]
+    made = transcript(marked)
+    inside = range(6 * sentence, 6 * sentence + 6)
+    tokens = [replace(token, confidence=confidence if i in inside else 0.9) for i, token in enumerate(made.tokens)]
+    return replace(made, tokens=tuple(tokens))
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+@pytest.mark.parametrize("sentence", range(5))
+def test_a_sentence_in_doubt_is_read_alone(sentence: int, pause: float) -> None:
+    words, seconds = sentences(5, pause=pause)
+    found = doubted(words, sentence)
+    (part,) = to_reread(found, frames(words, seconds))
+    assert (part.first, part.last) == (6 * sentence, 6 * sentence + 6)
+    assert part.confidence == pytest.approx(0.5)
+    others = [word for i, word in enumerate(words) if i // 6 != sentence]
+    assert all(end <= part.start + 1e-6 or start >= part.end - 1e-6 for _, start, end in others), "no word beside it"
+    spoken = [(f"again{i}", start - part.start, end - part.start) for i, (_, start, end) in enumerate(words)]
+    reread = transcript(spoken[part.first : part.last])
+    whole = with_reread(found, part, replace(reread, tokens=tuple(replace(t, confidence=0.46) for t in reread.tokens)))
+    wanted = [f"again{i}" if i in range(part.first, part.last) else word for i, word in enumerate(found.text.split())]
+    assert whole.text.split() == wanted
+    assert "".join(token.text for token in whole.tokens).split() == wanted
+    unsure = replace(reread, tokens=tuple(replace(token, confidence=0.44) for token in reread.tokens))
+    short = transcript(spoken[part.first : part.first + 2])
+    for other in (unsure, short, transcript([])):
+        assert with_reread(found, part, other).text == found.text
+
+
+def test_sure_sentences_short_windows_and_a_sentence_alone_are_not_read_again() -> None:
+    words, seconds = sentences(5)
+    assert doubtful(doubted(words, 2, 0.8), frames(words, seconds)) == []
+    words, seconds = sentences(3)
+    assert seconds < 10
+    assert doubtful(doubted(words, 1), frames(words, seconds)) == []
+    words, seconds = sentences(1, words=26)
+    low = transcript(words)
+    low = replace(low, tokens=tuple(replace(token, confidence=0.3) for token in low.tokens))
+    assert seconds > 10
+    assert doubtful(low, frames(words, seconds)) == [], "the same sound again would say the same"
+
+
+def test_a_part_is_read_again_once_though_it_is_in_doubt_and_lacks_words() -> None:
+    words, seconds = sentences(4, words=8)
+    found = forgetful(words, range(10, 16), "before", seconds)
+    found = replace(found, tokens=tuple(replace(token, confidence=0.5) for token in found.tokens))
+    parts = to_reread(found, frames(words, seconds))
+    assert [part.confidence is None for part in parts if part.first <= 9 < part.last] == [True]
 
 
 @dataclass
