@@ -86,6 +86,7 @@ def main() -> None:
     ]
     print(f"{len(rows)} sentences, {sum(map(len, clips)) / RATE:.0f} s")
     print(f"{'noise':>14} {'gap s':>6} {'single':>7} {'joined':>7} {'points':>7} {'windows':>8} {'speech':>7}")
+    clean: list[str] = []  # texts of single sentences without noise, which no gap changes
     with TemporaryDirectory() as folder:
         for level, rising, gap in table:
             silence = np.zeros(round(gap * RATE), np.float32)
@@ -95,8 +96,11 @@ def main() -> None:
             singles = [Path(folder, f"{index}.wav") for index in range(len(clips))]
             for clip, start, single_path in zip(clips, starts, singles, strict=False):
                 soundfile.write(single_path, whole[start : start + len(clip)], RATE, subtype="FLOAT")
-            result, *alone = transcriber.transcribe(path, *singles)
-            single = 100 * word_errors(texts, [each.text for each in alone]).rate
+            known = clean if level is None else []
+            result, *others = transcriber.transcribe(path, *([] if known else singles))
+            alone = known or [each.text for each in others]
+            clean = alone if level is None else clean
+            single = 100 * word_errors(texts, alone).rate
             joined = 100 * word_errors([" ".join(texts)], [result.text]).rate
             name = "none" if level is None else f"{level:.0f} dB" + (" rising" if rising else "")
             held = sum(segment.end - segment.start for segment in result.segments) / max(result.seconds, 1e-9)

@@ -11,7 +11,7 @@ until its end. So words in a row that last so much longer than anybody needs for
 
 Where speakers follow each other, a sentence is read worse in company than alone, and with no less confidence. So a
 sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone, which replaces
-it unless that is surer by 0.05 or more (both numbers chosen on development data; `docs/transcription.md`).
+it unless that is less sure by 0.1 or more (both numbers chosen on development data; `docs/transcription.md`).
 openai-whisper reads a doubtful window again at a higher temperature, all of it and with the same company.
 """
 
@@ -45,7 +45,7 @@ _SAME_SECONDS: Final = 0.5
 _LEAST_WINDOW_SECONDS: Final = 10.0
 _LEAST_SENTENCE_SECONDS: Final = 0.8
 _DOUBT: Final = 0.75
-_SURER: Final = 0.05
+_SURER: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
