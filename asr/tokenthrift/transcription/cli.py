@@ -151,8 +151,9 @@ class _Job:
                 raise ValueError(f"--out-dir {self.arguments.out_dir}: {error.strerror}") from error
         identity = model_identity(self.spec.model, self.spec.revision)
         options = self.spec.options
-        if self.spec.align is not None:
-            options["align"] = model_identity(self.spec.align, None)
+        for name in ("align", "draft_model"):
+            if options[name] is not None:
+                options[name] = model_identity(options[name], None)
         if not self.arguments.dry_run:
             for root in roots:
                 self.stack.enter_context(locked(root, self.shard))

@@ -33,6 +33,7 @@ class JobSpec:
     task: str = "transcribe"
     precision: str | None = None
     align: str | None = None
+    draft_model: str | None = None
     budget: str | None = None
     max_new_tokens: int | None = None
     max_rounds: int | None = None
@@ -99,6 +100,10 @@ class JobSpec:
             threads=self.threads,
         )
         written_by: Any = getattr(recognizer, "inner", recognizer)
+        if self.draft_model is not None:
+            if not hasattr(written_by, "draft_model"):
+                raise ValueError(f"--draft-model is for dLLM-ASR; {self.model} takes no draft")
+            written_by.draft_model = load_recognizer(self.draft_model, device)
         if self.plain and hasattr(written_by, "plain"):
             written_by.plain = True
         return Transcriber(

@@ -137,6 +137,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="write exactly the greedy left-to-right text of the model, sooner: it verifies drafts",
     )
     decoding.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="a CTC model whose words dLLM-ASR corrects instead of its own draft",
+    )
+    decoding.add_argument(
         "--hotwords", nargs="+", default=[], metavar="WORD", help="words that are likely; they gain where it is unsure"
     )
     tokens = parser.add_argument_group("tokens, for models with several rates, each window of at most 30 s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tokenthrift.budget import TokenUsage
 from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.recognizers import load_transformers
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
+from tokenthrift.transcription.engine import JobSpec
 
 USAGE = TokenUsage(native=1, cap=1, used=1)
 
@@ -31,6 +33,19 @@ def test_its_words_are_the_draft(tmp_path: Path) -> None:
         assert found.text.startswith(" ".join(words)), "slots after the draft may add to it"
         assert model.transcribe([samples])[0].text == found.text
     assert together[0].text != own
+
+
+def test_the_job_takes_it(tmp_path: Path) -> None:
+    tiny_model(draft_threshold=1e-9, verify_threshold=0.0).save_pretrained(tmp_path / "dllm")
+    ctc = str(wav2vec2(tmp_path / "ctc"))
+    samples = speech(1.0)
+    alone = JobSpec(model=str(tmp_path / "dllm"), device="cpu")
+    drafted = replace(alone, draft_model=ctc)
+    words = [word.text for word in draft_of(load_transformers(ctc).transcribe([samples])[0])]
+    assert drafted.transcriber().model.transcribe([samples])[0].text.startswith(" ".join(words))
+    assert drafted.options != alone.options
+    with pytest.raises(ValueError, match="takes no draft"):
+        replace(drafted, model=ctc).transcriber()
 
 
 def test_words_in_our_characters() -> None:
