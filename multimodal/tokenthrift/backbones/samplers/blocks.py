@@ -123,8 +123,9 @@ class BlockRun(Run):
         given: (B, T) bool, slots that were decided from the start.
         block: (B,) the block each row is in.
         step_in_block: (B,) calls it had in that block.
-        masked_at_entry: (B,) undecided slots of the block when it entered it; an earlier block may have left others
-            where MASK is allowed as a token.
+        masked_at_entry: (B,) undecided slots up to the end of the block when it entered it, those of a prompt with
+            MASK in it too. Where a slot may predict MASK, those of the block alone, as published: earlier blocks may
+            have left others.
     """
 
     def __init__(self, sampler: BlockSampler, canvas: Canvas, tokens: TokenIds, generators: Generators) -> None:
@@ -258,8 +259,10 @@ class BlockRun(Run):
             self.step_in_block[done] = 0
             done = done[self.block[done] < self.blocks[done]]
             if len(done):
-                own = torch.arange(self.ids.shape[1], device=rows.device) >= self.firsts(done)[:, None]
-                self.masked_at_entry[done] = (self.open_slots(done, self.ids.shape[1]) & own).sum(1)
+                counted = self.open_slots(done, self.ids.shape[1])
+                if self.sampler.mask_token != "renormalize":
+                    counted &= torch.arange(counted.shape[1], device=rows.device) >= self.firsts(done)[:, None]
+                self.masked_at_entry[done] = counted.sum(1)
 
     def _finished(self, rows: Tensor) -> Tensor:
         """(R,) bool: the present block takes no further call."""

@@ -59,6 +59,8 @@ class DreamSampler(BlockSampler):
             return [self.steps] * blocks
         undecided = (run.ids[row] == run.tokens.mask) & run.mask[row]
         firsts = [max(run.start, run.origin + block * run.block_length) for block in range(blocks)]
+        if firsts and self.mask_token == "renormalize":
+            firsts[0] = 0  # it decides what the prompt leaves open, too
         stops = [*firsts[1:], int(run.ends[row])]
         return [len(self._plan(int(undecided[a:b].sum()))) for a, b in zip(firsts, stops, strict=True)]
 

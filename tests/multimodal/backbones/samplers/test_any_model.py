@@ -128,6 +128,16 @@ def test_it_ends_and_leaves_no_slot_open(name: str, seed: int, wild: str) -> Non
         assert torch.equal(done.ids[:, : before.shape[1]][before != MASK], before[before != MASK])
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "llada released"])
+def test_a_prompt_with_a_mask_in_it_leaves_no_slot_open(name: str) -> None:
+    """As where a text is filled in: what the prompt leaves open takes its part of a quota too."""
+    canvas = canvas_of(0, [8, 5])
+    ids = canvas.ids.clone()
+    ids[:, 1] = MASK
+    done = sample(model(0, ""), Canvas(ids, canvas.mask, canvas.start), SAMPLERS[name], TOKENS)
+    assert not (done.ids[:, 3:][done.mask[:, 3:]] == MASK).any()
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_ceiling_on_rounds_commits_what_is_open(name: str, most: int) -> None:
