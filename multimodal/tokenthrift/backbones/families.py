@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -43,7 +43,7 @@ from tokenthrift.backbones.language_models import decoder_from_state, language_m
 from tokenthrift.backbones.llada import llada_settings, llada_state
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.backbones.shape import BIDIRECTIONAL, DECODERS, AttentionMask, BackboneShape
-from tokenthrift.config import ConfigError, read_json
+from tokenthrift.config import ConfigError, from_plain, read_json
 from tokenthrift.sources import SourceError, fetch, fetch_weights
 
 __all__ = ["Family", "backbone_shape", "backbone_state", "load_backbone"]
@@ -157,11 +157,15 @@ def backbone_shape(
     own: dict[str, Any] = {
         "mask_id": _mask_id(family, config, source, options) if mask_id is None else mask_id,
         "attention": attention or ("blocks" if family == "fast_dllm_v2" else "full"),
-        "block_size": int(config.get("bd_size", 32)),
+        "block_size": config.get("bd_size", 32),
         "shifted": family in _SHIFTED,
     }
     if family == "llada":
-        return BackboneShape(**llada_settings(config), **own)
+        try:
+            settings = llada_settings(config)
+        except KeyError as missing:
+            raise ConfigError(f"{source}: config.json of a LLaDA lacks {missing}") from None
+        return _shape(source, settings, own)
     if types[found] in BIDIRECTIONAL:
         return _bidirectional(folder, source, own)
     if config.get("use_sliding_window"):
@@ -169,13 +173,16 @@ def backbone_shape(
     if config.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{source}: hidden_act is {config['hidden_act']!r}; a saved backbone has 'silu'")
     settings = {name: config[name] for name in _KEPT if config.get(name) is not None}
-    rotary = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    found_rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(found_rotary, Mapping):
+        raise ConfigError(f"{source}: the rotary embedding of config.json is {found_rotary!r}, not an object")
+    rotary = {name: value for name, value in found_rotary.items() if value is not None}
     if "type" in rotary:
         rotary["rope_type"] = rotary.pop("type")
     rotary.setdefault("rope_type", "default")
     if "rope_theta" in config:
         rotary.setdefault("rope_theta", config["rope_theta"])
-    return BackboneShape(**settings, model_type=cast(Any, types[found]), rope_parameters=rotary, **own)
+    return _shape(source, {**settings, "model_type": types[found], "rope_parameters": rotary}, own)
 
 
 def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[str, Tensor]:
@@ -198,6 +205,11 @@ def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[s
     return llada_state(state) if family == "llada" else state
 
 
+def _shape(source: str | Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> BackboneShape:
+    """The shape of settings that a stranger wrote; one that is missing or of another type is named."""
+    return from_plain(BackboneShape, {**settings, **own}, f"{source}: config.json")
+
+
 def _bidirectional(folder: Path, source: str | Path, own: Mapping[str, Any]) -> BackboneShape:
     """The shape of a BERT or ModernBERT; what it cannot say has to be as in a fresh model."""
     found = AutoConfig.from_pretrained(folder)
@@ -214,7 +226,8 @@ def _bidirectional(folder: Path, source: str | Path, own: Mapping[str, Any]) -> 
 
 def _mask_id(family: str, config: Mapping[str, Any], source: str | Path, options: Mapping[str, Any]) -> int:
     if config.get("mask_token_id") is not None:
-        return int(config["mask_token_id"])
+        given: int = config["mask_token_id"]  # its type is checked with all the others
+        return given
     try:
         text = (fetch(source, ["tokenizer.json"], **options) / "tokenizer.json").read_text(encoding="utf-8")
         added = {token["content"]: token["id"] for token in json.loads(text).get("added_tokens", [])}

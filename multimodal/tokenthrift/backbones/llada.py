@@ -55,6 +55,7 @@ def llada_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: an architecture switch that a Llama does not have.
+        KeyError: a field that LLaDA's has.
     """
     expected = {"layer_norm_type": "rms", "block_type": "llama", "activation_type": "silu", "rope": True}
     switches = ("alibi", "attention_layer_norm", "include_bias", "include_qkv_bias", "input_emb_norm", "scale_logits")
@@ -69,10 +70,10 @@ def llada_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "model_type": "llama",
         "vocab_size": config.get("embedding_size") or config["vocab_size"],
         "hidden_size": config["d_model"],
-        "intermediate_size": config["mlp_hidden_size"],
+        "intermediate_size": config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
         "num_hidden_layers": config["n_layers"],
         "num_attention_heads": heads,
-        "num_key_value_heads": config.get("n_kv_heads") or heads,
+        "num_key_value_heads": config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads),
         "max_position_embeddings": config["max_sequence_length"],
         "rms_norm_eps": config["rms_norm_eps"],
         "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenthrift.backbones.families import backbone_state, load_backbone
+from tokenthrift.backbones.families import backbone_shape, backbone_state, load_backbone
 from tokenthrift.backbones.language_models import language_model
 from tokenthrift.backbones.prefix import PrefixBackbone
 from tokenthrift.config import ConfigError
@@ -26,6 +26,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "dream": {"model_type": "Dream", "mask_token_id": MASK, "rope_theta": 1e6, "use_sliding_window": False},
     "a2d": {"model_type": "a2d-qwen3", "head_dim": 16, "rope_theta": 1e6, "rope_scaling": None},
     "fast_dllm_v2": {"model_type": "Fast_dLLM_Qwen", "bd_size": 4, "tie_word_embeddings": True, "rope_theta": 1e6},
+}
+LLADA: dict[str, Any] = {
+    **{"model_type": "llada", "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48},
+    **{"max_sequence_length": 64, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "weight_tying": False},
 }
 CLASSES = {"dream": "qwen2", "a2d": "qwen3", "fast_dllm_v2": "qwen2"}
 
@@ -117,6 +121,37 @@ def test_llada_under_its_own_names(reference: Path, tmp_path: Path) -> None:
     nothing = torch.zeros(1, 0, 64), torch.zeros(1, 0, dtype=torch.bool)
     logits = backbone(ids, torch.ones_like(ids, dtype=torch.bool), backbone.context(*nothing))
     assert logits.shape == (1, 8, 160)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("llada", {"n_heads": None}, "lacks 'n_heads'"),
+        ("llada", {"d_model": "64"}, "config.json.hidden_size: expected int, found str '64'"),
+        ("llada", {"rope_theta": None}, "lacks 'rope_theta'"),
+        ("dream", {"hidden_size": None}, "missing field 'hidden_size'"),
+        ("dream", {"hidden_size": 32.5}, "expected int, found float 32.5"),
+        ("dream", {"vocab_size": 10**9}, "vocab_size must be between 1 and 1000000"),
+        ("dream", {"mask_token_id": "x"}, "config.json.mask_id: expected int"),
+        ("a2d", {"rope_parameters": [1]}, "rotary embedding of config.json is \\[1\\], not an object"),
+        ("a2d", {"num_hidden_layers": True}, "expected int, found bool True"),
+        ("fast_dllm_v2", {"bd_size": "4"}, "config.json.block_size: expected int"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path: Path, family: Any, change: dict[str, Any], message: str) -> None:
+    whole = LLADA if family == "llada" else {**GROUPED, **PUBLISHED[family]}
+    whole = {**whole, "vocab_size": VOCAB, "mask_token_id": MASK, **change}
+    fields = {name: value for name, value in whole.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=message):
+        backbone_shape(family, tmp_path)
+
+
+def test_sizes_that_a_llada_leaves_to_its_others(tmp_path: Path) -> None:
+    fields = {**LLADA, "vocab_size": VOCAB, "mask_token_id": MASK, "mlp_hidden_size": None, "mlp_ratio": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "n_kv_heads": None, "multi_query_attention": True}))
+    shape = backbone_shape("llada", tmp_path)
+    assert (shape.intermediate_size, shape.num_key_value_heads) == (128, 1)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
