@@ -83,7 +83,7 @@ def _config(path: Path) -> TrainingConfig:
     match data:
         case {
             "hyper_parameters": {"config": {"train_draft": bool(), "train_denoiser": bool()} as config},
-            "state_dict": {},
-        }:
+            "state_dict": dict() as state,
+        } if all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in state.items()):
             return from_plain(TrainingConfig, config, str(path))
     raise ValueError(reason)

@@ -125,6 +125,8 @@ def _check_lora(path: Path, lora: Mapping[tuple[int, str, str], Tensor]) -> tupl
     layers, names = 1 + max(layer for layer, _, _ in lora), [n for n in _SIZES if n in {name for _, name, _ in lora}]
     if layers > LAYERS:
         raise WeightsError(f"{path}: adapters of {layers} layers, LLaDA-8B has {LAYERS}")
+    if flat := [f"lora_{side} of {name} in block {layer}" for (layer, name, side), t in lora.items() if t.ndim != 2]:
+        raise WeightsError(f"{path}: {flat[0]} is no matrix")
     ranks = {tensor.shape[0 if side == "A" else -1] for (_, _, side), tensor in lora.items()}
     if ranks != {RANK}:
         raise WeightsError(f"{path}: adapters of rank {', '.join(map(str, sorted(ranks)))}, released ones have {RANK}")

@@ -50,6 +50,8 @@ def write_half(path: Path) -> None:
         {"hyper_parameters": {"config": {"train_denoiser": True}}, "state_dict": {}},
         {"hyper_parameters": ["config"], "state_dict": {}},
         {"hyper_parameters": TRAINED, "state_dict": [1]},
+        {"hyper_parameters": TRAINED, "state_dict": {1: torch.zeros(3)}},
+        {"hyper_parameters": TRAINED, "state_dict": {"model.encoder.conv1.weight": 3}},
     ],
     ids=lambda content: getattr(content, "__name__", str(content)),
 )

@@ -87,6 +87,10 @@ def misshapen(state: dict[str, Any]) -> None:
     state[f"{PREFIX}.0.up_proj.lora_B.default.weight"] = torch.zeros(HIDDEN, RANK)
 
 
+def no_matrix(state: dict[str, Any]) -> None:
+    state[f"{PREFIX}.0.q_proj.lora_A.default.weight"] = torch.tensor(1.0)
+
+
 def other_rank(state: dict[str, Any]) -> None:
     state[f"{PREFIX}.0.q_proj.lora_A.default.weight"] = torch.zeros(8, HIDDEN)
 
@@ -104,6 +108,7 @@ def no_bias(state: dict[str, Any]) -> None:
     [
         (missing, "lora_B of k_proj in block 1 is missing"),
         (misshapen, "lora_B of up_proj in block 0 is [4096, 16] instead of [12288, 16]"),
+        (no_matrix, "lora_A of q_proj in block 0 is no matrix"),
         (other_rank, "adapters of rank 8, 16, released ones have 16"),
         (other_adapter, "adapter.weight [4096, 1280]"),
         (no_bias, "the adapter Linear(3584, 4096) lacks its bias"),
