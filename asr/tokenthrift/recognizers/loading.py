@@ -33,7 +33,7 @@ _MOST_OF: Final = {
     "sampling_rate": 200_000,
 }
 _SETTINGS: Final = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
-_SPARE_NUMBERS: Final = 1_000_000
+_EXTRA_NUMBERS: Final = 1_000_000
 # Used in training only, and absent from most published checkpoints.
 _TRAINING_ONLY: Final = ("masked_spec_embed",)
 _NOT_SPEECH_TO_TEXT: Final = frozenset({"dia", "pop2piano", "vibevoice"})
@@ -78,7 +78,7 @@ def load_transformers(
         config = AutoConfig.from_pretrained(folder, **options)
         with torch.device("meta"):
             needed = sum(parameter.numel() for parameter in automatic.from_config(config).parameters())
-    if needed > 2 * numbers + _SPARE_NUMBERS:
+    if needed > 2 * numbers + _EXTRA_NUMBERS:
         # Transformers would allocate what is missing and draw it at random.
         raise WeightsError(f"{source}: config.json is of {needed:,} numbers, and its {expected} of {numbers:,}")
     with _loading(source):

@@ -91,7 +91,7 @@ class _Job:
         self.outputs = Outputs(
             arguments.out_dir, formats, overwrite=arguments.overwrite, journal_name=name, writers=WRITERS
         )
-        self._check_single_files([*arguments.input, *(str(recording.path) for recording in recordings)])
+        self._check_single_files([*self._lists(), *(recording.path for recording in recordings)])
         self.tally = Tally(left_out=left_out)
         self.failed_rows: dict[int, dict[str, Any]] = {}
         self.page: list[dict[str, Any]] = []
@@ -127,14 +127,22 @@ class _Job:
         print_summary(out, self.tally, references, self.arguments.out_dir)
         return status or (1 if self.tally.failed else 0)
 
-    def _check_single_files(self, inputs: Sequence[str]) -> None:
+    def _lists(self) -> list[Path]:
+        """Inputs as they were given, and the file of what was said."""
+        return [Path(name) for name in (*self.arguments.input, self.arguments.references) if name]
+
+    def _check_single_files(self, inputs: Sequence[Path]) -> None:
         """Raises ValueError where the page or the manifest would replace an input or a file of others."""
         out_dir, page = self.arguments.out_dir, self.arguments.report
         manifest = out_dir / self.outputs.manifest_name if self.manifest else None
+        if page is not None and page.is_dir():
+            raise ValueError(f"--report {page} is a folder")
         taken = {os.path.realpath(path) for path in inputs}
         for path in (manifest, page):
             if path is not None and os.path.realpath(path) in taken:
                 raise ValueError(f"{path} is one of the inputs and would be overwritten")
+        if manifest is not None and page is not None and os.path.realpath(manifest) == os.path.realpath(page):
+            raise ValueError(f"--report {page} is the file of --format jsonl")
         foreign = manifest is not None and manifest.exists() and not (out_dir / FOLDER).exists()
         if foreign and not self.arguments.overwrite:
             raise ValueError(f"{manifest} is of no job; give another --out-dir, or --overwrite to replace it")
@@ -144,7 +152,7 @@ class _Job:
         if not self.writes:
             return [Task(recording, Path(), {}, "") for recording in self.recordings]
         roots = self.outputs.roots(self.recordings)
-        if self.arguments.out_dir is not None:
+        if self.arguments.out_dir is not None and not self.arguments.dry_run:
             try:
                 self.arguments.out_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -158,7 +166,8 @@ class _Job:
             for root in roots:
                 self.stack.enter_context(locked(root, self.shard))
             self.outputs.clean(roots)
-        return self.outputs.tasks(self.recordings, identity, options)
+        page = [] if self.arguments.report is None else [self.arguments.report]
+        return self.outputs.tasks(self.recordings, identity, options, [*self._lists(), *page])
 
     def _work(
         self,

@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     speech.add_argument(
         "--drop-below",
-        type=number(0, 1),
+        type=number(0, 1, or_equal=True),
         default=0.0,
         metavar="P",
         help="leave out words of less confidence (default: %(default)s, none)",

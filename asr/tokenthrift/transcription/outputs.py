@@ -65,6 +65,7 @@ class Outputs:
         self._journals: dict[Path, Journal] = {}
         self.kept = 0
         self._order: list[tuple[Path, str, Path]] = []
+        self._beside: dict[str, Path] = {}
 
     def journal(self, root: Path) -> Journal:
         """The journal of an output folder."""
@@ -76,31 +77,47 @@ class Outputs:
         """The folders that will be written to."""
         if self.out_dir is not None:
             return [self.out_dir]
-        return sorted({recording.path.parent for recording in recordings})
+        return sorted({self._root(recording) for recording in recordings})
+
+    def _root(self, recording: Recording) -> Path:
+        """The folder to write to; where several ways lead to one folder, the first, as it has one lock and journal."""
+        if self.out_dir is not None:
+            return self.out_dir
+        folder = recording.path.parent
+        return self._beside.setdefault(os.path.realpath(folder), folder)
 
     def clean(self, roots: Iterable[Path]) -> None:
         """Removes drafts that a killed process left behind."""
         for root in roots:
             self.journal(root).clean(root / self.manifest_name)
 
-    def tasks(self, recordings: Iterable[Recording], model: str, options: dict[str, Any]) -> list[Task | None]:
+    def tasks(
+        self, recordings: Iterable[Recording], model: str, options: dict[str, Any], taken: Iterable[Path] = ()
+    ) -> list[Task | None]:
         """What is to be done for each recording; None where all of it is done.
 
+        Args:
+            recordings: All of the run.
+            model: Its identity.
+            options: That a result depends on.
+            taken: Files besides the recordings that no output may replace.
+
         Raises:
-            InputError: An output would replace a recording.
+            InputError: An output would replace a recording or another file that is taken.
         """
         recordings = list(recordings)
-        inputs = {os.path.realpath(recording.path) for recording in recordings if recording.samples is None}
+        inputs = (recording.path for recording in recordings if recording.samples is None)
+        protected = {os.path.realpath(path) for path in (*inputs, *taken)}
         tasks: list[Task | None] = []
         for recording in recordings:
-            root = self.out_dir if self.out_dir is not None else recording.path.parent
+            root = self._root(recording)
             name = recording.output if self.out_dir is not None else Path(recording.output.name)
             base = root / name
             files = {form: base.with_name(f"{base.name}.{_SUFFIXES.get(form, form)}") for form in self.formats}
             for path in files.values():
-                if os.path.realpath(path) in inputs:
+                if os.path.realpath(path) in protected:
                     raise InputError(
-                        f"{path} is one of the recordings and would be overwritten; give another --out-dir"
+                        f"{path} is an input or the report and would be overwritten; give another --out-dir"
                     )
             key = key_of(_identity(recording), model, options)
             self._order.append((root, key, recording.path))
@@ -165,7 +182,7 @@ class Outputs:
     def write_manifest(self, rows: Iterable[dict[str, Any]]) -> None:
         """Writes one line for each recording, in their order."""
         assert self.out_dir is not None
-        data = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        data = "".join(printable(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n" for row in rows)
         write_bytes(self.out_dir / self.manifest_name, data.encode("utf-8"))
 
     def close(self) -> None:

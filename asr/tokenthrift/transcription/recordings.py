@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -83,28 +85,28 @@ def find_recordings(
         InputError: An argument leads to nothing.
         ManifestError: A manifest cannot be read, or holds nothing.
     """
-    plain: list[str] = []
-    manifests: list[Path] = []
-    for argument in arguments:
+    plain: list[tuple[int, str]] = []
+    manifests: list[tuple[int, Path]] = []
+    for number, argument in enumerate(arguments):
         if argument == "-":
             lines = (line.rstrip("\r\n").removeprefix("\ufeff") for line in _listed(stdin or sys.stdin))
-            plain += [line for line in lines if line.strip()]
+            plain += [(number, line) for line in lines if line.strip()]
         elif argument.endswith(MANIFEST_SUFFIXES) and Path(argument).is_file():
-            manifests.append(Path(argument))
+            manifests.append((number, Path(argument)))
         else:
-            plain.append(argument)
+            plain.append((number, argument))
     found = FoundFiles(())
     if plain or not manifests:
         if not plain:
             raise InputError("standard input names no recording")
-        found = find_files(plain, MEDIA_SUFFIXES, "recording", any_suffix=any_suffix)
-    recordings = [Recording(file.path, file.output) for file in found]
-    for manifest in manifests:
+        found = find_files([name for _, name in plain], MEDIA_SUFFIXES, "recording", any_suffix=any_suffix)
+    placed = [(plain[file.argument][0], Recording(file.path, file.output)) for file in found]
+    for number, manifest in manifests:
         entries = list(read_manifest(manifest, manifest_root))
         if not entries:
             raise ManifestError(f"{manifest}: holds no entry")
-        recordings += entries
-    return _distinct(recordings), found
+        placed += [(number, entry) for entry in entries]
+    return _distinct([recording for _, recording in sorted(placed, key=itemgetter(0))]), found
 
 
 def read_manifest(manifest: Path, root: Path | None = None) -> Iterator[Recording]:
@@ -217,22 +219,27 @@ def _distinct(recordings: list[Recording]) -> list[Recording]:
     """No two recordings share an output name, also where file systems do not distinguish capitals.
 
     That holds below one output folder and beside the recordings, where names alone count: two patterns may lead to
-    one folder by different ways.
+    one folder by different ways, links among them.
     """
+    real = cache(os.path.realpath)
     taken: set[str] = set()
+    counts: dict[tuple[Path, str], int] = {}
     distinct = []
     for recording in recordings:
-        output, count = recording.output, 1
-        while not taken.isdisjoint(names := _output_names(recording.path, output)):
+        output, suffix = recording.output, recording.path.suffix
+        count = counts.get((output, suffix), 1)
+        while not taken.isdisjoint(names := _output_names(real(recording.path.parent), output)):
             count += 1
-            suffix = recording.path.suffix if count == 2 else f"~{count - 1}"
-            output = recording.output.with_name(f"{recording.output.name}{suffix or '~1'}")
+            addition = suffix if count == 2 else f"~{count - 1}"
+            output = recording.output.with_name(f"{recording.output.name}{addition or '~1'}")
+        # Thousands of lines may name one file, and none of them begins to count anew.
+        counts[recording.output, suffix] = count
         taken |= names
         distinct.append(recording if output == recording.output else replace(recording, output=output))
     return distinct
 
 
-def _output_names(path: Path, output: Path) -> set[str]:
+def _output_names(folder: str, output: Path) -> set[str]:
     """What the files of a recording are called without their formats, of which "karaoke.vtt" has two parts."""
-    both = str(output), os.path.join(os.path.abspath(path.parent), output.name)
+    both = str(output), os.path.join(folder, output.name)
     return {name.casefold() + part for name in both for part in ("", ".karaoke")}

@@ -77,7 +77,7 @@ def _entry(line: str, where: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
         name, text = entry["audio_filepath"], entry["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         name = text = None
     if not isinstance(name, str) or not isinstance(text, str):
         raise ManifestError(f'{where}: expected {{"audio_filepath": "...", "text": "..."}}')

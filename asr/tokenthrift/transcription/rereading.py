@@ -6,7 +6,7 @@ second and a half of speech or more without a word over it is cut out, from paus
 read as a window of its own. What it says replaces what was written there if that are more words and not mostly doubtful
 ones, joined by `joining` like windows that overlap.
 
-Times by cross-attention cover a recording without parts: the word before something left out, or the one after, lasts
+Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
 until its end. So words in a row that last so much longer than anybody needs for them are themselves read again.
 
 Where speakers follow each other, a sentence is read worse in company than alone, and with no less confidence. So a
@@ -36,7 +36,7 @@ __all__ = ["Part", "doubtful", "left_out", "to_reread", "with_reread"]
 _LEAST_SECONDS: Final = 1.5
 _TOO_LONG_SECONDS: Final = 0.3
 _REACH_SECONDS: Final = 0.5
-_MARGIN_SECONDS: Final = 0.1
+_TIME_ERROR_SECONDS: Final = 0.1
 _PAUSE_SECONDS: Final = 0.1
 _LEAST_CONFIDENCE: Final = 0.4
 # What is left out between two words may make both of them too long.
@@ -127,7 +127,7 @@ def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
     found: list[Part] = []
     for first, last in _sentences(words):
         confidence = sum(word.confidence for word in words[first:last]) / (last - first)
-        start, end = words[first].start, words[last - 1].end
+        start, end = max(words[first].start, 0.0), min(words[last - 1].end, seconds)
         alone = last - first == len(words)
         if confidence >= _DOUBT or end - start < _LEAST_SENTENCE_SECONDS or alone:
             continue
@@ -149,9 +149,7 @@ def with_reread(transcript: Transcript, part: Part, reread: Transcript) -> Trans
     same = replace(transcript, usage=total_usage((transcript.usage, reread.usage)))
     reread = shifted(reread, part.start)
     words = spoken_words(transcript, 0.0, part.end)
-    again = spoken_words(reread, 0.0, part.end)
-    if not all(word.timed and word.tokens for word in again):
-        return same
+    again = _timed_words(reread, part.end)
     before, behind = words[: part.first], words[part.last :]
     up_to, begin = division(before, again, (part.start, part.bare[0]), 0)
     stop, go_on = division(again, behind, (part.bare[1], part.end), begin)
@@ -170,9 +168,10 @@ def _better(part: Part, old: int, new: Sequence[SpokenWord]) -> bool:
 
 
 def _timed_words(transcript: Transcript, seconds: float) -> list[SpokenWord]:
-    """The words of a window; none if any has no time or no token of its own."""
+    """The words of a window; none if any has no time or no token of its own, or if times go back."""
     words = spoken_words(transcript, 0.0, seconds)
-    return words if all(word.timed and word.tokens for word in words) else []
+    whole = all(word.timed and word.tokens and word.start <= word.end for word in words)
+    return words if whole and all(word.start <= following.start for word, following in pairwise(words)) else []
 
 
 def _sentences(words: Sequence[SpokenWord]) -> Iterator[tuple[int, int]]:
@@ -227,7 +226,7 @@ def _edge(speech: NDArray[np.bool_], second: float, direction: int) -> float:
             break
         if not speech[start : start + pause].any():
             return middle * FRAME_SECONDS
-    return float(np.clip(second + direction * _MARGIN_SECONDS, 0.0, len(speech) * FRAME_SECONDS))
+    return float(np.clip(second + direction * _TIME_ERROR_SECONDS, 0.0, len(speech) * FRAME_SECONDS))
 
 
 def _spliced(

@@ -99,16 +99,17 @@ def count(text: str) -> int:
     return int(text)
 
 
-def number(above: float, at_most: float = math.inf) -> Callable[[str], float]:
-    """A reader of numbers in a range."""
-    limits = f"above {above:g}" + (f" and at most {at_most:g}" if math.isfinite(at_most) else "")
+def number(above: float, at_most: float = math.inf, *, or_equal: bool = False) -> Callable[[str], float]:
+    """A reader of numbers in a range, with its lower end or without."""
+    limits = f"{'from' if or_equal else 'above'} {above:g}"
+    limits += f" and at most {at_most:g}" if math.isfinite(at_most) else ""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and above < value <= at_most):
+        if not (math.isfinite(value) and (above < value or or_equal and value == above) and value <= at_most):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
         return value
 

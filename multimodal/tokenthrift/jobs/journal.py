@@ -14,6 +14,7 @@ process holds nothing. The second process says who is at work.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ __all__ = ["FOLDER", "BusyError", "Journal", "check_inside", "locked", "write_by
 
 FOLDER: Final = ".tokenthrift"
 _FORMAT: Final = 1
+_LONGEST_NAME: Final = 240  # bytes; file systems take 255
 
 
 class BusyError(ValueError):
@@ -89,7 +91,7 @@ class Journal:
         """Removes drafts that a killed process left behind: of the journal, of what it began, and of other files."""
         began = (self.root / name for files in self._pending.values() for name in files)
         for path in [self.path, *others, *began]:
-            for draft in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+            for draft in path.parent.glob(f"{glob.escape(_draft_name(path))}.????????.tmp"):
                 draft.unlink(missing_ok=True)
 
     def begin(self, key: str, files: Iterable[str]) -> None:
@@ -150,7 +152,8 @@ class Journal:
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file so that at every moment it is absent, as it was, or complete, also after kill -9 or a power cut.
 
-    The folder must exist. A killed process may leave a hidden `.NAME.XXXXXXXX.tmp` behind, never half a `path`.
+    The folder must exist. A killed process may leave a hidden `.NAME.XXXXXXXX.tmp` behind (a digest in place of a long
+    name), never half a `path`.
 
     Raises:
         OSError: The disk is full, the folder read-only and the like; `path` is as it was.
@@ -162,7 +165,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A draft that becomes the file once all is written and on the disk."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    draft = path.with_name(f"{_draft_name(path)}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with draft.open("xb") as file:
             yield file
@@ -171,6 +174,12 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_name(path: Path) -> str:
+    """What names of drafts of a file begin with; of a file whose name leaves no room for more, a digest of it."""
+    name = os.fsencode(path.name)
+    return f".{path.name}" if len(name) <= _LONGEST_NAME else f".{hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def check_inside(path: Path, root: Path) -> None:

@@ -8,19 +8,29 @@ them see. A worker has a GPU, or a share of one, where the cluster has any, else
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenthrift import extras
 
-__all__ = ["map_on_ray"]
+__all__ = ["ClusterError", "map_on_ray"]
+
+
+class ClusterError(ValueError):
+    """The cluster cannot do the work: a model that cannot be used, say, or workers that die again and again."""
 
 
 class _Actor:
     """One worker of Ray Data: makes its work once, then maps batches of pickled items to pickled results."""
 
-    def __init__(self, make: Callable[..., Callable[[list[Any]], Iterable[Any]]], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, make: Callable[..., Callable[[list[Any]], Iterable[Any]]], arguments: tuple[Any, ...], folder: str
+    ) -> None:
+        # Workers of a cluster that was there before begin elsewhere, and names of files and models may be relative.
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self.work = make(*arguments)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
@@ -50,6 +60,7 @@ def map_on_ray(
 
     Raises:
         MissingExtraError: Ray is not installed.
+        ClusterError: the cluster cannot do the work.
     """
     ray, data = extras.require("ray"), extras.require("ray.data")
     started = not ray.is_initialized()
@@ -64,13 +75,17 @@ def map_on_ray(
         rows = [{"item": pickle.dumps(item)} for item in items]
         mapped = data.from_items(rows, override_num_blocks=blocks).map_batches(
             _Actor,
-            fn_constructor_args=(make, arguments),
+            fn_constructor_args=(make, arguments, os.getcwd()),
             batch_size=at_once,
             compute=data.ActorPoolStrategy(size=min(workers, blocks)),
             **share,
         )
         for row in mapped.iter_rows():
             yield pickle.loads(row["result"])  # written by this job's own workers
+    except ray.exceptions.RayError as error:
+        # Before the last line of its text stand the calls of the worker.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(f"Ray: {lines[-1].strip()}") from error
     finally:
         if started:
             ray.shutdown()

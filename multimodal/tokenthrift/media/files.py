@@ -45,10 +45,12 @@ class FoundFile:
     Attributes:
         path: The file, as it was named.
         output: Where its output goes, relative to the output folder and without the suffix of the format.
+        argument: Which of the arguments led to it, from 0.
     """
 
     path: Path
     output: Path
+    argument: int = 0
 
 
 class FoundFiles(list[FoundFile]):
@@ -124,9 +126,9 @@ def find_files(
     """
     kinds = next((kinds for known, kinds in _CONTENT if known == suffixes), ())
     search = _Search(suffixes, kinds, any_suffix, besides, {}, set())
-    found: dict[str, tuple[Path, Path]] = {}
+    found: dict[str, tuple[Path, Path, int]] = {}
     problems = []
-    for argument in arguments:
+    for number, argument in enumerate(arguments):
         path = Path(argument)
         if path.is_dir():
             before = len(search.left_out)
@@ -148,16 +150,16 @@ def find_files(
         if not paths:
             problems.append(problem)
         for path in paths:
-            found.setdefault(os.path.abspath(path), (path, path.relative_to(base)))
+            found.setdefault(os.path.abspath(path), (path, path.relative_to(base), number))
     if problems:
         raise InputError("; ".join(problems))
-    paths = [path for path, _ in found.values()]
-    outputs = [relative for _, relative in found.values()]
+    outputs = [relative for _, relative, _ in found.values()]
     if len(set(outputs)) < len(outputs):
         # The same path below two arguments: mirror from the folder that holds them all.
         root = os.path.commonpath([os.path.dirname(path) for path in found])
         outputs = [Path(os.path.relpath(path, root)) for path in found]
-    files = [FoundFile(path, output) for path, output in zip(paths, _without_suffixes(outputs), strict=True)]
+    names = _without_suffixes(outputs)
+    files = [FoundFile(path, name, number) for (path, _, number), name in zip(found.values(), names, strict=True)]
     left_out = [path for place, path in search.left_out.items() if place not in found]
     return FoundFiles(files, left_out, len(search.others - found.keys()))
 

@@ -130,7 +130,9 @@ def test_references(tmp_path: Path) -> None:
     assert references.scored == 2
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"text": "x"}', '{"audio_filepath": "a.wav", "text": 3}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", '{"text": "x"}', '{"audio_filepath": "a.wav", "text": 3}', "[" * 100_000]
+)
 def test_a_bad_manifest_names_the_line(line: str, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(f'{{"audio_filepath": "a.wav", "text": "x"}}\n{line}\n')

@@ -45,7 +45,7 @@ def test_a_dry_run_counts_and_writes_nothing(model: str, tmp_path: Path, capsys:
     assert rows[2][:2] == ["65.0", "130"], "two windows of 30 s and one of 5"
     assert rows[4][:2] == ["67.0", "134"]
     assert "c.wav" in printed.err
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not (tmp_path / "out").exists()
 
 
 def test_neither_page_nor_manifest_replaces_an_input_or_a_file_of_others(
@@ -68,6 +68,30 @@ def test_neither_page_nor_manifest_replaces_an_input_or_a_file_of_others(
     assert main([str(path), *common, "--overwrite"]) == 0
     assert main([str(path), *common]) == 0, "now it is the job's own"
     assert json.loads(theirs.read_text())["pred_text"] == "pitch 140"
+
+
+def test_a_page_has_a_place_of_its_own(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the folder of the recordings, nor an output, nor what was said; that is known before the model loads."""
+    path, out = write(tmp_path / "in" / "a.wav", voice(0.6)), tmp_path / "out"
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"audio_filepath": "in/a.wav", "text": "pitch"}\n')
+    common = [str(path), "--model", model, "--out-dir", str(out), "--format", "txt", "jsonl"]
+    monkeypatch.setattr(FakeRecognizer, "from_pretrained", None)
+    for page in (tmp_path / "in", out / "a.txt", out / "transcripts.jsonl", said):
+        assert main([*common, "--references", str(said), "--report", str(page), "--overwrite"]) == 2
+        assert str(page) in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [".tokenthrift"]
+    assert said.read_text().startswith("{")
+
+
+def test_a_list_of_inputs_is_not_overwritten(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a.wav", voice(0.6))
+    (tmp_path / "a.json").write_text('{"audio_filepath": "a.wav"}\n')
+    assert main([str(tmp_path / "a.json"), "--model", model, "--format", "json", "--overwrite"]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "a.json").read_text() == '{"audio_filepath": "a.wav"}\n'
 
 
 def test_fail_fast_stops_at_the_first_failure(model: str, tmp_path: Path) -> None:
@@ -93,6 +117,16 @@ def test_low_confidence_is_flagged(model: str, tmp_path: Path, capsys: pytest.Ca
     assert "long.wav: a confidence of 0.65, below 0.7" in printed.err
     notes = {path.stem: json.loads(path.read_text()).get("notes") for path in (tmp_path / "out").glob("*.json")}
     assert notes == {"short": None, "long": ["a confidence of 0.65, below 0.7"]}
+
+
+def test_nothing_is_dropped_below_0(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default may be said."""
+    path = write(tmp_path / "a.wav", voice(0.6))
+    assert main([str(path), "--model", model, "--drop-below", "0"]) == 0
+    assert "pitch 140" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path), "--model", model, "--drop-below", "-0.1"])
+    assert "not a number from 0 and at most 1" in capsys.readouterr().err
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:

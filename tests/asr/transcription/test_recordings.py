@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from tests import fake_recognizer
 from tests.fake_recognizer import FakeRecognizer
 from tests.media_files import voice, write
+from tokenthrift.jobs.journal import Journal
 from tokenthrift.media.audio import AudioError, read_audio
 from tokenthrift.media.files import InputError
-from tokenthrift.transcription import FileTranscript, Recording, Transcriber, transcribe
+from tokenthrift.transcription import FileTranscript, Recording, Transcriber, recordings, transcribe
 from tokenthrift.transcription.cli import main
 from tokenthrift.transcription.recordings import ManifestError, find_recordings, read_manifest
 
@@ -160,6 +162,54 @@ def test_two_ways_to_one_folder_do_not_collide_beside_the_recordings(tmp_path: P
     assert len(list((tmp_path / "q").glob("*.vtt"))) == 6
 
 
+def test_a_folder_by_several_names_has_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, from where one stands, and behind a link: one lock, and names that do not collide."""
+    for name, pitch in (("a.wav", 140), ("b.wav", 210), ("a.flac", 280)):
+        write(tmp_path / "q" / name, voice(0.6, pitch=pitch))
+    (tmp_path / "link").symlink_to("q")
+    monkeypatch.chdir(tmp_path / "q")
+    inputs = [str(tmp_path / "q" / "a.wav"), "b.wav", str(tmp_path / "*nk" / "*.flac")]
+    command = [*inputs, "--model", str(fake_recognizer.save(tmp_path / "model")), "--format", "txt"]
+    assert main(command) == 0
+    texts = {path.name: path.read_text().split()[1] for path in (tmp_path / "q").glob("*.txt")}
+    assert texts == {"a.txt": "140", "b.txt": "210", "a.flac.txt": "280"}
+    assert len((tmp_path / "q" / ".tokenthrift" / "journal.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(FakeRecognizer, "from_pretrained", None)
+    assert main(command) == 0, "all is done"
+
+
+def test_results_are_in_the_order_of_the_arguments(folder: Path, tmp_path: Path) -> None:
+    """Manifests, lists and files in turn; a text without a form in UTF-8 stops no manifest."""
+    (folder / "first.jsonl").write_text('{"audio_filepath": "a.wav", "text": "\\ud800 said"}\n')
+    (folder / "last.jsonl").write_text('{"audio_filepath": "a.wav", "offset": 2.0}\n')
+    inputs = [str(folder / "first.jsonl"), str(folder / "sub"), str(folder / "last.jsonl"), str(folder / "a.wav")]
+    command = ["--model", str(fake_recognizer.save(tmp_path / "model")), "--out-dir", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main([*inputs, *command, "--format", "txt", "jsonl", "--report", str(tmp_path / "page.html")]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()]
+        assert [(Path(row["audio_filepath"]).name, row.get("offset")) for row in rows] == [
+            ("a.wav", None),
+            ("b.wav", None),
+            ("a.wav", 2.0),
+            ("a.wav", None),
+        ]
+        assert rows[0]["text"] == "\ufffd said"
+
+
+def test_a_name_as_long_as_file_systems_take(tmp_path: Path) -> None:
+    name = "\u00e9" * 125 + "a"
+    write(tmp_path / "in" / "x.wav", voice(0.6)).rename(tmp_path / "in" / f"{name}.wav")
+    out = tmp_path / "out"
+    command = [str(tmp_path / "in"), "--model", str(fake_recognizer.save(tmp_path / "model")), "--out-dir", str(out)]
+    assert main(command) == 0
+    assert [path.name for path in out.glob("*.txt")] == [f"{name}.txt"]
+    journal, draft = Journal(out), "." + hashlib.sha256(f"{name}.txt".encode()).hexdigest()[:32]
+    journal.begin("key", [f"{name}.txt"])
+    (out / f"{draft}.00000000.tmp").touch()
+    Journal(out).clean()
+    assert not list(out.glob("*.tmp")) + list(out.glob(".*.tmp"))
+
+
 def test_names_never_collide(tmp_path: Path) -> None:
     for name in ("x/a.wav", "x/a.flac", "y/a.wav", "y/A.flac"):
         write(tmp_path / name, voice(0.5))
@@ -168,6 +218,23 @@ def test_names_never_collide(tmp_path: Path) -> None:
     names = [str(item.output).casefold() for item in found]
     assert len(names) == 7
     assert len(set(names)) == 7
+
+
+def test_a_file_that_many_lines_name_is_looked_at_once_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    names_of = recordings._output_names
+
+    def counted(folder: str, output: Path) -> set[str]:
+        looked.append(str(output))
+        return names_of(folder, output)
+
+    monkeypatch.setattr(recordings, "_output_names", counted)
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav"}\n' * 200)
+    found, _ = find_recordings([str(tmp_path / "m.jsonl")])
+    assert len({item.output for item in found}) == 200
+    assert len(looked) < 2 * 200
 
 
 def test_a_manifest_through_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,6 +214,30 @@ def test_sure_sentences_short_windows_and_a_sentence_alone_are_not_read_again() 
     assert doubtful(low, frames(words, seconds)) == [], "the same sound again would say the same"
 
 
+@given(
+    times=st.lists(st.tuples(st.floats(-2, 16), st.floats(-1, 5)), min_size=1, max_size=12),
+    rises=st.booleans(),
+    confidence=st.sampled_from([0.2, 1.0]),
+    voiced=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_odd_times_ask_for_no_part_that_is_not_there(
+    times: list[tuple[float, float]], rises: bool, confidence: float, voiced: bool
+) -> None:
+    """Of a model whose times go back, leave the window or last for nothing: an empty part would fail its recording."""
+    order = sorted(times) if rises else times
+    found = transcript([(f"w{i}" + "." * (i % 2), at, at + length) for i, (at, length) in enumerate(order)])
+    found = replace(found, tokens=tuple(replace(token, confidence=confidence) for token in found.tokens))
+    parts = to_reread(found, np.full(12 * FRAMES, voiced))
+    assert all(0 <= part.start < part.end <= 12 for part in parts)
+    assert all(0 <= part.first <= part.last <= len(order) for part in parts)
+
+
+def test_times_that_go_back_are_left_alone() -> None:
+    found = transcript([("late", 9.0, 11.0), ("early", 3.0, 5.5)])
+    assert to_reread(found, np.ones(12 * FRAMES, dtype=bool)) == []
+
+
 def test_a_part_is_read_again_once_though_it_is_in_doubt_and_lacks_words() -> None:
     words, seconds = sentences(4, words=8)
     found = forgetful(words, range(10, 16), "before", seconds)
