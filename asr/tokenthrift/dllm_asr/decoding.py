@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -45,6 +45,9 @@ if TYPE_CHECKING:  # transformers is slow to import, and Whisper's decoder needs
     from tokenthrift.backbones.prefix import PrefixBackbone
 
 __all__ = ["Batch", "Parts", "make_sampler", "settings_for", "transcribe_batch"]
+
+THRESHOLDED = ("prior_guided", "fast_dllm", "daedal")
+"""Samplers that commit by a threshold."""
 
 
 class Parts(Protocol):
@@ -135,16 +138,22 @@ def make_sampler(settings: DecodeConfig, limits: DecodeBudget, longest: int) -> 
     if settings.sampler == "daedal":
         return DaedalSampler(max_length=longest, high=threshold, drafts=True, grow=False)
     kind = SAMPLERS[settings.sampler]
-    takes_threshold = any(f.name == "threshold" for f in fields(kind))  # type: ignore[arg-type]
-    return kind(threshold=threshold) if takes_threshold else kind()  # type: ignore[call-arg]
+    return kind(threshold=threshold) if settings.sampler in THRESHOLDED else kind()  # type: ignore[call-arg]
 
 
 def settings_for(limits: DecodeBudget, settings: DecodeConfig) -> DecodeConfig:
     """The settings under the limits of a call: what limits the denoiser is honored by denoising, or refused.
 
     Raises:
-        BudgetError: limits of the denoiser beside `certify`, whose draft is that of the CTC head.
+        BudgetError: limits of the denoiser beside `certify`, whose draft is that of the CTC head, or a threshold for a
+            sampler that has none.
     """
+    if limits.confidence_threshold is not None and settings.sampler not in THRESHOLDED:
+        raise BudgetError(
+            f"confidence_threshold={limits.confidence_threshold} with sampler {settings.sampler!r}, which has none",
+            f"one of the samplers {', '.join(THRESHOLDED)}",
+            "no confidence_threshold",
+        )
     named = [name for name in ("max_rounds", "confidence_threshold", "hotwords") if getattr(limits, name)]
     if not named or settings.certify_draft != "ctc" or not (limits.certify or settings.certify):
         return settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +11,8 @@ from tests.asr.dllm_asr.transcripts import AUDIO, alike, decoding
 from tests.asr.tiny_dllm import speech, tiny_model
 from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize, TokenBudget
 from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.dllm_asr.config import DecodeConfig, SamplerName
+from tokenthrift.dllm_asr.decoding import THRESHOLDED, make_sampler, settings_for
 from tokenthrift.whisper import states_of
 
 
@@ -52,6 +54,19 @@ def test_the_threshold_is_kept(model: DllmAsr) -> None:
         for limits in (None, DecodeBudget(), {"max_rounds": 9}):  # limits without one leave it to the model
             for one, other in zip(model.transcribe(AUDIO, decode=limits), bold, strict=True):
                 alike(one, other)
+
+
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_a_threshold_is_honored_or_refused(name: Any) -> None:
+    way, limits = DecodeConfig(sampler=name), DecodeBudget(confidence_threshold=0.625)
+    options = vars(make_sampler(way, limits, 9)).values()
+    if name in THRESHOLDED:
+        assert settings_for(limits, way) is way
+        assert 0.625 in options
+    else:
+        assert 0.625 not in options
+        with pytest.raises(BudgetError, match="which has none"):
+            settings_for(limits, way)
 
 
 def test_recordings_that_fill_a_prefix_model_are_refused() -> None:
