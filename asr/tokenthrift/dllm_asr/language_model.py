@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from tokenthrift import extras
 from tokenthrift.backbones.masked import MaskedDiffusionBackbone
+from tokenthrift.backbones.tokenizer_files import read_tokenizer, source_tokenizer
 from tokenthrift.config import ConfigError, read_json
 from tokenthrift.dllm_asr.config import BackboneConfig, DllmAsrConfig, LoraConfig
 from tokenthrift.dllm_asr.vocabulary import SpecialIds, Vocabulary
@@ -80,8 +81,7 @@ def completed(config: DllmAsrConfig, base_dir: Path | None = None) -> DllmAsrCon
     template = TEMPLATES.get(backbone.family) or TEMPLATES[shape.model_type]
     backbone = replace(backbone, language_model=shape, prompt=backbone.prompt or template)
     if backbone.end_id is None or backbone.delete_id is None:
-        folder = fetch(source, ("config.json", "tokenizer.json"))
-        tokenizer, fields = _tokenizer(folder / "tokenizer.json"), read_json(folder / "config.json")
+        tokenizer, fields = source_tokenizer(source), read_json(fetch(source, ("config.json",)) / "config.json")
         end = _end(tokenizer, fields) if backbone.end_id is None else backbone.end_id
         delete = _unused(tokenizer, shape) if backbone.delete_id is None else backbone.delete_id
         backbone = replace(backbone, end_id=end, delete_id=delete)
@@ -97,36 +97,33 @@ def read_vocabulary(folder: Path, backbone: BackboneConfig, options: dict[str, A
         options: of `sources.fetch`.
     """
     path = folder / "tokenizer.json"
-    if not path.exists() and backbone.source is not None:
-        path = fetch(resolved(backbone.source, folder), ("tokenizer.json",), **(options or {})) / "tokenizer.json"
     if backbone.end_id is None:
         return Vocabulary.load(path)
-    return source_vocabulary(path, backbone)
+    if path.exists() or backbone.source is None:
+        return source_vocabulary(read_tokenizer(path), backbone)
+    return source_vocabulary(source_tokenizer(resolved(backbone.source, folder), **(options or {})), backbone)
 
 
-def source_vocabulary(path: Path, backbone: BackboneConfig) -> Vocabulary:
+def source_vocabulary(tokenizer: Tokenizer, backbone: BackboneConfig) -> Vocabulary:
     """The whole vocabulary of a published language model.
 
     Args:
-        path: its `tokenizer.json`.
+        tokenizer: its own.
         backbone: completed.
 
     Raises:
-        ConfigError: the file is damaged, or one token is to mean two things.
+        ConfigError: one token is to mean two things.
     """
     shape = backbone.language_model
     assert shape is not None
     assert backbone.end_id is not None
     assert backbone.delete_id is not None
-    tokenizer = _tokenizer(path)
     if len({shape.mask_id, backbone.end_id, backbone.delete_id}) < 3:
         raise ConfigError(
             f"MASK {shape.mask_id}, backbone.end_id {backbone.end_id} and backbone.delete_id {backbone.delete_id} must "
             "be different tokens"
         )
-    start = tokenizer.encode((backbone.prompt or "").partition("{audio}")[2], add_special_tokens=False).ids
-    ids = SpecialIds(shape.mask_id, backbone.end_id, backbone.delete_id, start[-1] if start else backbone.end_id)
-    return Vocabulary(tokenizer, ids, shape.vocab_size)
+    return Vocabulary(tokenizer, SpecialIds(shape.mask_id, backbone.end_id, backbone.delete_id), shape.vocab_size)
 
 
 def make_backbone(config: BackboneConfig, vocab_size: int, vocabulary: Vocabulary) -> MaskedDiffusionBackbone:
@@ -213,13 +210,6 @@ def external_parts(config: DllmAsrConfig) -> dict[str, str]:
     if config.encoder.kind == "step_audio":
         parts["adapter.frontend"] = config.encoder.source
     return {part: source for part, source in parts.items() if source is not None}
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # The tokenizers package raises a bare Exception whatever is wrong.
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _end(tokenizer: Tokenizer, fields: dict[str, Any]) -> int:

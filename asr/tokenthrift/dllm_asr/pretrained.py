@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from tokenthrift.backbones.shape import BackboneShape
+from tokenthrift.backbones.shape import DECODERS, BackboneShape
+from tokenthrift.backbones.tokenizer_files import source_tokenizer
 from tokenthrift.backbones.whisper_decoder import WhisperDecoderBackbone, decoder_weights
 from tokenthrift.dllm_asr.config import (
     AdapterConfig,
@@ -45,8 +46,11 @@ UNCHECKED = (
     *("label", "name", "output", "pretraining", "problem", "return", "sparse", "token_id", "version"),
 )
 BEFORE_TEXT = "<|notimestamps|>"  # the last of Whisper's start tokens: its position predicts the first word
-FAMILIES: Final = {"llada": "llada", "Dream": "dream", "Fast_dLLM_Qwen": "fast_dllm_v2"}
-"""Published diffusion models by their `model_type`; all other decoders are read as a2d."""
+FAMILIES: Final = {
+    **{"llada": "llada", "Dream": "dream", "Fast_dLLM_Qwen": "fast_dllm_v2"},
+    **{f"a2d-{name}": "a2d" for name in DECODERS},
+}
+"""Published diffusion models by their `model_type`; all others are what transformers says, and MASK is a new row."""
 
 
 def assemble(
@@ -63,8 +67,8 @@ def assemble(
 
     Args:
         whisper: transformers checkpoint of an English Whisper, folder or Hub id.
-        language_model: checkpoint of a BERT, ModernBERT, Llama, Qwen2, Qwen3, LLaDA or Dream; None takes Whisper's
-            decoder.
+        language_model: checkpoint of a family of `backbones.families`, or a plain Llama, Qwen2 or Qwen3; None takes
+            Whisper's decoder.
         vocab_size: most tokens to keep of the language model's vocabulary.
         max_position_embeddings: longest input of Whisper's decoder; others keep their own.
         adapter: rates of the memory.
@@ -76,8 +80,11 @@ def assemble(
     """
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
-    text = source if language_model is None else fetch(language_model, ("config.json", "tokenizer.json"))
-    vocabulary, keep = trim(text / "tokenizer.json", vocab_size, words)
+    text = source if language_model is None else fetch(language_model, ("config.json",))
+    tokenizer: Path | Tokenizer = text / "tokenizer.json"
+    if language_model is not None:
+        tokenizer = source_tokenizer(language_model)
+    vocabulary, keep = trim(tokenizer, vocab_size, words)
     parts: dict[str, Any] = {
         "vocab_size": vocabulary.size,
         "encoder": replace(encoder_of(whisper), source=None),

@@ -177,12 +177,19 @@ class BatchReader:
 
 
 def check_causal(backbone: MaskedDiffusionBackbone, family: str) -> None:
-    """Raises a BudgetError for a language model that has no causal reading."""
+    """Raises a BudgetError for a language model that has no causal reading, or no token before the text."""
     if isinstance(backbone, WhisperDecoderBackbone):
         return
     from tokenthrift.backbones.language_models import DECODERS
 
-    if cast("PrefixBackbone", backbone).lm.config.model_type not in DECODERS:
+    lm = cast("PrefixBackbone", backbone)
+    if lm.lm.config.model_type in DECODERS and not len(lm.prompt):
+        raise BudgetError(
+            'certify="ar" with a prompt that ends with the recording, so that no token comes before the text',
+            "a backbone.prompt with text after {audio}",
+            "no certify",
+        )
+    if lm.lm.config.model_type not in DECODERS:
         raise BudgetError(
             f'certify="ar" with a {family} language model, which has no left-to-right reading',
             f"certify with whisper, {', '.join(DECODERS)}",

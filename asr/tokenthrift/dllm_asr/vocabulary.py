@@ -45,7 +45,6 @@ class SpecialIds:
     mask: int
     eos: int
     delete: int
-    start: int
 
 
 class Vocabulary:
@@ -69,9 +68,10 @@ class Vocabulary:
         self._silent = {i for i, token in added.items() if token.special}
         if special is not None:
             self.size = max(size or 0, tokenizer.get_vocab_size())
-            self.mask_id, self.eos_id = special.mask, special.eos
-            self.delete_id, self.start_id = special.delete, special.start
-            self._silent |= {special.mask, special.eos, special.delete, special.start}
+            self.mask_id, self.eos_id, self.delete_id = special.mask, special.eos, special.delete
+            # A prompt stands before the text, whose last token may be a word: no token but MASK is never written.
+            self.start_id = special.mask
+            self._silent |= {special.mask, special.eos, special.delete}
             if (highest := max(self._silent)) >= self.size:
                 raise ValueError(f"there are {self.size} tokens, so none is {highest}")
             return
@@ -161,11 +161,11 @@ def _needed_by(tokenizer: Tokenizer, parts: Mapping[str, tuple[str, str]], words
     return counts
 
 
-def trim(tokenizer_json: Path, size: int, words: Mapping[str, int] | None = None) -> tuple[Vocabulary, list[int]]:
+def trim(source: Path | Tokenizer, size: int, words: Mapping[str, int] | None = None) -> tuple[Vocabulary, list[int]]:
     """Cuts a pretrained tokenizer to lower-case words.
 
     Args:
-        tokenizer_json: a byte-level BPE (Whisper, GPT-2) or WordPiece (BERT) tokenizer file.
+        source: a byte-level BPE (Whisper, GPT-2) or WordPiece (BERT) tokenizer, or its file.
         size: most tokens to keep, the four special ones not counted.
         words: how often each word is written. A byte-level BPE then keeps the tokens that most of them need, so that
             most are cut as the language model has learnt to cut them; without it, those of the first merges.
@@ -176,18 +176,19 @@ def trim(tokenizer_json: Path, size: int, words: Mapping[str, int] | None = None
     Raises:
         ValueError: the tokenizer is of another kind, or `size` leaves no room for the letters.
     """
-    data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source.to_str()
+    data, named = json.loads(text), source if isinstance(source, Path) else "this tokenizer"
     old: dict[str, int] = data["model"]["vocab"]
     kind = data["model"]["type"]
     if not (kind == "BPE" and "\u0120" in old) and not (kind == "WordPiece" and UNKNOWN in old):
-        raise ValueError(f"{tokenizer_json} is neither a byte-level BPE nor a WordPiece tokenizer: {kind}")
+        raise ValueError(f"{named} is neither a byte-level BPE nor a WordPiece tokenizer: {kind}")
     if kind == "BPE":
         kept = [t for t in old if len(t) == 1 and _BPE_PIECE.fullmatch(t)]
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"]]
         parts = {a + b: (a, b) for a, b in pairs if _BPE_PIECE.fullmatch(a + b) and a + b in old}
         made = list(parts)
         if words is not None:
-            needed_by = _needed_by(Tokenizer.from_file(str(tokenizer_json)), parts, words)
+            needed_by = _needed_by(Tokenizer.from_str(text), parts, words)
             # Words that need a token need its parts too, and these come first in `parts`: the cut stays closed.
             chosen = set(sorted(made, key=lambda token: -needed_by[token])[: size - len(kept)])
             made = [token for token in made if token in chosen]
@@ -200,7 +201,7 @@ def trim(tokenizer_json: Path, size: int, words: Mapping[str, int] | None = None
         kept = list(dict.fromkeys([*letters, UNKNOWN, *pieces]))[:size]
     needed = {*"abcdefghijklmnopqrstuvwxyz'", "\u0120" if kind == "BPE" else UNKNOWN}
     if len(kept) > size or not needed.issubset(kept):
-        raise ValueError(f"{size} tokens of {tokenizer_json} do not hold every letter and the apostrophe")
+        raise ValueError(f"{size} tokens of {named} do not hold every letter and the apostrophe")
     data["model"]["vocab"] = {t: i for i, t in enumerate([*kept, *SPECIAL])}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     data["added_tokens"] = [{"id": len(kept) + i, "content": t, **flags} for i, t in enumerate(SPECIAL)]

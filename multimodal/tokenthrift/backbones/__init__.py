@@ -6,6 +6,7 @@ families         published diffusion models as such backbones: LLaDA, Dream, A2D
 shape            such a backbone as plain data, `BackboneShape`
 config           one from plain data and to plain data, `PrefixBackboneConfig`
 language_models  the models of transformers behind them: fresh, loaded, cut smaller
+tokenizer_files  their tokenizers: `tokenizer.json`, or the files that stand for it
 llada            LLaDA's published weights as a Llama
 cached           a prefix backbone that keeps keys and values, for the samplers
 samplers         how a masked-diffusion model decodes: one loop, one object for each algorithm

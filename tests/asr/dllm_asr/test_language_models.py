@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from tests.asr.tiny_dllm import WIDTH, speech, vocabulary, write_bpe, write_whisper, write_wordpiece
 from tokenthrift.backbones.language_models import language_model
+from tokenthrift.backbones.tokenizer_files import source_tokenizer
+from tokenthrift.budget import BudgetError
 from tokenthrift.config import ConfigError, from_plain
 from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.config import AdapterConfig, BackboneConfig, DllmAsrConfig, DraftConfig, LoraConfig
@@ -218,15 +220,89 @@ def test_sixteen_heads_of_which_eight_hold_keys(whisper: Path, tmp_path: Path, k
     assert texts(DllmAsr.from_pretrained(tmp_path / "saved")) == texts(model)
 
 
-@pytest.mark.parametrize("kind", ["llada", "dream"])
+@pytest.mark.parametrize("kind", ["llada", "dream", "a2d-qwen3", "fast_dllm_v2"])
 def test_diffusion_models_with_a_small_vocabulary(whisper: Path, tmp_path: Path, kind: str) -> None:
     _, source = write_source(tmp_path / "lm", kind)
     model = assemble(
         str(whisper), str(source), vocab_size=90, max_position_embeddings=64, adapter=AdapterConfig(), draft=DRAFT
     ).eval()
-    assert model.backbone.shifted == (kind == "dream")
+    assert model.backbone.shifted == (kind in ("dream", "fast_dllm_v2"))
     model.save_pretrained(tmp_path / "saved")
     assert texts(DllmAsr.from_pretrained(tmp_path / "saved")) == texts(model)
+
+
+def without_tokenizer_json(source: Path) -> Tokenizer:
+    """Leaves Dream's files: vocabulary, merges, and the added tokens among settings; the tokenizer that they make."""
+    whole = json.loads((source / "tokenizer.json").read_text())
+    rows, names = whole["model"]["vocab"], ["<|endoftext|>", "<|im_end|>", "<tool_call>", "<|mask|>"]
+    (source / "vocab.json").write_text(json.dumps(rows))
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in whole["model"]["merges"])]))
+    added = {len(rows) + i: {"content": name, "special": name != "<tool_call>"} for i, name in enumerate(names)}
+    settings = {"tokenizer_class": "DreamTokenizer", "auto_map": {"AutoTokenizer": ["remote.Code", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "added_tokens_decoder": added}))
+    (source / "tokenizer.json").unlink()
+    tokenizer = source_tokenizer(source)
+    assert {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()} == dict(
+        zip(added, names, strict=True)
+    )
+    return tokenizer
+
+
+def test_dream_has_vocabulary_and_merges_in_place_of_a_tokenizer_file(whisper: Path, tmp_path: Path) -> None:
+    family, source = write_source(tmp_path / "lm", "dream")
+    tokenizer = without_tokenizer_json(source)
+    text = " the quick brown fox, don't<|im_end|>"
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert len(tokenizer.encode("<tool_call><|mask|>").ids) == 2
+    backbone = BackboneConfig(family=family, source=str(source), prompt="the {audio} fox")  # type: ignore[arg-type]
+    model = assemble_around(encoder_of(str(whisper)), backbone, adapter=AdapterConfig(), draft=DRAFT)
+    model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").unlink()
+    assert texts(DllmAsr.from_pretrained(tmp_path / "saved")) == texts(model)
+    parts: dict[str, Any] = {"vocab_size": 90, "max_position_embeddings": 64, "adapter": AdapterConfig()}
+    cut = assemble(str(whisper), str(source), **parts, draft=DRAFT).vocabulary
+    assert cut.size <= 94
+    assert cut.text(cut.word("fox")) == "fox"
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"]["999"] = {"content": "<far>"}
+    for damaged, message in ((settings, "<far> cannot have the ids"), ({}, "which tokens were added")):
+        (source / "tokenizer_config.json").write_text(json.dumps(damaged))
+        with pytest.raises(ConfigError, match=message):
+            source_tokenizer(source)
+    (source / "merges.txt").unlink()
+    with pytest.raises(SourceError, match=r"has no tokenizer\.json"):
+        source_tokenizer(source)
+
+
+def test_a_word_that_the_prompt_ends_with_may_be_written(whisper: Path, tmp_path: Path) -> None:
+    model = around(whisper, "llada", tmp_path / "lm", backbone={"prompt": "the {audio} fox"})
+    vocabulary, backbone = model.vocabulary, cast(Any, model.backbone)
+    word = vocabulary.word("fox")
+    assert word[-1] == backbone.prompt[-1]
+    assert vocabulary.text(word) == "fox"
+    # Certified text may have it too.
+    states, lengths = model.encode([speech(0.4)])
+    lm = backbone.lm
+    with torch.no_grad():
+        lm.lm_head.weight.zero_()
+        lm.model.norm.weight.zero_()
+    forward = lm.forward
+
+    def says_fox(*given: Any, **named: Any) -> Any:
+        out = forward(*given, **named)
+        out.logits[..., word[-1]] = 9.0
+        return out
+
+    lm.forward = says_fox
+    (done,) = model.decode(states, lengths, {"certify": "ar", "max_new_tokens": 2})
+    assert done.text.endswith("fox" if len(word) == 1 else vocabulary.pieces([word[-1]])[0].strip())
+
+
+def test_certified_text_needs_a_token_before_it(whisper: Path, tmp_path: Path) -> None:
+    model = around(whisper, "llada", tmp_path / "lm", backbone={"prompt": "the {audio}"})
+    assert len(texts(model)) == 2
+    with pytest.raises(BudgetError, match="no token comes before the text"):
+        model.transcribe([speech(0.3)], decode={"certify": "ar"})
 
 
 def test_errors_name_the_source(whisper: Path, tmp_path: Path) -> None:
