@@ -7,8 +7,9 @@ sentences in doubt are read again (`rereading`), words without times are aligned
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.lips import Streams
-from tokenthrift.transcription.rereading import Part, to_reread, with_reread
+from tokenthrift.transcription.rereading import Part, left_out, to_reread, with_reread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,16 +74,32 @@ class Reader:
         ]
         if self.budget != TokenBudget() or self.decode.max_new_tokens is not None:
             return found  # Such a limit is one of the window, and may be why words are missing.
+        sounds = {i: item.audio for i, item in enumerate(batch) if item.audio is not None and item.video is None}
+        for index, audio in sounds.items():
+            result = found[index]
+            if not isinstance(result, Exception):
+                # A phrase in a circle covers speech that it does not write down.
+                plain = drop_doubtful(result.transcript, len(audio) / self.model.sample_rate)
+                found[index] = WindowTranscript(plain)
+        self._reread(sounds, speech, found, to_reread)
+        self._reread(sounds, speech, found, partial(left_out, behind_word=True))
+        return found
+
+    def _reread(
+        self,
+        sounds: Mapping[int, Samples],
+        speech: Sequence[NDArray[np.bool_]],
+        found: list[WindowTranscript | Exception],
+        parts_of: Callable[[Transcript, NDArray[np.bool_]], list[Part]],
+    ) -> None:
+        """Reads parts of windows again, and puts what is better into what was found."""
         parts: list[tuple[int, Part, Streams]] = []
-        for index, (item, spoken, result) in enumerate(zip(batch, speech, found, strict=True)):
-            if item.audio is None or item.video is not None or isinstance(result, Exception):
-                continue
-            # A phrase in a circle covers speech that it does not write down.
-            plain = drop_doubtful(result.transcript, len(item.audio) / self.model.sample_rate)
-            found[index] = WindowTranscript(plain)
-            # From the last to the first, so that words keep their numbers until it is their turn.
-            for part in reversed(to_reread(plain, spoken)):
-                parts.append((index, part, Streams(self._cut(item.audio, part), None)))
+        for index, audio in sounds.items():
+            result = found[index]
+            if not isinstance(result, Exception):
+                # From the last to the first, so that words keep their numbers until it is their turn.
+                for part in reversed(parts_of(result.transcript, speech[index])):
+                    parts.append((index, part, Streams(self._cut(audio, part), None)))
         again = self._halving([item for *_, item in parts]) if parts else []
         for (index, part, _), reread in zip(parts, again, strict=True):
             whole = found[index]
@@ -92,7 +109,6 @@ class Reader:
                 # A circle has many words, which must not replace fewer true ones.
                 reread = drop_doubtful(reread, part.end - part.start)
                 found[index] = WindowTranscript(with_reread(whole.transcript, part, reread), whole.windows + 1)
-        return found
 
     def _cut(self, audio: Samples, part: Part) -> Samples:
         rate = self.model.sample_rate

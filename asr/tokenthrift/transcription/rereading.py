@@ -7,11 +7,13 @@ read as a window of its own. What it says replaces what was written there if tha
 ones, joined by `joining` like windows that overlap.
 
 Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
-until its end. So words in a row that last so much longer than anybody needs for them are themselves read again.
+until its end. So words in a row that last so much longer than anybody needs for them are themselves read again, and
+where that brings nothing what is behind the first of them, as Whisper may stop after it.
 
 Where speakers follow each other, a sentence is read worse in company than alone, and with no less confidence. So a
 sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone, which replaces
-it unless that is less sure by 0.1 or more (both numbers chosen on development data; `docs/transcription.md`).
+it unless that is less sure by 0.1 or more, or has far fewer or more words (all numbers chosen on development data;
+`docs/transcription.md`).
 openai-whisper reads a doubtful window again at a higher temperature, all of it and with the same company.
 """
 
@@ -35,6 +37,7 @@ __all__ = ["Part", "doubtful", "left_out", "to_reread", "with_reread"]
 
 _LEAST_SECONDS: Final = 1.5
 _TOO_LONG_SECONDS: Final = 0.3
+_SQUEEZED_SECONDS: Final = 0.5
 _REACH_SECONDS: Final = 0.5
 _TIME_ERROR_SECONDS: Final = 0.1
 _PAUSE_SECONDS: Final = 0.1
@@ -46,6 +49,8 @@ _LEAST_WINDOW_SECONDS: Final = 10.0
 _LEAST_SENTENCE_SECONDS: Final = 0.8
 _DOUBT: Final = 0.75
 _SURER: Final = 0.1
+_FEWEST_WORDS: Final = 0.75
+_MOST_WORDS: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +91,14 @@ def to_reread(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
     return sorted([*gaps, *apart], key=lambda part: (part.first, part.bare))
 
 
-def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
+def left_out(transcript: Transcript, speech: NDArray[np.bool_], *, behind_word: bool = False) -> list[Part]:
     """Where a window holds speech that its transcript does not.
 
     Args:
         transcript: of the window; without times nothing is found.
         speech: `(frames,)` of the window, whether somebody speaks.
+        behind_word: only words that last too long, and of their time what is behind the first of them, as one that
+            reads a word at the beginning of a part may stop there.
 
     Returns:
         Parts in order. Their bare spans share nothing; what is read around them may.
@@ -103,6 +110,12 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
         return []
     found: list[Part] = []
     for first, last, start, end in _bare(words, speech, seconds):
+        if behind_word:
+            if first == last:
+                continue
+            start, first = start + _needed(words[first]), first + 1
+            if _spoken(speech, start, end) < _LEAST_SECONDS:
+                continue
         if found and first <= found[-1].last and start <= found[-1].bare[1] + _SAME_SECONDS:
             first, start = found[-1].first, found.pop().bare[0]
         edges = _edge(speech, start, -1), _edge(speech, end, 1)
@@ -118,7 +131,7 @@ def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
         speech: `(frames,)` of the window, whether somebody speaks.
 
     Returns:
-        Parts in order; what is read around a sentence reaches into no word beside it.
+        Parts in order; what is read around a sentence reaches at most half a second into the word behind it.
     """
     seconds = len(speech) * FRAME_SECONDS
     words = _timed_words(transcript, seconds)
@@ -132,7 +145,8 @@ def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
         if confidence >= _DOUBT or end - start < _LEAST_SENTENCE_SECONDS or alone:
             continue
         before = words[first - 1].end if first else 0.0
-        behind = words[last].start if last < len(words) else seconds
+        # Attention leaves a word too soon rather than too late.
+        behind = words[last].start + _REACH_SECONDS if last < len(words) else seconds
         edges = min(max(_edge(speech, start, -1), before), start), max(min(_edge(speech, end, 1), behind), end)
         found.append(Part(*edges, first, last, (start, end), confidence))
     return found
@@ -164,7 +178,9 @@ def _better(part: Part, old: int, new: Sequence[SpokenWord]) -> bool:
     confidence = sum(word.confidence for word in new) / max(len(new), 1)
     if part.confidence is None:
         return len(new) > old and confidence >= _LEAST_CONFIDENCE
-    return 2 * len(new) >= max(old, 1) and confidence > part.confidence - _SURER
+    # Far more words are a phrase in a circle, of which the recognizer may be sure.
+    as_many = _FEWEST_WORDS * old <= len(new) <= 1 + _MOST_WORDS * old
+    return as_many and confidence > part.confidence - _SURER
 
 
 def _timed_words(transcript: Transcript, seconds: float) -> list[SpokenWord]:
@@ -188,23 +204,28 @@ def _bare(
     words: Sequence[SpokenWord], speech: NDArray[np.bool_], seconds: float
 ) -> Iterator[tuple[int, int, float, float]]:
     """Words before and behind, start and end of all that is between two words or words that are too long."""
-    at, first, excess = 0.0, 0, 0.0
+    at, first, last, excess = 0.0, 0, 0, 0.0  # the run of words that are too long, and by how much
     for index, word in enumerate(words):
         silent = _spoken(speech, at, word.start) >= _LEAST_SECONDS
-        too_long = _spoken(speech, word.start, word.end) - WORD_SECONDS - LETTER_SECONDS * len(word.text)
-        if silent or too_long <= _TOO_LONG_SECONDS:
+        too_long = _spoken(speech, word.start, word.end) - _needed(word)
+        # Times that are wrong squeeze the words between two that are too long.
+        if excess and (silent or word.end - words[last - 1].end > _SQUEEZED_SECONDS and too_long <= _TOO_LONG_SECONDS):
             if excess >= _LEAST_SECONDS:
-                yield first, index, words[first].start, words[index - 1].end
+                yield first, last, words[first].start, words[last - 1].end
             excess = 0.0
         if silent:
             yield index, index, at, word.start
         if too_long > _TOO_LONG_SECONDS:
-            first, excess = first if excess else index, excess + too_long
+            first, last, excess = first if excess else index, index + 1, excess + too_long
         at = max(at, word.end)
     if excess >= _LEAST_SECONDS:
-        yield first, len(words), words[first].start, words[-1].end
+        yield first, last, words[first].start, words[last - 1].end
     if _spoken(speech, at, seconds) >= _LEAST_SECONDS:
         yield len(words), len(words), at, seconds
+
+
+def _needed(word: SpokenWord) -> float:
+    return WORD_SECONDS + LETTER_SECONDS * len(word.text)
 
 
 def _spoken(speech: NDArray[np.bool_], start: float, end: float) -> float:

@@ -170,6 +170,31 @@ def test_a_sentence_comes_back_whose_time_two_words_share() -> None:
     assert whole.text.split() == [text for text, *_ in words]
 
 
+def test_words_squeezed_between_two_that_are_too_long_are_read_again_with_them() -> None:
+    words, seconds = sentences(4, words=10)
+    start, end = words[10][1], words[19][2]
+    four = [("it", start, start + 2.2), ("was", start + 2.2, start + 2.3), ("I", start + 2.3, start + 2.4)]
+    found = transcript([*words[:10], *four, ("who", start + 2.4, end), *words[20:]])
+    (part,) = left_out(found, frames(words, seconds))
+    assert (part.first, part.last) == (10, 14)
+
+
+def test_what_is_behind_a_word_is_read_where_the_word_alone_came_back() -> None:
+    words, seconds = sentences(4, words=8)
+    found = forgetful(words, range(9, 16), "before", seconds)
+    (whole,) = left_out(found, frames(words, seconds))
+    (behind,) = left_out(found, frames(words, seconds), behind_word=True)
+    assert (whole.first, whole.last, behind.first, behind.last) == (8, 9, 9, 9)
+    assert whole.bare[0] < words[8][2] < behind.bare[0]
+    assert with_reread(found, whole, read(words[:9], whole.start, whole.end)).text == found.text
+    text = with_reread(found, behind, read(words, behind.start, behind.end)).text.split()
+    assert text[:9] == found.text.split()[:9]
+    assert len(text) > len(found.text.split()) + 3
+    assert left_out(transcript(words), frames(words, seconds), behind_word=True) == []
+    silent = forgetful(words, range(8, 16), "nobody", seconds)
+    assert left_out(silent, frames(words, seconds), behind_word=True) == [], "that was read already"
+
+
 def doubted(words: Sequence[Spoken], sentence: int, confidence: float = 0.5) -> Transcript:
     """Sentences of six words, all but one of them sure, with a mark behind each."""
     marked = [(f"{text}{'.' * (i % 6 == 5)}", *times) for i, (text, *times) in enumerate(words)]
@@ -188,7 +213,7 @@ def test_a_sentence_in_doubt_is_read_alone(sentence: int, pause: float) -> None:
     assert (part.first, part.last) == (6 * sentence, 6 * sentence + 6)
     assert part.confidence == pytest.approx(0.5)
     others = [word for i, word in enumerate(words) if i // 6 != sentence]
-    assert all(end <= part.start + 1e-6 or start >= part.end - 1e-6 for _, start, end in others), "no word beside it"
+    assert all(end <= part.start + 1e-6 or start >= part.end - 0.5 for _, start, end in others), "no word beside it"
     spoken = [(f"again{i}", start - part.start, end - part.start) for i, (_, start, end) in enumerate(words)]
     reread = transcript(spoken[part.first : part.last])
     whole = with_reread(found, part, replace(reread, tokens=tuple(replace(t, confidence=0.42) for t in reread.tokens)))
@@ -197,7 +222,10 @@ def test_a_sentence_in_doubt_is_read_alone(sentence: int, pause: float) -> None:
     assert "".join(token.text for token in whole.tokens).split() == wanted
     unsure = replace(reread, tokens=tuple(replace(token, confidence=0.38) for token in reread.tokens))
     short = transcript(spoken[part.first : part.first + 2])
-    for other in (unsure, short, transcript([])):
+    again = [
+        (f"again{i}", part.bare[0] - part.start + i / 8, part.bare[0] - part.start + (i + 1) / 8) for i in range(16)
+    ]
+    for other in (unsure, short, transcript(again), transcript([])):
         assert with_reread(found, part, other).text == found.text
 
 
