@@ -1,9 +1,9 @@
-"""The mean of the weights of training checkpoints: `python average.py OUT.ckpt A.ckpt B.ckpt ...`.
+"""The mean of the weights of training checkpoints, or of model folders: `python average.py OUT A B ...`.
 
 Source: model soups (Wortsman et al., 2022). Checkpoints of one run, or of runs that went on from each other, are near
 enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. What
 they trained is averaged; the rest, the encoder above all, is that of A. The result starts a training or becomes a model
-folder like any checkpoint; it cannot be resumed.
+folder like any checkpoint; it cannot be resumed. Of model folders all weights are averaged, and OUT is a model folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ from pathlib import Path
 
 import torch
 
+from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.training.weights import trained_weights
+
+
+def average_folders(out: Path, folders: list[Path]) -> None:
+    """Writes a model folder in float16 with the mean of the weights of others."""
+    models = [DllmAsr.from_pretrained(folder).float() for folder in folders]
+    if any(model.config != models[0].config for model in models):
+        raise SystemExit("the folders are of different models")
+    states = [model.state_dict() for model in models]
+    models[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    models[0].save_pretrained(out, dtype=torch.float16)
 
 
 def main() -> None:
@@ -21,6 +32,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     arguments = parser.parse_args()
+    if all(path.is_dir() for path in arguments.checkpoints):
+        average_folders(arguments.out, arguments.checkpoints)
+        return
     read = [torch.load(path, map_location="cpu", weights_only=True) for path in arguments.checkpoints]
     states = [checkpoint["state_dict"] for checkpoint in read]
     if any(state.keys() != states[0].keys() for state in states):

@@ -87,3 +87,17 @@ def test_what_checkpoints_trained_is_averaged(tmp_path: Path, monkeypatch: pytes
     torch.save({"state_dict": {"model.adapter.w": torch.ones(2)}, "hyper_parameters": options}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit, match="different models"):
         run(monkeypatch, average, tmp_path / "out", tmp_path / "a.ckpt", tmp_path / "other.ckpt")
+
+
+def test_model_folders_are_averaged_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    average = script("average")
+    models = [tiny_model(seed=seed) for seed in (1, 2)]
+    for name, model in zip("ab", models, strict=True):
+        model.save_pretrained(tmp_path / name)
+    run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    made = DllmAsr.from_pretrained(tmp_path / "out").state_dict()
+    for name, one in models[0].state_dict().items():
+        torch.testing.assert_close(made[name], (one + models[1].state_dict()[name]) / 2, atol=2e-3, rtol=2e-3)
+    tiny_model(draft_threshold=0.5).save_pretrained(tmp_path / "c")
+    with pytest.raises(SystemExit, match="different models"):
+        run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "c")
