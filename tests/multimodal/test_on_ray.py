@@ -42,6 +42,6 @@ def test_what_ends_the_workers_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch
             ActorPoolStrategy=SimpleNamespace,
         ),
     }
-    monkeypatch.setattr(on_ray.extras, "require", modules.__getitem__)
+    monkeypatch.setattr("tokenthrift.extras.require", modules.__getitem__)
     with pytest.raises(ClusterError, match="^Ray: ConfigError: no model in x$"):
-        list(map_on_ray(list, (), [1], workers=1))
+        list(map_on_ray(lambda: list, (), [1], workers=1))

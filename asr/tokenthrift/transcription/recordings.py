@@ -221,7 +221,11 @@ def _distinct(recordings: list[Recording]) -> list[Recording]:
     That holds below one output folder and beside the recordings, where names alone count: two patterns may lead to
     one folder by different ways, links among them.
     """
-    real = cache(os.path.realpath)
+
+    @cache
+    def real(folder: Path) -> str:
+        return os.path.realpath(folder)
+
     taken: set[str] = set()
     counts: dict[tuple[Path, str], int] = {}
     distinct = []

@@ -153,7 +153,7 @@ def find_files(
             found.setdefault(os.path.abspath(path), (path, path.relative_to(base), number))
     if problems:
         raise InputError("; ".join(problems))
-    outputs = [relative for _, relative, _ in found.values()]
+    outputs = [entry[1] for entry in found.values()]
     if len(set(outputs)) < len(outputs):
         # The same path below two arguments: mirror from the folder that holds them all.
         root = os.path.commonpath([os.path.dirname(path) for path in found])
