@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--split")
     parser.add_argument("--sentences", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--others", action="store_true", help="the sentences not drawn, in the order of their speakers")
     parser.add_argument("--trim", action="store_true", help="without the silence around each sentence")
     parser.add_argument("--rows", nargs="+", type=row, help="NOISE:GAP of each row, NOISE none, 10 or (rising) 10+")
     parser.add_argument("--no-vad", action="store_true", help="windows by energy, as without silero-vad")
@@ -72,7 +73,11 @@ def main() -> None:
         sound.load_vad = lambda: None  # type: ignore[attr-defined, assignment]
     rows = [json.loads(line) for line in arguments.manifest.read_text().splitlines()]
     rows = [each for each in rows if arguments.split in (None, each.get("split"))]
-    rows = random.Random(arguments.seed).sample(rows, min(arguments.sentences, len(rows)))
+    drawn = random.Random(arguments.seed).sample(rows, min(arguments.sentences, len(rows)))
+    if arguments.others:
+        rows = sorted((each for each in rows if each not in drawn), key=lambda each: str(each.get("speaker")))
+    else:
+        rows = drawn
     clips = [read_audio(arguments.manifest.parent / each["audio_filepath"]).numpy() for each in rows]
     clips = [clip * (LEVEL / max(float(np.sqrt(np.square(clip).mean())), 1e-6)) for clip in clips]
     clips = [trimmed(clip) for clip in clips] if arguments.trim else clips

@@ -123,18 +123,17 @@ def examples(found: Mapping[str, Complexity]) -> Figure:
 
 
 def rate_distortion(sets: Mapping[str, Sequence[Point]]) -> Figure:
-    """PSNR against bytes, a panel for each set of images, every way labeled at its line.
+    """PSNR against bytes, a panel for each set of images, every way a line.
 
     Args:
         sets: points by the name of a set; those of one way stand together.
     """
     figure, panels = new_figure(4.5 * len(sets), 4.0, ncols=len(sets), squeeze=False)
     for axes, (name, points) in zip(panels[0], sets.items(), strict=True):
-        for number, way in enumerate(dict.fromkeys(point.way for point in points)):
+        for way in dict.fromkeys(point.way for point in points):
             own = [point for point in points if point.way == way]
-            color = f"C{number}"
-            axes.plot([p.bytes for p in own], [p.psnr for p in own], "o-", markersize=3, color=color)
-            axes.annotate(way, (own[-1].bytes, own[-1].psnr), (4, 4), textcoords="offset points", color=color)
+            axes.plot([p.bytes for p in own], [p.psnr for p in own], "o-", markersize=3, label=way)
+        axes.legend()
         axes.set(xscale="log", xlabel="bytes an image, everything counted", ylabel="PSNR (dB)", title=name)
     result: Figure = figure
     return result
