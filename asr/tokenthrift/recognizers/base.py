@@ -73,6 +73,8 @@ class TransformersRecognizer(ABC):
     decode_fields: ClassVar[frozenset[str]] = frozenset()
     pads: ClassVar[bool] = False
     takes_arrays: ClassVar[bool] = False
+    reads_sentences_alone: ClassVar[bool] = False
+    """Whether it reads a sentence better alone than in a window of several, see `transcription.rereading`."""
     max_seconds = 30.0
 
     def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:

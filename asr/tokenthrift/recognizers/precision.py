@@ -36,6 +36,11 @@ class OneByOne:
         return self.inner.support
 
     @property
+    def reads_sentences_alone(self) -> bool:
+        """Whether it reads a sentence better alone."""
+        return getattr(self.inner, "reads_sentences_alone", False)
+
+    @property
     def sample_rate(self) -> int:
         """Samples per second."""
         return self.inner.sample_rate

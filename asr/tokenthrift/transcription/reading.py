@@ -81,7 +81,8 @@ class Reader:
                 # A phrase in a circle covers speech that it does not write down.
                 plain = drop_doubtful(result.transcript, len(audio) / self.model.sample_rate)
                 found[index] = WindowTranscript(plain)
-        self._reread(sounds, speech, found, to_reread)
+        alone = getattr(self.model, "reads_sentences_alone", False)
+        self._reread(sounds, speech, found, to_reread if alone else left_out)
         self._reread(sounds, speech, found, partial(left_out, behind_word=True))
         return found
 

@@ -10,7 +10,7 @@ Times by cross-attention cover a recording without gaps: the word before somethi
 until its end. So words in a row that last so much longer than anybody needs for them are themselves read again, and
 where that brings nothing what is behind the first of them, as Whisper may stop after it.
 
-Where speakers follow each other, a sentence is read worse in company than alone, and with no less confidence. So a
+Where speakers follow each other, Whisper reads a sentence worse in company than alone, and with no less confidence. So a
 sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone, which replaces
 it unless that is less sure by 0.1 or more, or has far fewer or more words (all numbers chosen on development data;
 `docs/transcription.md`).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tests.media_files import voice
 from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, TokenUsage
+from tokenthrift.recognizers.precision import OneByOne
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
 from tokenthrift.transcription.rereading import doubtful, left_out, to_reread, with_reread
@@ -339,6 +341,27 @@ def test_the_job_reads_again_and_a_text_does_not_depend_on_its_batch() -> None:
         assert {results[1].text, results[3].text} == {alone.text}
         assert results[1].words == alone.words
         assert results[0].windows == 1
+
+
+class Unsure(Forgetful):
+    """Doubts the second of four sentences of a long window, and is sure of what it reads alone."""
+
+    def _read(self, samples: Tensor) -> Transcript:
+        seconds = len(samples) / self.sample_rate
+        if seconds < 10:
+            return transcript([("alone", 0.1, seconds - 0.1)])
+        return doubted([(f"w{i}", i / 2, i / 2 + 0.5) for i in range(24)], 1)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_only_a_recognizer_that_gains_by_it_reads_sentences_alone(alone: bool) -> None:
+    model: Any = Unsure()
+    model.reads_sentences_alone = alone
+    (result,) = Transcriber(model).transcribe((rising(12.0), 16_000))
+    assert (result.windows, len(model.calls)) == ((2, 2) if alone else (1, 1))
+    assert ("alone" in result.text) is False, "one word does not replace six"
+    (short,) = Transcriber(OneByOne(model)).transcribe((rising(12.0), 16_000))
+    assert short.windows == result.windows
 
 
 def test_limits_of_a_window_are_kept() -> None:
