@@ -10,10 +10,10 @@ Times by cross-attention cover a recording without gaps: the word before somethi
 until its end. So words in a row that last so much longer than anybody needs for them are themselves read again, and
 where that brings nothing what is behind the first of them, as Whisper may stop after it.
 
-Where speakers follow each other, Whisper reads a sentence worse in company than alone, and with no less confidence. So a
-sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone, which replaces
-it unless that is less sure by 0.1 or more, or has far fewer or more words (all numbers chosen on development data;
-`docs/transcription.md`).
+Where speakers follow each other, Whisper reads a sentence worse in company than alone, and with no less confidence.
+So a sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone. That
+replaces it unless it is less sure by 0.1 or more, or has far fewer or more words. All numbers were chosen on
+development data (`docs/transcription.md`); a recognizer says whether it gains by it (`reads_sentences_alone`).
 openai-whisper reads a doubtful window again at a higher temperature, all of it and with the same company.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,8 @@ def test_the_job_takes_it(tmp_path: Path) -> None:
     alone = JobSpec(model=str(tmp_path / "dllm"), device="cpu")
     drafted = replace(alone, draft_model=ctc)
     words = [word.text for word in draft_of(load_transformers(ctc).transcribe([samples])[0])]
-    assert drafted.transcriber().model.transcribe([samples])[0].text.startswith(" ".join(words))
+    model: Any = drafted.transcriber().model
+    assert model.transcribe([samples])[0].text.startswith(" ".join(words))
     assert drafted.options != alone.options
     with pytest.raises(ValueError, match="takes no draft"):
         replace(drafted, model=ctc).transcriber()

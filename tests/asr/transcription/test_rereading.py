@@ -199,7 +199,7 @@ def test_what_is_behind_a_word_is_read_where_the_word_alone_came_back() -> None:
 
 def doubted(words: Sequence[Spoken], sentence: int, confidence: float = 0.5) -> Transcript:
     """Sentences of six words, all but one of them sure, with a mark behind each."""
-    marked = [(f"{text}{'.' * (i % 6 == 5)}", *times) for i, (text, *times) in enumerate(words)]
+    marked = [(f"{text}{'.' * (i % 6 == 5)}", start, end) for i, (text, start, end) in enumerate(words)]
     made = transcript(marked)
     inside = range(6 * sentence, 6 * sentence + 6)
     tokens = [replace(token, confidence=confidence if i in inside else 0.9) for i, token in enumerate(made.tokens)]
