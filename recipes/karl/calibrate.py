@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tokenthrift.config import to_plain
-from tokenthrift.hub import FORMAT_VERSION
 from tokenthrift.karl import Karl
 from tokenthrift.karl.evaluation.image_sets import read_set
 from tokenthrift.karl.evaluation.sweeps import calibrate
@@ -39,8 +37,7 @@ def main() -> None:
     calibration = calibrate(karl, images, options.alpha, options.targets)
     path = options.model / "config.json"
     partial = path.with_suffix(".partial")
-    config = to_plain(replace(karl.config, calibration=calibration))
-    fields = {"system": karl.system, "format_version": FORMAT_VERSION, **config}
+    fields = {**json.loads(path.read_text(encoding="utf-8")), "calibration": to_plain(calibration)}
     partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
     for request, bound in zip(calibration.requests, calibration.bounds, strict=True):

@@ -160,6 +160,7 @@ def test_calibration_is_kept_beside_untouched_weights(
     folder = tmp_path / "model"
     tiny_karl(tiny_config(grid=(4, 4)), decisive=True).save_pretrained(folder, dtype=dtype)
     before = (folder / "model.safetensors").read_bytes()
+    saved = json.loads((folder / "config.json").read_text())
     for seed in range(2):
         np.save(tmp_path / f"{seed}.npy", (pictures(12 + seed, (16, 16), seed) * 255).to(torch.uint8).numpy())
     arguments = [folder, tmp_path / "0.npy", tmp_path / "1.npy", "--alpha", "0.2"]
@@ -169,6 +170,8 @@ def test_calibration_is_kept_beside_untouched_weights(
     assert {t.dtype for t in load_file(folder / "model.safetensors").values() if t.is_floating_point()} == {dtype}
     files = ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in folder.iterdir()) == files
+    now = json.loads((folder / "config.json").read_text())
+    assert now.pop("calibration") and now == {k: v for k, v in saved.items() if k != "calibration"}, "model_type too"
     config = Karl.from_pretrained(folder).config
     assert config.calibration is not None
     assert (config.calibration.images, config.calibration.tokens, config.calibration.alpha) == (24, TOKENS, 0.2)
