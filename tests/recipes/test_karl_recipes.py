@@ -171,7 +171,8 @@ def test_calibration_is_kept_beside_untouched_weights(
     files = ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in folder.iterdir()) == files
     now = json.loads((folder / "config.json").read_text())
-    assert now.pop("calibration") and now == {k: v for k, v in saved.items() if k != "calibration"}, "model_type too"
+    assert now.pop("calibration")
+    assert now == {k: v for k, v in saved.items() if k != "calibration"}, "model_type too"
     config = Karl.from_pretrained(folder).config
     assert config.calibration is not None
     assert (config.calibration.images, config.calibration.tokens, config.calibration.alpha) == (24, TOKENS, 0.2)
