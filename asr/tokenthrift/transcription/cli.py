@@ -128,7 +128,7 @@ class _Job:
         return status or (1 if self.tally.failed else 0)
 
     def _lists(self) -> list[Path]:
-        """Inputs as they were given, and the file of what was said."""
+        """The inputs as they were given, manifests among them, and the file of references."""
         return [Path(name) for name in (*self.arguments.input, self.arguments.references) if name]
 
     def _check_single_files(self, inputs: Sequence[Path]) -> None:

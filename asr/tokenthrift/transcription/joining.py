@@ -2,7 +2,7 @@
 
 Speech without a pause is cut anyway, and a word may lie on the cut. The two windows then share some seconds. Where both
 transcripts have the same words at about the same time, the first one is followed up to the middle of that run and the
-second one from there, so that what either wrote at its own edge, where it heard half a word, is not used. Where they
+second one from there, so that what either wrote at its own edge, where it had half a word, is not used. Where they
 have no word in common, the middle of the overlap divides them by the times of the words; if one of them has no word up
 to there, the other one is followed as far as that reaches. A recognizer without times is taken to speak evenly.
 

@@ -1,7 +1,8 @@
-"""A batch of windows to transcripts, whatever the recognizer is and whatever fails.
+"""A batch of windows to transcripts, by any recognizer; a window that fails does not stop the others.
 
-Where a batch fails (out of memory, say) it is halved, down to the window that fails alone. Speech that was left out and
-sentences in doubt are read again (`rereading`), words without times are aligned. Nothing here knows of files.
+Where a batch fails (out of memory, say) it is halved, down to the window that fails alone. Speech that was left out is
+read again, and sentences in doubt are too where the recognizer gains by it (`rereading`). Words without times are
+aligned. Nothing here knows of files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["Reader", "WindowTranscript"]
 
 @dataclass(frozen=True, slots=True)
 class WindowTranscript:
-    """What a window holds, and in how many parts it was read."""
+    """The transcript of a window, and how many windows were read for it: itself, and each part that was read again."""
 
     transcript: Transcript
     windows: int = 1
@@ -78,7 +79,7 @@ class Reader:
         for index, audio in sounds.items():
             result = found[index]
             if not isinstance(result, Exception):
-                # A phrase in a circle covers speech that it does not write down.
+                # A phrase that repeats without end covers speech that has no words then.
                 plain = drop_doubtful(result.transcript, len(audio) / self.model.sample_rate)
                 found[index] = WindowTranscript(plain)
         alone = getattr(self.model, "reads_sentences_alone", False)
@@ -93,12 +94,12 @@ class Reader:
         found: list[WindowTranscript | Exception],
         parts_of: Callable[[Transcript, NDArray[np.bool_]], list[Part]],
     ) -> None:
-        """Reads parts of windows again, and puts what is better into what was found."""
+        """Reads parts of windows again, and puts what is better into `found`."""
         parts: list[tuple[int, Part, Streams]] = []
         for index, audio in sounds.items():
             result = found[index]
             if not isinstance(result, Exception):
-                # From the last to the first, so that words keep their numbers until it is their turn.
+                # From the last to the first: replacing a part then changes no index of the parts before it.
                 for part in reversed(parts_of(result.transcript, speech[index])):
                     parts.append((index, part, Streams(self._cut(audio, part), None)))
         again = self._halving([item for *_, item in parts]) if parts else []
@@ -107,7 +108,7 @@ class Reader:
             if isinstance(reread, Exception):
                 found[index] = reread
             elif not isinstance(whole, Exception):
-                # A circle has many words, which must not replace fewer true ones.
+                # A phrase that repeats has many words, which must not replace fewer true ones.
                 reread = drop_doubtful(reread, part.end - part.start)
                 found[index] = WindowTranscript(with_reread(whole.transcript, part, reread), whole.windows + 1)
 

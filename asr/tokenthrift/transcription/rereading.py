@@ -1,20 +1,21 @@
 """Parts of a window that are read once more by themselves: speech that was left out, and sentences in doubt.
 
-Whisper now and then passes over a whole sentence of a window that holds several; the same sentence alone it writes
-down. openai-whisper moves its window to the last time it decoded and so only finds what is missing at an end. Here a
+Whisper now and then passes over a whole sentence of a window that holds several, and transcribes the same sentence
+alone. openai-whisper moves its window to the last time it decoded and so only finds what is missing at an end. Here a
 second and a half of speech or more without a word over it is cut out, from pause to pause where there are any near, and
-read as a window of its own. What it says replaces what was written there if that are more words and not mostly doubtful
-ones, joined by `joining` like windows that overlap.
+read as a window of its own. The new words replace the old ones there if they are more and not mostly doubtful. They are
+joined by `joining` like windows that overlap.
 
 Times by cross-attention cover a recording without gaps: the word before something left out, or the one after, lasts
-until its end. So words in a row that last so much longer than anybody needs for them are themselves read again, and
-where that brings nothing what is behind the first of them, as Whisper may stop after it.
+until its end. So words in a row that together last a second and a half longer than they need are themselves read
+again. Where that brings nothing, what is behind the first of them is read, as Whisper may stop after it.
 
-Where speakers follow each other, Whisper reads a sentence worse in company than alone, and with no less confidence.
-So a sentence of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone. That
-replaces it unless it is less sure by 0.1 or more, or has far fewer or more words. All numbers were chosen on
-development data (`docs/transcription.md`); a recognizer says whether it gains by it (`reads_sentences_alone`).
-openai-whisper reads a doubtful window again at a higher temperature, all of it and with the same company.
+Where speakers follow each other, Whisper transcribes a sentence worse in a window of several than alone. So a sentence
+of a window of ten seconds or more whose words have a mean confidence below 0.75 is read alone. The new text replaces it
+unless its confidence is lower by 0.1 or more, or it has far fewer or more words; a little less is accepted, as Whisper
+is no less sure of the worse text. All numbers were chosen on development data (`docs/transcription.md`). A recognizer
+says whether it gains by this (`reads_sentences_alone`). openai-whisper instead reads the whole of a doubtful window
+again, at a higher temperature.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _REACH_SECONDS: Final = 0.5
 _TIME_ERROR_SECONDS: Final = 0.1
 _PAUSE_SECONDS: Final = 0.1
 _LEAST_CONFIDENCE: Final = 0.4
-# What is left out between two words may make both of them too long.
+# Two parts so near each other are one: what is left out between two words may make both of them too long.
 _SAME_SECONDS: Final = 0.5
 
 _LEAST_WINDOW_SECONDS: Final = 10.0
@@ -60,10 +61,10 @@ class Part:
     Attributes:
         start: seconds from the start of the window; where reading again begins.
         end: likewise, where it ends.
-        first: the word before which the part lies; of all words, how many come before it.
-        last: from which word on they come behind it; words between the two are read again.
-        bare: seconds from which to which the words between the two are spoken, or none is.
-        confidence: mean of the words between the two; None where speech was left out.
+        first: index of its first word, or of the word behind it where it has none.
+        last: index of the first word behind it; the words from `first` up to `last` are read again.
+        bare: start and end in seconds of its words, or of the speech where it has none.
+        confidence: mean over its words; None where speech was left out.
     """
 
     start: float
@@ -97,8 +98,8 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_], *, behind_word: 
     Args:
         transcript: of the window; without times nothing is found.
         speech: `(frames,)` of the window, whether somebody speaks.
-        behind_word: only words that last too long, and of their time what is behind the first of them, as one that
-            reads a word at the beginning of a part may stop there.
+        behind_word: only find words in a row that last too long, and leave the first of them out of each part, as a
+            recognizer may stop after the word with which a part begins.
 
     Returns:
         Parts in order. Their bare spans share nothing; what is read around them may.
@@ -106,7 +107,7 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_], *, behind_word: 
     seconds = len(speech) * FRAME_SECONDS
     words = _timed_words(transcript, seconds)
     if not words:
-        # A window without a word was read and nobody found to speak; the same sound again would be asking for words.
+        # The window was read and had no word; reading the same sound again would only invite invented ones.
         return []
     found: list[Part] = []
     for first, last, start, end in _bare(words, speech, seconds):
@@ -124,7 +125,7 @@ def left_out(transcript: Transcript, speech: NDArray[np.bool_], *, behind_word: 
 
 
 def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
-    """Sentences of a long window that the recognizer is not sure of, where it holds others besides.
+    """Sentences that the recognizer is not sure of, in a long window that holds others besides.
 
     Args:
         transcript: of the window; without times nothing is found.
@@ -145,7 +146,7 @@ def doubtful(transcript: Transcript, speech: NDArray[np.bool_]) -> list[Part]:
         if confidence >= _DOUBT or end - start < _LEAST_SENTENCE_SECONDS or alone:
             continue
         before = words[first - 1].end if first else 0.0
-        # Attention leaves a word too soon rather than too late.
+        # Times by attention end a word too soon rather than too late.
         behind = words[last].start + _REACH_SECONDS if last < len(words) else seconds
         edges = min(max(_edge(speech, start, -1), before), start), max(min(_edge(speech, end, 1), behind), end)
         found.append(Part(*edges, first, last, (start, end), confidence))
@@ -157,7 +158,7 @@ def with_reread(transcript: Transcript, part: Part, reread: Transcript) -> Trans
 
     Args:
         transcript: of the window.
-        part: of `to_reread` for this transcript.
+        part: of `to_reread` or `left_out`, for this transcript.
         reread: of the part, times from its start.
     """
     same = replace(transcript, usage=total_usage((transcript.usage, reread.usage)))
@@ -174,11 +175,11 @@ def with_reread(transcript: Transcript, part: Part, reread: Transcript) -> Trans
 
 
 def _better(part: Part, old: int, new: Sequence[SpokenWord]) -> bool:
-    """Whether to take what was read again, in place of so many words."""
+    """Whether the words that were read again are better than the `old` words, a count, that they would replace."""
     confidence = sum(word.confidence for word in new) / max(len(new), 1)
     if part.confidence is None:
         return len(new) > old and confidence >= _LEAST_CONFIDENCE
-    # Far more words are a phrase in a circle, of which the recognizer may be sure.
+    # Far more words are mostly a phrase that repeats, and the recognizer may be sure of it.
     as_many = _FEWEST_WORDS * old <= len(new) <= 1 + _MOST_WORDS * old
     return as_many and confidence > part.confidence - _SURER
 
@@ -203,12 +204,12 @@ def _sentences(words: Sequence[SpokenWord]) -> Iterator[tuple[int, int]]:
 def _bare(
     words: Sequence[SpokenWord], speech: NDArray[np.bool_], seconds: float
 ) -> Iterator[tuple[int, int, float, float]]:
-    """Words before and behind, start and end of all that is between two words or words that are too long."""
-    at, first, last, excess = 0.0, 0, 0, 0.0  # the run of words that are too long, and by how much
+    """Speech without a word, and words in a row that last too long: `first` and `last` of `Part`, start and end."""
+    at, first, last, excess = 0.0, 0, 0, 0.0  # the run of words that last too long, and by how much
     for index, word in enumerate(words):
         silent = _spoken(speech, at, word.start) >= _LEAST_SECONDS
         too_long = _spoken(speech, word.start, word.end) - _needed(word)
-        # Times that are wrong squeeze the words between two that are too long.
+        # Wrong times squeeze words between two that last too long; a run of long words includes them.
         if excess and (silent or word.end - words[last - 1].end > _SQUEEZED_SECONDS and too_long <= _TOO_LONG_SECONDS):
             if excess >= _LEAST_SECONDS:
                 yield first, last, words[first].start, words[last - 1].end

@@ -206,7 +206,7 @@ def backbone_state(family: Family, source: str | Path, **options: Any) -> dict[s
 
 
 def _shape(source: str | Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> BackboneShape:
-    """The shape of settings that a stranger wrote; one that is missing or of another type is named."""
+    """The shape of a published config.json's settings; an error names one that is missing or of another type."""
     return from_plain(BackboneShape, {**settings, **own}, f"{source}: config.json")
 
 

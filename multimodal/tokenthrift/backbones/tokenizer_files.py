@@ -59,7 +59,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _of_parts(folder: Path) -> Tokenizer:
-    """A byte-level BPE that parts text as Qwen2's does."""
+    """A byte-level BPE that splits text as Qwen2's does."""
     from transformers import Qwen2Tokenizer
 
     vocabulary, merges, settings = (folder / name for name in PARTS)

@@ -25,7 +25,7 @@ from tokenthrift.media.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUF
 
 __all__ = ["FoundFile", "FoundFiles", "InputError", "find_files"]
 
-# Which content is of a medium, told from its suffixes: a container of film may hold nothing but sound.
+# Which content is of a medium, by its suffixes: a container of film may hold nothing but sound.
 _CONTENT: tuple[tuple[Collection[str], tuple[Kind, ...]], ...] = (
     (MEDIA_SUFFIXES, ("sound", "film")),
     (VIDEO_SUFFIXES, ("film", "animation")),
