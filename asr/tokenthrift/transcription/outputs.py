@@ -140,7 +140,7 @@ class Outputs:
         """Writes a result's files and notes them; one that cannot be written has failed.
 
         A failed recording has its JSON, which says why, and is tried again by the next run. What the job wrote for it
-        before, when the input or the options were others, would be taken for its text and is removed.
+        before, when the input or the options were others, would look like its text and is removed.
         """
         files, stale = dict(task.files), list[Path]()
         if result.error is not None:

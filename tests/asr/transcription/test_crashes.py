@@ -199,7 +199,7 @@ def test_a_recording_that_was_mended_is_done_by_the_next_run(
 
 
 def test_a_text_of_other_times_does_not_stay_beside_a_failure(model: Path, tmp_path: Path) -> None:
-    """It would be taken for the text of the file that is there now; once this one is mended, all its files are new."""
+    """A stale text would look like that of the present file; once this one is mended, all its files are new."""
     path, out = write(tmp_path / "a.wav", voice(0.6)), tmp_path / "out"
     command = [str(path), "--model", str(model), "--out-dir", str(out), "--format", "txt", "json"]
     assert main(command) == 0
