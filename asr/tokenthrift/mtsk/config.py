@@ -32,6 +32,8 @@ __all__ = [
     "upgraded",
 ]
 
+_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+
 Task: TypeAlias = Literal["asr", "vsr", "avsr"]
 Strategy: TypeAlias = Literal["MS", "SS", "MSS"]
 """Adapters: one for all scales (MS), one per scale (SS), or both (MSS)."""
@@ -133,10 +135,20 @@ class LanguageModelConfig:
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     """Whether the output projection is the input embedding."""
+    attention_bias: bool = False
+    """Whether the projections of a Llama's attention have a bias; Qwen has what its type has."""
+    mlp_bias: bool = False
+    """The same for its feed-forward."""
+    hidden_act: str = "silu"
+    """Activation of the feed-forward, by its name in transformers."""
     source: str | None = None
     """Folder or Hub id of its weights; None keeps them in the model's own file."""
 
     def __post_init__(self) -> None:
+        if self.hidden_act not in _ACTIVATIONS:
+            raise ConfigError(f"language_model.hidden_act must be one of {', '.join(_ACTIVATIONS)}, not {self.hidden_act!r}")
+        if self.model_type != "llama" and (self.attention_bias or self.mlp_bias):
+            raise ConfigError("language_model.attention_bias and mlp_bias are settings of a Llama")
         limits = (
             *(("vocab_size", 1_000_000), ("hidden_size", 16_384), ("num_hidden_layers", 256), ("head_dim", 1024)),
             *(("num_attention_heads", 256), ("num_key_value_heads", 256), ("intermediate_size", 131_072)),

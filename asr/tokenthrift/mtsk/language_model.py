@@ -27,8 +27,9 @@ __all__ = ["build", "describe", "exact_positions", "read_sizes", "read_weights"]
 # Fields that a configuration of transformers and ours have under one name.
 _SAME = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+    *("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
 )
+_LLAMA = ("attention_bias", "mlp_bias")
 # Parts of the names of configuration fields that do not change the outputs of a language model.
 _IGNORED = (
     *("architectures", "cache", "chunk", "dropout", "dtype", "initializer", "label", "name", "output", "pretraining"),
@@ -117,6 +118,7 @@ def describe(config: PretrainedConfig) -> LanguageModelConfig:
         rope_parameters={name: value for name, value in found["rope_parameters"].items() if value is not None},
         head_dim=found.get("head_dim") or found["hidden_size"] // found["num_attention_heads"],
         **{name: found[name] for name in _SAME},
+        **({name: bool(found.get(name)) for name in _LLAMA} if found["model_type"] == "llama" else {}),
     )
     expected = _config(sizes).to_dict()
     names = [name for name in expected if not any(word in name for word in _IGNORED)]
@@ -136,5 +138,6 @@ def _config(sizes: LanguageModelConfig) -> PretrainedConfig:
         # With a padding token transformers would zero a row of the embedding.
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         **{name: getattr(sizes, name) for name in _SAME},
+        **({name: getattr(sizes, name) for name in _LLAMA} if sizes.model_type == "llama" else {}),
         **head_dim,
     )

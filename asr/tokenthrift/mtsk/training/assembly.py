@@ -45,6 +45,7 @@ class AssemblyConfig:
         lora_scale: factor of an adapter's output.
         compression: mean of states (average) or one after another (stack).
         projector_hidden_size: between the two layers of a projector.
+        projector_norm: a LayerNorm at the end of a projector.
         video_lora: bottleneck of adapters in the visual encoder, 0 for none; needs clips, not cached states.
         include_frozen: keep encoders and language model in the model's own files instead of naming where they lie.
     """
@@ -64,6 +65,7 @@ class AssemblyConfig:
     lora_scale: float = 0.125
     compression: Compression = "average"
     projector_hidden_size: int = 2048
+    projector_norm: bool = True
     video_lora: int = 0
     include_frozen: bool = False
 
@@ -101,6 +103,7 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
             tasks=config.tasks,
             compression=config.compression,
             projector_hidden_size=config.projector_hidden_size,
+            projector_norm=config.projector_norm,
             lora=LoraConfig(strategy=config.strategy, bottleneck=config.bottleneck, scale=config.lora_scale),
         ),
         tokenizer,
