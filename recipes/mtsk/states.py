@@ -48,7 +48,7 @@ class AudioStates:
 
     @torch.inference_mode()
     def encode(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
-        """fp16 states of each recording, computed in float32: bf16 takes seven times as long without instructions for it."""
+        """fp16 states of each recording, computed in float32: bf16 is slow where the processor lacks it."""
         out: list[Tensor] = [torch.empty(0)] * len(sounds)
         order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
         for rows in (order[i : i + size] for i in range(0, len(order), size)):

@@ -14,8 +14,8 @@ and the result is a checkpoint that transformers loads as any other Llama:
     Rotary positions are slowed down until they turn nothing. The learned positions of Whisper come from the first
     layer: it counts the text so far by attention, and its feed-forward is a table.
 
-What is not exact: the norms see the flags and the mean of an embedding, less than 1 % each; the bias of the last norm is
-scaled by the norm of the hidden state.
+What is not exact: the norms see the flags and the mean of an embedding, less than 1 % each; the bias of the last norm
+is scaled by the norm of the hidden state.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ EXTRA: Final = 6
 """Channels after those of Whisper: sound, text, sink, first token of a text, count, bias of the last norm."""
 SOUND, TEXT, SINK_FLAG, FIRST, COUNT, BIAS = range(EXTRA)
 BALLAST: Final = 300.0
-"""Of a sound token in the channel `SOUND`: it makes the norms of all of them alike, and is large beside their states."""
+"""Of a sound token in the channel `SOUND`: large beside its state, so that the norms of all are alike."""
 SINK: Final = (BALLAST, 0.0, BALLAST / 4, 0.0, 0.0, -0.06)
 """The flags of the token at which sound looks. All its other channels are zero, and no text sees it."""
-FLAG = 0.02  # small beside an embedding
+FLAG = 0.05  # of the norm of an embedding
 QUERY = 32.0  # what every query has in the channel of masks
 HIDDEN = 1500.0  # how far below others a key is that must not be seen
 SPARE = 8  # units of the feed-forward besides those of Whisper
@@ -45,22 +45,38 @@ BIAS_SCALE = 0.002
 EPS = 1e-5
 
 
-def text_row(row: Tensor, bias: float, *, first: bool = False) -> Tensor:
+def text_row(row: Tensor, bias: float, flag: float, *, first: bool = False) -> Tensor:
     """The embedding of a token of text, (D + EXTRA,).
 
     Args:
         row: (D,) that of Whisper.
         bias: what the last norm's bias adds to its score.
+        flag: small beside a row.
         first: it starts the text: positions are counted from it.
     """
     flags = torch.zeros(EXTRA)
-    flags[TEXT], flags[BIAS], flags[FIRST] = FLAG, bias * BIAS_SCALE, FLAG * first
+    flags[TEXT], flags[BIAS], flags[FIRST] = flag, bias * BIAS_SCALE, flag * first
     return torch.cat([row, flags])
 
 
 def prefix_row(size: int) -> Tensor:
     """(size + EXTRA,): the embedding of a token that nothing but sound looks at, and which stays as it is."""
     return torch.cat([torch.zeros(size), torch.tensor(SINK)])
+
+
+class Norm:
+    """A norm of Whisper's that moves into the projection behind it; without weights, plain scaling."""
+
+    def __init__(self, scale: float, state: Mapping[str, Tensor] | None = None) -> None:
+        self.scale, self.state = scale, state
+
+    def before(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The projection (O, D) and its bias (O,) that read what a Llama's norm gives."""
+        own = torch.zeros(len(weight)) if bias is None else bias
+        if self.state is None:
+            return weight * self.scale, own
+        read = weight * self.state["weight"]
+        return (read - read.mean(1, keepdim=True)) * self.scale, own + weight @ self.state["bias"]
 
 
 class _Layer:
@@ -141,11 +157,12 @@ class _Layer:
         self.tensors["mlp.gate_proj.bias"][unit] = 10.0
         self.tensors["mlp.down_proj.weight"][channel : channel + len(value), unit] = value / 10.0
 
-    def positions(self, table: Tensor, first: float) -> None:
-        """Counts the text so far, and adds (n, D) positions: as many steps as there are positions, each half a unit.
+    def positions(self, table: Tensor, flag: float, first: float) -> None:
+        """Counts the text so far, and adds the position of each token: a step, of two units, from one to the next.
 
         Args:
-            table: of positions.
+            table: (n, D) positions.
+            flag: of text.
             first: what the norm makes of the flag of the first token.
         """
         size, boost, scale = self.size, float(len(table)), math.sqrt(self.head + 2)
@@ -153,31 +170,17 @@ class _Layer:
         # The first token has `boost` times the weight of another, so token n sees boost / (boost + n) of it.
         self.rows("k")[:, -2, size + FIRST] = math.log(boost) * scale / QUERY / first
         self.rows("v")[0, 0, size + FIRST] = 1 / first
-        self.tensors["self_attn.o_proj.weight"][size + COUNT, 0] = FLAG
+        self.tensors["self_attn.o_proj.weight"][size + COUNT, 0] = flag
         seen = boost / (boost + torch.arange(len(table), dtype=torch.float64))
         borders = (seen[1:] + seen[:-1]) / 2
         steep = 24_000.0  # several units at a quarter of the least distance, and still a number of half precision
-        gate, bias, down = (self.tensors[f"mlp.{n}"] for n in ("gate_proj.weight", "gate_proj.bias", "down_proj.weight"))
+        names = ("gate_proj.weight", "gate_proj.bias", "down_proj.weight")
+        gate, bias, down = (self.tensors[f"mlp.{name}"] for name in names)
         for k, border in enumerate(borders.tolist()):
             for unit, shift, sign in ((2 * k, 0.0, 1.0), (2 * k + 1, -1.0, -1.0)):  # GELU(u) - GELU(u - 1): 0, then 1
                 gate[unit, size + TEXT], gate[unit, size + COUNT], bias[unit] = steep * border, -steep, shift
                 down[:size, unit] = sign * centered(table[k + 1] - table[k])
         self.constant(2 * len(borders), centered(table[0]))
-
-
-class Norm:
-    """A norm of Whisper's that moves into the projection behind it; without weights, plain scaling."""
-
-    def __init__(self, scale: float, state: Mapping[str, Tensor] | None = None) -> None:
-        self.scale, self.state = scale, state
-
-    def before(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The projection (O, D) and its bias (O,) that read what a Llama's norm gives."""
-        own = torch.zeros(len(weight)) if bias is None else bias
-        if self.state is None:
-            return weight * self.scale, own
-        read = weight * self.state["weight"]
-        return (read - read.mean(1, keepdim=True)) * self.scale, own + weight @ self.state["bias"]
 
 
 def centered(written: Tensor) -> Tensor:
@@ -205,8 +208,8 @@ def llama_of(
 ) -> LlamaForCausalLM:
     """The Llama of a Whisper decoder, float32.
 
-    Its vocabulary is: the kept tokens, the sink (a sequence starts with it), and `prompts` tokens each of which starts a
-    text as Whisper's start token does.
+    Its vocabulary is: the kept tokens, the sink (a sequence starts with it), and `prompts` tokens each of which starts
+    a text as Whisper's start token does.
 
     Args:
         state: tensors of the decoder under the names of transformers, without `model.decoder.`.
@@ -223,18 +226,22 @@ def llama_of(
     layers, size = len(rms) - 1, table.shape[1]
     hidden, inner = size + EXTRA, state["layers.0.fc1.bias"].numel()
     if hidden % heads or 2 * len(positions) > inner:
-        raise ValueError(f"{heads} heads do not divide {hidden}, or {inner} units cannot hold {len(positions)} positions")
+        raise ValueError(
+            f"{heads} heads do not divide {hidden}, or {inner} units are too few for {len(positions)} positions"
+        )
     audio_rms = math.sqrt((BALLAST**2 + audio_norm**2) / hidden)
     scale = math.sqrt(size / hidden)
     final = _part(state, "layer_norm.")
     bias = table @ final["bias"]
-    start = text_row(table[first], float(bias[first]) - 0.06 / BIAS_SCALE, first=True)
+    flag = FLAG * float(table.norm(dim=1).median())
+    # No text has a start in it, so its score is low.
+    start = text_row(table[first], SINK[BIAS] / BIAS_SCALE, flag, first=True)
 
     def layer() -> _Layer:
         return _Layer(size, heads, inner + SPARE, audio_rms)
 
     made = [layer()]
-    made[0].positions(positions, FLAG / _rms(start))
+    made[0].positions(positions, flag, flag / _rms(start))
     for i in range(layers):
         own = _part(state, f"layers.{i}.")
         text, sound = layer(), layer()
@@ -244,18 +251,19 @@ def llama_of(
         sound.attention(
             _part(own, "encoder_attn."), Norm(scale, _part(own, "encoder_attn_layer_norm.")), Norm(audio_rms)
         )
-        sound.hide(TEXT, FLAG / rms[i])
+        sound.hide(TEXT, flag / rms[i])
         sound.hide(SINK_FLAG, sound.sink)
         sound.feed_forward(own, Norm(scale, _part(own, "final_layer_norm.")))
         made += [text, sound]
     usual = rms[-1]
-    level = 4 * usual  # of the channel of the last bias: large beside what embeddings have in it
+    level = 0.2 * usual * math.sqrt(hidden)  # of the channel of the last bias; the last norm sees it
     made[-1].constant(inner + 1, torch.tensor([level]), size + BIAS)
+    more = math.sqrt(1.04)
     gains = torch.zeros(hidden)
-    gains[:size] = final["weight"] * scale
-    gains[size + BIAS] = usual / level / BIAS_SCALE
+    gains[:size] = final["weight"] * scale * more
+    gains[size + BIAS] = usual * more / level / BIAS_SCALE
 
-    rows = [text_row(table[i], float(bias[i])) for i in keep]
+    rows = [text_row(table[i], float(bias[i]), flag) for i in keep]
     tensors = {"model.embed_tokens.weight": torch.stack([*rows, prefix_row(size), *[start] * prompts])}
     tensors |= {f"model.layers.{i}.{n}": v for i, one in enumerate(made) for n, v in one.tensors.items()}
     tensors["model.norm.weight"] = gains

@@ -146,7 +146,9 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act not in _ACTIVATIONS:
-            raise ConfigError(f"language_model.hidden_act must be one of {', '.join(_ACTIVATIONS)}, not {self.hidden_act!r}")
+            raise ConfigError(
+                f"language_model.hidden_act must be one of {', '.join(_ACTIVATIONS)}, not {self.hidden_act!r}"
+            )
         if self.model_type != "llama" and (self.attention_bias or self.mlp_bias):
             raise ConfigError("language_model.attention_bias and mlp_bias are settings of a Llama")
         limits = (
