@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenthrift.config import from_plain, to_plain
 from tokenthrift.evaluation.wer import word_errors
@@ -49,10 +49,13 @@ class MtskModule(L.LightningModule):
         start_from: model folder or training checkpoint to begin with, see `carried_over`. The schedule starts anew. One
             that does not exist is an error when training begins, unless it goes on from a checkpoint.
         seed: of the random choice of scales.
+        frozen: beginnings of the names of further weights that stay as they are.
+        fixed_channels: so many last channels of sound and video tokens and of markers stay as they are, where a
+            language model has flags in them (`recipes/mtsk/whisper_llama.py`).
 
     Raises:
-        ValueError: a token that the tokenizer lacks, a trained language model that would not be kept, or a step of no
-            batch.
+        ValueError: a token that the tokenizer lacks, a trained language model that would not be kept, a step of no
+            batch, or a name in `frozen` that no weight has.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class MtskModule(L.LightningModule):
         accumulate: int = 1,
         start_from: str | None = None,
         seed: int = 0,
+        frozen: tuple[str, ...] = (),
+        fixed_channels: int = 0,
     ) -> None:
         super().__init__()
         if train_language_model and not config.include_frozen:
@@ -73,13 +78,16 @@ class MtskModule(L.LightningModule):
             raise ValueError(f"accumulate is how many batches make a step, from 1; got {accumulate}")
         plain = {"config": to_plain(config), "optim": to_plain(optim), "train_language_model": train_language_model}
         more = {"scales_per_step": scales_per_step, "gradient_clip": gradient_clip, "accumulate": accumulate}
-        self.save_hyperparameters({**plain, **more, "start_from": start_from, "seed": seed})
+        kept = {"frozen": list(frozen), "fixed_channels": fixed_channels}
+        self.save_hyperparameters({**plain, **more, **kept, "start_from": start_from, "seed": seed})
         self.optim = optim
         self.automatic_optimization = False  # a step has a backward pass per scale
         self.held = 0  # batches whose gradients wait for a step
         self.model = assemble(config).train()
         if train_language_model:
             self.model.language_model.requires_grad_(True).train()
+        freeze(self.model, frozen)
+        fix_channels(self.model, fixed_channels)
         self.missing_start: OSError | None = None
         if start_from is not None:
             try:
@@ -270,3 +278,42 @@ def _stream(name: str, rows: Any, lengths: Tensor | None, encode: Any) -> dict[s
 
 def _name(rates: Rates) -> str:
     return f"a{rates.audio}_v{rates.video}"
+
+
+def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Leaves the weights whose names begin so out of training.
+
+    Raises:
+        ValueError: no weight does.
+    """
+    for beginning in beginnings:
+        found = [weight for name, weight in model.named_parameters() if name.startswith(beginning)]
+        if not found:
+            raise ValueError(f"no weight of the model has a name that begins with {beginning!r}")
+        for weight in found:
+            weight.requires_grad_(False)
+
+
+def fix_channels(model: LlamaMtsk, count: int) -> None:
+    """Gradients of zero for the last channels of what projectors give, and of markers.
+
+    Raises:
+        ValueError: a projector ends in a norm, which mixes channels.
+    """
+    if not count:
+        return
+    if model.config.projector_norm:
+        raise ValueError("fixed_channels needs projectors without a norm: projector_norm false")
+    parts = [getattr(model, name) for name in ("audio_proj", "video_proj") if hasattr(model, name)]
+    ends = [project[-1] for part in parts for project in part]
+    rows = [weight for end in ends for weight in (end.weight, end.bias)]
+
+    def keep(gradient: Tensor, dim: int) -> Tensor:
+        fixed = gradient.clone()
+        fixed.narrow(dim, gradient.shape[dim] - count, count).zero_()
+        return fixed
+
+    for row in rows:
+        row.register_hook(lambda gradient: keep(gradient, 0))
+    if model.markers is not None:
+        model.markers.register_hook(lambda gradient: keep(gradient, 1))
