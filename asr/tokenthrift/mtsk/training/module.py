@@ -18,10 +18,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenthrift.config import from_plain, to_plain
 from tokenthrift.evaluation.wer import word_errors
+from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.mtsk.training.assembly import AssemblyConfig, assemble
@@ -280,7 +281,7 @@ def _name(rates: Rates) -> str:
     return f"a{rates.audio}_v{rates.video}"
 
 
-def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+def freeze(model: LlamaMtsk, beginnings: Sequence[str]) -> None:
     """Leaves the weights whose names begin so out of training.
 
     Raises:
