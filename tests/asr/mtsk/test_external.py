@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
+from transformers import AutoModelForCausalLM, LlamaConfig, WhisperConfig, WhisperModel
 from transformers.initialization import no_init_weights
 
 from tests.asr.tiny_mtsk import characters, lips, speech, tiny_config
+from tokenthrift.config import ConfigError
 from tokenthrift.mtsk import language_model
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
+from tokenthrift.mtsk.config import LanguageModelConfig
 from tokenthrift.mtsk.external import AVHUBERT_FILE, PARTS
 from tokenthrift.mtsk.language_model import build, read_sizes
 from tokenthrift.mtsk.model import LlamaMtsk
@@ -61,6 +63,26 @@ def test_code_of_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="trust_remote_code"):
         read_sizes(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_a_llama_with_biases_and_another_activation_comes_back_as_it_was(tmp_path: Path, act: str) -> None:
+    config = LlamaConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, hidden_act=act
+    )
+    config.attention_bias = config.mlp_bias = act == "gelu"
+    config.save_pretrained(tmp_path)
+    sizes = read_sizes(tmp_path)
+    assert (sizes.attention_bias, sizes.mlp_bias, sizes.hidden_act) == (act == "gelu", act == "gelu", act)
+    names = set(build(sizes).state_dict())
+    assert ("model.layers.0.mlp.down_proj.bias" in names) == (act == "gelu")
+
+
+def test_an_activation_or_bias_that_no_language_model_here_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hidden_act must be one of silu"):
+        LanguageModelConfig(hidden_act="no_such")
+    with pytest.raises(ConfigError, match="settings of a Llama"):
+        LanguageModelConfig(model_type="qwen2", mlp_bias=True)
 
 
 @pytest.mark.parametrize("include", [True, False])

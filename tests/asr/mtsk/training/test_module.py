@@ -49,6 +49,33 @@ def test_training_lowers_the_loss_and_leaves_the_encoders(parts: dict[str, str],
     assert all(math.isfinite(value) for value in measured.values())
 
 
+def test_what_is_fixed_stays_as_it_was_and_all_else_learns(parts: dict[str, str], states: Path) -> None:
+    module = module_of(parts, projector_norm=False, frozen=("lora.layers.0.",), fixed_channels=3, scales_per_step=4)
+    before = weights_of(module, "lora", "audio_proj", "video_proj", "markers")
+    fit(module, states, 3)
+    after = weights_of(module, "lora", "audio_proj", "video_proj", "markers")
+    for name, old in before.items():
+        if name.startswith("lora.layers.0."):
+            assert torch.equal(old, after[name]), name
+            continue
+        assert not torch.equal(old, after[name]) or "lora" in name, name
+        if name.startswith("markers"):
+            old, new = old.mT, after[name].mT
+        elif name.rsplit(".", 2)[1] != "2":  # not the end of a projector
+            continue
+        else:
+            new = after[name]
+        shrunk = new[-3:] / old[-3:]  # by weight decay alone, where there is any
+        assert torch.allclose(shrunk, shrunk.flatten()[0].expand_as(shrunk), rtol=1e-5), name
+
+
+def test_what_cannot_be_fixed_is_refused(parts: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"begins with 'lora\.layers\.9\.'"):
+        module_of(parts, frozen=("lora.layers.9.",))
+    with pytest.raises(ValueError, match="projector_norm false"):
+        module_of(parts, fixed_channels=1)
+
+
 def test_a_step_encodes_once_for_all_scales(parts: dict[str, str], tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, ["audio video"])
     module = module_of(parts)
