@@ -34,6 +34,7 @@ from tokenthrift.media.audio import read_audio
 from tokenthrift.padding import length_mask
 from tokenthrift.sources import fetch
 from tokenthrift.training.optim import OptimConfig, cosine_schedule
+from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.whisper import WhisperEncoder, log_mel, pad_mels, states_of
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -98,7 +99,7 @@ def states(encoder: WhisperEncoder, audio: list[Tensor], silence: float) -> tupl
     padded = [F.pad(x, (0, max(0, min(round(silence * RATE), most - len(x))))) for x in audio]
     mels, frames = pad_mels([log_mel(x, encoder.conv1.in_channels) for x in padded])
     lengths = torch.tensor([states_of(len(x)) for x in audio])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         encoded: Tensor = encoder(mels, frames)
     return encoded[:, : int(lengths.max())].float(), lengths
 

@@ -22,6 +22,7 @@ from tokenthrift.dllm_asr.training.batch import collate
 from tokenthrift.dllm_asr.training.data import CachedStates
 from tokenthrift.dllm_asr.training.weights import DRAFT, trained_weights
 from tokenthrift.hub import read_config
+from tokenthrift.training.precision import cpu_has_bf16
 
 
 @torch.inference_mode()
@@ -49,7 +50,7 @@ def main() -> None:
         order = sorted(range(len(data)), key=lambda i: data.lengths[i])
         for group in (order[i : i + 16] for i in range(0, len(order), 16)):
             batch = collate([data[0, i] for i in group])
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
                 log_p = draft(batch.states, batch.lengths)
             for i, row, n in zip(group, log_p, batch.lengths.tolist(), strict=True):
                 rows[i] = [astuple(word) for word in draft_words(row[:n])]

@@ -26,6 +26,7 @@ import torchaudio.functional as AF
 from safetensors.torch import load_file, save_file
 
 from tokenthrift.sources import fetch
+from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.whisper import STATE_SAMPLES, WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 RATE = 16_000
@@ -97,7 +98,9 @@ def encode(
         longest = len(utterances[order[-1]][0]) / RATE
         rows = [order.pop() for _ in range(min(len(order), max(1, int(seconds / longest))))]
         mels, lengths = pad_mels([log_mel(utterances[i][0], encoder.conv1.in_channels) for i in rows])
-        with torch.autocast("cpu", torch.bfloat16):  # half the time; the rounding (2 %) is far below the augmentation
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=cpu_has_bf16()
+        ):  # half the time; the rounding (2 %) is far below the augmentation
             encoded = encoder(mels, lengths)
         for i, row, n in zip(rows, encoded, lengths.tolist(), strict=True):
             states[i] = row[:n].half()

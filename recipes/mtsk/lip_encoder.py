@@ -31,6 +31,7 @@ from visemes import SHAPES, frame_visemes
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
 from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.training.augmentation import mask_video
+from tokenthrift.training.precision import cpu_has_bf16
 
 WIDTH, LAYERS, FFN, CHANNELS = 128, 2, 512, (8, 16, 32, 64)
 
@@ -122,7 +123,7 @@ def main() -> None:
     stream = batches(sorted(arguments.shards.glob("*.npz")), arguments.batch, done)
     for step in range(done + 1, arguments.steps + 1):
         video, lengths, target = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             logits = model(video, lengths).float()
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         optimizer.zero_grad()

@@ -32,6 +32,7 @@ from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.training.augmentation import Augmentation
 from tokenthrift.mtsk.training.clips import ManifestClips
 from tokenthrift.sources import fetch
+from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 
@@ -48,12 +49,13 @@ class AudioStates:
 
     @torch.inference_mode()
     def encode(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
-        """fp16 states of each recording, computed in float32: bf16 is slow where the processor lacks it."""
+        """fp16 states of each recording, computed in bf16 where the processor has it."""
         out: list[Tensor] = [torch.empty(0)] * len(sounds)
         order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
         for rows in (order[i : i + size] for i in range(0, len(order), size)):
             mels, lengths = pad_mels([log_mel(sounds[i], self.num_mel_bins) for i in rows])
-            states = self.whisper(mels, lengths)
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+                states = self.whisper(mels, lengths)
             for i, row, n in zip(rows, states, lengths.tolist(), strict=True):
                 out[i] = row[:n].half()
         return out
@@ -70,7 +72,7 @@ def read_avhubert(source: str) -> AvHubert:
 
 
 class Encoders:
-    """Whisper and the visual encoder, in bf16."""
+    """Whisper and the visual encoder, in bf16 where the processor has it."""
 
     def __init__(self, whisper: str, avhubert: str) -> None:
         self.audio_states = AudioStates(whisper).encode
@@ -79,7 +81,7 @@ class Encoders:
     @torch.inference_mode()
     def video_states(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
         return states
 

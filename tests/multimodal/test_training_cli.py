@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def run(*argv: object) -> subprocess.CompletedProcess[str]:
     environment.pop("JSONARGPARSE_DEPRECATION_WARNINGS", None)
     command = [sys.executable, "-m", "tokenthrift.cli", *map(str, argv)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.mark.parametrize(("known", "precision", "warned"), [(False, "bf16-mixed", True), (True, "bf16-mixed", False)])
+def test_a_precision_that_the_processor_only_imitates_is_named(
+    known: bool, precision: str, warned: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenthrift.training.precision.cpu_has_bf16", lambda: known)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", "--config", str(recipe), "--trainer.precision", precision]) == 0
+    messages = [str(warning.message) for warning in caught if "no bf16 instructions" in str(warning.message)]
+    assert bool(messages) == warned
+    assert all("--trainer.precision 32-true" in message for message in messages)
 
 
 def test_fit_is_seeded_and_writes_checkpoint_and_recipe(recipe: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 A recipe names a LightningModule and a LightningDataModule (`class_path`) and their arguments (`init_args`); flags on
 the command line win over it. Classes of one's own are found in the current folder, as `mydata.MyData`. What differs
 from a plain LightningCLI: only the parser of the command at hand is built, arguments saved in a checkpoint neither
-override the recipe nor choose which class is built, runs are seeded, the random state is part of every checkpoint, and
-metrics go to a CSV file and to TensorBoard unless the recipe names its loggers.
+override the recipe nor choose which class is built, runs are seeded, the random state is part of every checkpoint,
+metrics go to a CSV file and to TensorBoard unless the recipe names its loggers, and a precision that the processor only
+imitates is named.
 """
 
 import importlib.util
@@ -24,6 +25,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from tokenthrift.commands.train import DESCRIPTIONS, HINTS, USAGE
+from tokenthrift.training.precision import warn_of_slow_precision
 from tokenthrift.training.random_state import RandomState
 
 SEED: Final = 0
@@ -69,7 +71,9 @@ class TrainingCLI(LightningCLI):
         """Where the recipe leaves the loggers open, metrics.csv is written, and TensorBoard's file beside it."""
         if config.get("logger") in (None, True):
             config = {**config, "logger": default_loggers(config.get("default_root_dir") or os.getcwd())}
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        warn_of_slow_precision(trainer.strategy.root_device.type, trainer.precision)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the checkpoint's saved arguments alone: a resumed run does what its recipe and flags say."""
