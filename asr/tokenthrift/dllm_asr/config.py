@@ -235,7 +235,8 @@ class DecodeConfig:
     draft_entropy: float = 0.0
     """Nats; a recording whose draft has no frame of more entropy is not read by the language model. 0 reads all."""
     n_best: int = 1
-    """Texts for each recording, from that many drafts, all but the first drawn; the one of minimum Bayes risk stays."""
+    """Texts for each recording, from that many drafts, all but the first drawn; the one of minimum Bayes risk stays.
+    Refused beside the certified draft of the CTC head, as nothing is denoised there."""
     hotword_boost: float = 4.0
     """Nats that a token of a hotword gains in an open slot."""
     certify: Literal["ar"] | None = None

@@ -78,20 +78,20 @@ class Batch:
 
     Attributes:
         log_p: `(B, N, 29)` CTC log-probabilities.
-        drafts: their words.
+        drafts: words that the denoiser starts from and that are verified.
+        own_drafts: words of the CTC head, which `drafts` are unless another model drafts; they guard the length.
         lengths: `(B,)` encoder states.
         memory, memory_mask: what the language model reads, `(B, M, memory_size)` and `(B, M)`.
         rates: at which it reads each recording.
-        own_drafts: the drafts are those of the posteriors, not of another model.
     """
 
     log_p: Tensor
     drafts: Sequence[Sequence[DraftWord]]
+    own_drafts: Sequence[Sequence[DraftWord]]
     lengths: Tensor
     memory: Tensor
     memory_mask: Tensor
     rates: Sequence[Rate]
-    own_drafts: bool = True
 
     def posteriors(self, row: int) -> Tensor:
         """`(N, 29)` of one recording, without padding."""
@@ -141,12 +141,17 @@ def make_sampler(settings: DecodeConfig, limits: DecodeBudget, longest: int) -> 
     return kind(threshold=threshold) if settings.sampler in THRESHOLDED else kind()  # type: ignore[call-arg]
 
 
-def settings_for(limits: DecodeBudget, settings: DecodeConfig) -> DecodeConfig:
+def settings_for(limits: DecodeBudget, settings: DecodeConfig, sampler: Sampler | None = None) -> DecodeConfig:
     """The settings under the limits of a call: what limits the denoiser is honored by denoising, or refused.
 
+    Args:
+        limits: of the call.
+        settings: of the model or the call.
+        sampler: of the call, where it names one.
+
     Raises:
-        BudgetError: limits of the denoiser beside `certify`, whose draft is that of the CTC head, or a threshold for a
-            sampler that has none.
+        BudgetError: limits of the denoiser or several texts beside `certify`, whose draft is that of the CTC head, so
+            that the denoiser does not run; or a threshold for a sampler that has none.
     """
     if limits.confidence_threshold is not None and settings.sampler not in THRESHOLDED:
         raise BudgetError(
@@ -155,7 +160,16 @@ def settings_for(limits: DecodeBudget, settings: DecodeConfig) -> DecodeConfig:
             "no confidence_threshold",
         )
     named = [name for name in ("max_rounds", "confidence_threshold", "hotwords") if getattr(limits, name)]
-    if not named or settings.certify_draft != "ctc" or not (limits.certify or settings.certify):
+    named += ["sampler"] if sampler is not None else []
+    if settings.certify_draft != "ctc" or not (limits.certify or settings.certify):
+        return settings
+    if not named and settings.n_best > 1:
+        raise BudgetError(
+            f"n_best={settings.n_best} with the certified draft of the CTC head, beside which nothing is drawn",
+            "n_best where the denoiser runs: certify=None, or certify_draft 'denoised' or 'both'",
+            "n_best=1",
+        )
+    if not named:
         return settings
     if limits.certify:
         raise BudgetError(
@@ -174,9 +188,10 @@ def transcribe_batch(
     if certified:
         check_causal(model.backbone, model.config.backbone.family)
     count = len(batch.drafts)
+    gated = not certified and settings.draft_entropy > 0 and batch.drafts is batch.own_drafts
     found: list[list[Response]] = [[] for _ in range(count)]
     for row in range(count):
-        if not certified and batch.own_drafts and 0 < settings.draft_entropy >= draft_entropy(batch.posteriors(row)):
+        if gated and settings.draft_entropy >= draft_entropy(batch.posteriors(row)):
             found[row].append(_as_drafted(model, batch, row, limits))
     denoised = not certified or settings.certify_draft != "ctc"
     going = [row for row in range(count) if denoised and not found[row]]
@@ -346,7 +361,7 @@ def _certify(
         if settings.certify_draft != "denoised":
             drafts.append(_ctc_draft(batch.drafts[row]))
         drafts += [_denoised_draft(response) for response in denoised[row][:1]]
-        limit = length_guard(batch.drafts[row], vocabulary)
+        limit = length_guard(batch.own_drafts[row], vocabulary)
         limit = min(limit, limits.max_new_tokens or limit)
         run = Certification(
             reader, drafts, spelling, limit=limit, end=vocabulary.eos_id, forbidden=forbidden, options=options

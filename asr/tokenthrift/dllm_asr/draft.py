@@ -149,8 +149,14 @@ def draft_entropy(log_p: Tensor) -> float:
 
 
 def length_guard(words: Sequence[DraftWord], vocabulary: Vocabulary) -> int:
-    """Most tokens that a causal decoder may write of a recording: twice those of the draft, and eight.
+    """Most tokens that a causal decoder may write of a recording: twice those of the draft and eight; none without one.
 
-    A decoder that loops (Whisper's does on strange sounds) is stopped there; what is said is never so much longer.
+    A decoder that loops (Whisper's does on strange sounds) is stopped there; what is said is never so much longer. It
+    writes words of noise, too, in which the CTC head finds none.
+
+    Args:
+        words: the draft of the model's own CTC head, whatever other drafts there are: the guard, and with it the text,
+            then depends on the recording alone.
+        vocabulary: cuts words.
     """
-    return 8 + 2 * sum(len(vocabulary.word(word.text)) for word in words)
+    return 0 if not words else 8 + 2 * sum(len(vocabulary.word(word.text)) for word in words)

@@ -85,6 +85,7 @@ class DllmAsr(HubModel):
     int8_parts: ClassVar[tuple[str, ...]] = ("encoder", "draft")
     """What `precision="int8"` puts in 8 bits. Not the language model, whose input would have a scale that depends on
     the draft that is read beside a token, and so would certified text."""
+    gives_times: ClassVar[bool] = True
     draft_model: Recognizer | None = None
     """Another recognizer with word times, as a CTC model of transformers; its words are the draft."""
 
@@ -311,15 +312,16 @@ class DllmAsr(HubModel):
             decode: limits of decoding for each recording.
             settings: how to decode, in place of the model's own.
             rates: at which the language model reads each recording; None for that of the configuration.
-            sampler: what denoises, in place of the one that the settings name; an object of `backbones.samplers`.
+            sampler: what denoises, in place of the one that the settings name; an object of `backbones.samplers`. It
+                turns off certification as limits of the denoiser do.
             drafts: words of each recording by another model, in place of the CTC head's.
 
         Raises:
-            BudgetError: `certify` with a language model that does not read from left to right.
+            BudgetError: `certify` with a language model that does not read from left to right, or as `transcribe`.
             ValueError: a hotword that cannot be written.
         """
         limits = DecodeBudget.parse(decode)
-        settings = settings_for(limits, settings or self.config.decode)
+        settings = settings_for(limits, settings or self.config.decode, sampler)
         limits = replace(limits, max_rounds=limits.max_rounds or settings.max_rounds)
         if rates is None:
             rates = [choose_rate(ItemSize(native=n), TokenBudget(), self.config.adapter)[0] for n in lengths.tolist()]
@@ -327,9 +329,8 @@ class DllmAsr(HubModel):
             return []
         log_p, own_drafts = self._drafts(states, lengths)
         memory, memory_mask = self.adapter(states, lengths, rates)
-        batch = Batch(
-            log_p, own_drafts if drafts is None else drafts, lengths, memory, memory_mask, rates, drafts is None
-        )
+        used = own_drafts if drafts is None else drafts
+        batch = Batch(log_p, used, own_drafts, lengths, memory, memory_mask, rates)
         return transcribe_batch(self, batch, limits, settings, sampler)
 
     @torch.inference_mode()

@@ -75,6 +75,8 @@ class TransformersRecognizer(ABC):
     takes_arrays: ClassVar[bool] = False
     reads_sentences_alone: ClassVar[bool] = False
     """Whether it reads a sentence better alone than in a window of several, see `transcription.rereading`."""
+    gives_times: ClassVar[bool] = False
+    """Whether words have times, so that they may be the draft of dLLM-ASR."""
     max_seconds = 30.0
 
     def __init__(self, parts: Parts, *, language: str | None = None, task: str = "transcribe") -> None:

@@ -23,6 +23,8 @@ __all__ = ["CtcRecognizer", "collapse"]
 class CtcRecognizer(TransformersRecognizer):
     """A `Recognizer` of a CTC model; one forward pass, no limit of decoding to honor."""
 
+    gives_times = True
+
     @property
     def blank(self) -> int:
         """The id of the CTC blank."""

@@ -21,6 +21,8 @@ __all__ = ["TransducerRecognizer"]
 class TransducerRecognizer(TransformersRecognizer):
     """A `Recognizer` of a transducer."""
 
+    gives_times = True
+
     @property
     def blank(self) -> int:
         """The id of the transducer's blank."""

@@ -26,6 +26,7 @@ class WhisperBase(TransformersRecognizer):
     decode_fields = frozenset({"max_new_tokens"})
     pads = True
     reads_sentences_alone = True
+    gives_times = True
 
     def __init__(
         self, parts: Parts, vocabulary: WhisperVocabulary, *, language: str | None = None, task: str = "transcribe"

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
         "Recording": "recordings",
         "Segment": "results",
         "Transcriber": "job",
+        "Word": "results",
         "load_recognizer": "models",
         "transcribe": "job",
     },

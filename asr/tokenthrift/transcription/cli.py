@@ -224,10 +224,11 @@ class _Job:
 
     def _flagged(self, result: FileTranscript) -> FileTranscript:
         least = self.spec.flag_below
-        if least is None or not result.segments or result.confidence >= least:
+        confidence = result.confidence if result.segments else None
+        if least is None or confidence is None or confidence >= least:
             return result
         self.tally.flagged += 1
-        return replace(result, notes=(*result.notes, f"a confidence of {result.confidence:.2f}, below {least:g}"))
+        return replace(result, notes=(*result.notes, f"a confidence of {confidence:.2f}, below {least:g}"))
 
     def _close(self, tasks: Sequence[Task | None], *, complete: bool) -> None:
         """The manifest and the page, and the journals put in order."""

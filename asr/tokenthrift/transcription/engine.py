@@ -103,7 +103,7 @@ class JobSpec:
         if self.draft_model is not None:
             if not hasattr(written_by, "draft_model"):
                 raise ValueError(f"--draft-model is for dLLM-ASR; {self.model} takes no draft")
-            written_by.draft_model = load_recognizer(self.draft_model, device)
+            written_by.draft_model = _drafting(self.draft_model, load_recognizer(self.draft_model, device), recognizer)
         if self.plain and hasattr(written_by, "plain"):
             written_by.plain = True
         return Transcriber(
@@ -131,3 +131,16 @@ class JobSpec:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return working_device(self.device)
+
+
+def _drafting(name: str, model: Any, of: Any) -> Any:
+    """The model, if its words can be the draft of another one.
+
+    Raises:
+        ValueError: it says not when they are spoken, or reads another rate.
+    """
+    if not getattr(model, "gives_times", False):
+        raise ValueError(f"--draft-model {name} gives no times of its words, which a draft needs; a CTC model does")
+    if model.sample_rate != of.sample_rate:
+        raise ValueError(f"--draft-model {name} reads {model.sample_rate} Hz, and a draft is of {of.sample_rate} Hz")
+    return model

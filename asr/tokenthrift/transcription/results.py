@@ -118,8 +118,10 @@ class FileTranscript:
         return "completed" if self.segments else "no speech"
 
     @property
-    def confidence(self) -> float:
-        """Mean over the segments' words or tokens; 1 where nothing was said."""
+    def confidence(self) -> float | None:
+        """Mean over the segments' words or tokens; 1 where nothing was said, None where there is no transcript."""
+        if self.error is not None:
+            return None
         parts = [part for segment in self.segments for part in (segment.words or segment.tokens)]
         return sum(part.confidence for part in parts) / len(parts) if parts else 1.0
 

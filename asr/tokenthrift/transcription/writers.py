@@ -39,7 +39,8 @@ def to_tsv(result: FileTranscript) -> str:
 def to_json(result: FileTranscript) -> str:
     """One object: `file`, `status`, `seconds`, `text`, `confidence`, `usage`, `windows`, `track`, and `segments`.
 
-    `status` is "completed", "no speech" or "failed", and then there is an `error` with its `type` and `message`.
+    `status` is "completed", "no speech" or "failed", and then there is an `error` with its `type` and `message`, and
+    `confidence` is null.
     `track` is the sound track that was read: its `number` among `of`, `language`, `title`, `default`, `channels`.
     Segments have times, `words` and `tokens`; a `channel` where each was transcribed by itself, and a `track` where all
     were. `budget` holds the limits that were asked for of every window, if any, and `usage` what came of them: `native`
@@ -57,7 +58,7 @@ def to_json(result: FileTranscript) -> str:
         **({"offset": round(result.offset, 3)} if result.offset else {}),
         "seconds": round(result.seconds, 3),
         "text": result.text,
-        "confidence": round(result.confidence, 4),
+        "confidence": _confidence(result),
         **({} if result.reference is None else {"reference": result.reference}),
         **({"budget": asked} if (asked := _asked(result)) else {}),
         "usage": _usage(result.usage, result.new_tokens),
@@ -73,7 +74,7 @@ def manifest_row(result: FileTranscript) -> dict[str, Any]:
     """The line of a recording in a manifest of results, with the names of NeMo's.
 
     These are `audio_filepath`, `duration`, `text` (what was said, where that is known) and `pred_text`; besides there
-    are `status`, `confidence`, `native`, `cap`, `tokens` (used), `new_tokens` (of the text) and `rounds`.
+    are `status`, `confidence` (null where it failed), `native`, `cap`, `tokens` (used), `new_tokens` (of the text) and `rounds`.
     """
     return {
         "audio_filepath": printable(result.path),
@@ -87,7 +88,7 @@ def manifest_row(result: FileTranscript) -> dict[str, Any]:
             if result.error is not None
             else {}
         ),
-        "confidence": round(result.confidence, 4),
+        "confidence": _confidence(result),
         "native": result.usage.native,
         "cap": result.usage.cap,
         "tokens": result.usage.used,
@@ -107,6 +108,10 @@ WRITERS: Final[Mapping[str, Callable[[FileTranscript], str]]] = MappingProxyType
     }
 )
 """Format, which is also the suffix of the file (of karaoke: karaoke.vtt), to the function that makes its text."""
+
+
+def _confidence(result: FileTranscript) -> float | None:
+    return None if result.confidence is None else round(result.confidence, 4)
 
 
 def _segment(segment: Segment) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def test_a_draft_that_is_sure_everywhere_is_not_read(whisper: DllmAsr, encoded: 
             assert after.usage.rounds == 0
             assert [word.confidence for word in after.words] == [word.confidence for word in words]
         else:
-            assert after == before
+            alike([after], [before])  # fewer rows in a batch may change the last digit of a confidence
     uniform = torch.full((3, 29), 1 / 29).log()
     assert draft_entropy(uniform) == pytest.approx(torch.log(torch.tensor(29.0)).item())
 

@@ -10,10 +10,12 @@ import pytest
 
 from tests.asr.recognizers.tiny_speech import moonshine, wav2vec2
 from tests.asr.tiny_dllm import speech, tiny_model
+from tests.media_files import voice, write
 from tokenthrift.budget import TokenUsage
 from tokenthrift.dllm_asr.external_draft import draft_of
 from tokenthrift.recognizers import load_transformers
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
+from tokenthrift.transcription.cli import main
 from tokenthrift.transcription.engine import JobSpec
 
 USAGE = TokenUsage(native=1, cap=1, used=1)
@@ -74,3 +76,18 @@ def test_a_model_without_times_is_refused(tmp_path: Path) -> None:
     model.draft_model = load_transformers(moonshine(tmp_path / "moonshine"))
     with pytest.raises(ValueError, match="needs the times of its words"):
         model.transcribe([speech(1.0)])
+
+
+def test_the_command_refuses_it_before_any_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise each recording would fail by itself."""
+    tiny_model().save_pretrained(tmp_path / "dllm")
+    path, silent = write(tmp_path / "a.wav", voice(1.0)), str(moonshine(tmp_path / "moonshine"))
+    command = [str(path), "--model", str(tmp_path / "dllm"), "--device", "cpu", "--draft-model"]
+    assert main([*command, silent]) == 2
+    assert f"--draft-model {silent} gives no times of its words" in capsys.readouterr().err.replace("\n", " ")
+    draft, rate = wav2vec2(tmp_path / "ctc"), '"sampling_rate": 16000'
+    extractor = draft / "preprocessor_config.json"
+    assert rate in extractor.read_text()
+    extractor.write_text(extractor.read_text().replace(rate, '"sampling_rate": 8000'))
+    assert main([*command, str(draft)]) == 2
+    assert "reads 8000 Hz" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -264,7 +265,8 @@ def test_a_manifest_through_the_command(folder: Path, tmp_path: Path, capsys: py
         "rounds": 2,
     }
     assert (rows[1]["offset"], rows[1]["duration"], rows[1]["pred_text"]) == (1.0, 2.0, "pitch 140 pitch 140")
-    assert rows[2]["error"]["type"] == "ManifestError"
+    assert (rows[2]["error"]["type"], rows[2]["confidence"]) == ("ManifestError", None)
+    assert rows[0]["confidence"] > 0
     assert "WER 0.0 %" in capsys.readouterr().out
 
 
@@ -329,6 +331,15 @@ def test_a_single_input_is_a_list_of_one(tmp_path: Path) -> None:
     for single in singles:
         (result,) = Transcriber(FakeRecognizer()).run(single)
         assert result.text == "pitch 140"
+
+
+def test_the_public_names_are_those_of_the_package(tmp_path: Path) -> None:
+    public: Any = importlib.import_module("tokenthrift.transcription")
+    assert {"FileTranscript", "Transcriber", "Word", "transcribe"} <= {*public.__all__}
+    result = public.transcribe(write(tmp_path / "a.wav", voice(1.0)), FakeRecognizer())
+    assert isinstance(result, public.FileTranscript)
+    assert result.words
+    assert all(isinstance(word, public.Word) for word in result.words)
 
 
 def test_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
