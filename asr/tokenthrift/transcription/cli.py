@@ -33,7 +33,7 @@ from tokenthrift.transcription.recordings import ManifestError, Recording, find_
 from tokenthrift.transcription.references import References, read_references
 from tokenthrift.transcription.report import Bar, Tally, print_summary, results_table
 from tokenthrift.transcription.results import FileTranscript
-from tokenthrift.transcription.writers import WRITERS, manifest_row, printable
+from tokenthrift.transcription.writers import WRITERS, manifest_row, one_line
 
 __all__ = ["main"]
 
@@ -118,14 +118,14 @@ class _Job:
             status = _interrupted(self.console)
         if stop.signaled and not status:
             status = _interrupted(self.console)
-        self._close(tasks, complete=not stop.asked and not status)
+        whole = self._close(tasks, complete=not stop.asked and not status)
         out = Console(highlight=False)
         if not out.is_terminal and "COLUMNS" not in os.environ:
             out.width = 120
         if table.row_count:
             out.print(table, "")
         print_summary(out, self.tally, references, self.arguments.out_dir)
-        return status or (1 if self.tally.failed else 0)
+        return status or (1 if self.tally.failed or not whole else 0)
 
     def _lists(self) -> list[Path]:
         """The inputs as they were given, manifests among them, and the file of references."""
@@ -217,7 +217,7 @@ class _Job:
 
             engine = RayEngine(self.spec, self.arguments.workers, self.arguments.ray_address)
             return lambda report: engine.finished(recordings, report, stop)
-        with self.console.status(f"loading {escape(printable(self.spec.model))}"):
+        with self.console.status(f"loading {escape(one_line(self.spec.model))}"):
             transcriber = self.spec.transcriber()
         self.tally.started = time.perf_counter()
         return lambda report: transcriber.finished(recordings, report, stop)
@@ -230,20 +230,34 @@ class _Job:
         self.tally.flagged += 1
         return replace(result, notes=(*result.notes, f"a confidence of {confidence:.2f}, below {least:g}"))
 
-    def _close(self, tasks: Sequence[Task | None], *, complete: bool) -> None:
-        """The manifest and the page, and the journals put in order."""
+    def _close(self, tasks: Sequence[Task | None], *, complete: bool) -> bool:
+        """The manifest and the page, and the journals put in order; whether all of it could be written."""
+        steps: list[tuple[Path, Callable[[], None]]] = []
         if self.manifest:
             rows = (self._row(i) for i in range(len(tasks)))
-            self.outputs.write_manifest(row for row in rows if row is not None)
+            path = self.arguments.out_dir / self.outputs.manifest_name
+            steps.append((path, lambda: self.outputs.write_manifest(row for row in rows if row is not None)))
         if self.arguments.report is not None:
-            done = {entry["index"] for entry in self.page}
-            for i in range(len(tasks)):
-                row = self._row(i) if i not in done and self.writes else None
-                if row is not None:
-                    self.page.append(page_entry_of_row(i, row))
-            write_page(self.arguments.report, sorted(self.page, key=lambda entry: int(entry["index"])))
+            steps.append((self.arguments.report, lambda: self._write_page(len(tasks))))
         if self.writes and complete:
-            self.outputs.close()
+            steps.append((Path(FOLDER), self.outputs.close))
+        whole = True
+        for path, write in steps:
+            try:
+                write()
+            except OSError as error:  # A full disk, say, which is no wrong usage; the recordings' own files are whole.
+                whole = False
+                _complain(self.console, "failed", f"{path} cannot be written: {error.strerror or error}")
+        return whole
+
+    def _write_page(self, count: int) -> None:
+        """The page of all recordings, with those that were done before."""
+        done = {entry["index"] for entry in self.page}
+        for i in range(count):
+            row = self._row(i) if i not in done and self.writes else None
+            if row is not None:
+                self.page.append(page_entry_of_row(i, row))
+        write_page(self.arguments.report, sorted(self.page, key=lambda entry: int(entry["index"])))
 
     def _row(self, index: int) -> dict[str, Any] | None:
         return self.failed_rows.get(index) or self.outputs.row(index)
@@ -290,4 +304,4 @@ def _interrupted(console: Console) -> int:
 
 def _complain(console: Console, kind: str, message: str) -> None:
     # A log wants a line per complaint, however long; a person wants words kept whole.
-    console.print(Text.assemble((f"{kind}: ", "bold red"), printable(message)), soft_wrap=not console.is_terminal)
+    console.print(Text.assemble((f"{kind}: ", "bold red"), one_line(message)), soft_wrap=not console.is_terminal)

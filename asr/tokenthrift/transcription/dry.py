@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenthrift.transcription.engine import JobSpec
 from tokenthrift.transcription.recordings import Recording
-from tokenthrift.transcription.writers import printable
+from tokenthrift.transcription.writers import one_line
 
 __all__ = ["dry_run"]
 
@@ -37,11 +37,12 @@ def dry_run(spec: JobSpec, recordings: Sequence[Recording], skipped: int) -> int
             tokens = sum(usage.used for usage in model.plan(windows, spec.budget)) if windows else 0
         except (MediaError, ValueError) as error:
             failed += 1
-            print(f"{'-':>10}  {'-':>8}  {printable(recording.path)}")
-            print(f"failed: {printable(recording.path)}: {getattr(error, 'reason', None) or error}", file=sys.stderr)
+            print(f"{'-':>10}  {'-':>8}  {one_line(recording.path)}")
+            reason = str(getattr(error, "reason", None) or error)
+            print(f"failed: {one_line(recording.path)}: {one_line(reason)}", file=sys.stderr)
             continue
         total_seconds, total_tokens = total_seconds + seconds, total_tokens + tokens
-        print(f"{seconds:10.1f}  {tokens:8d}  {printable(recording.path)}")
+        print(f"{seconds:10.1f}  {tokens:8d}  {one_line(recording.path)}")
     done = f", {skipped} done already" if skipped else ""
     print(f"{total_seconds:10.1f}  {total_tokens:8d}  {len(recordings)} files to do{done}")
     return 1 if failed else 0

@@ -19,7 +19,7 @@ from rich.table import Table
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.transcription.references import References
 from tokenthrift.transcription.results import FileTranscript
-from tokenthrift.transcription.writers import printable
+from tokenthrift.transcription.writers import one_line
 
 __all__ = ["Bar", "Tally", "print_summary", "results_table"]
 
@@ -126,14 +126,14 @@ def results_table(
     def add(result: FileTranscript, errors: ErrorCount | None) -> None:
         if result.error is not None:
             numbers = ["-"] * 3
-            text = f"[red]failed: {escape(printable(result.error))}"
+            text = f"[red]failed: {escape(one_line(result.error))}"
         else:
             rounds = f"{result.usage.rounds / result.windows:.1f}" if result.windows else "0"
             numbers = [f"{result.seconds:.1f}", str(result.usage.used), rounds]
             text = escape(result.text) or "[dim](nothing said)"
         if with_references:
             numbers.append("-" if errors is None else _percent(errors))
-        table.add_row(escape(printable(os.path.relpath(result.path, folder))), *numbers, text)
+        table.add_row(escape(one_line(os.path.relpath(result.path, folder))), *numbers, text)
 
     return table, add
 
@@ -167,7 +167,7 @@ def print_summary(console: Console, tally: Tally, references: References | None,
             rates += f"CER {_percent(references.characters)}, "
         lines["accuracy"] = f"{rates}{references.scored} files with a reference"
     if out_dir is not None:
-        lines["output"] = printable(out_dir)
+        lines["output"] = one_line(out_dir)
     for name, text in lines.items():
         console.print(f"[bold]{name:11}[/]  {escape(text)}", soft_wrap=True)
 

@@ -14,12 +14,20 @@ from tokenthrift.transcript import Word
 from tokenthrift.transcription.results import FileTranscript, Segment
 from tokenthrift.transcription.subtitles import karaoke, make_cues, srt, vtt
 
-__all__ = ["WRITERS", "manifest_row", "printable"]
+__all__ = ["WRITERS", "manifest_row", "one_line", "printable"]
 
 
 def printable(name: str | Path) -> str:
     """A file's name for text and screen: bytes of it that are not UTF-8 cannot be written there and become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", str(name))
+
+
+def one_line(text: str | Path) -> str:
+    """A name or message for the screen: control characters, which a name may hold, are written as escapes.
+
+    A line break in a name would otherwise begin a message of its own, and an escape sequence speak to the terminal.
+    """
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], printable(text))
 
 
 def to_text(result: FileTranscript) -> str:
@@ -74,7 +82,8 @@ def manifest_row(result: FileTranscript) -> dict[str, Any]:
     """The line of a recording in a manifest of results, with the names of NeMo's.
 
     These are `audio_filepath`, `duration`, `text` (what was said, where that is known) and `pred_text`; besides there
-    are `status`, `confidence` (null where it failed), `native`, `cap`, `tokens` (used), `new_tokens` (of the text) and `rounds`.
+    are `status`, `confidence` (null where it failed), `native`, `cap`, `tokens` (used), `new_tokens` (of the text) and
+    `rounds`.
     """
     return {
         "audio_filepath": printable(result.path),

@@ -129,6 +129,40 @@ def test_nothing_is_dropped_below_0(model: str, tmp_path: Path, capsys: pytest.C
     assert "not a number from 0 and at most 1" in capsys.readouterr().err
 
 
+def test_a_name_cannot_write_lines_or_speak_to_the_terminal(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    write(folder / "a\nfiles 9 done.wav", voice(0.6))
+    (folder / "b\x1b[2J\r\nfailed: c.wav").write_text("no sound")
+    for command in ([], ["--dry-run"], ["--format", "jsonl", "--out-dir", str(tmp_path / "out")]):
+        assert main([str(folder), "--model", model, *command]) == 1
+        printed = capsys.readouterr()
+        assert not {"\x1b", "\r"} & {*printed.out, *printed.err}
+        assert not any(line.startswith("files 9") for line in printed.out.splitlines())
+        (failed,) = (line for line in printed.err.splitlines() if "b\\x1b[2J\\r\\nfailed: c.wav" in line)
+        assert failed.startswith("failed: ")
+    names = [json.loads(line)["audio_filepath"] for line in (tmp_path / "out/transcripts.jsonl").open()]
+    assert names[0].endswith("a\nfiles 9 done.wav"), "in a manifest names are what they are"
+
+
+def test_a_manifest_or_page_that_cannot_be_written_is_a_failure_and_no_wrong_usage(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, page = write(tmp_path / "a.wav", voice(0.6)), tmp_path / "out", tmp_path / "a.wav" / "page.html"
+    command = [str(path), "--model", model, "--out-dir", str(out), "--format", "txt", "jsonl"]
+    assert main(command) == 0
+    (out / "transcripts.jsonl").unlink()
+    (out / "transcripts.jsonl").mkdir()
+    capsys.readouterr()
+    assert main([*command, "--overwrite", "--report", str(page)]) == 1
+    printed = capsys.readouterr()
+    for name in (out / "transcripts.jsonl", page):
+        assert f"failed: {name} cannot be written: " in printed.err
+    assert "1 done, 0 failed" in printed.out
+    assert (out / "a.txt").read_text() == "pitch 140\n"
+
+
 def test_plain_lines_where_there_is_no_terminal() -> None:
     """At most one in ten seconds, with what is done, how fast, and what is left."""
     now, out = [0.0], io.StringIO()
