@@ -26,6 +26,7 @@ __all__ = [
     "SpokenWord",
     "division",
     "join_overlaps",
+    "plain",
     "shifted",
     "spoken_words",
     "written",
@@ -179,7 +180,7 @@ def division(
     middle = (start + end) / 2
     best: tuple[int, float, int, int] | None = None
     if tail and head:
-        left, right = [_plain(before[i].text) for i in tail], [_plain(after[i].text) for i in head]
+        left, right = [plain(before[i].text) for i in tail], [plain(after[i].text) for i in head]
         for a, b, size in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
             run = [k for k in range(size) if abs(before[tail[a + k]].start - after[head[b + k]].start) <= near]
             if run:
@@ -211,5 +212,6 @@ def _center(word: SpokenWord) -> float:
     return (word.start + word.end) / 2
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A word to compare with others: its letters and digits in lower case, or what it has instead."""
     return "".join(letter for letter in text.lower() if letter.isalnum()) or text

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Final
 
@@ -29,7 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
-from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS, SpokenWord, division, shifted, spoken_words
+from tokenthrift.transcription.joining import (
+    LETTER_SECONDS,
+    WORD_SECONDS,
+    SpokenWord,
+    division,
+    plain,
+    shifted,
+    spoken_words,
+)
 from tokenthrift.transcription.results import total_usage
 from tokenthrift.transcription.windows import FRAME_SECONDS, SHORT_PAUSE_SECONDS
 from tokenthrift.words import ends_sentence, joined_words, parts_words
@@ -166,8 +175,14 @@ def with_reread(transcript: Transcript, part: Part, reread: Transcript) -> Trans
     words = spoken_words(transcript, 0.0, part.end)
     again = _timed_words(reread, part.end)
     before, behind = words[: part.first], words[part.last :]
-    up_to, begin = division(before, again, (part.start, part.bare[0]), 0)
-    stop, go_on = division(again, behind, (part.bare[1], part.end), begin)
+    # A sentence may begin or end with the word beside it: only what is none of its own words is joined with others.
+    lead, trail = (None, None) if part.confidence is None else _surplus(words[part.first : part.last], again)
+    up_to, begin, stop, go_on = len(before), 0, len(again), 0
+    if lead != 0:
+        up_to, begin = division(before, again[:lead], (part.start, part.bare[0]), 0)
+    if trail != 0:
+        least = begin if trail is None else max(begin, len(again) - trail)
+        stop, go_on = division(again, behind, (part.bare[1], part.end), least)
     old, new = len(words) - len(behind[go_on:]) - up_to, again[begin:stop]
     if not _better(part, old, new):
         return same
@@ -182,6 +197,22 @@ def _better(part: Part, old: int, new: Sequence[SpokenWord]) -> bool:
     # Far more words are mostly a phrase that repeats, and the recognizer may be sure of it.
     as_many = _FEWEST_WORDS * old <= len(new) <= 1 + _MOST_WORDS * old
     return as_many and confidence > part.confidence - _SURER
+
+
+def _surplus(own: Sequence[SpokenWord], again: Sequence[SpokenWord]) -> tuple[int | None, int | None]:
+    """How many words of a sentence that was read again stand before its first own word, and behind its last one.
+
+    None where that word was not read again.
+    """
+    texts = [plain(word.text) for word in own], [plain(word.text) for word in again]
+    *runs, _ = SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
+    if not runs:
+        return None, None
+    first, last = runs[0], runs[-1]
+    return (
+        first.b if first.a == 0 else None,
+        len(again) - last.b - last.size if last.a + last.size == len(own) else None,
+    )
 
 
 def _timed_words(transcript: Transcript, seconds: float) -> list[SpokenWord]:

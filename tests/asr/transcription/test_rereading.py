@@ -231,6 +231,24 @@ def test_a_sentence_in_doubt_is_read_alone(sentence: int, pause: float) -> None:
         assert with_reread(found, part, other).text == found.text
 
 
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_sentences_that_end_and_begin_with_one_word_keep_both(pause: float, more: int) -> None:
+    """Also where a word more of the next one was read with them, which is joined to it."""
+    words, seconds = sentences(5, pause=pause)
+    words = [("red" if i in (11, 12, 17, 18) else text, start, end) for i, (text, start, end) in enumerate(words)]
+    found = doubted(words, 1)
+    tokens = [replace(token, confidence=0.5) if i in range(6, 24) else token for i, token in enumerate(found.tokens)]
+    whole = found = replace(found, tokens=tuple(tokens))
+    parts = to_reread(found, frames(words, seconds))
+    assert [part.first for part in parts] == [6, 12, 18]
+    for part in reversed(parts):
+        own = words[part.first : part.last + more]
+        whole = with_reread(whole, part, transcript([(w, a - part.start, b - part.start) for w, a, b in own]))
+    assert whole.text.replace(".", "").split() == found.text.replace(".", "").split()
+    assert whole.usage.used > found.usage.used
+
+
 def test_sure_sentences_short_windows_and_a_sentence_alone_are_not_read_again() -> None:
     words, seconds = sentences(5)
     assert doubtful(doubted(words, 2, 0.8), frames(words, seconds)) == []
