@@ -240,7 +240,7 @@ class _Job:
         if self.arguments.report is not None:
             steps.append((self.arguments.report, lambda: self._write_page(len(tasks))))
         if self.writes and complete:
-            steps.append((Path(FOLDER), self.outputs.close))
+            steps.append(((self.arguments.out_dir or Path()) / FOLDER, self.outputs.close))
         whole = True
         for path, write in steps:
             try:
@@ -293,7 +293,8 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
 
 
 def _wrong(console: Console, error: Exception) -> int:
-    _complain(console, "error", str(error))
+    named = isinstance(error, OSError) and error.filename and error.strerror
+    _complain(console, "error", f"{error.filename}: {error.strerror}" if named else str(error))
     return 2
 
 

@@ -29,7 +29,7 @@ from tokenthrift.sources import WeightsError
 from tokenthrift.transcript import Recognizer
 from tokenthrift.transcription import load_recognizer
 
-REAL = Path(os.environ.get("TOKENTHRIFT_WHISPER", "no-whisper"))
+REAL = [Path(name) for name in os.environ.get("TOKENTHRIFT_WHISPER", "no-whisper").split(os.pathsep)]
 SAMPLES = Path(__file__).parents[3] / "samples" / "speech"
 TIMED = {"wav2vec2", "wav2vec2-layer", "hubert", "wav2vec2_bert", "parakeet_ctc", "parakeet_tdt", "whisper"}
 WRITERS = {
@@ -204,12 +204,12 @@ def test_the_warped_path_is_the_cheapest() -> None:
         assert np.isclose(cost[rows, columns].sum(), best[n, m])
 
 
-@pytest.mark.skipif(
-    not (REAL / "model.safetensors").is_file(), reason="TOKENTHRIFT_WHISPER names no folder of Whisper tiny.en"
-)
-def test_whisper_tiny_en_writes_what_is_said() -> None:
+@pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
+def test_whisper_writes_what_is_said(folder: Path) -> None:
     """Real weights on real recordings: the words, the same in a batch as alone, and times inside of the recording."""
-    model = load_transformers(REAL)
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("TOKENTHRIFT_WHISPER names no folder of Whisper tiny.en, nor of another Whisper behind a colon")
+    model = load_transformers(folder)
     names = ("asterisk-conf-otherinparty", "asterisk-agent-pass")
     said = {
         entry["audio_filepath"]: entry["text"]
