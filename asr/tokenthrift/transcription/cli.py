@@ -293,8 +293,10 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
 
 
 def _wrong(console: Console, error: Exception) -> int:
-    named = isinstance(error, OSError) and error.filename and error.strerror
-    _complain(console, "error", f"{error.filename}: {error.strerror}" if named else str(error))
+    message = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    _complain(console, "error", message)
     return 2
 
 

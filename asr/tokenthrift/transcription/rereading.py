@@ -204,8 +204,8 @@ def _surplus(own: Sequence[SpokenWord], again: Sequence[SpokenWord]) -> tuple[in
 
     None where that word was not read again.
     """
-    texts = [plain(word.text) for word in own], [plain(word.text) for word in again]
-    *runs, _ = SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
+    old, new = [plain(word.text) for word in own], [plain(word.text) for word in again]
+    *runs, _ = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
     if not runs:
         return None, None
     first, last = runs[0], runs[-1]
