@@ -31,7 +31,8 @@ def random_models() -> list[tuple[DllmAsr, tuple[Tensor, Tensor], list[str]]]:
         model = tiny_model("whisper", seed).double()
         states, lengths = (part.clone() for part in model.encode([speech(0.2 + 0.2 * i, seed + i) for i in range(3)]))
         limits = [length_guard(words, model.vocabulary) for words in model.drafts(states, lengths)]
-        texts = greedy(decoder_of(model), *model.adapter(states, lengths), model.vocabulary, limits)
+        memory, mask = model.adapter(states, lengths)
+        texts = greedy(decoder_of(model), memory, mask, model.vocabulary, limits)
         assert any(len(ids) == limit > 0 for ids, limit in zip(texts, limits, strict=True)), "the guard stops some"
         found.append((model, (states, lengths), [model.vocabulary.text(ids) for ids in texts]))
     return found
@@ -66,7 +67,8 @@ def test_without_a_word_in_the_draft_nothing_is_written(whisper: DllmAsr, monkey
     """A causal decoder writes words of noise, too; the rule is one of both of its readings."""
     assert length_guard([], vocabulary()) == 0
     states, lengths = (part.clone() for part in whisper.encode([speech(0.5), speech(0.8, 1)]))
-    assert greedy(decoder_of(whisper), *whisper.adapter(states, lengths), vocabulary(), [0, 8])[0] == []
+    memory, mask = whisper.adapter(states, lengths)
+    assert greedy(decoder_of(whisper), memory, mask, vocabulary(), [0, 8])[0] == []
     monkeypatch.setattr("tokenthrift.dllm_asr.model.draft_words", lambda log_p: [])
     drafts = [[DraftWord("fox", 0.9, 0.1, 0.2)]] * 2
     for way in (replace(whisper.config.decode, certify="ar", certify_draft=kind) for kind in ("ctc", "both")):
@@ -105,6 +107,6 @@ def test_a_sampler_or_several_texts_are_honored_or_refused(whisper: DllmAsr) -> 
     for way in (replace(several, certify=None), replace(several, certify_draft="denoised")):
         assert settings_for(free, way) is way
     assert settings_for(DecodeBudget(max_rounds=1), several).n_best == 4
-    encoded = [part.clone() for part in whisper.encode([speech(1.0), speech(1.5, 1)])]
-    done = whisper.decode(*encoded, settings=replace(several, certify_draft="both"))
+    states, lengths = (part.clone() for part in whisper.encode([speech(1.0), speech(1.5, 1)]))
+    done = whisper.decode(states, lengths, settings=replace(several, certify_draft="both"))
     assert any(transcript.alternatives for transcript in done)
