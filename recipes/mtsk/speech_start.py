@@ -1,14 +1,15 @@
-"""Where a model of real speech starts: `python speech_start.py MODEL MANIFEST OUT`.
+"""Where a model of real speech starts: `python speech_start.py WHISPER MANIFEST OUT`.
 
-Some hours of speech are too few to find out at once what a sound token is and how to write a sentence. A dLLM-ASR model
-of Whisper's shape has learned both, so its decoder becomes the language model (`whisper_llama.py`) and its encoder the
-encoder. The projectors begin as the mean of the states of a token, which is what that decoder reads. OUT gets
+Some hours of speech are too few to find out at once what a sound token is and how to write a sentence. The decoder of
+Whisper knows both, so it becomes the language model (`whisper_llama.py`). The projectors begin as the mean of the
+states of a token. OUT gets
 
     llama/    the language model and its tokenizer, a checkpoint of transformers
-    whisper/  the encoder, in the layout of transformers' Whisper
-    start/    a Llama-MTSK model of both, which writes texts before any training; `speech.yaml` goes on from it
+    start/    a Llama-MTSK model of it and Whisper's encoder, which writes texts before any training; `speech.yaml` goes
+              on from it
 
-The tokenizer writes each prompt as one token, which the language model reads as the start of a text.
+The vocabulary is cut to pieces of lower-case words, as transcripts of speech corpora are written. `</audio>` is the
+first token of Whisper's texts, and each prompt is one token, their second: no timestamps.
 
 Not in Llama-MTSK (arXiv 2503.06362), which starts from random projectors and a pretrained Llama.
 """
@@ -22,28 +23,72 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from whisper_llama import BALLAST, EXTRA, llama_of, prefix_row
 
-from tokenthrift.backbones.whisper_decoder import WhisperDecoder
-from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.backbones.whisper_decoder import WhisperDecoder, decoder_weights
+from tokenthrift.dllm_asr.vocabulary import Vocabulary, trim
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk import LlamaMtsk
-from tokenthrift.mtsk.sequence import PROMPTS
+from tokenthrift.mtsk.sequence import MARKERS, PROMPTS
 from tokenthrift.mtsk.training.assembly import AssemblyConfig, assemble
 from tokenthrift.reducers.pooling import pool_by_rate
+from tokenthrift.sources import fetch
+from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 
-def tokenizer_of(model: DllmAsr) -> Tokenizer:
-    """The pieces of words of a model's tokenizer; behind them its end, a start, and each prompt as one token."""
-    data = json.loads(model.vocabulary.tokenizer.to_str())
+ENGLISH = 51_864  # tokens; a Whisper of many languages has more
+POSITIONS = 256  # at most, of Whisper's 448: 30 s of speech are about 100 tokens
+
+
+class Whisper:
+    """Encoder and decoder of a Whisper checkpoint, and the ids of its tokens that matter here.
+
+    Args:
+        folder: config.json, model.safetensors and tokenizer.json of an English Whisper.
+        vocabulary: most tokens to keep of its own.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+        whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        found = [whole.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "notimestamps", "endoftext")]
+        if None in found or sizes["vocab_size"] > ENGLISH:
+            raise SystemExit("this takes an English Whisper, whose texts begin with two tokens")
+        self.begin, self.end = (int(found[0]), int(found[1])), int(found[2])
+        self.vocabulary, kept = trim(folder / "tokenizer.json", vocabulary)
+        self.kept = [*kept, self.end]
+        side = [sizes[f"encoder_{name}"] for name in ("layers", "attention_heads", "ffn_dim")]
+        self.encoder = WhisperEncoder(sizes["d_model"], *side, sizes["num_mel_bins"]).eval()
+        self.encoder.load_state_dict(encoder_weights(state))
+        everything = list(range(sizes["vocab_size"]))
+        positions = min(POSITIONS, sizes["max_target_positions"])
+        self.weights = decoder_weights(state, everything, 0, positions)
+        side = [sizes[f"decoder_{name}"] for name in ("layers", "attention_heads", "ffn_dim")]
+        self.decoder = WhisperDecoder(len(everything), sizes["d_model"], *side, positions).eval()
+        self.decoder.load_state_dict(self.weights)
+
+    def states(self, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """States (1, N, D) of a recording and their number (1,)."""
+        mels, lengths = pad_mels([log_mel(sound, self.encoder.conv1.in_channels)])
+        return self.encoder(mels, lengths), lengths
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text of lower-case words, as Whisper numbers them."""
+        return [self.kept[i] for word in text.split() for i in self.vocabulary.word(word)]
+
+
+def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
+    """The pieces of words of a vocabulary; behind them an end, a start, and each prompt as one token."""
+    data = json.loads(vocabulary.tokenizer.to_str())
     special = {token["id"] for token in data["added_tokens"]}
-    vocabulary: dict[str, int] = data["model"]["vocab"]
-    kept = sorted((t for t, i in vocabulary.items() if i not in special), key=vocabulary.__getitem__)
+    pieces: dict[str, int] = data["model"]["vocab"]
+    kept = sorted((t for t, i in pieces.items() if i not in special), key=pieces.__getitem__)
     added = [EOS, BOS, *PROMPTS.values()]
     data["model"]["vocab"] = {token: i for i, token in enumerate([*kept, *added])}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -53,10 +98,9 @@ def tokenizer_of(model: DllmAsr) -> Tokenizer:
 
 
 @torch.no_grad()
-def measured(model: DllmAsr, sounds: Sequence[Tensor], texts: Sequence[str]) -> tuple[float, list[float]]:
+def measured(whisper: Whisper, sounds: Sequence[Tensor], texts: Sequence[str]) -> tuple[float, list[float]]:
     """What `llama_of` must know of some recordings: `audio_norm` and `rms`."""
-    decoder = _decoder(model)
-    norms = [layer.encoder_attn_layer_norm for layer in decoder.layers] + [decoder.layer_norm]
+    norms = [layer.encoder_attn_layer_norm for layer in whisper.decoder.layers] + [whisper.decoder.layer_norm]
     seen: list[list[Tensor]] = [[] for _ in norms]
 
     def note(number: int) -> Any:
@@ -65,12 +109,12 @@ def measured(model: DllmAsr, sounds: Sequence[Tensor], texts: Sequence[str]) -> 
     hooks = [norm.register_forward_pre_hook(note(i)) for i, norm in enumerate(norms)]
     lengths = []
     for sound, text in zip(sounds, texts, strict=True):
-        memory, counts = pool_by_rate(*model.encode([sound]), 4)
+        memory, counts = pool_by_rate(*whisper.states(sound), 4)
         lengths.append(memory[0].norm(dim=1))
-        ids = [model.vocabulary.start_id, *(i for word in text.split() for i in model.vocabulary.word(word))]
+        ids = [*whisper.begin, *whisper.ids(text)]
         causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
         everything = torch.ones(1, int(counts[0]), dtype=torch.bool)
-        decoder(torch.tensor([ids]), causal, decoder.context(memory, everything))
+        whisper.decoder(torch.tensor([ids]), causal, whisper.decoder.context(memory, everything))
     for hook in hooks:
         hook.remove()
     # A hidden state of another recording may be half as large again.
@@ -79,8 +123,13 @@ def measured(model: DllmAsr, sounds: Sequence[Tensor], texts: Sequence[str]) -> 
 
 
 @torch.no_grad()
-def begin_with_means(model: LlamaMtsk) -> None:
-    """Projectors that give the mean of a token's states, and markers that nothing but sound looks at."""
+def begin_with_means(model: LlamaMtsk, first: Tensor) -> None:
+    """Projectors that give the mean of a token's states, and markers that nothing but sound looks at.
+
+    Args:
+        model: of sound alone.
+        first: (H,) embedding of the first token of a text, which stands behind the sound.
+    """
     size = model.config.language_model.hidden_size - EXTRA
     same = torch.eye(size)
     for rate, project in zip(model.config.audio_rates, model.audio_proj, strict=True):
@@ -95,61 +144,41 @@ def begin_with_means(model: LlamaMtsk) -> None:
         outer.bias.copy_(torch.cat([torch.zeros(size), torch.tensor([BALLAST, *[0.0] * (EXTRA - 1)])]))
     assert model.markers is not None
     model.markers.copy_(prefix_row(size).expand_as(model.markers))
-
-
-def _decoder(model: DllmAsr) -> WhisperDecoder:
-    decoder = getattr(model.backbone, "decoder", None)
-    if not isinstance(decoder, WhisperDecoder):
-        raise SystemExit("the language model of this dLLM-ASR model is not of Whisper's shape")
-    return decoder
+    model.markers[MARKERS.index("</audio>")] = first
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a dLLM-ASR model with a decoder of Whisper's shape, folder or Hub id")
+    parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
     parser.add_argument("manifest", type=Path, help="recordings with text and split; a few of `train` are looked at")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    source = DllmAsr.from_pretrained(arguments.model)
-    decoder, tokenizer = _decoder(source), tokenizer_of(source)
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    whisper = Whisper(fetch(arguments.whisper, files), arguments.vocabulary)
+    tokenizer = tokenizer_of(whisper.vocabulary)
     rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["split"] == "train" and row["duration"] < 20]
     some = rows[:: max(1, len(rows) // 40)]
     sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
-    pieces = source.vocabulary.size - 4
-    lm = llama_of(
-        decoder.state_dict(),
-        decoder.num_attention_heads,
-        [*range(pieces), source.vocabulary.eos_id],
-        source.vocabulary.start_id,
+    lm, first = llama_of(
+        whisper.weights,
+        whisper.decoder.num_attention_heads,
+        whisper.kept,
+        whisper.begin,
         len(PROMPTS),
-        *measured(source, sounds, [row["text"] for row in some]),
+        *measured(whisper, sounds, [row["text"] for row in some]),
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     lm.save_pretrained(arguments.out / "llama")
     tokenizer.save(str(arguments.out / "llama/tokenizer.json"))
-
-    sizes = source.config.encoder
-    whisper = arguments.out / "whisper"
-    whisper.mkdir(parents=True, exist_ok=True)
-    names = {
-        "d_model": sizes.hidden_size,
-        "encoder_layers": sizes.num_hidden_layers,
-        "encoder_attention_heads": sizes.num_attention_heads,
-        "encoder_ffn_dim": sizes.intermediate_size,
-        "num_mel_bins": sizes.num_mel_bins,
-    }
-    (whisper / "config.json").write_text(json.dumps({"model_type": "whisper", **names}, indent=2))
-    state = {f"model.encoder.{name}": value.contiguous() for name, value in source.encoder.state_dict().items()}
-    save_file(state, whisper / "model.safetensors", {"format": "pt"})
-
     model = assemble(
         AssemblyConfig(
             language_model=str(arguments.out / "llama"),
-            whisper=str(whisper),
+            whisper=arguments.whisper,
             tasks=("asr",),
             audio_rates=tuple(arguments.rates),
             strategy="MSS",
@@ -161,7 +190,7 @@ def main() -> None:
             include_frozen=True,
         )
     )
-    begin_with_means(model)
+    begin_with_means(model, first)
     model.save_pretrained(arguments.out / "start")
     print(f"{sum(p.numel() for p in lm.parameters()) / 1e6:.1f} M weights of the language model")
 

@@ -201,22 +201,22 @@ def llama_of(
     state: Mapping[str, Tensor],
     heads: int,
     keep: Sequence[int],
-    first: int,
+    begin: tuple[int, int],
     prompts: int,
     audio_norm: float,
     rms: Sequence[float],
-) -> LlamaForCausalLM:
-    """The Llama of a Whisper decoder, float32.
+) -> tuple[LlamaForCausalLM, Tensor]:
+    """The Llama of a Whisper decoder, float32, and the embedding (H,) of the first token of a text.
 
-    Its vocabulary is: the kept tokens, the sink (a sequence starts with it), and `prompts` tokens each of which starts
-    a text as Whisper's start token does.
+    Its vocabulary is: the kept tokens, the sink (a sequence starts with it), and `prompts` tokens each of which is the
+    second token of a text, behind the first.
 
     Args:
         state: tensors of the decoder under the names of transformers, without `model.decoder.`.
         heads: of its attentions.
         keep: ids of the tokens of its vocabulary to keep, in their new order.
-        first: id of its start token.
-        prompts: how many tokens start a text.
+        begin: ids of the two tokens before a text.
+        prompts: how many tokens stand for the second of them.
         audio_norm: Euclidean norm of an encoder state, on average.
         rms: the largest root mean square of its hidden states before each cross-attention, and the usual one before
             the last norm.
@@ -234,14 +234,14 @@ def llama_of(
     final = _part(state, "layer_norm.")
     bias = table @ final["bias"]
     flag = FLAG * float(table.norm(dim=1).median())
-    # No text has a start in it, so its score is low.
-    start = text_row(table[first], SINK[BIAS] / BIAS_SCALE, flag, first=True)
+    # No text has these in it, so their scores are low.
+    first, second = (text_row(table[begin[i]], SINK[BIAS] / BIAS_SCALE, flag, first=i == 0) for i in (0, 1))
 
     def layer() -> _Layer:
         return _Layer(size, heads, inner + SPARE, audio_rms)
 
     made = [layer()]
-    made[0].positions(positions, flag, flag / _rms(start))
+    made[0].positions(positions, flag, flag / _rms(first))
     for i in range(layers):
         own = _part(state, f"layers.{i}.")
         text, sound = layer(), layer()
@@ -264,7 +264,7 @@ def llama_of(
     gains[size + BIAS] = usual * more / level / BIAS_SCALE
 
     rows = [text_row(table[i], float(bias[i]), flag) for i in keep]
-    tensors = {"model.embed_tokens.weight": torch.stack([*rows, prefix_row(size), *[start] * prompts])}
+    tensors = {"model.embed_tokens.weight": torch.stack([*rows, prefix_row(size), *[second] * prompts])}
     tensors |= {f"model.layers.{i}.{n}": v for i, one in enumerate(made) for n, v in one.tensors.items()}
     tensors["model.norm.weight"] = gains
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -288,4 +288,4 @@ def llama_of(
     )
     model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
     model.load_state_dict(tensors)
-    return model
+    return model, first

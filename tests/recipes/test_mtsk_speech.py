@@ -1,9 +1,8 @@
-"""The recipe of real speech: states without pictures, a start from a dLLM-ASR model, a training step."""
+"""The recipe of real speech: states without pictures, a start from Whisper, a training step."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +10,50 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from tests.asr.tiny_dllm import speech, tiny_config, vocabulary
-from tests.recipes.test_mtsk_recipes import RECIPE, run
+from tests.asr.tiny_dllm import speech, write_bpe
+from tests.recipes.test_mtsk_recipes import RECIPE, run, script
 from tokenthrift.cli import main
-from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.mtsk import LlamaMtsk, Rates
 from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
+start = script("speech_start")
 TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
 RATES = (2, 4)
 
 
-def recognizer() -> DllmAsr:
-    """A random dLLM-ASR model whose decoder can be written as a Llama: 32 + 6 channels, two heads."""
-    config = tiny_config("whisper")
-    config = replace(config, backbone=replace(config.backbone, num_attention_heads=2, intermediate_size=256))
+def write_whisper(folder: Path) -> None:
+    """A random Whisper whose decoder can be written as a Llama: 32 + 6 channels, two heads, units for all positions."""
+    folder.mkdir()
+    tokenizer = Tokenizer.from_file(str(write_bpe(folder / "tokenizer.json")))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 256))}
+    config = WhisperConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=32,
+        **sides,
+        **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+        max_target_positions=100,
+        init_std=0.2,
+        decoder_start_token_id=end + 1,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = DllmAsr(config, vocabulary())
-        for name, weight in model.backbone.named_parameters():
-            if "embed" in name:
-                weight.copy_(torch.randn_like(weight))
-                weight -= weight.mean(1, keepdim=True)
-    return model.eval()
+        model = WhisperForConditionalGeneration(config)
+        for table in (model.model.decoder.embed_tokens.weight, model.model.decoder.embed_positions.weight):
+            table.copy_(torch.randn_like(table))
+            table -= table.mean(1, keepdim=True)
+        model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings with a manifest, a start from a recognizer, and the states of two passes."""
+    """Recordings with a manifest, a start from a Whisper, and the states of two passes."""
     folder = tmp_path_factory.mktemp("speech")
     lines = []
     for i in range(6):
@@ -51,12 +63,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"audio_filepath": f"{i}.flac", "duration": seconds, "text": TEXTS[i % 4], "split": split}
         lines.append(json.dumps(row) + "\n")
     (folder / "manifest.jsonl").write_text("".join(lines))
-    recognizer().save_pretrained(folder / "recognizer")
+    write_whisper(folder / "whisper")
     with pytest.MonkeyPatch.context() as patch:
-        own = ("--projector", 80, "--rates", *RATES)
-        run(patch, "speech_start", folder / "recognizer", folder / "manifest.jsonl", folder / "start", *own)
+        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
+        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *own)
         for _ in range(2):
-            options = ("--whisper", folder / "start/whisper", "--passes", 2)
+            options = ("--whisper", folder / "whisper", "--passes", 2)
             run(patch, "speech_states", folder / "manifest.jsonl", folder / "states", *options)
     return folder
 
@@ -77,34 +89,37 @@ def test_states_have_no_pictures_and_leave_long_recordings_out(parts: Path) -> N
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_start_reads_means_of_states_as_the_recognizer_does(rate: int, parts: Path, model: LlamaMtsk) -> None:
-    source, losses = DllmAsr.from_pretrained(parts / "recognizer"), []
-    decoder = source.backbone.decoder
+def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path, model: LlamaMtsk) -> None:
+    whisper, losses = start.Whisper(parts / "whisper", 120), []
     for i, text in enumerate(TEXTS):
-        sound = speech(2.0, i)
+        sound, ids = speech(2.0, i), whisper.ids(text)
         with torch.no_grad():
-            memory, counts = pool_by_rate(*source.encode([sound]), rate)
-            ids = [i for word in text.split() for i in source.vocabulary.word(word)]
-            read = torch.tensor([[source.vocabulary.start_id, *ids]])
+            memory, counts = pool_by_rate(*whisper.states(sound), rate)
+            read = torch.tensor([[*whisper.begin, *ids]])
             causal = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).tril()
-            context = decoder.context(memory, torch.ones(1, int(counts[0]), dtype=torch.bool))
-            logits = decoder.logits(decoder(read, causal, context)[0])[0]
-            # The Llama has no MASK, no DELETE and no start to write.
-            logits[:, [source.vocabulary.mask_id, source.vocabulary.delete_id, source.vocabulary.start_id]] = -1e9
-            expected = F.cross_entropy(logits, torch.tensor([*ids, source.vocabulary.eos_id]))
-            losses.append(
-                (float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate))), expected)
-            )
-    for found, wanted in losses:
-        assert found == pytest.approx(float(wanted), abs=0.15)
-    assert max(found for found, _ in losses) - min(found for found, _ in losses) > 0.2
+            context = whisper.decoder.context(memory, torch.ones(1, int(counts[0]), dtype=torch.bool))
+            logits = whisper.decoder.logits(whisper.decoder(read, causal, context)[0])[0, 1:]
+            cut = torch.full((logits.shape[1],), -1e9).index_fill(0, torch.tensor(whisper.kept), 0.0)
+            expected = float(F.cross_entropy(logits + cut, torch.tensor([*ids, whisper.end])))
+            found = float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate)))
+        assert found == pytest.approx(expected, abs=0.15)
+        losses.append(expected)
+    assert max(losses) - min(losses) > 0.5, "texts differ more than the two models"
 
 
-def test_the_tokenizer_has_the_words_of_the_recognizer_and_a_token_for_each_prompt(model: LlamaMtsk) -> None:
+def test_the_tokenizer_writes_lower_case_words_and_each_prompt_as_one_token(model: LlamaMtsk) -> None:
     assert [len(model.token_ids(prompt)) for prompt in PROMPTS.values()] == [1, 1, 1]
     for text in TEXTS:
-        assert model.token_ids(text) == [i for word in text.split() for i in vocabulary().word(word)]
         assert model.text_of(model.token_ids(text)) == text
+
+
+def test_a_whisper_of_many_languages_is_refused(parts: Path, tmp_path: Path) -> None:
+    config = json.loads((parts / "whisper/config.json").read_text())
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((parts / "whisper" / name).read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 51_865}))
+    with pytest.raises(SystemExit, match="an English Whisper"):
+        start.Whisper(tmp_path, 120)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -113,7 +128,7 @@ def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_pa
     config = "model.init_args.config"
     own: dict[str, object] = {
         f"{config}.language_model": parts / "start/llama",
-        f"{config}.whisper": parts / "start/whisper",
+        f"{config}.whisper": parts / "whisper",
     }
     own |= {f"{config}.projector_hidden_size": 80, "model.init_args.start_from": parts / "start/start"}
     own[f"{config}.audio_rates"] = list(RATES)
