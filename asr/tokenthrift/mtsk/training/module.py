@@ -315,6 +315,7 @@ def fix_channels(model: LlamaMtsk, count: int) -> None:
         return fixed
 
     for row in rows:
-        row.register_hook(lambda gradient: keep(gradient, 0))
-    if model.markers is not None:
+        if row.requires_grad:
+            row.register_hook(lambda gradient: keep(gradient, 0))
+    if model.markers is not None and model.markers.requires_grad:
         model.markers.register_hook(lambda gradient: keep(gradient, 1))

@@ -72,6 +72,7 @@ def test_what_is_fixed_stays_as_it_was_and_all_else_learns(parts: dict[str, str]
 def test_what_cannot_be_fixed_is_refused(parts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"begins with 'lora\.layers\.9\.'"):
         module_of(parts, frozen=("lora.layers.9.",))
+    module_of(parts, projector_norm=False, fixed_channels=1, frozen=("markers", "audio_proj.0."))  # fixed in two ways
     with pytest.raises(ValueError, match="projector_norm false"):
         module_of(parts, fixed_channels=1)
 
