@@ -30,7 +30,7 @@ def write_whisper(folder: Path) -> None:
     """A random Whisper whose decoder can be written as a Llama: 32 + 6 channels, two heads, units for all positions."""
     folder.mkdir()
     tokenizer = Tokenizer.from_file(str(write_bpe(folder / "tokenizer.json")))
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = tokenizer.get_vocab()["<|endoftext|>"]
     sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 256))}
     config = WhisperConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -94,7 +94,8 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
     for i, text in enumerate(TEXTS):
         sound, ids = speech(2.0, i), whisper.ids(text)
         with torch.no_grad():
-            memory, counts = pool_by_rate(*whisper.states(sound), rate)
+            states, lengths = whisper.states(sound)
+            memory, counts = pool_by_rate(states, lengths, rate)
             read = torch.tensor([[*whisper.begin, *ids]])
             causal = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).tril()
             context = whisper.decoder.context(memory, torch.ones(1, int(counts[0]), dtype=torch.bool))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ def decoder() -> WhisperDecoder:
 @torch.no_grad()
 def scores(decoder: WhisperDecoder, sound: Tensor, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
     """Scores (L, words) of what follows each token, and the hidden states before each norm of sound and the last."""
-    norms = [layer.encoder_attn_layer_norm for layer in decoder.layers] + [decoder.layer_norm]
+    layers: Any = decoder.layers
+    norms = [layer.encoder_attn_layer_norm for layer in layers] + [decoder.layer_norm]
     seen: list[Tensor] = []
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for norm in norms]
     context = decoder.context(sound[None], torch.ones(1, len(sound), dtype=torch.bool))
@@ -90,8 +93,8 @@ def test_sound_stays_as_it_came_and_text_sees_all_of_it(decoder: WhisperDecoder)
             assert torch.allclose(state[:, before], given[:, before], atol=1e-4)
         changed = given.clone()
         changed[0, SOUNDS, :SIZE] += 1.0
-        scores_of = [model(inputs_embeds=x).logits[0, -4:] for x in (given, changed)]
-    assert not torch.allclose(*scores_of, atol=1e-3)
+        before_it, after_it = (model(inputs_embeds=x).logits[0, -4:] for x in (given, changed))
+    assert not torch.allclose(before_it, after_it, atol=1e-3)
 
 
 def test_positions_are_counted_from_the_start_of_the_text(decoder: WhisperDecoder) -> None:

@@ -113,12 +113,15 @@ def describe(config: PretrainedConfig) -> LanguageModelConfig:
     found = config.to_dict()
     if found.get("model_type") not in ("llama", "qwen2", "qwen3"):
         raise ValueError(f"model_type {found.get('model_type')!r} is not one of llama, qwen2, qwen3")
+    biases: dict[str, Any] = {}
+    if found["model_type"] == "llama":
+        biases = {name: bool(found.get(name)) for name in _LLAMA}
     sizes = LanguageModelConfig(
         model_type=found["model_type"],
         rope_parameters={name: value for name, value in found["rope_parameters"].items() if value is not None},
         head_dim=found.get("head_dim") or found["hidden_size"] // found["num_attention_heads"],
         **{name: found[name] for name in _SAME},
-        **({name: bool(found.get(name)) for name in _LLAMA} if found["model_type"] == "llama" else {}),
+        **biases,
     )
     expected = _config(sizes).to_dict()
     names = [name for name in expected if not any(word in name for word in _IGNORED)]
