@@ -86,6 +86,10 @@ class VQTokenConfig:
     """Share of a clip's codes around the tokens that are least like any other code, so that what is rare keeps a code
     of its own; the others are k-means' (`adaptive.with_outliers`). Which of the two serves better depends on what is
     asked: see the table of real clips in the documentation."""
+    time_share: float = 0.0
+    """How much of the likeness of two tokens is when they are, not what they show (`token_hash.with_time`). With it a
+    code is of a part of the clip, so its position says more, and the order of events survives; without it tokens of all
+    frames share codes, which is what saves most where nothing moves. Errors are then of tokens with their times."""
     seed: int = 0
     """Seed of the published k-means++, which in 2025 nothing seeded. The corrected clustering draws nothing."""
 
@@ -103,10 +107,13 @@ class VQTokenConfig:
         check_within("seed", self.seed, 0, 2**63 - 1)
         check_within("min_gain", self.min_gain, 0.0, 1.0)
         check_within("outlier_share", self.outlier_share, 0.0, 1.0)
+        check_within("time_share", self.time_share, 0.0, 1.0)
         if self.compat != "corrected" and self.selection_method == "gain":
             raise ConfigError("selection_method \"gain\": the published code has none; use compat 'corrected'")
         if self.compat != "corrected" and self.outlier_share:
             raise ConfigError("outlier_share: the published code has k-means only; use compat 'corrected'")
+        if self.compat != "corrected" and self.time_share:
+            raise ConfigError("time_share: the published code reads no times; use compat 'corrected'")
         if self.compat != "corrected" and self.code_type == "medoid":
             raise ConfigError("code_type: the published code has means only, no medoids; use compat 'corrected'")
 

@@ -44,7 +44,7 @@ from tokenthrift.vqtoken.attention import ReleasedVQAttention, VQAttention
 from tokenthrift.vqtoken.clustering import Clusters, find, number, unit_tokens
 from tokenthrift.vqtoken.codebook import means, medoids
 from tokenthrift.vqtoken.config import VQTokenConfig, upgrade_vqtoken_config
-from tokenthrift.vqtoken.token_hash import Grid, central_cells, describe, increasing, layout_of, ranks
+from tokenthrift.vqtoken.token_hash import Grid, central_cells, describe, increasing, layout_of, ranks, with_time
 
 __all__ = ["Compressed", "VQToken"]
 
@@ -252,6 +252,8 @@ class VQToken(HubModel):
         weights, _ = pad_rows([clip.weights() for clip in clips])
         layout, sizes = layout_of(mask, grids), mask.sum(1)
         unit, _ = unit_tokens(x, mask)
+        if self.config.time_share:
+            unit = with_time(unit, mask, layout, self.config.time_share)
         most = torch.tensor(counts, device=x.device)
         # At least one code is k-means'.
         ordinary = most - (most * self.config.outlier_share).floor().long().clamp(max=most - 1)

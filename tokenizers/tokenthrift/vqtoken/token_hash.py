@@ -34,6 +34,7 @@ __all__ = [
     "increasing",
     "layout_of",
     "ranks",
+    "with_time",
 ]
 
 
@@ -80,6 +81,26 @@ def layout_of(mask: Tensor, grids: Sequence[Grid] | None) -> Layout:
     height, width = sides[:, 1:2], sides[:, 2:3]
     cells = torch.stack([index // (height * width), index // width % height, index % width], 2)
     return Layout(cells, sides)
+
+
+def with_time(unit: Tensor, mask: Tensor, layout: Layout, share: float) -> Tensor:
+    """Unit tokens that also say when they are: (B, N, D + 2), on the same grid of 2^-26.
+
+    Their inner product is `1 - share` times that of the tokens, and `share` times the cosine of their distance in time,
+    where the length of the clip is half a turn: from 1 in the same frame to nearly -1 between the first and the last.
+    So everything that clusters unit vectors serves as it is, and a cluster becomes a part of the clip.
+
+    Args:
+        unit: (B, N, D) float32 as from `clustering.unit_tokens`.
+        mask: (B, N) bool.
+        layout: Of the same clips.
+        share: From 0 to 1.
+    """
+    # On the CPU, as sines of other devices differ in their last bits.
+    angle = math.pi * layout.cells[..., 0].cpu().double() / layout.sides[:, :1].cpu()
+    when = torch.stack([angle.cos(), angle.sin()], 2).to(unit.device) * share**0.5 * mask[..., None]
+    joined = torch.cat([unit.double() * (1 - share) ** 0.5, when], 2)
+    return (joined * 2.0**26).round_().mul_(2.0**-26).float()
 
 
 def central_cells(labels: Tensor, layout: Layout, slots: int) -> Tensor:
