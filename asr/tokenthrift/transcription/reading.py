@@ -20,7 +20,8 @@ from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
 from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.lips import Streams
-from tokenthrift.transcription.rereading import Part, left_out, to_reread, with_reread
+from tokenthrift.transcription.rereading import Part, doubtful, frame, left_out
+from tokenthrift.transcription.splicing import with_reread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,20 +71,15 @@ class Reader:
         Raises:
             BudgetError: the model does not honor the budget.
         """
-        found: list[WindowTranscript | Exception] = [
-            result if isinstance(result, Exception) else WindowTranscript(result) for result in self._halving(batch)
-        ]
         if self.budget != TokenBudget() or self.decode.max_new_tokens is not None:
-            return found  # Such a limit is one of the window, and may be why words are missing.
+            # Such a limit is one of the window, and may be why words are missing.
+            return [r if isinstance(r, Exception) else WindowTranscript(r) for r in self._halving(batch)]
+        found = self._plain(batch)
         sounds = {i: item.audio for i, item in enumerate(batch) if item.audio is not None and item.video is None}
-        for index, audio in sounds.items():
-            result = found[index]
-            if not isinstance(result, Exception):
-                # A phrase that repeats without end covers speech that has no words then.
-                plain = drop_doubtful(result.transcript, len(audio) / self.model.sample_rate)
-                found[index] = WindowTranscript(plain)
         alone = getattr(self.model, "reads_sentences_alone", False)
-        self._reread(sounds, speech, found, to_reread if alone else left_out)
+        self._reread(sounds, speech, found, partial(left_out, in_doubt=not alone))
+        if alone:
+            self._reread(sounds, speech, found, doubtful)
         self._reread(sounds, speech, found, partial(left_out, behind_word=True))
         return found
 
@@ -93,24 +89,47 @@ class Reader:
         speech: Sequence[NDArray[np.bool_]],
         found: list[WindowTranscript | Exception],
         parts_of: Callable[[Transcript, NDArray[np.bool_]], list[Part]],
+        *,
+        again: bool = True,
     ) -> None:
-        """Reads parts of windows again, and puts what is better into `found`."""
-        parts: list[tuple[int, Part, Streams]] = []
-        for index, audio in sounds.items():
+        """Reads parts of windows again, and puts what is better into `found`.
+
+        Args:
+            sounds: of windows, by index.
+            speech: of every window.
+            found: likewise, its transcript.
+            parts_of: what to read of a window.
+            again: what reading a part leaves out is read once more.
+        """
+        parts: list[tuple[int, Part]] = []
+        for index in sounds:
             result = found[index]
             if not isinstance(result, Exception):
                 # From the last to the first: replacing a part then changes no index of the parts before it.
-                for part in reversed(parts_of(result.transcript, speech[index])):
-                    parts.append((index, part, Streams(self._cut(audio, part), None)))
-        again = self._halving([item for *_, item in parts]) if parts else []
-        for (index, part, _), reread in zip(parts, again, strict=True):
+                parts += [(index, part) for part in reversed(parts_of(result.transcript, speech[index]))]
+        if not parts:
+            return
+        cuts = {i: self._cut(sounds[index], part) for i, (index, part) in enumerate(parts)}
+        reread = self._plain([Streams(audio, None) for audio in cuts.values()])
+        if again:
+            inside = [speech[index][frame(part.start) : frame(part.end)] for index, part in parts]
+            self._reread(cuts, inside, reread, left_out, again=False)
+        for (index, part), result in zip(parts, reread, strict=True):
             whole = found[index]
-            if isinstance(reread, Exception):
-                found[index] = reread
+            if isinstance(result, Exception):
+                found[index] = result
             elif not isinstance(whole, Exception):
-                # A phrase that repeats has many words, which must not replace fewer true ones.
-                reread = drop_doubtful(reread, part.end - part.start)
-                found[index] = WindowTranscript(with_reread(whole.transcript, part, reread), whole.windows + 1)
+                spliced = with_reread(whole.transcript, part, result.transcript)
+                found[index] = WindowTranscript(spliced, whole.windows + result.windows)
+
+    def _plain(self, batch: Sequence[Streams]) -> list[WindowTranscript | Exception]:
+        """Transcripts without circles: such a phrase covers speech without words, and must not replace true ones."""
+        found: list[WindowTranscript | Exception] = []
+        for item, result in zip(batch, self._halving(batch), strict=True):
+            if not isinstance(result, Exception) and item.audio is not None and item.video is None:
+                result = drop_doubtful(result, len(item.audio) / self.model.sample_rate)
+            found.append(result if isinstance(result, Exception) else WindowTranscript(result))
+        return found
 
     def _cut(self, audio: Samples, part: Part) -> Samples:
         rate = self.model.sample_rate

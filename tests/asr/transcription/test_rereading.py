@@ -18,7 +18,8 @@ from tokenthrift.budget import BudgetLike, BudgetSupport, DecodeLike, SizeLike, 
 from tokenthrift.recognizers.precision import OneByOne
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.transcription import Transcriber, sound
-from tokenthrift.transcription.rereading import doubtful, left_out, to_reread, with_reread
+from tokenthrift.transcription.rereading import doubtful, left_out
+from tokenthrift.transcription.splicing import with_reread
 from tokenthrift.words import words_of_tokens
 
 USAGE = TokenUsage(native=4, cap=4, used=4, rounds=1)
@@ -211,7 +212,7 @@ def doubted(words: Sequence[Spoken], sentence: int, confidence: float = 0.5) -> 
 def test_a_sentence_in_doubt_is_read_alone(sentence: int, pause: float) -> None:
     words, seconds = sentences(5, pause=pause)
     found = doubted(words, sentence)
-    (part,) = to_reread(found, frames(words, seconds))
+    (part,) = doubtful(found, frames(words, seconds))
     assert (part.first, part.last) == (6 * sentence, 6 * sentence + 6)
     assert part.confidence == pytest.approx(0.5)
     others = [word for i, word in enumerate(words) if i // 6 != sentence]
@@ -240,7 +241,7 @@ def test_sentences_that_end_and_begin_with_one_word_keep_both(pause: float, more
     found = doubted(words, 1)
     tokens = [replace(token, confidence=0.5) if i in range(6, 24) else token for i, token in enumerate(found.tokens)]
     whole = found = replace(found, tokens=tuple(tokens))
-    parts = to_reread(found, frames(words, seconds))
+    parts = doubtful(found, frames(words, seconds))
     assert [part.first for part in parts] == [6, 12, 18]
     for part in reversed(parts):
         own = words[part.first : part.last + more]
@@ -276,22 +277,16 @@ def test_odd_times_ask_for_no_part_that_is_not_there(
     order = sorted(times) if rises else times
     found = transcript([(f"w{i}" + "." * (i % 2), at, at + length) for i, (at, length) in enumerate(order)])
     found = replace(found, tokens=tuple(replace(token, confidence=confidence) for token in found.tokens))
-    parts = to_reread(found, np.full(12 * FRAMES, voiced))
+    speech = np.full(12 * FRAMES, voiced)
+    parts = [*left_out(found, speech), *left_out(found, speech, in_doubt=False), *doubtful(found, speech)]
     assert all(0 <= part.start < part.end <= 12 for part in parts)
     assert all(0 <= part.first <= part.last <= len(order) for part in parts)
 
 
 def test_times_that_go_back_are_left_alone() -> None:
     found = transcript([("late", 9.0, 11.0), ("early", 3.0, 5.5)])
-    assert to_reread(found, np.ones(12 * FRAMES, dtype=bool)) == []
-
-
-def test_a_part_is_read_again_once_though_it_is_in_doubt_and_lacks_words() -> None:
-    words, seconds = sentences(4, words=8)
-    found = forgetful(words, range(10, 16), "before", seconds)
-    found = replace(found, tokens=tuple(replace(token, confidence=0.5) for token in found.tokens))
-    parts = to_reread(found, frames(words, seconds))
-    assert [part.confidence is None for part in parts if part.first <= 9 < part.last] == [True]
+    speech = np.ones(12 * FRAMES, dtype=bool)
+    assert left_out(found, speech) == doubtful(found, speech) == []
 
 
 @dataclass
