@@ -162,7 +162,7 @@ class Lazy:
 def test_what_reading_again_leaves_out_is_read_once_more(sizes: list[int]) -> None:
     words, seconds = sentences(4, words=8)
     speech = frames(words, seconds)
-    audio = np.arange(round(seconds * 100), dtype=np.float32) / 100
+    audio = np.asarray(np.arange(round(seconds * 100)) / 100, dtype=np.float32)
     batch = [Streams(audio[: len(audio) // (1 + size)], None) for size in sizes]
     reader = Reader(Lazy(words), TokenBudget(), DecodeBudget(), None, {})
     found = reader.read(batch, [speech[: len(speech) // (1 + size)] for size in sizes])
