@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_local_test_token"
-MAX_BODY = 96 * 2**20  # a card of 55 MB in base64, and some more
+MAX_BODY = 160 * 2**20  # a card of 92 MB in base64, and some more
 REPOSITORY = r"(?P<repository>[\w.-]+/[\w.-]+)"
 
 Files = dict[str, bytes]

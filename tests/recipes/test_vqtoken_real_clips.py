@@ -103,7 +103,9 @@ def test_the_benchmark_resumes_and_draws(
 ) -> None:
     benchmark = load_benchmark("vqtoken_real_clips")
     rows, chart = tmp_path / "rows.jsonl", tmp_path / "chart.png"
-    kept = {name: benchmark.REDUCERS[name] for name in ("ToMe", "VQToken", "pooling", "random", benchmark.OURS)}
+    kept = {
+        name: benchmark.REDUCERS[name] for name in ("ToMe", "VQToken", "pooling", "random", "uniform", benchmark.OURS)
+    }
     monkeypatch.setattr(benchmark, "REDUCERS", kept)
     monkeypatch.setattr(benchmark, "COUNTS", (4,))
     monkeypatch.setattr(benchmark, "MOST", 16)
@@ -115,7 +117,7 @@ def test_the_benchmark_resumes_and_draws(
     assert "mean: accuracy" in told
     assert Image.open(chart).size[0] > 1000
     found = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert len(found) == 4 * (1 + 5)
+    assert len(found) == 4 * (1 + 6)
     assert all(len(row["accuracy"]) == benchmark.SPLITS for row in found)
     rows.write_text("\n".join(json.dumps(row) for row in found[:-3]) + "\n")
     benchmark.main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -103,6 +103,7 @@ def test_tokens_of_hardly_any_length_are_as_those_of_none(length: float) -> None
 
 
 @FEW
+@example(lengths=[0], wanted=[1, 1, 1, 1], left=False, extra=1)
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4),
     wanted=st.lists(st.integers(1, 12), min_size=4, max_size=4),

@@ -98,7 +98,8 @@ class Clusters:
         """The clusters joined or renumbered by (B, K) `maps` to slots below `clusters`."""
         maps = maps.where(self.live, 0)
         real = self.labels >= 0
-        labels = maps.gather(1, self.labels.clamp(min=0)).where(real, -1)
+        # Where no row has a token there is no slot to look up either.
+        labels = maps.gather(1, self.labels.clamp(min=0)).where(real, -1) if maps.shape[1] else self.labels
         counts = self.counts.new_zeros(len(maps), clusters).scatter_add(1, maps, self.counts)
         indices = maps[..., None].expand_as(self.sums)
         sums = self.sums.new_zeros(len(maps), clusters, self.sums.shape[2]).scatter_add(1, indices, self.sums)
