@@ -115,9 +115,14 @@ def test_base_decoder(published: Published, name: str, count: int, error: float)
     case = f"T{count}_e{error}"
     image = stored[f"{case}.reconstruction"]
     ours = model.base.decode(model.to_features(stored[f"{case}.decoder_out"]))
-    # Values reach 4 to 5. How the VQGAN rounds depends on the processor, see below; the VAE is within 1e-5 of the range.
-    share = 2e-4 if name == "small_vqgan_q" else 1e-5
-    torch.testing.assert_close(ours, image, rtol=0, atol=share * float(image.abs().max()))
+    span = float(image.abs().max())
+    away = float((ours - image).abs().max()) / span
+    if name == "small_vae_c":
+        assert away <= 1e-5
+    else:  # how the VQGAN rounds depends on the processor, see below: ours has to be nearer than exact is
+        exact = copy.deepcopy(model).double()
+        features = exact.to_features(stored[f"{case}.decoder_out"].double())
+        assert away <= float((exact.base.decode(features) - image).abs().max()) / span
 
 
 def reconstruction(model: Karl, image: Tensor, features: Tensor, count: int, error: float) -> Tensor:
