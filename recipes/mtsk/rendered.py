@@ -13,10 +13,25 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 from talk import pictures, write_video
+from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
+
+
+def mouth(row: dict[str, Any], samples: int, seed: int, size: int = 96) -> Tensor:
+    """`(frames, size, size)` uint8 pictures of who says an aligned recording of so many samples at 16 kHz.
+
+    Args:
+        row: its line, with `phonemes` and, if known, `speaker`.
+        samples: of the recording.
+        seed: of what differs from clip to clip.
+        size: side of the picture.
+    """
+    face = zlib.crc32(str(row.get("speaker", seed)).encode())
+    return pictures({"phonemes": row["phonemes"], "speaker": face, "seed": seed}, samples, size)
 
 
 def main() -> None:
@@ -31,10 +46,8 @@ def main() -> None:
         sound = home / row["audio_filepath"]
         video = arguments.out / f"{number:06d}.mkv"
         if not video.exists():
-            face = zlib.crc32(str(row.get("speaker", number)).encode())
-            shown = {"phonemes": row["phonemes"], "speaker": face, "seed": number}
             partial = video.with_suffix(".partial.mkv")
-            write_video(partial, pictures(shown, len(read_audio(sound))))
+            write_video(partial, mouth(row, len(read_audio(sound)), number))
             os.replace(partial, video)
         row |= {"audio_filepath": os.path.relpath(sound.resolve(), arguments.out.resolve())}
         lines.append(json.dumps(row | {"video_filepath": video.name, "lips": "rendered"}) + "\n")

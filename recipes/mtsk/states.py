@@ -71,28 +71,35 @@ def read_avhubert(source: str) -> AvHubert:
     return model
 
 
-class Encoders:
-    """Whisper and the visual encoder, in bf16 where the processor has it."""
+class VideoStates:
+    """A visual encoder, in bf16 where the processor has it."""
 
-    def __init__(self, whisper: str, avhubert: str) -> None:
-        self.audio_states = AudioStates(whisper).encode
+    def __init__(self, avhubert: str) -> None:
         self.avhubert = read_avhubert(avhubert)
 
     @torch.inference_mode()
-    def video_states(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
         return states
 
 
-def options(about: str | None, source: str) -> argparse.ArgumentParser:
-    """Those of a script that writes states; `source` is the name of its first argument."""
+class Encoders:
+    """Whisper and the visual encoder."""
+
+    def __init__(self, whisper: str, avhubert: str) -> None:
+        self.audio_states = AudioStates(whisper).encode
+        self.video_states = VideoStates(avhubert).encode
+
+
+def options(about: str | None, source: str, *, lips: bool = True) -> argparse.ArgumentParser:
+    """Those of a script that writes states of a `source`, its first argument; `lips` says that it needs some."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(source, type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--whisper", default="openai/whisper-tiny.en")
-    parser.add_argument("--avhubert", required=True)
+    parser.add_argument("--avhubert", required=lips, help="folder or Hub id of a visual encoder")
     parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
     return parser
 

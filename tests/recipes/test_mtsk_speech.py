@@ -1,4 +1,4 @@
-"""The recipe of real speech: states without pictures, a start from Whisper, a training step."""
+"""The recipes of real speech: states, starts from Whisper without and with lips, training steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -17,11 +18,14 @@ from tests.asr.tiny_dllm import speech, write_bpe
 from tests.recipes.test_mtsk_recipes import RECIPE, run, script
 from tokenthrift.cli import main
 from tokenthrift.mtsk import LlamaMtsk, Rates
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
+from tokenthrift.mtsk.config import VideoConfig
+from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
-start = script("speech_start")
+start, lips_start = script("speech_start"), script("lips_start")
 TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
 RATES = (2, 4)
 
@@ -68,7 +72,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
         run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *own)
         for _ in range(2):
-            options = ("--whisper", folder / "whisper", "--passes", 2)
+            options = ("--whisper", folder / "whisper", "--passes", 0, 1)
             run(patch, "speech_states", folder / "manifest.jsonl", folder / "states", *options)
     return folder
 
@@ -137,4 +141,73 @@ def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_pa
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
     configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech")]
+    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
+
+
+@pytest.fixture(scope="module")
+def lips(parts: Path) -> Path:
+    """The states of clean recordings with rendered lips, and their visual encoder."""
+    torch.manual_seed(0)
+    (parts / "avhubert").mkdir()
+    save_file(AvHubert(64, 1, 1, 64, (4, 4, 8, 8)).state_dict(), parts / "avhubert" / AVHUBERT_FILE)
+    rows = [json.loads(line) for line in (parts / "manifest.jsonl").read_text().splitlines()]
+    spoken = {"phonemes": [[0.0, "_"], [0.2, "m"], [0.4, "A:"], [0.8, "_"]], "speaker": "one"}
+    (parts / "aligned.jsonl").write_text("".join(json.dumps(row | spoken) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        options = ("--whisper", parts / "whisper", "--avhubert", parts / "avhubert", "--passes", 0)
+        run(patch, "speech_states", parts / "aligned.jsonl", parts / "lips", *options)
+    return parts / "lips"
+
+
+def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None:
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    assert data.texts == list(TEXTS)
+    clip = data[0]
+    assert clip.audio is not None
+    assert clip.video is not None
+    assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
+    mouth = clip.video.float()
+    assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
+
+
+def test_a_video_token_begins_as_the_sound_to_expect(
+    parts: Path, lips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--rates", 2, 5, "--steps", 200)
+    run(monkeypatch, "lips_start", parts / "start/start", lips / "train", parts / "avhubert", tmp_path / "start", *own)
+    printed = capsys.readouterr().out.splitlines()
+    assert [float(line.split("explain ")[1].split("%")[0]) > 15 for line in printed] == [True, True], printed
+    heard, seen = LlamaMtsk.from_pretrained(parts / "start/start"), LlamaMtsk.from_pretrained(tmp_path / "start")
+    assert seen.config.scales == (*heard.config.scales, *(Rates(a, v) for v in (2, 5) for a in RATES))
+    sound, ids = [speech(2.0, 1)], [heard.token_ids(TEXTS[0])]
+    for rates in heard.config.scales:
+        assert torch.equal(seen.loss(seen.encode(sound), ids, rates), heard.loss(heard.encode(sound), ids, rates))
+    # The flags that a language model of this kind needs on a token of sound or video.
+    clip = CachedStates([lips / "train/00-000.safetensors"])[0]
+    assert clip.video is not None
+    tokens, _ = seen.tokens(seen.encode(video=[clip.video.float()]), "video", 2)
+    assert torch.equal(tokens[0, :, -6:], torch.tensor([300.0, 0, 0, 0, 0, 0]).expand(len(tokens[0]), 6))
+
+
+def test_positions_tell_equal_pictures_apart(parts: Path, lips: Path, model: LlamaMtsk) -> None:
+    seen = lips_start.with_lips(str(parts / "start/start"), str(parts / "avhubert"), (2,))
+    tokens, _ = seen.tokens(seen.encode(video=[torch.ones(20, 64)]), "video", 2)
+    assert (tokens[0, 0] - tokens[0, 9]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="an even video.hidden_size"):
+        VideoConfig(hidden_size=63, features_only=True, positions=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, tmp_path: Path) -> None:
+    lips_start.with_lips(str(parts / "start/start"), str(parts / "avhubert"), (2, 5)).save_pretrained(
+        tmp_path / "start"
+    )
+    config = "model.init_args.config"
+    own: dict[str, object] = {f"{config}.language_model": parts / "start/llama", f"{config}.whisper": parts / "whisper"}
+    own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
+    own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": tmp_path / "start"}
+    own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
+    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
+    own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
+    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech", "lips")]
     assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0

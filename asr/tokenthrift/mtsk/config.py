@@ -89,6 +89,8 @@ class VideoConfig:
     """Squares of so many pixels are averaged first, for a small encoder; `crop` is a multiple."""
     features_only: bool = False
     """The model has no visual encoder: its video comes as states of `hidden_size`, 25 a second, made elsewhere."""
+    positions: bool = False
+    """Sinusoidal positions are added to its states, for a language model that counts no positions of its own."""
     trained: bool = False
     """Whether training changes it."""
     lora: int = 0
@@ -105,6 +107,8 @@ class VideoConfig:
         if self.crop % self.shrink:
             raise ConfigError(f"video.crop {self.crop} must be a multiple of video.shrink {self.shrink}")
         check_within("video.lora", self.lora, 0, 4096)
+        if self.positions and self.hidden_size % 2:
+            raise ConfigError(f"video.positions need an even video.hidden_size, not {self.hidden_size}")
         if not self.features_only and (self.hidden_size % self.num_attention_heads or self.hidden_size % 16):
             raise ConfigError(
                 f"video.hidden_size {self.hidden_size} must be a multiple of 16 and of num_attention_heads "

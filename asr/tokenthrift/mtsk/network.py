@@ -36,7 +36,7 @@ from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.sequence import IGNORED, MARKERS, PROMPTS, Encoded, Rows, label_rows
 from tokenthrift.padding import pad_rows
 from tokenthrift.reducers.pooling import pool_by_rate
-from tokenthrift.whisper import WhisperEncoder
+from tokenthrift.whisper import WhisperEncoder, sinusoids
 
 __all__ = ["MtskNetwork", "projectors"]
 
@@ -220,6 +220,8 @@ class MtskNetwork(HubModel):
             raise ValueError(f"a rate of {rate} for {modality}, but there is no {modality}")
         rates: tuple[int, ...] = getattr(self.config, f"{modality}_rates")
         project: nn.Module = getattr(self, f"{modality}_proj")[rates.index(rate)]
+        if modality == "video" and self.config.video is not None and self.config.video.positions:
+            states = states + sinusoids(*states.shape[1:]).to(states)
         mode, released = self.config.compression, self.config.released
         pooled, counts = pool_by_rate(states, lengths, rate, mode, whole_windows=released)
         return project(pooled.to(self.weight.dtype)), counts

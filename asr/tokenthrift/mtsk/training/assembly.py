@@ -34,6 +34,7 @@ class AssemblyConfig:
         whisper: transformers checkpoint of a Whisper; None for a model that only reads lips.
         avhubert: folder or Hub id of `avhubert.safetensors`; None for a model without a visual encoder.
         video_shrink: squares of so many pixels of a mouth crop are averaged first, as the visual encoder was trained.
+        video_positions: add sinusoidal positions to video states, for a language model that counts none of its own.
         video_features: width of video states that the data hold, for a model without a visual encoder of its own.
         bos: token that starts a sequence; an empty string for a language model that has none.
         eos: token that ends a text.
@@ -54,6 +55,7 @@ class AssemblyConfig:
     whisper: str | None = "openai/whisper-small.en"
     avhubert: str | None = None
     video_shrink: int = 1
+    video_positions: bool = False
     video_features: int | None = None
     bos: str = "<|begin_of_text|>"
     eos: str = "<|end_of_text|>"
@@ -87,10 +89,15 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
     if config.avhubert is not None:
         weights = load_file(fetch(config.avhubert, (AVHUBERT_FILE,)) / AVHUBERT_FILE)
         video = replace(
-            avhubert_config(weights), shrink=config.video_shrink, lora=config.video_lora, source=config.avhubert
+            avhubert_config(weights),
+            shrink=config.video_shrink,
+            positions=config.video_positions,
+            lora=config.video_lora,
+            source=config.avhubert,
         )
     elif config.video_features is not None:
-        video = VideoConfig(hidden_size=config.video_features, features_only=True)
+        positions = config.video_positions
+        video = VideoConfig(hidden_size=config.video_features, features_only=True, positions=positions)
     model = LlamaMtsk(
         MtskConfig(
             bos_id=_token(tokenizer, config.bos) if config.bos else None,
