@@ -5,8 +5,8 @@ principal `--channels` are read. Every reducer leaves 4 to 64 tokens; a linear p
 label. The probe sees a set of tokens as a language model does, each once and unweighted: their mean, their maximum in
 each channel, and their mean weighted by time (from -1 to 1, by `TokenBatch.positions`). It is a ridge regression onto
 the classes; its penalty is chosen on a part of the training groups. A split holds out whole groups of clips; accuracy
-is the mean of five splits, with the 95 % interval of Student's t over them, and a reducer is compared with VQToken
-split by split.
+is the mean of five splits. Splits share clips, so that the 95 % interval is the corrected resampled t of Nadeau and
+Bengio (1.7 to 2 times as wide as Student's). A reducer is compared with VQToken split by split.
 
 `--part development` has 30 % of the groups, on which everything was chosen; `--part test`, the default, the others. The
 tasks `film` and `speaker` have too few recordings for that: all their clips are for the test.
@@ -17,13 +17,14 @@ the share of a clip's scatter that its codes leave, mean over clips, and the 95 
 `filmed` are the clips of the task `film`. `still to montage` are every third of them three times: their first frame
 repeated, as filmed, and with frames that are each from another of these clips. One K for all is measured twice: by
 plain k-means, and by merging the same 128 clusters as the adaptive codes, which leaves adaptivity as the only
-difference. The three versions of a film are averaged before the interval is computed, as kinds are no sample.
+difference. The interval is over recordings: versions, damaged copies and windows of one recording are no sample.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +36,13 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenthrift.evaluation.statistics import mean_and_interval
+from tokenthrift.evaluation.statistics import grouped_interval, mean_and_interval
 from tokenthrift.reducers import AveragePooling, BipartiteMerging, NormPruning, RandomSubset, TokenReducer, Uniform
 from tokenthrift.tokens import TokenBatch
 from tokenthrift.vqtoken import VQToken, VQTokenConfig, adaptive
 from tokenthrift.vqtoken.clustering import find, unit_tokens
 
-COUNTS, SPLITS = (4, 8, 16, 32, 64), 5
+COUNTS, SPLITS, HELD_OUT = (4, 8, 16, 32, 64), 5, 0.3
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 SIDE = 7
 TASKS = ("camera", "cut in", "first word", "direction", "film", "speaker")
@@ -89,6 +90,16 @@ class Task(NamedTuple):
         basis = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -channels:]
         features = torch.stack([clip.float() @ basis for clip in self.features])
         return Task(features, self.labels, self.groups)
+
+    def test_to_training(self) -> float:
+        """Clips held out for each that is not, mean over splits."""
+        held = [held_out(self.groups, self.labels, seed, HELD_OUT).float().mean().item() for seed in range(SPLITS)]
+        return float(np.mean([share / (1 - share) for share in held]))
+
+    def recordings(self) -> list[int]:
+        """Of every clip of the task `film`: the first of the files that are cut alike, as copies share groups."""
+        sharing = [torch.isin(self.groups, self.groups[self.labels == label]) for label in self.labels.unique()]
+        return [min(int(self.labels[clips].min()) for clips in sharing if clips[i]) for i in range(len(self.labels))]
 
     def some(self, most: int) -> Task:
         """At most so many of the clips, the same every time."""
@@ -141,7 +152,7 @@ def accuracies(x: Tensor, task: Task) -> list[float]:
     """Of the probe on `SPLITS` splits."""
     out = []
     for seed in range(SPLITS):
-        test = held_out(task.groups, task.labels, seed, 0.3)
+        test = held_out(task.groups, task.labels, seed, HELD_OUT)
         rows, labels, groups = x[~test], task.labels[~test], task.groups[~test]
         inner = held_out(groups, labels, seed + 100, 0.25)
 
@@ -155,10 +166,11 @@ def accuracies(x: Tensor, task: Task) -> list[float]:
 
 
 def reducers_table(tasks: dict[str, Task], path: Path | None) -> list[dict[str, Any]]:
-    """Accuracy of every reducer, count and task; rows that `path` holds are read."""
+    """Accuracy of every reducer, count and task; rows that `path` holds are read, and none of other tasks returned."""
     rows: list[dict[str, Any]] = []
     if path is not None and path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in read if row["task"] in tasks]
     known = {(row["task"], row["reducer"], row["count"]) for row in rows}
     for count in (None, *COUNTS):  # None leaves all tokens
         for name, task in tasks.items():
@@ -200,11 +212,26 @@ def spread_evenly(total: int, clips: int) -> Tensor:
     return total // clips + (order < total % clips).long()
 
 
-def adaptive_table(name: str, clips: Tensor, kinds: int = 1) -> list[dict[str, Any]]:
+def best_baselines(rows: list[dict[str, Any]], ratios: dict[str, float]) -> Table:
+    """What the best way that is not VQToken has more than `OURS`; "behind" where the interval is above 0."""
+    table = Table("", *map(str, COUNTS), title=f"the best baseline, and what it has more than {OURS}, points")
+    for task in (*ratios, None):
+        ratio = float(np.mean([*ratios.values()])) if task is None else ratios[task]
+        cells = []
+        for count in COUNTS:
+            found = {name: accuracy_of(rows, name, count, task) for name in REDUCERS if not name.startswith("VQToken")}
+            best = max(found, key=lambda name: math.fsum(found[name]))
+            ours = accuracy_of(rows, OURS, count, task)
+            ahead, error = mean_and_interval(np.subtract(found[best], ours).tolist(), test_to_training=ratio)
+            cells.append(f"{best} {100 * ahead:+.1f} ± {100 * error:.1f}{' behind' if ahead > error else ''}")
+        table.add_row(task or "mean", *cells)
+    return table
+
+
+def adaptive_table(name: str, clips: Tensor, recordings: list[int]) -> list[dict[str, Any]]:
     """Codes by content against one number of codes for all of clips `(N, T, 49, D)`.
 
-    With several kinds, the clips are so many versions of the same films, one kind after another. Their differences are
-    averaged over the versions of a film before the interval is computed, as kinds are no sample.
+    The intervals are over the recordings that the clips are from.
     """
     states = []
     for part in clips.split(24):
@@ -234,7 +261,7 @@ def adaptive_table(name: str, clips: Tensor, kinds: int = 1) -> list[dict[str, A
         row |= {"fewest": int(counts.min()), "most": int(counts.max()), "left": left.mean().item()}
         for way, beside in (("one K", plain(even)), ("one K, same tree", from_tree(even))):
             row[way] = beside.mean().item()
-            row[f"{way}, gain"] = mean_and_interval((beside - left).view(kinds, -1).mean(0).tolist())
+            row[f"{way}, gain"] = grouped_interval((beside - left).tolist(), recordings)
         rows.append(row)
     return rows
 
@@ -299,27 +326,32 @@ def main() -> None:
         whole = Task(**load_file(arguments.cache / f"{name}.safetensors")).part(arguments.part)
         tasks[name] = whole.some(arguments.clips).narrow(arguments.channels)
     rows = reducers_table(tasks, arguments.rows)
+    ratios = {name: task.test_to_training() for name, task in tasks.items()}
     for name in [*tasks, "mean"]:
         table = Table("reducer", *map(str, COUNTS), title=f"{name}: accuracy in %, 95 % interval of {SPLITS} splits")
-        task = None if name == "mean" else name
+        task, ratio = (None, float(np.mean([*ratios.values()]))) if name == "mean" else (name, ratios[name])
         for reducer in ["all tokens", *REDUCERS]:
             counts = sorted({row["count"] for row in rows if row["reducer"] == reducer})
             cells = []
             for count in counts:
                 own = accuracy_of(rows, reducer, count, task)
-                mean, error = mean_and_interval(own)
+                mean, error = mean_and_interval(own, test_to_training=ratio)
                 cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
                 if reducer not in ("all tokens", OURS):
-                    ours = accuracy_of(rows, OURS, count, task)
-                    ahead, error = mean_and_interval([b - a for a, b in zip(ours, own, strict=True)])
+                    more = np.subtract(own, accuracy_of(rows, OURS, count, task)).tolist()
+                    ahead, error = mean_and_interval(more, test_to_training=ratio)
                     cells[-1] += f" ({100 * ahead:+.1f} ± {100 * error:.1f})"
             table.add_row(reducer, *cells)
         console.print(table)
     console.print(f"in brackets: what a reducer has more than {OURS}")
+    console.print(best_baselines(rows, ratios))
     if "film" in tasks:
-        clips = tasks["film"].features
-        for name, mixed, kinds in (("filmed", clips, 1), ("still to montage", still_to_montage(clips[::3]), 3)):
-            for row in adaptive_table(name, mixed, kinds):
+        clips, recordings = tasks["film"].features, tasks["film"].recordings()
+        for name, mixed, of in (
+            ("filmed", clips, recordings),
+            ("still to montage", still_to_montage(clips[::3]), 3 * recordings[::3]),
+        ):
+            for row in adaptive_table(name, mixed, of):
                 console.print(row)
     if arguments.chart:
         chart(rows, [name for name in CHARTED if name in tasks], arguments.chart)

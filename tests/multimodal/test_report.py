@@ -10,7 +10,7 @@ import torch
 
 from tokenthrift import cli
 from tokenthrift.evaluation.report import Table, new_figure, write_report
-from tokenthrift.evaluation.statistics import bootstrap_interval, mean_and_interval
+from tokenthrift.evaluation.statistics import bootstrap_interval, grouped_interval, mean_and_interval
 from tokenthrift.registry import SYSTEMS, System, resolve
 
 TABLE = Table(
@@ -75,6 +75,31 @@ def test_student_intervals_cover_the_mean() -> None:
         mean, half = mean_and_interval(torch.randn(4, generator=generator, dtype=torch.float64).tolist())
         hits += abs(mean) <= half
     assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_intervals_of_splits_that_share_items_cover_the_mean() -> None:
+    """Accuracy on 30 of 100 items, five times: what is measured is the mean over all items there could be."""
+    generator = torch.Generator().manual_seed(0)
+    hits = {0.0: 0, 30 / 70: 0}
+    for _ in range(400):
+        items = torch.randn(100, generator=generator, dtype=torch.float64)
+        splits = [items[torch.randperm(100, generator=generator)[:30]].mean().item() for _ in range(5)]
+        for ratio in hits:
+            mean, half = mean_and_interval(splits, test_to_training=ratio)
+            hits[ratio] += abs(mean) <= half
+    assert hits[0.0] / 400 < 0.92  # as if the splits were independent
+    assert hits[30 / 70] / 400 >= 0.93
+    plain, corrected = (mean_and_interval([1.0, 2.0, 3.0], test_to_training=ratio)[1] for ratio in (0.0, 0.5))
+    assert corrected == pytest.approx(plain * math.sqrt((1 / 3 + 0.5) / (1 / 3)))
+
+
+def test_copies_of_an_item_do_not_make_a_mean_surer() -> None:
+    once = grouped_interval([1.0, 2.0, 4.0], [0, 1, 2])
+    assert once == pytest.approx(mean_and_interval([1.0, 2.0, 4.0]))
+    assert grouped_interval([1.0, 2.0, 4.0] * 5, [0, 1, 2] * 5) == pytest.approx(once)
+    assert grouped_interval([1.0, 3.0], [7, 7]) == (2.0, math.inf)
+    with pytest.raises(ValueError, match="its group"):
+        grouped_interval([1.0, 2.0], [0])
 
 
 def test_bootstrap_is_repeatable_and_leaves_the_global_state() -> None:

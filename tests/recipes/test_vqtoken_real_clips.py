@@ -115,6 +115,7 @@ def test_the_benchmark_resumes_and_draws(
     told = capsys.readouterr().out
     assert "still to montage" in told
     assert "mean: accuracy" in told
+    assert "the best baseline" in told
     assert Image.open(chart).size[0] > 1000
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(found) == 4 * (1 + 6)
@@ -123,6 +124,28 @@ def test_the_benchmark_resumes_and_draws(
     benchmark.main()
     again = [json.loads(line) for line in rows.read_text().splitlines()]
     assert again == found
+    film = benchmark.Task(**load_file(cache / "film.safetensors"))
+    assert {row["task"] for row in benchmark.reducers_table({"film": film}, rows)} == {"film"}
+
+
+def test_intervals_are_of_splits_that_share_clips_and_of_recordings() -> None:
+    benchmark = load_benchmark("vqtoken_real_clips")
+    features = torch.zeros(100, 8, 49, 2)
+    task = benchmark.Task(features, torch.arange(100) % 2, torch.arange(100))
+    assert task.test_to_training() == pytest.approx(30 / 70)
+    scores = {"camera": (0.5, 0.6, 0.7, 0.6, 0.5), "film": (0.7, 0.8, 0.9, 0.8, 0.7)}
+    ways = {name: (0.1, 0.1, 0.3, 0.2, 0.3) if name == "pooling" else (0.0,) * 5 for name in benchmark.REDUCERS}
+    rows = [
+        {"task": name, "reducer": way, "count": count, "accuracy": np.add(scores[name], more).tolist()}
+        for name in scores
+        for way, more in ways.items()
+        for count in benchmark.COUNTS
+    ]
+    cells = list(benchmark.best_baselines(rows, {"camera": 0.0, "film": 0.5}).columns[1].cells)
+    # Student's half width is 12.4 points; five splits with half as many test clips as training clips are 1.87 times it.
+    assert cells == ["pooling +20.0 ± 12.4 behind", "pooling +20.0 ± 23.2", "pooling +20.0 ± 18.6 behind"]
+    labels, groups = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([5, 6, 5, 7, 8])
+    assert benchmark.Task(features[:5], labels, groups).recordings() == [0, 1, 0, 0, 1]
 
 
 def test_all_ways_of_the_adaptive_table_spend_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +161,7 @@ def test_all_ways_of_the_adaptive_table_spend_the_same_codes(monkeypatch: pytest
     even = benchmark.spread_evenly(50, 18)
     assert even.sum() == 50
     assert even.max() - even.min() == 1
-    rows = benchmark.adaptive_table("noise", mixed)
+    rows = benchmark.adaptive_table("noise", mixed, 3 * list(range(6)))
     assert [row["rule"].split()[0] for row in rows] == ["gain"] * 4 + ["error"] * 3
     gains = [row["one K, same tree, gain"] for row in rows if row["rule"] == "gain 0.005"]
     assert gains[0][0] > gains[0][1] > 0  # stills need few codes: content decides better than one K for all
