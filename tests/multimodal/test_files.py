@@ -77,6 +77,25 @@ def test_links_are_followed_once_and_never_in_circles(tmp_path: Path) -> None:
     assert found == ["again/y.wav", "x.wav"]
 
 
+def test_a_file_that_several_arguments_lead_to_is_done_once(calls: Path, tmp_path: Path) -> None:
+    """By itself, behind a link, in a folder and in a link to it; two names in one folder stay two."""
+    link, mirror = tmp_path / "link.flac", tmp_path / "mirror"
+    link.symlink_to(calls / "a.flac")
+    mirror.symlink_to(calls)
+    once = find_files([str(calls)], MEDIA_SUFFIXES, "recording")
+    again = find_files([str(calls), str(link), str(mirror), f"{mirror}/*"], MEDIA_SUFFIXES, "recording")
+    assert list(again) == list(once)
+    assert (again.left_out, again.others) == (once.left_out, once.others)
+    for arguments in ([link, calls / "a.flac"], [calls / "a.flac", link]):
+        (file,) = find_files(map(str, arguments), MEDIA_SUFFIXES, "recording")
+        assert (file.path, file.argument) == (arguments[0], 0)
+    unknown = tmp_path / "b.flac"
+    unknown.symlink_to(calls / "b.mpga")
+    assert "b.mpga" not in names(find_files([str(calls), str(unknown)], MEDIA_SUFFIXES, "recording").left_out)
+    (calls / "same.flac").symlink_to("a.flac")
+    assert {"a.flac", "same.flac"} <= {file.path.name for file in find_files([str(calls)], MEDIA_SUFFIXES, "recording")}
+
+
 def test_pictures_and_clips_alike(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / "images/n01").mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,18 @@ def test_relative_names_are_those_of_the_job(tmp_path: Path, monkeypatch: pytest
     assert list(elsewhere.work([1])) == [1]
 
 
+def test_a_cluster_that_does_not_start_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception, a ConnectionError or a ValueError."""
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr("tokenthrift.extras.require", lambda name: ray)
+    with pytest.raises(ClusterError, match=r"^Ray: The current node timed out during startup\.$"):
+        list(map_on_ray(lambda: list, (), [1], workers=1))
+
+
 def test_what_ends_the_workers_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class RayError(Exception):
         pass

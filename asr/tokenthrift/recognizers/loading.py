@@ -18,7 +18,7 @@ from tokenthrift.recognizers.base import Parts, TransformersRecognizer
 from tokenthrift.sources import INDEX, PICKLES, WEIGHTS, SourceError, WeightsError, fetch, fetch_weights, is_folder
 from tokenthrift.weights import read_headers
 
-__all__ = ["load_transformers"]
+__all__ = ["adapter_class", "load_transformers"]
 
 _FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _MOST_LAYERS: Final = 256
@@ -100,6 +100,19 @@ def load_transformers(
     model = model.to(device).eval() if not device.startswith("cpu") else model.float().to(device).eval()
     recognizer: TransformersRecognizer = adapter(Parts(model, features, tokenizer), language=language, task=task)
     return recognizer
+
+
+def adapter_class(model_type: object, source: str) -> type[TransformersRecognizer]:
+    """The class of the recognizer that `load_transformers` would give.
+
+    Args:
+        model_type: of config.json.
+        source: what errors name.
+
+    Raises:
+        ConfigError: it is no speech model that transformers knows without code of the repository.
+    """
+    return _kind(model_type, source)[1]
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:

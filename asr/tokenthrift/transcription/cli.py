@@ -284,11 +284,13 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
 
     Raises:
         BudgetError: a budget is none.
+        ValueError, OSError: the model takes no draft, or `--draft-model` can be none.
     """
     names = {field.name for field in fields(JobSpec)}
     spec = JobSpec(**{name: value for name, value in vars(arguments).items() if name in names})
     TokenBudget.parse(spec.budget)
     _ = spec.decode
+    spec.check_draft_model()
     return spec
 
 

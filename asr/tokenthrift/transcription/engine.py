@@ -14,7 +14,7 @@ from tokenthrift.budget import DecodeBudget, TokenBudget
 from tokenthrift.config import read_json
 from tokenthrift.devices import working_device
 from tokenthrift.sources import fetch
-from tokenthrift.transcription.models import load_recognizer, of_ctranslate2
+from tokenthrift.transcription.models import load_recognizer, of_ctranslate2, recognizer_class
 from tokenthrift.transcription.vad_weights import weights_digest
 
 if TYPE_CHECKING:
@@ -76,6 +76,21 @@ class JobSpec:
             hotwords=tuple(self.hotwords),
         )
 
+    def check_draft_model(self) -> None:
+        """Looks at the configurations alone, so that nothing wrong with them is found only by the workers of a cluster.
+
+        Raises:
+            ValueError, OSError: the model takes no draft, or `draft_model` can be none.
+        """
+        if self.draft_model is None:
+            return
+        if not hasattr(recognizer_class(self.model, self.revision), "draft_model"):
+            raise ValueError(f"--draft-model is for dLLM-ASR; {self.model} takes no draft")
+        if not getattr(recognizer_class(self.draft_model), "gives_times", False):
+            raise ValueError(
+                f"--draft-model {self.draft_model} gives no times of its words, which a draft needs; a CTC model does"
+            )
+
     def transcriber(self) -> Transcriber:
         """Loads the model.
 
@@ -84,6 +99,7 @@ class JobSpec:
         """
         from tokenthrift.transcription.job import Transcriber
 
+        self.check_draft_model()
         device = self._device()
         aligner = None
         if self.align is not None:
@@ -101,8 +117,6 @@ class JobSpec:
         )
         written_by: Any = getattr(recognizer, "inner", recognizer)
         if self.draft_model is not None:
-            if not hasattr(written_by, "draft_model"):
-                raise ValueError(f"--draft-model is for dLLM-ASR; {self.model} takes no draft")
             written_by.draft_model = _drafting(self.draft_model, load_recognizer(self.draft_model, device), recognizer)
         if self.plain and hasattr(written_by, "plain"):
             written_by.plain = True
@@ -137,10 +151,8 @@ def _drafting(name: str, model: Any, of: Any) -> Any:
     """The model, if its words can be the draft of another one.
 
     Raises:
-        ValueError: it says not when they are spoken, or reads another rate.
+        ValueError: it reads another rate.
     """
-    if not getattr(model, "gives_times", False):
-        raise ValueError(f"--draft-model {name} gives no times of its words, which a draft needs; a CTC model does")
     if model.sample_rate != of.sample_rate:
         raise ValueError(f"--draft-model {name} reads {model.sample_rate} Hz, and a draft is of {of.sample_rate} Hz")
     return model

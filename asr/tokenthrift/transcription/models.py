@@ -15,12 +15,45 @@ from tokenthrift.config import ConfigError, read_json
 from tokenthrift.sources import fetch
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer
 
-__all__ = ["load_recognizer", "of_ctranslate2"]
+__all__ = ["load_recognizer", "of_ctranslate2", "recognizer_class"]
 
 
 def of_ctranslate2(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model of CTranslate2."""
     return not {"system", "model_type"} & fields.keys() and "suppress_ids" in fields
+
+
+def recognizer_class(source: str | Path, revision: str | None = None) -> type[Any]:
+    """The class of what `load_recognizer` would load, by config.json alone: no weights are fetched.
+
+    Args:
+        source: A folder, or `owner/name` on the Hugging Face Hub.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        SourceError: The source leads nowhere.
+        ConfigError: It holds no model that writes down speech.
+    """
+    folder = fetch(source, ("config.json",), revision=revision)
+    fields = read_json(folder / "config.json")
+    if of_ctranslate2(fields):
+        from tokenthrift.recognizers.whisper_ctranslate2 import CTranslate2Recognizer
+
+        return CTranslate2Recognizer
+    if "system" not in fields and "model_type" in fields:
+        from tokenthrift.recognizers.loading import adapter_class
+
+        return adapter_class(fields["model_type"], str(source))
+    return _own_class(source, folder)
+
+
+def _own_class(source: str | Path, folder: Path) -> type[Any]:
+    from tokenthrift.models import model_class
+
+    kind = model_class(folder)
+    if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
+        raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")
+    return kind
 
 
 def load_recognizer(
@@ -71,11 +104,7 @@ def load_recognizer(
 
         found = load_transformers(source, device=device, revision=revision, language=language, task=task)
         return with_precision(found, found.model, precision)
-    from tokenthrift.models import model_class
-
-    kind = model_class(folder)
-    if not all(hasattr(kind, name) for name in ("transcribe", "sample_rate", "max_seconds")):
-        raise ConfigError(f"{source}: a model of {kind.__name__} does not write down speech")
+    kind = _own_class(source, folder)
     if language is not None or task != "transcribe":
         option = f"language={language!r}" if language is not None else f"task={task!r}"
         raise ValueError(f"{option}: {kind.__name__} has one language and writes it down as it is")

@@ -43,7 +43,7 @@ class Recording:
     """Something to transcribe.
 
     Attributes:
-        path: The file; only a name where there are `samples`.
+        path: The file; only a name where there are `samples`, and "m.jsonl, line 3" where that line is no entry.
         output: Where its output goes, below the output folder and without the suffix of the format.
         samples: (n,), (channels, n) or (n, channels) samples in place of the file, floats or whole numbers.
         rate: Samples per second of `samples`.
@@ -201,8 +201,9 @@ def _seconds(data: dict[str, Any], name: str, default: float | None) -> float | 
 
 
 def _bad(manifest: Path, number: int, reason: str) -> Recording:
-    output = Path(f"{manifest.stem}-line-{number}")
-    return Recording(manifest, output, error=f"{manifest}, line {number}: {reason}")
+    """A recording that is named after the line, as there is no file to name it after."""
+    name, output = f"{manifest.name}, line {number}", Path(f"{manifest.stem}-line-{number}")
+    return Recording(manifest.with_name(name), output, error=reason)
 
 
 def _listed(stdin: IO[str]) -> Iterator[str]:

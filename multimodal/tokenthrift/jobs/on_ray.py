@@ -66,7 +66,10 @@ def map_on_ray(
     started = not ray.is_initialized()
     if started:
         local: dict[str, Any] = {} if address else {"num_cpus": workers + 1}
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, **local)
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, **local)
+        except Exception as error:  # Of many types: a cluster that is not there, a node that does not start in time.
+            raise ClusterError(f"Ray: {_last_line(error)}") from error
     try:
         data.DataContext.get_current().enable_progress_bars = False
         gpus = float(ray.cluster_resources().get("GPU", 0))
@@ -84,8 +87,11 @@ def map_on_ray(
             yield pickle.loads(row["result"])  # written by this job's own workers
     except ray.exceptions.RayError as error:
         # Before the last line of its text stand the calls of the worker.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ClusterError(f"Ray: {lines[-1].strip()}") from error
+        raise ClusterError(f"Ray: {_last_line(error)}") from error
     finally:
         if started:
             ray.shutdown()
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

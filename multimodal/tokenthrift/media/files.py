@@ -92,10 +92,10 @@ class _Search:
         if path.suffix.lower() in self.suffixes or path.suffix.lower() in self.besides:
             return True
         if not path.is_file() or kind_of(path) not in self.kinds:
-            self.others.add(os.path.abspath(path))
+            self.others.add(os.path.realpath(path))
             return False
         if not self.any_suffix:
-            self.left_out.setdefault(os.path.abspath(path), path)
+            self.left_out.setdefault(os.path.realpath(path), path)
         return self.any_suffix
 
 
@@ -107,7 +107,10 @@ def find_files(
     any_suffix: bool = False,
     besides: Collection[str] = (),
 ) -> FoundFiles:
-    """Finds all files of a medium; one that is named twice appears once, at its first place.
+    """Finds all files of a medium; one that several arguments lead to appears once, at its first place.
+
+    Links count as what they lead to. Within one argument they do not: equal files of a repository in the cache of the
+    Hub are links to one file, and each of them is expected to have its output.
 
     Args:
         arguments: Files, folders, and patterns with `*`, `?`, `[...]` or `**`. A path that exists is never taken for a
@@ -127,6 +130,7 @@ def find_files(
     kinds = next((kinds for known, kinds in _CONTENT if known == suffixes), ())
     search = _Search(suffixes, kinds, any_suffix, besides, {}, set())
     found: dict[str, tuple[Path, Path, int]] = {}
+    first: dict[str, int] = {}  # real path to the first argument that leads there
     problems = []
     for number, argument in enumerate(arguments):
         path = Path(argument)
@@ -150,7 +154,8 @@ def find_files(
         if not paths:
             problems.append(problem)
         for path in paths:
-            found.setdefault(os.path.abspath(path), (path, path.relative_to(base), number))
+            if first.setdefault(os.path.realpath(path), number) == number:
+                found.setdefault(os.path.abspath(path), (path, path.relative_to(base), number))
     if problems:
         raise InputError("; ".join(problems))
     outputs = [entry[1] for entry in found.values()]
@@ -160,8 +165,8 @@ def find_files(
         outputs = [Path(os.path.relpath(path, root)) for path in found]
     names = _without_suffixes(outputs)
     files = [FoundFile(path, name, number) for (path, _, number), name in zip(found.values(), names, strict=True)]
-    left_out = [path for place, path in search.left_out.items() if place not in found]
-    return FoundFiles(files, left_out, len(search.others - found.keys()))
+    left_out = [path for place, path in search.left_out.items() if place not in first]
+    return FoundFiles(files, left_out, len(search.others - first.keys()))
 
 
 def _walk(folder: Path, search: _Search) -> Iterator[Path]:

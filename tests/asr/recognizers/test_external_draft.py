@@ -78,6 +78,27 @@ def test_a_model_without_times_is_refused(tmp_path: Path) -> None:
         model.transcribe([speech(1.0)])
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_command_refuses_it_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    """By the configurations: nothing is loaded, no cluster started, no folder made."""
+    tiny_model().save_pretrained(tmp_path / "dllm")
+    dllm, silent, ctc = str(tmp_path / "dllm"), str(moonshine(tmp_path / "moonshine")), str(wav2vec2(tmp_path / "ctc"))
+    path, out = write(tmp_path / "a.wav", voice(1.0)), tmp_path / "out"
+    monkeypatch.setattr("tokenthrift.transcription.engine.load_recognizer", None)
+    monkeypatch.setattr("tokenthrift.transcription.ray_engine.map_on_ray", None)
+    for model, draft, reason in (
+        (ctc, ctc, f"--draft-model is for dLLM-ASR; {ctc} takes no draft"),
+        (dllm, silent, f"--draft-model {silent} gives no times of its words"),
+        (dllm, str(tmp_path / "none"), f"there is no folder '{tmp_path}/none'"),
+    ):
+        command = [str(path), "--model", model, "--draft-model", draft, "--engine", engine, "--out-dir", str(out)]
+        assert main(command) == 2
+        assert f"error: {reason}" in capsys.readouterr().err.replace("\n", " ")
+        assert not out.exists()
+
+
 def test_the_command_refuses_it_before_any_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise each recording would fail by itself."""
     tiny_model().save_pretrained(tmp_path / "dllm")

@@ -52,8 +52,9 @@ class MtskModule(L.LightningModule):
             that does not exist is an error when training begins, unless it goes on from a checkpoint.
         seed: of the random choice of scales.
         frozen: beginnings of the names of further weights that stay as they are.
-        fixed_channels: so many last channels of sound and video tokens and of markers stay as they are, where a
-            language model has flags in them (`recipes/mtsk/whisper_llama.py`).
+        fixed_channels: so many last channels of sound and video tokens and of markers get no gradient, where a
+            language model has flags in them (`recipes/mtsk/whisper_llama.py`). Weight decay still shrinks those of
+            matrices that are not zero.
         distill_weight: weight, beside the loss, of how far a scale's predictions are from those of the finest scale of
             the same streams in the step, which learns nothing from it (Matryoshka self-distillation).
 
