@@ -251,15 +251,11 @@ class MtskNetwork(HubModel):
         labeled = rows.labels[:, 1:] != IGNORED
         return cast(Tensor, self.language_model.lm_head(hidden[:, :-1][labeled]))
 
-    def predictions(self, encoded: Encoded, texts: Sequence[Sequence[int]], rates: Rates) -> tuple[Tensor, Tensor]:
-        """Float32 logits (n, vocabulary) of the text tokens (and ends) of a batch, and these (n,); see `rows`."""
-        rows = self.rows(encoded, texts, rates)
-        labels = rows.labels[:, 1:]
-        return self.logits(rows, rates).float(), labels[labels != IGNORED]
-
     def loss(self, encoded: Encoded, texts: Sequence[Sequence[int]], rates: Rates) -> Tensor:
         """Mean cross entropy over the text tokens (and ends) of a batch at one pair of rates; see `rows`."""
-        return F.cross_entropy(*self.predictions(encoded, texts, rates))
+        rows = self.rows(encoded, texts, rates)
+        labels = rows.labels[:, 1:]
+        return F.cross_entropy(self.logits(rows, rates).float(), labels[labels != IGNORED])
 
     @torch.no_grad()
     def prefill(self, encoded: Encoded, rates: Rates) -> PrefixCache:

@@ -4,21 +4,20 @@ Source: Llama-MTSK (arXiv 2503.06362), sections 3 and 4.1: every pair of rates i
 (0.9, 0.98) with weight decay 0.1, a cosine to zero over all steps without warm-up, gradients clipped at 10. What
 differs: scales run forward and backward one by one after one pass of the encoders (`scales`), the loss is not divided
 again by the batch size and is the same on any number of processes (`processes`), a step may take a random few of the
-scales instead of all, coarse scales may learn from the predictions of the finest, a language model that is too small to
-be prompted may be trained along, and validation reads texts at the finest and the coarsest rates of development data.
+scales instead of all, a language model that is too small to be prompted may be trained along, and validation reads
+texts at the finest and the coarsest rates of development data.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.config import from_plain, to_plain
@@ -55,8 +54,6 @@ class MtskModule(L.LightningModule):
         fixed_channels: so many last channels of sound and video tokens and of markers get no gradient, where a
             language model has flags in them (`recipes/mtsk/whisper_llama.py`). Weight decay still shrinks those of
             matrices that are not zero.
-        distill_weight: weight, beside the loss, of how far a scale's predictions are from those of the finest scale of
-            the same streams in the step, which learns nothing from it (Matryoshka self-distillation).
 
     Raises:
         ValueError: a token that the tokenizer lacks, a trained language model that would not be kept, a step of no
@@ -75,7 +72,6 @@ class MtskModule(L.LightningModule):
         seed: int = 0,
         frozen: tuple[str, ...] = (),
         fixed_channels: int = 0,
-        distill_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if train_language_model and not config.include_frozen:
@@ -84,7 +80,7 @@ class MtskModule(L.LightningModule):
             raise ValueError(f"accumulate is how many batches make a step, from 1; got {accumulate}")
         plain = {"config": to_plain(config), "optim": to_plain(optim), "train_language_model": train_language_model}
         more = {"scales_per_step": scales_per_step, "gradient_clip": gradient_clip, "accumulate": accumulate}
-        kept = {"frozen": list(frozen), "fixed_channels": fixed_channels, "distill_weight": distill_weight}
+        kept = {"frozen": list(frozen), "fixed_channels": fixed_channels}
         self.save_hyperparameters({**plain, **more, **kept, "start_from": start_from, "seed": seed})
         self.optim = optim
         self.automatic_optimization = False  # a step has a backward pass per scale
@@ -176,8 +172,7 @@ class MtskModule(L.LightningModule):
         scales = self.fitting(audio=audio, video=video)
         if h.scales_per_step is not None:
             rng = random.Random(f"{h.seed}-{self.global_step}")
-            chosen = rng.sample(scales, min(h.scales_per_step, len(scales)))
-            scales = [rates for rates in scales if rates in chosen]  # the finest first
+            scales = rng.sample(scales, min(h.scales_per_step, len(scales)))
         if not self.held:
             optimizer.zero_grad()
         share = float(tokens / everything)
@@ -185,7 +180,7 @@ class MtskModule(L.LightningModule):
         if not empty:
             with local_gradients(self.trainer.strategy.model):
                 losses = backward_by_scale(
-                    self.losses_of(ids),
+                    lambda states, rates: self.model.loss(states, ids, rates),
                     self.encoded(batch, audio=audio, video=video),
                     scales,
                     [share * self.trainer.world_size / (len(scales) * h.accumulate)] * len(scales),
@@ -197,24 +192,6 @@ class MtskModule(L.LightningModule):
             self._step(optimizer)
         loss = total(means).mean()
         self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def losses_of(self, ids: Sequence[Sequence[int]]) -> Callable[[Encoded, Rates], Tensor]:
-        """The loss of texts at one scale after another, the finest first."""
-        finest: dict[tuple[bool, bool], Tensor] = {}
-
-        def loss(encoded: Encoded, rates: Rates) -> Tensor:
-            logits, labels = self.model.predictions(encoded, ids, rates)
-            own, streams = F.cross_entropy(logits, labels), (bool(rates.audio), bool(rates.video))
-            weight: float = self.hparams["distill_weight"]
-            if not weight:
-                return own
-            if streams not in finest:
-                finest[streams] = logits.detach().log_softmax(1)
-                return own
-            apart = F.kl_div(logits.log_softmax(1), finest[streams], reduction="batchmean", log_target=True)
-            return own + weight * apart
-
         return loss
 
     def _step(self, optimizer: Any) -> None:

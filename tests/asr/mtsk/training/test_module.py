@@ -17,7 +17,7 @@ from tests import training_runs
 from tests.asr.mtsk.training.mtsk_runs import TEXTS, fit, module_of, same, weights_of
 from tests.asr.talking import write_parts, write_states, write_video
 from tokenthrift.mtsk import LlamaMtsk, MtskDataModule, MtskModule, Rates
-from tokenthrift.mtsk.training.clips import CachedStates, Clip, collate
+from tokenthrift.mtsk.training.clips import Clip, collate
 from tokenthrift.mtsk.training.module import module_options, sample_lines
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.training.optim import OptimConfig
@@ -67,32 +67,6 @@ def test_what_is_fixed_stays_as_it_was_and_all_else_learns(parts: dict[str, str]
             new = after[name]
         shrunk = new[-3:] / old[-3:]  # by weight decay alone, where there is any
         assert torch.allclose(shrunk, shrunk.flatten()[0].expand_as(shrunk), rtol=1e-5), name
-
-
-def test_coarse_scales_learn_from_the_finest_of_the_same_streams(parts: dict[str, str], states: Path) -> None:
-    module = module_of(parts, distill_weight=0.5)
-    clips = CachedStates(sorted(states.glob("*.safetensors")))
-    batch = collate([clips[0], clips[1]])
-    ids, encoded = [module.model.token_ids(text) for text in batch.texts], module.encoded(batch)
-    scales = [rates for rates in module.model.config.scales if rates.audio and rates.video]
-    with torch.no_grad():
-        for weight in module.model.audio_proj.parameters():
-            weight.add_(torch.randn_like(weight) * 0.3)
-    loss = module.losses_of(ids)
-    finest, coarse = loss(encoded, scales[0]), loss(encoded, scales[-1])
-    assert finest.item() == pytest.approx(module.model.loss(encoded, ids, scales[0]).item())
-    (teacher, _), (student, _) = (module.model.predictions(encoded, ids, rates) for rates in (scales[0], scales[-1]))
-    apart = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1).mean()
-    assert apart.item() > 1e-4
-    assert coarse.item() == pytest.approx(
-        module.model.loss(encoded, ids, scales[-1]).item() + 0.5 * apart.item(), rel=1e-4
-    )
-    coarse.backward()
-    assert all(weight.grad is None for weight in module.model.audio_proj[0].parameters()), (
-        "the finest learns nothing of it"
-    )
-    alone = module_of(parts)
-    assert alone.losses_of(ids)(encoded, scales[-1]).item() == alone.model.loss(encoded, ids, scales[-1]).item()
 
 
 def test_what_cannot_be_fixed_is_refused(parts: dict[str, str]) -> None:
