@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--projector", type=int, default=2048, help="between the two layers of a projector")
+    parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     files = ("config.json", "model.safetensors", "tokenizer.json")
