@@ -5,6 +5,8 @@ can be named, so that near them no tokens are spent on staying further below tha
 
     python recipes/karl/calibrate.py model_cards/karl-tiny-64 data/karl/photos_dev.npy data/karl/emoji_dev.npy \
         --targets 0.1 0.12
+
+With `--test` it prints how many of other images then miss each target; with `--dry-run` the folder stays as it is.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from pathlib import Path
 import torch
 
 from tokenthrift.config import to_plain
+from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import Karl
+from tokenthrift.karl.calibration import Calibration
 from tokenthrift.karl.evaluation.image_sets import read_set
-from tokenthrift.karl.evaluation.sweeps import calibrate
+from tokenthrift.karl.evaluation.sweeps import calibrate, sweep
 
 
 def main() -> None:
@@ -29,19 +33,37 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.1, help="share that may miss (default: %(default)s)")
     parser.add_argument("--targets", type=float, nargs="*", default=[], help="target errors that will be used")
     parser.add_argument("--seed", type=int, default=0, help="of which images are taken (default: 0)")
+    parser.add_argument("--test", type=Path, nargs="*", default=[], help="other images, to count misses of the targets")
+    parser.add_argument("--dry-run", action="store_true", help="leave the model as it is")
     options = parser.parse_args()
     karl = Karl.from_pretrained(options.model)
     sets = [read_set(source, karl.config.size[0], None, options.seed) for source in options.sources]
     count = min(map(len, sets))
     images = torch.cat([images[:count] for images in sets])
     calibration = calibrate(karl, images, options.alpha, options.targets)
+    for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
+        print(f"conditioned on {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
+    for source in options.test:
+        for target in options.targets:
+            print(misses(karl, source, calibration, target))
+    if options.dry_run:
+        return
     path = options.model / "config.json"
     partial = path.with_suffix(".partial")
     fields = {**json.loads(path.read_text(encoding="utf-8")), "calibration": to_plain(calibration)}
     partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
-    for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
-        print(f"conditioned on {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
+
+
+def misses(karl: Karl, source: Path, calibration: Calibration, target: float) -> str:
+    """A line about the images of a source: how many exceed a target error, encoded as a calibration says."""
+    images = read_set(source, karl.config.size[0])
+    used, achieved, _ = sweep(karl, images, errors=(calibration.request(target),))
+    share, low, high = bootstrap_interval((achieved[:, 0] > target).double().tolist())
+    return (
+        f"{source.stem}: {share:.1%} of {len(images)} images miss {target:g} (95 % {low:.1%} to {high:.1%}), "
+        f"with {used.double().mean():.1f} tokens"
+    )
 
 
 if __name__ == "__main__":

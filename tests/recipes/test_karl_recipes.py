@@ -164,6 +164,13 @@ def test_calibration_is_kept_beside_untouched_weights(
     for seed in range(2):
         np.save(tmp_path / f"{seed}.npy", (pictures(12 + seed, (16, 16), seed) * 255).to(torch.uint8).numpy())
     arguments = [folder, tmp_path / "0.npy", tmp_path / "1.npy", "--alpha", "0.2"]
+    whole = (folder / "config.json").read_bytes()
+    monkeypatch.setattr(
+        sys, "argv", ["calibrate", *map(str, arguments), "--dry-run", "--targets", "0.9", "--test", str(arguments[1])]
+    )
+    script("calibrate", monkeypatch).main()
+    assert "0: 0.0% of 12 images miss 0.9 (95 % 0.0% to 0.0%), with" in capsys.readouterr().out
+    assert (folder / "config.json").read_bytes() == whole
     monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
     script("calibrate", monkeypatch).main()
     assert (folder / "model.safetensors").read_bytes() == before
