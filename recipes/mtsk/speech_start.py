@@ -2,7 +2,8 @@
 
 Some hours of speech are too few to find out at once what a sound token is and how to write a sentence. The decoder of
 Whisper knows both, so it becomes the language model (`whisper_llama.py`). The projectors begin as the mean of the
-states of a token. OUT gets
+states of a token, or, with `--taught`, decoder and projectors are those that `speech_decoder.py` has taught to read
+few tokens. OUT gets
 
     llama/    the language model and its tokenizer, a checkpoint of transformers
     start/    a Llama-MTSK model of it and Whisper's encoder, which writes texts before any training; `speech.yaml` goes
@@ -46,7 +47,12 @@ POSITIONS = 256  # at most, of Whisper's 448: 30 s of speech are about 100 token
 
 
 class Whisper:
-    """Encoder and decoder of a Whisper checkpoint, and the ids of its tokens that matter here.
+    """Encoder and decoder of a Whisper checkpoint, with the tokens that matter here.
+
+    Attributes:
+        vocabulary: of lower-case words; its ids are those of the decoder.
+        end: token behind a text.
+        begin: the two tokens before a text, the last ones of the decoder.
 
     Args:
         folder: config.json, model.safetensors and tokenizer.json of an English Whisper.
@@ -57,21 +63,19 @@ class Whisper:
         sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
         whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        found = [whole.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "notimestamps", "endoftext")]
+        found = [whole.token_to_id(f"<|{name}|>") for name in ("endoftext", "startoftranscript", "notimestamps")]
         if None in found or sizes["vocab_size"] > ENGLISH:
             raise SystemExit("this takes an English Whisper, whose texts begin with two tokens")
-        self.begin, self.end = (int(found[0]), int(found[1])), int(found[2])
         self.vocabulary, kept = trim(folder / "tokenizer.json", vocabulary)
-        self.kept = [*kept, self.end]
+        self.end, *begin = range(len(kept), len(kept) + 3)
+        self.begin = (begin[0], begin[1])
         side = [sizes[f"encoder_{name}"] for name in ("layers", "attention_heads", "ffn_dim")]
         self.encoder = WhisperEncoder(sizes["d_model"], *side, sizes["num_mel_bins"]).eval()
         self.encoder.load_state_dict(encoder_weights(state))
-        everything = list(range(sizes["vocab_size"]))
         positions = min(POSITIONS, sizes["max_target_positions"])
-        self.weights = decoder_weights(state, everything, 0, positions)
         side = [sizes[f"decoder_{name}"] for name in ("layers", "attention_heads", "ffn_dim")]
-        self.decoder = WhisperDecoder(len(everything), sizes["d_model"], *side, positions).eval()
-        self.decoder.load_state_dict(self.weights)
+        self.decoder = WhisperDecoder(len(kept) + 3, sizes["d_model"], *side, positions).eval()
+        self.decoder.load_state_dict(decoder_weights(state, [*kept, *map(int, found)], 0, positions))
 
     def states(self, sound: Tensor) -> tuple[Tensor, Tensor]:
         """States (1, N, D) of a recording and their number (1,)."""
@@ -79,8 +83,8 @@ class Whisper:
         return self.encoder(mels, lengths), lengths
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text of lower-case words, as Whisper numbers them."""
-        return [self.kept[i] for word in text.split() for i in self.vocabulary.word(word)]
+        """The tokens of a text of lower-case words."""
+        return [i for word in text.split() for i in self.vocabulary.word(word)]
 
 
 def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
@@ -98,7 +102,25 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
 
 
 @torch.no_grad()
-def measured(whisper: Whisper, sounds: Sequence[Tensor], texts: Sequence[str]) -> tuple[float, list[float]]:
+def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
+    """Stacked states (rate * size) to their mean (size), by two layers of which the first is wider than needed."""
+    if hidden_size < 2 * size:
+        raise ValueError(f"a mean needs {2 * size} hidden channels in a projector, not {hidden_size}")
+    inner, outer = nn.Linear(rate * size, hidden_size), nn.Linear(hidden_size, size)
+    same = torch.eye(size)
+    mean = same.repeat(1, rate) / rate
+    inner.weight[: 2 * size] = torch.cat([mean, -mean])  # behind the ReLU its positive and its negative part
+    inner.bias[: 2 * size] = 0.0
+    outer.weight.zero_()
+    outer.weight[:, : 2 * size] = torch.cat([same, -same], 1)
+    outer.bias.zero_()
+    return nn.Sequential(inner, nn.ReLU(), outer)
+
+
+@torch.no_grad()
+def measured(
+    whisper: Whisper, project: nn.Module, rate: int, sounds: Sequence[Tensor], texts: Sequence[str]
+) -> tuple[float, list[float]]:
     """What `llama_of` must know of some recordings: `audio_norm` and `rms`."""
     norms = [layer.encoder_attn_layer_norm for layer in whisper.decoder.layers] + [whisper.decoder.layer_norm]
     seen: list[list[Tensor]] = [[] for _ in norms]
@@ -109,7 +131,8 @@ def measured(whisper: Whisper, sounds: Sequence[Tensor], texts: Sequence[str]) -
     hooks = [norm.register_forward_pre_hook(note(i)) for i, norm in enumerate(norms)]
     lengths = []
     for sound, text in zip(sounds, texts, strict=True):
-        memory, counts = pool_by_rate(*whisper.states(sound), 4)
+        stacked, counts = pool_by_rate(*whisper.states(sound), rate, "stack")
+        memory = project(stacked)
         lengths.append(memory[0].norm(dim=1))
         ids = [*whisper.begin, *whisper.ids(text)]
         causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
@@ -123,25 +146,23 @@ def measured(whisper: Whisper, sounds: Sequence[Tensor], texts: Sequence[str]) -
 
 
 @torch.no_grad()
-def begin_with_means(model: LlamaMtsk, first: Tensor) -> None:
-    """Projectors that give the mean of a token's states, and markers that nothing but sound looks at.
+def begin_with(model: LlamaMtsk, projectors: Sequence[nn.Module], first: Tensor) -> None:
+    """Gives a model of sound alone its projectors, with the flags of sound, and markers that nothing but sound sees.
 
     Args:
         model: of sound alone.
+        projectors: for each of its rates, to the width of Whisper.
         first: (H,) embedding of the first token of a text, which stands behind the sound.
     """
     size = model.config.language_model.hidden_size - EXTRA
-    same = torch.eye(size)
-    for rate, project in zip(model.config.audio_rates, model.audio_proj, strict=True):
-        inner, outer = (layer for layer in project if isinstance(layer, nn.Linear))
-        if len(inner.weight) < 2 * size:
-            raise ValueError(f"a mean needs {2 * size} hidden channels in a projector, not {len(inner.weight)}")
-        mean = same.repeat(1, rate) / rate
-        inner.weight[: 2 * size] = torch.cat([mean, -mean])  # behind the ReLU its positive and its negative part
-        inner.bias[: 2 * size] = 0.0
-        outer.weight.zero_()
-        outer.weight[:size, : 2 * size] = torch.cat([same, -same], 1)
-        outer.bias.copy_(torch.cat([torch.zeros(size), torch.tensor([BALLAST, *[0.0] * (EXTRA - 1)])]))
+    for given, project in zip(projectors, model.audio_proj, strict=True):
+        (inner, outer), (own_inner, own_outer) = (
+            [layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (given.children(), project)
+        )
+        own_inner.load_state_dict(inner.state_dict())
+        own_outer.weight.zero_()
+        own_outer.weight[:size] = outer.weight
+        own_outer.bias.copy_(torch.cat([outer.bias, torch.tensor([BALLAST, *[0.0] * (EXTRA - 1)])]))
     assert model.markers is not None
     model.markers.copy_(prefix_row(size).expand_as(model.markers))
     model.markers[MARKERS.index("</audio>")] = first
@@ -155,6 +176,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
+    parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     files = ("config.json", "model.safetensors", "tokenizer.json")
@@ -164,13 +186,18 @@ def main() -> None:
     rows = [row for row in rows if row["split"] == "train" and row["duration"] < 20]
     some = rows[:: max(1, len(rows) // 40)]
     sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
+    size = whisper.encoder.conv2.out_channels
+    projectors = nn.ModuleList(projector(rate, size, arguments.projector) for rate in arguments.rates)
+    if arguments.taught is not None:
+        taught = nn.ModuleDict({"decoder": whisper.decoder, "projectors": projectors})
+        taught.load_state_dict(load_file(arguments.taught))
     lm, first = llama_of(
-        whisper.weights,
+        whisper.decoder.state_dict(),
         whisper.decoder.num_attention_heads,
-        whisper.kept,
+        range(whisper.end + 1),
         whisper.begin,
         len(PROMPTS),
-        *measured(whisper, sounds, [row["text"] for row in some]),
+        *measured(whisper, projectors[0], arguments.rates[0], sounds, [row["text"] for row in some]),
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     lm.save_pretrained(arguments.out / "llama")
@@ -190,7 +217,7 @@ def main() -> None:
             include_frozen=True,
         )
     )
-    begin_with_means(model, first)
+    begin_with(model, list(projectors), first)
     model.save_pretrained(arguments.out / "start")
     print(f"{sum(p.numel() for p in lm.parameters()) / 1e6:.1f} M weights of the language model")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -25,7 +26,7 @@ from tokenthrift.mtsk.sequence import PROMPTS
 from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
-start, lips_start = script("speech_start"), script("lips_start")
+start, decoder, lips_start = script("speech_start"), script("speech_decoder"), script("lips_start")
 TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
 RATES = (2, 4)
 
@@ -104,12 +105,67 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
             causal = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).tril()
             context = whisper.decoder.context(memory, torch.ones(1, int(counts[0]), dtype=torch.bool))
             logits = whisper.decoder.logits(whisper.decoder(read, causal, context)[0])[0, 1:]
-            cut = torch.full((logits.shape[1],), -1e9).index_fill(0, torch.tensor(whisper.kept), 0.0)
-            expected = float(F.cross_entropy(logits + cut, torch.tensor([*ids, whisper.end])))
+            expected = float(F.cross_entropy(logits, torch.tensor([*ids, whisper.end])))
             found = float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate)))
         assert found == pytest.approx(expected, abs=0.15)
         losses.append(expected)
     assert max(losses) - min(losses) > 0.5, "texts differ more than the two models"
+
+
+@pytest.fixture(scope="module")
+def taught(parts: Path) -> Path:
+    """A decoder and projectors after some steps, in two runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--every", 10)
+        own = (*own, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
+        for steps in (20, 40):
+            run(patch, "speech_decoder", parts / "whisper", parts / "states", parts / "taught", *own, "--steps", steps)
+    return parts / "taught/taught.safetensors"
+
+
+def test_decoder_and_projectors_learn_and_a_stopped_run_goes_on(parts: Path, taught: Path) -> None:
+    lines = [json.loads(line) for line in (parts / "taught/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert lines[-1]["train"] < 0.8 * lines[0]["train"]
+    assert all(len(line["dev"]) == len(RATES) for line in lines)
+    before = start.Whisper(parts / "whisper", 120).decoder.state_dict()
+    after = load_file(taught)
+    assert {name for name in before if torch.equal(before[name], after[f"decoder.{name}"])} >= {
+        "embed_tokens.weight",
+        "embed_positions.weight",
+    }
+    moved = [name for name in before if not torch.equal(before[name], after[f"decoder.{name}"])]
+    assert "layers.1.encoder_attn.k_proj.weight" in moved
+
+
+def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--taught", taught)
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
+    model = LlamaMtsk.from_pretrained(tmp_path / "start")
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES, 80).eval()
+    reader.load_state_dict(load_file(taught))
+    for k, rate in enumerate(RATES):
+        for i, text in enumerate(TEXTS):
+            sound = speech(2.0, i)
+            with torch.no_grad():
+                states, lengths = whisper.states(sound)
+                read, written = decoder.rows(whisper, [text])
+                scores = reader(states, lengths, read, rate)[0, 1:]
+                expected = float(F.cross_entropy(scores, written[0, 1:]))
+                found = float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate)))
+            assert found == pytest.approx(expected, rel=0.1, abs=0.15), (k, i)
+
+
+def test_hidden_spans_are_zero_and_the_rest_stays(parts: Path) -> None:
+    states, lengths = torch.rand(3, 400, 4) + 1, torch.tensor([400, 200, 10])
+    hidden = decoder.hide_spans(states, lengths, 0.2, random.Random(0))
+    gone = (hidden == 0).all(-1)
+    assert torch.equal(hidden[~gone], states[~gone])
+    assert not gone[1, 216:].any()
+    assert 0.1 < gone[0].float().mean() < 0.25
+    assert torch.equal(decoder.hide_spans(states, lengths, 0.0, random.Random(0)), states)
 
 
 def test_the_tokenizer_writes_lower_case_words_and_each_prompt_as_one_token(model: LlamaMtsk) -> None:
