@@ -116,8 +116,8 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
 def taught(parts: Path) -> Path:
     """A decoder and projectors after some steps, in two runs."""
     with pytest.MonkeyPatch.context() as patch:
-        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--every", 10)
-        own = (*own, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
+        sizes = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
+        own = (*sizes, "--every", 10, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
         for steps in (20, 40):
             run(patch, "speech_decoder", parts / "whisper", parts / "states", parts / "taught", *own, "--steps", steps)
     return parts / "taught/taught.safetensors"

@@ -243,22 +243,19 @@ class MtskNetwork(HubModel):
             embeddings = torch.where(mask[..., None], embeddings, self.weight[-len(MARKERS) - 1])
         return Rows(embeddings, mask, label_rows([len(p) for p in prefixes], ended, self.config.bos_id))
 
-    def text_states(self, rows: Rows, rates: Rates) -> tuple[Tensor, ...]:
-        """Hidden states (labels that count, H) of each layer where text and end are predicted; the last are normed."""
-        with self.adapted(rates):
-            # Padding is on the right, so the causal mask alone keeps it out of sight.
-            found = self.language_model.model(inputs_embeds=rows.embeddings, use_cache=False, output_hidden_states=True)
-        labeled = rows.labels[:, 1:] != IGNORED
-        return tuple(states[:, :-1][labeled] for states in found.hidden_states[1:])
-
     def logits(self, rows: Rows, rates: Rates) -> Tensor:
         """Predictions of the text and its end, one after another: (labels that count, vocabulary)."""
-        return cast(Tensor, self.language_model.lm_head(self.text_states(rows, rates)[-1]))
+        with self.adapted(rates):
+            # Padding is on the right, so the causal mask alone keeps it out of sight.
+            hidden = self.language_model.model(inputs_embeds=rows.embeddings, use_cache=False)[0]
+        labeled = rows.labels[:, 1:] != IGNORED
+        return cast(Tensor, self.language_model.lm_head(hidden[:, :-1][labeled]))
 
     def loss(self, encoded: Encoded, texts: Sequence[Sequence[int]], rates: Rates) -> Tensor:
         """Mean cross entropy over the text tokens (and ends) of a batch at one pair of rates; see `rows`."""
         rows = self.rows(encoded, texts, rates)
-        return F.cross_entropy(self.logits(rows, rates).float(), rows.targets)
+        labels = rows.labels[:, 1:]
+        return F.cross_entropy(self.logits(rows, rates).float(), labels[labels != IGNORED])
 
     @torch.no_grad()
     def prefill(self, encoded: Encoded, rates: Rates) -> PrefixCache:

@@ -82,12 +82,6 @@ class Rows:
     mask: Tensor
     labels: Tensor
 
-    @property
-    def targets(self) -> Tensor:
-        """(labels that count,) what is predicted, of one item after another."""
-        labels = self.labels[:, 1:]
-        return labels[labels != IGNORED]
-
 
 def label_rows(prefixes: Sequence[int], texts: Sequence[Tensor], bos: int | None) -> Tensor:
     """(B, L) labels of right-padded sequences.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,7 +27,6 @@ from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.mtsk.training.assembly import AssemblyConfig, assemble
 from tokenthrift.mtsk.training.clips import Batch
-from tokenthrift.mtsk.training.distillation import DistillConfig, Teacher
 from tokenthrift.mtsk.training.processes import average_gradients, common_streams, local_gradients, total
 from tokenthrift.mtsk.training.scales import backward_by_scale
 from tokenthrift.mtsk.training.start import carried_over, read_origin
@@ -55,7 +54,6 @@ class MtskModule(L.LightningModule):
         fixed_channels: so many last channels of sound and video tokens and of markers get no gradient, where a
             language model has flags in them (`recipes/mtsk/whisper_llama.py`). Weight decay still shrinks those of
             matrices that are not zero.
-        distillation: a model to learn from besides the texts, and how much of it.
 
     Raises:
         ValueError: a token that the tokenizer lacks, a trained language model that would not be kept, a step of no
@@ -74,7 +72,6 @@ class MtskModule(L.LightningModule):
         seed: int = 0,
         frozen: tuple[str, ...] = (),
         fixed_channels: int = 0,
-        distillation: DistillConfig | None = None,
     ) -> None:
         super().__init__()
         if train_language_model and not config.include_frozen:
@@ -83,8 +80,7 @@ class MtskModule(L.LightningModule):
             raise ValueError(f"accumulate is how many batches make a step, from 1; got {accumulate}")
         plain = {"config": to_plain(config), "optim": to_plain(optim), "train_language_model": train_language_model}
         more = {"scales_per_step": scales_per_step, "gradient_clip": gradient_clip, "accumulate": accumulate}
-        taught = None if distillation is None else to_plain(distillation)
-        kept = {"frozen": list(frozen), "fixed_channels": fixed_channels, "distillation": taught}
+        kept = {"frozen": list(frozen), "fixed_channels": fixed_channels}
         self.save_hyperparameters({**plain, **more, **kept, "start_from": start_from, "seed": seed})
         self.optim = optim
         self.automatic_optimization = False  # a step has a backward pass per scale
@@ -94,7 +90,6 @@ class MtskModule(L.LightningModule):
             self.model.language_model.requires_grad_(True).train()
         freeze(self.model, frozen)
         fix_channels(self.model, fixed_channels)
-        self.teacher = None if distillation is None else Teacher(distillation, self.model)
         self.missing_start: OSError | None = None
         if start_from is not None:
             try:
@@ -183,11 +178,10 @@ class MtskModule(L.LightningModule):
         share = float(tokens / everything)
         means = torch.zeros(len(scales), dtype=torch.float32, device=self.device)
         if not empty:
-            encoded = self.encoded(batch, audio=audio, video=video)
             with local_gradients(self.trainer.strategy.model):
                 losses = backward_by_scale(
-                    self._loss(encoded, ids),
-                    encoded,
+                    lambda states, rates: self.model.loss(states, ids, rates),
+                    self.encoded(batch, audio=audio, video=video),
                     scales,
                     [share * self.trainer.world_size / (len(scales) * h.accumulate)] * len(scales),
                     backward=self.manual_backward,
@@ -199,13 +193,6 @@ class MtskModule(L.LightningModule):
         loss = total(means).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def _loss(self, encoded: Encoded, ids: Sequence[Sequence[int]]) -> Callable[[Encoded, Rates], Tensor]:
-        """What is minimized at each scale of a batch."""
-        if (teacher := self.teacher) is None:
-            return lambda states, rates: self.model.loss(states, ids, rates)
-        taught = teacher.taught(encoded, ids)
-        return lambda states, rates: teacher.loss(self.model, states, ids, rates, taught)
 
     def _step(self, optimizer: Any) -> None:
         """One step with the gradients that are there, those of all processes."""
@@ -265,8 +252,7 @@ def sample_lines(texts: Mapping[Rates, Sequence[tuple[str, str]]], most: int = 8
 
 def module_options(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `MtskModule` from the hyper-parameters of a checkpoint, which are flat in release 0.1.0."""
-    # What a model has learned from is not needed any more.
-    options = {name: value for name, value in saved.items() if not name.startswith("_") and name != "distillation"}
+    options = {name: value for name, value in saved.items() if not name.startswith("_")}
     if "config" not in options:
         names = {"projector_width": "projector_hidden_size"}
         options = {names.get(name, name): value for name, value in options.items()}
