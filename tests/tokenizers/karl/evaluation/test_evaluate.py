@@ -197,6 +197,8 @@ def test_calibration_of_a_model_is_saved_with_it(tmp_path: Path) -> None:
     calibration = calibrate(karl, pictures(30), 0.1, targets=(middle,))
     assert len(calibration.requests) > len(coarse.requests)
     assert calibration.request(middle) >= coarse.request(middle)
+    chosen = calibration.requests.index(calibration.request(middle))
+    assert calibration.requests[chosen + 1] < 1.02 * calibration.requests[chosen], "few tokens are spent on a step"
     karl.config = replace(karl.config, calibration=calibration)
     karl.save_pretrained(tmp_path / "model")
     again = type(karl).from_pretrained(tmp_path / "model")

@@ -25,6 +25,8 @@ STRICTEST = ERROR_BINS[0]
 """What the encoder is conditioned on where only the count is limited."""
 LADDER = tuple(e for e in ERROR_BINS if e <= 0.2)
 """Errors to condition on when calibrating; beyond them a reconstruction has little to do with its image."""
+REFINEMENTS = 2
+"""How often the step around a target is cut into eight: a step of a tenth becomes one of a thousandth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +163,19 @@ def calibrate(karl: Karl, images: Tensor, alpha: float, targets: Sequence[float]
     Raises:
         ValueError: too few images for so small an alpha.
     """
-    ladder, (_, achieved, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
-    coarse = fit(achieved.tolist(), ladder, alpha, karl.config.max_tokens)
-    between: set[float] = set()
-    for error in targets:
-        step_above = sum(bound <= error for bound in coarse.bounds)
-        low, high = ladder[max(step_above - 1, 0)], ladder[min(step_above, len(ladder) - 1)]
-        between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
-    finer = sorted(between.difference(ladder))
-    if not finer:
-        return coarse
-    _, more, _ = sweep(karl, images, errors=finer, batch=batch)
-    order = sorted(range(len(ladder) + len(finer)), key=lambda i: (ladder + finer)[i])
-    every = torch.cat([achieved, more], 1)[:, order]
-    return fit(every.tolist(), sorted(ladder + finer), alpha, karl.config.max_tokens)
+    requests, (_, achieved, _) = list(LADDER), sweep(karl, images, errors=LADDER, batch=batch)
+    calibration = fit(achieved.tolist(), requests, alpha, karl.config.max_tokens)
+    for _ in range(REFINEMENTS):
+        between: set[float] = set()
+        for error in targets:
+            step_above = sum(bound <= error for bound in calibration.bounds)
+            low, high = requests[max(step_above - 1, 0)], requests[min(step_above, len(requests) - 1)]
+            between |= {round(low * (high / low) ** (step / 8), 6) for step in range(1, 8)}
+        finer = sorted(between.difference(requests))
+        if not finer:
+            break
+        _, more, _ = sweep(karl, images, errors=finer, batch=batch)
+        order = sorted(range(len(requests) + len(finer)), key=lambda i: (requests + finer)[i])
+        achieved, requests = torch.cat([achieved, more], 1)[:, order], sorted(requests + finer)
+        calibration = fit(achieved.tolist(), requests, alpha, karl.config.max_tokens)
+    return calibration
