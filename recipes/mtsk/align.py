@@ -5,7 +5,8 @@ hidden-Markov training from a flat start (Young et al., The HTK Book, section 8.
 has, they are first spread evenly over what is not quiet, then a linear classifier of Whisper's encoder states (50 a
 second) learns to name the phonemes and Viterbi's algorithm moves their borders to where it says, a few times over. A
 pause may stand before each word and at the end. `OUT.jsonl` has the lines of the manifest with `words`
-([start, end, word] in seconds) and `phonemes` ([start, name], `_` for a pause), paths relative to itself.
+([start, end, word] in seconds) and `phonemes` ([start, name], `_` for a pause), paths relative to itself. Recordings of
+more than 30 s are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from tokenthrift.media.audio import read_audio
 
 PAUSE, STATES_PER_SECOND = "_", 50
+LONGEST = 30 * 16_000  # samples that Whisper's encoder takes in one pass
 NEAR, FAR = 8, 100.0  # frames around the spoken part in which there may be speech, and the penalty beyond
 LOUD = 0.45  # of the way from the quietest to the loudest, in dB
 
@@ -192,7 +194,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     home = arguments.manifest.parent
-    sounds = [read_audio(home / row["audio_filepath"]) for row in rows]
+    read = [(row, read_audio(home / row["audio_filepath"])) for row in rows]
+    read = [(row, sound) for row, sound in read if len(sound) <= LONGEST]
+    rows, sounds = [row for row, _ in read], [sound for _, sound in read]
     spelled = [spell(row["text"], arguments.voice, arguments.letters) for row in rows]
     paths = align(AudioStates(arguments.whisper).encode(sounds), sounds, spelled)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

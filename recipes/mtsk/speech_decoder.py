@@ -165,16 +165,21 @@ def losses(
     encoded: Encoded,
     texts: tuple[Tensor, Tensor],
     scales: Sequence[Rates],
+    end: int,
     expected: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given."""
+    """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given.
+
+    Of the end of a text nothing is to be learned from Whisper, which misses it where a recording has no silence.
+    """
     read, written = texts
-    there = written != IGNORED
+    targets = written[written != IGNORED]
+    words = targets != end
     for rates in scales:
-        scores = reader(encoded, read, rates)[there].float().log_softmax(-1)
-        loss = F.nll_loss(scores, written[there])
+        scores = reader(encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
+        loss = F.nll_loss(scores, targets)
         if expected is not None:
-            loss = loss + F.kl_div(scores, expected, log_target=True, reduction="batchmean")
+            loss = loss + F.kl_div(scores[words], expected[words], log_target=True, reduction="batchmean")
         yield loss
 
 
@@ -185,7 +190,7 @@ def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> l
     for batch in batches:
         texts = rows(whisper, batch.texts)
         tokens = int((texts[1] != IGNORED).sum())
-        sums += tokens * torch.stack(list(losses(reader, encoded_of(batch), texts, reader.scales)))
+        sums += tokens * torch.stack(list(losses(reader, encoded_of(batch), texts, reader.scales, whisper.end)))
         count += tokens
     return [round(value, 4) for value in (sums / count).tolist()]
 
@@ -260,11 +265,12 @@ def main() -> None:
         assert encoded.audio is not None
         assert encoded.audio_lengths is not None
         hidden = hide_spans(encoded.audio, encoded.audio_lengths, arguments.hidden, rng)
+        encoded = replace(encoded, audio=hidden)
         scales = rng.sample(reader.scales, min(arguments.scales_per_step, len(reader.scales)))
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             with torch.no_grad():
                 expected = teacher(encoded_of(heard), texts[0], None)[texts[1] != IGNORED].float().log_softmax(-1)
-            loss = torch.stack(list(losses(reader, replace(encoded, audio=hidden), texts, scales, expected))).mean()
+            loss = torch.stack(list(losses(reader, encoded, texts, scales, whisper.end, expected))).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

@@ -22,7 +22,7 @@ from tokenthrift.mtsk import LlamaMtsk, Rates
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.config import VideoConfig
 from tokenthrift.mtsk.external import AVHUBERT_FILE
-from tokenthrift.mtsk.sequence import PROMPTS, Encoded
+from tokenthrift.mtsk.sequence import IGNORED, PROMPTS, Encoded
 from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
@@ -159,6 +159,27 @@ def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, 
     reader.load_state_dict(load_file(taught))
     for expected, found in losses_of(whisper, reader, model, model.encode([speech(2.0, 1)])):
         assert found == pytest.approx(expected, rel=0.1, abs=0.15)
+
+
+def test_the_end_of_a_text_is_not_learned_from_whisper(parts: Path) -> None:
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES, (), 80).eval()
+    states = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
+    encoded, texts = Encoded(audio=states, audio_lengths=torch.tensor([40, 31])), decoder.rows(whisper, TEXTS[:2])
+    rates = reader.scales[:1]
+    with torch.no_grad():
+        own = reader(encoded, texts[0], rates[0])[texts[1] != IGNORED].log_softmax(-1)
+        (alone,) = decoder.losses(reader, encoded, texts, rates, whisper.end)
+        (taught,) = decoder.losses(reader, encoded, texts, rates, whisper.end, own)
+        ends = texts[1][texts[1] != IGNORED] == whisper.end
+        assert ends.sum() == 2
+        other = own.flip(1)
+        at_ends = torch.where(ends[:, None], other, own)
+        (same,) = decoder.losses(reader, encoded, texts, rates, whisper.end, at_ends)
+        (more,) = decoder.losses(reader, encoded, texts, rates, whisper.end, other)
+    torch.testing.assert_close(taught, alone)
+    torch.testing.assert_close(same, alone)
+    assert more > alone + 0.5
 
 
 def test_hidden_spans_are_zero_and_the_rest_stays(parts: Path) -> None:
