@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_decoder_and_projectors_learn_and_a_stopped_run_goes_on(parts: Path, tau
     assert "layers.1.encoder_attn.k_proj.weight" in moved
 
 
-def losses_of(whisper: start.Whisper, reader: torch.nn.Module, model: LlamaMtsk, encoded: Encoded) -> list[list[float]]:
+def losses_of(whisper: Any, reader: torch.nn.Module, model: LlamaMtsk, encoded: Encoded) -> list[list[float]]:
     """Of a reader and a model, for each text at each scale."""
     found = []
     for text in TEXTS:
@@ -258,8 +259,8 @@ def seeing(parts: Path, lips: Path, taught: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         learned = ("--steps", 2, "--every", 1, "--expect-steps", 200, "--start", taught)
         run(patch, "speech_decoder", parts / "whisper", lips, out, *SIZES, *own, *learned)
-        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
-        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own)
+        made = ("--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own, *made)
     return out
 
 
