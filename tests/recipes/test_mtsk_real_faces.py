@@ -98,6 +98,19 @@ def test_times_name_words_and_phonemes() -> None:
     assert found["phonemes"] == [[0.0, "_"], [0.04, "a"], [0.08, "t"], [0.1, "n"], [0.14, "_"]]
 
 
+def test_recordings_beyond_one_pass_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whisper, lines = write_whisper(tmp_path / "whisper"), []
+    for i in range(4):
+        seconds = 31.0 if i == 1 else 1.2
+        soundfile.write(tmp_path / f"{i}.flac", np.random.default_rng(i).normal(0, 0.1, int(16_000 * seconds)), 16_000)
+        lines.append(json.dumps({"audio_filepath": f"{i}.flac", "text": TEXTS[i]}) + "\n")
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    run(monkeypatch, "align", tmp_path / "manifest.jsonl", tmp_path / "aligned.jsonl", "--whisper", whisper)
+    found = [json.loads(line) for line in (tmp_path / "aligned.jsonl").read_text().splitlines()]
+    assert [row["audio_filepath"] for row in found] == ["0.flac", "2.flac", "3.flac"]
+    assert all([word for _, _, word in row["words"]] == row["text"].split() for row in found)
+
+
 # Lips
 
 
