@@ -3,7 +3,7 @@
 Some hours of speech are too few to find out at once what a sound token is and how to write a sentence. The decoder of
 Whisper knows both, so it becomes the language model (`whisper_llama.py`). The projectors begin as the mean of the
 states of a token, or, with `--taught`, decoder and projectors are those that `speech_decoder.py` has taught to read
-few tokens. OUT gets
+few tokens; of several runs their mean. OUT gets
 
     llama/    the language model and its tokenizer, a checkpoint of transformers
     start/    a Llama-MTSK model of it and Whisper's encoder, which writes texts before any training; `speech.yaml` goes
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from whisper_llama import BALLAST, EXTRA, llama_of, part, prefix_row
+from whisper_llama import BALLAST, EXTRA, llama_of, prefix_row
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder, decoder_weights
 from tokenthrift.dllm_asr.vocabulary import Vocabulary, trim
@@ -101,6 +101,12 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(data))
 
 
+def mean_of(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the weights of runs from one start, which err less than each (Wortsman et al. 2022)."""
+    found = [load_file(path) for path in paths]
+    return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+
+
 @torch.no_grad()
 def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
     """Stacked states (rate * size) to their mean (size), by two layers of which the first is wider than needed."""
@@ -115,14 +121,6 @@ def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
     outer.weight[:, : 2 * size] = torch.cat([same, -same], 1)
     outer.bias.zero_()
     return nn.Sequential(inner, nn.ReLU(), outer)
-
-
-def projector_of(state: Mapping[str, Tensor]) -> nn.Sequential:
-    """A projector from its tensors."""
-    inner, outer = state["0.weight"], state["2.weight"]
-    made = nn.Sequential(nn.Linear(*inner.mT.shape), nn.ReLU(), nn.Linear(*outer.mT.shape))
-    made.load_state_dict(state)
-    return made
 
 
 @torch.no_grad()
@@ -154,19 +152,18 @@ def measured(
 
 
 @torch.no_grad()
-def begin_with(model: LlamaMtsk, given: Sequence[nn.Module], first: Tensor) -> None:
-    """Gives a model its projectors, with the flags of sound, and markers that nothing but sound looks at.
+def begin_with(model: LlamaMtsk, projectors: Sequence[nn.Module], first: Tensor) -> None:
+    """Gives a model of sound alone its projectors, with the flags of sound, and markers that nothing but sound sees.
 
     Args:
-        model: of sound, or of sound and lips.
-        given: for each rate of sound, then of lips, a projector to the width of Whisper.
+        model: of sound alone.
+        projectors: for each of its rates, to the width of Whisper.
         first: (H,) embedding of the first token of a text, which stands behind the sound.
     """
     size = model.config.language_model.hidden_size - EXTRA
-    own = [*model.audio_proj, *getattr(model, "video_proj", ())]
-    for one, project in zip(given, own, strict=True):
+    for given, project in zip(projectors, model.audio_proj, strict=True):
         (inner, outer), (own_inner, own_outer) = (
-            [layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (one.children(), project)
+            [layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (given.children(), project)
         )
         own_inner.load_state_dict(inner.state_dict())
         own_outer.weight.zero_()
@@ -185,9 +182,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
-    parser.add_argument("--avhubert", help="visual encoder of what was taught, folder or Hub id; none for sound alone")
-    parser.add_argument("--video-rates", type=int, nargs="+", default=[2, 5])
-    parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
+    parser.add_argument("--taught", type=Path, nargs="+", help="of speech_decoder.py, of the same sizes; their mean")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     files = ("config.json", "model.safetensors", "tokenizer.json")
@@ -198,23 +193,17 @@ def main() -> None:
     some = rows[:: max(1, len(rows) // 40)]
     sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
     size = whisper.encoder.conv2.out_channels
-    own: list[nn.Module] = [projector(rate, size, arguments.projector) for rate in arguments.rates]
+    projectors = nn.ModuleList(projector(rate, size, arguments.projector) for rate in arguments.rates)
     if arguments.taught is not None:
-        taught = load_file(arguments.taught)
-        whisper.decoder.load_state_dict(part(taught, "decoder."))
-        names = [f"audio_proj.{k}." for k in range(len(arguments.rates))]
-        own = [projector_of(part(taught, name)) for name in names]
-        if arguments.avhubert is not None:
-            own += [projector_of(part(taught, f"video_proj.{k}.")) for k in range(len(arguments.video_rates))]
-    elif arguments.avhubert is not None:
-        parser.error("--avhubert needs --taught: lips have no meaning before")
+        taught = nn.ModuleDict({"decoder": whisper.decoder, "audio_proj": projectors})
+        taught.load_state_dict(mean_of(arguments.taught))
     lm, first = llama_of(
         whisper.decoder.state_dict(),
         whisper.decoder.num_attention_heads,
         range(whisper.end + 1),
         whisper.begin,
         len(PROMPTS),
-        *measured(whisper, own[0], arguments.rates[0], sounds, [row["text"] for row in some]),
+        *measured(whisper, projectors[0], arguments.rates[0], sounds, [row["text"] for row in some]),
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     lm.save_pretrained(arguments.out / "llama")
@@ -223,11 +212,8 @@ def main() -> None:
         AssemblyConfig(
             language_model=str(arguments.out / "llama"),
             whisper=arguments.whisper,
-            avhubert=arguments.avhubert,
-            video_positions=True,  # the language model counts none of sound and video
-            tasks=("asr",) if arguments.avhubert is None else ("asr", "avsr"),
+            tasks=("asr",),
             audio_rates=tuple(arguments.rates),
-            video_rates=tuple(arguments.video_rates),
             strategy="MSS",
             bottleneck=32,
             lora_scale=1.0,
@@ -237,7 +223,7 @@ def main() -> None:
             include_frozen=True,
         )
     )
-    begin_with(model, own, first)
+    begin_with(model, list(projectors), first)
     model.save_pretrained(arguments.out / "start")
     print(f"{sum(p.numel() for p in lm.parameters()) / 1e6:.1f} M weights of the language model")
 
