@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from tokenthrift.budget import BudgetError
 from tokenthrift.config import to_plain
 from tokenthrift.evaluation.statistics import bootstrap_interval
 from tokenthrift.karl import Karl
@@ -57,8 +58,12 @@ def main() -> None:
 
 def misses(karl: Karl, source: Path, calibration: Calibration, target: float) -> str:
     """A line about the images of a source: how many exceed a target error, encoded as a calibration says."""
+    try:
+        request = calibration.request(target)
+    except BudgetError as error:
+        return f"{source.stem}: {error}"
     images = read_set(source, karl.config.size[0])
-    used, achieved, _ = sweep(karl, images, errors=(calibration.request(target),))
+    used, achieved, _ = sweep(karl, images, errors=(request,))
     share, low, high = bootstrap_interval((achieved[:, 0] > target).double().tolist())
     return (
         f"{source.stem}: {share:.1%} of {len(images)} images miss {target:g} (95 % {low:.1%} to {high:.1%}), "

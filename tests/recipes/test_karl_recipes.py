@@ -166,10 +166,14 @@ def test_calibration_is_kept_beside_untouched_weights(
     arguments = [folder, tmp_path / "0.npy", tmp_path / "1.npy", "--alpha", "0.2"]
     whole = (folder / "config.json").read_bytes()
     monkeypatch.setattr(
-        sys, "argv", ["calibrate", *map(str, arguments), "--dry-run", "--targets", "0.9", "--test", str(arguments[1])]
+        sys,
+        "argv",
+        ["calibrate", *map(str, arguments), "--dry-run", "--targets", "1e-9", "0.9", "--test", str(arguments[1])],
     )
     script("calibrate", monkeypatch).main()
-    assert "0: 0.0% of 12 images miss 0.9 (95 % 0.0% to 0.0%), with" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0: 0.0% of 12 images miss 0.9 (95 % 0.0% to 0.0%), with" in printed
+    assert "0: error 1e-09 for all but 20% of images" in printed
     assert (folder / "config.json").read_bytes() == whole
     monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
     script("calibrate", monkeypatch).main()
