@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--test", type=Path, nargs="*", default=[], help="other images, to count misses of the targets")
     parser.add_argument("--dry-run", action="store_true", help="leave the model as it is")
     options = parser.parse_args()
+    if options.test and not options.targets:
+        parser.error("--test counts misses of --targets, and there are none")
     karl = Karl.from_pretrained(options.model)
     sets = [read_set(source, karl.config.size[0], None, options.seed) for source in options.sources]
     count = min(map(len, sets))
@@ -44,12 +46,16 @@ def main() -> None:
     calibration = calibrate(karl, images, options.alpha, options.targets)
     for request, bound in zip(calibration.requests, calibration.bounds, strict=True):
         print(f"conditioned on {request:g}, all but {options.alpha:.0%} stay within {bound:.4f}")
+    if not options.dry_run:
+        write(options.model, calibration)
     for source in options.test:
         for target in options.targets:
             print(misses(karl, source, calibration, target))
-    if options.dry_run:
-        return
-    path = options.model / "config.json"
+
+
+def write(folder: Path, calibration: Calibration) -> None:
+    """Keeps a calibration in the configuration of a model folder."""
+    path = folder / "config.json"
     partial = path.with_suffix(".partial")
     fields = {**json.loads(path.read_text(encoding="utf-8")), "calibration": to_plain(calibration)}
     partial.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

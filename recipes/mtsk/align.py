@@ -28,9 +28,9 @@ from states import AudioStates
 from torch import Tensor, nn
 
 from tokenthrift.media.audio import read_audio
+from tokenthrift.whisper import MAX_STATES, states_of
 
 PAUSE, STATES_PER_SECOND = "_", 50
-LONGEST = 30 * 16_000  # samples that Whisper's encoder takes in one pass
 NEAR, FAR = 8, 100.0  # frames around the spoken part in which there may be speech, and the penalty beyond
 LOUD = 0.45  # of the way from the quietest to the loudest, in dB
 
@@ -195,7 +195,8 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     home = arguments.manifest.parent
     read = [(row, read_audio(home / row["audio_filepath"])) for row in rows]
-    read = [(row, sound) for row, sound in read if len(sound) <= LONGEST]
+    read = [(row, sound) for row, sound in read if states_of(len(sound)) <= MAX_STATES]
+    left_out = len(rows) - len(read)
     rows, sounds = [row for row, _ in read], [sound for _, sound in read]
     spelled = [spell(row["text"], arguments.voice, arguments.letters) for row in rows]
     paths = align(AudioStates(arguments.whisper).encode(sounds), sounds, spelled)
@@ -206,7 +207,7 @@ def main() -> None:
                 if row.get(name):
                     row[name] = os.path.relpath((home / row[name]).resolve(), arguments.out.parent.resolve())
             file.write(json.dumps(row | times(path, one, row["text"])) + "\n")
-    print(f"{len(rows)} recordings")
+    print(f"{len(rows)} recordings" + (f", {left_out} longer than 30 s left out" if left_out else ""))
 
 
 if __name__ == "__main__":

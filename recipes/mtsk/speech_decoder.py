@@ -8,7 +8,7 @@ The loss at each rate is the cross entropy of the text and, but for its end, the
 when it reads every state of the clean recording. A checkpoint is kept; a stopped run goes on. OUT gets
 
     taught.safetensors   decoder and projectors, averaged over the last steps, at the least development loss
-    log.jsonl            losses of a text token
+    log.jsonl            what was minimized, and the cross entropy of a text token of development at each rate
 
 Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama.
 """
@@ -20,6 +20,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from tokenthrift.sources import fetch
 from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.training.sampler import bucketed_batches
 
-DEV = 98  # recordings, those of the development loss
+DEV = 98  # recordings, as many as `speech.yaml` looks at
 CLEAN = "00-*.safetensors"  # the first pass of speech_states.py, which reads the same recordings in each
 
 
@@ -114,6 +115,24 @@ def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> d
     return {rate: round(value, 4) for rate, value in zip(reader.rates, (sums / count).tolist(), strict=True)}
 
 
+def states_of(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
+    """All passes over the training recordings, the clean one alone, and development.
+
+    Raises:
+        SystemExit: something is missing, or the passes are over different recordings.
+    """
+    found = []
+    for pattern in ("train/*.safetensors", f"train/{CLEAN}", "dev/*.safetensors"):
+        if not (shards := sorted(folder.glob(pattern))):
+            raise SystemExit(f"no states of {folder / pattern}: run speech_states.py")
+        found.append(CachedStates(shards))
+    train, clean, dev = found
+    # A later pass may have been stopped before its end.
+    if any(text != clean.texts[i % len(clean)] for i, text in enumerate(train.texts)):
+        raise SystemExit(f"{folder / 'train'} has passes over different recordings")
+    return train, clean, dev
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
@@ -126,7 +145,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=48, help="of speech in a step")
     parser.add_argument("--decoder-rate", type=float, default=2e-4, help="learning rate of the cross-attention")
     parser.add_argument("--projector-rate", type=float, default=4e-5, help="of projectors, whose sums are longer")
-    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the order, and of units of projectors that a mean leaves over"
+    )
     parser.add_argument("--every", type=int, default=350, help="steps between looks at development recordings")
     return parser.parse_args()
 
@@ -147,6 +168,7 @@ def main() -> None:
         {"params": decoder, "lr": arguments.decoder_rate},
         {"params": list(reader.audio_proj.parameters()), "lr": arguments.projector_rate},
     ]
+    learning_rates = [arguments.decoder_rate, arguments.projector_rate]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_linear_schedule_with_warmup(optimizer, min(50, arguments.steps // 10), arguments.steps)
     parts: dict[str, Any] = {"reader": reader, "average": average, "optimizer": optimizer, "schedule": schedule}
@@ -157,22 +179,19 @@ def main() -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done, best = state["step"], state["best"]
+        if (state["seed"], state["rates"]) != (arguments.seed, learning_rates):
+            raise SystemExit(f"{kept} is of a run with another seed or other learning rates; take another OUT")
 
-    train, clean, dev = (
-        CachedStates(sorted(arguments.states.glob(pattern)))
-        for pattern in ("train/*.safetensors", f"train/{CLEAN}", "dev/*.safetensors")
-    )
+    train, clean, dev = states_of(arguments.states)
     chosen = random.Random(0).sample(range(len(dev)), min(DEV, len(dev)))
     looks = [collate([dev[i] for i in chosen[k : k + 16]]) for k in range(0, len(chosen), 16)]
     sampler = bucketed_batches(train.frames, int(25 * arguments.seconds), seed=arguments.seed, bucket=20)
     sampler.start(0, done)
-    stream = (keys for _ in iter(int, 1) for keys in sampler)
+    stream = chain.from_iterable(repeat(sampler))
     seen: list[float] = []
     for step in range(done + 1, arguments.steps + 1):
         keys = next(stream)
         batch, heard = collate([train[key] for key in keys]), collate([clean[key[1] % len(clean)] for key in keys])
-        if batch.texts != heard.texts:
-            raise SystemExit("the passes of these states are over different recordings")
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             loss = torch.stack(list(losses(reader, batch, whisper, expectations(teacher, heard, whisper)))).mean()
         optimizer.zero_grad()
@@ -187,7 +206,8 @@ def main() -> None:
             if sum(found.values()) < best:
                 best = sum(found.values())
                 save_file(average.module.state_dict(), arguments.out / "taught.safetensors")
-            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | {"step": step, "best": best})
+            state = {"step": step, "best": best, "seed": arguments.seed, "rates": learning_rates}
+            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | state)
             line = json.dumps({"step": step, "train": round(sum(seen) / len(seen), 4), "dev": found})
             with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(line + "\n")

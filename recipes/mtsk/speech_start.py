@@ -3,7 +3,7 @@
 Some hours of speech are too few to find out at once what a sound token is and how to write a sentence. The decoder of
 Whisper knows both, so it becomes the language model (`whisper_llama.py`). The projectors begin as the mean of the
 states of a token, or, with `--taught`, decoder and projectors are those that `speech_decoder.py` has taught to read
-few tokens; of several runs their mean. OUT gets
+few tokens. OUT gets
 
     llama/    the language model and its tokenizer, a checkpoint of transformers
     start/    a Llama-MTSK model of it and Whisper's encoder, which writes texts before any training; `speech.yaml` goes
@@ -101,12 +101,6 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(data))
 
 
-def mean_of(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of the weights of runs from one start, which err less than each (Wortsman et al. 2022)."""
-    found = [load_file(path) for path in paths]
-    return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
-
-
 @torch.no_grad()
 def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
     """Stacked states (rate * size) to their mean (size), by two layers of which the first is wider than needed."""
@@ -182,7 +176,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
-    parser.add_argument("--taught", type=Path, nargs="+", help="of speech_decoder.py, of the same sizes; their mean")
+    parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     files = ("config.json", "model.safetensors", "tokenizer.json")
@@ -196,13 +190,14 @@ def main() -> None:
     projectors = nn.ModuleList(projector(rate, size, arguments.projector) for rate in arguments.rates)
     if arguments.taught is not None:
         taught = nn.ModuleDict({"decoder": whisper.decoder, "audio_proj": projectors})
-        taught.load_state_dict(mean_of(arguments.taught))
+        taught.load_state_dict(load_file(arguments.taught))
     lm, first = llama_of(
         whisper.decoder.state_dict(),
         whisper.decoder.num_attention_heads,
         range(whisper.end + 1),
         whisper.begin,
         len(PROMPTS),
+        # The norms of other rates are near enough: `BALLAST` is large beside them.
         *measured(whisper, projectors[0], arguments.rates[0], sounds, [row["text"] for row in some]),
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)

@@ -133,6 +133,28 @@ def test_decoder_and_projectors_learn_and_a_stopped_run_goes_on(parts: Path, tau
     assert moved == {name for name in before if "encoder_attn" in name}
 
 
+def test_passes_over_different_recordings_are_refused(parts: Path, tmp_path: Path) -> None:
+    for part, name in (("train", "00-000"), ("train", "01-000"), ("dev", "00-000")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / f"{name}.safetensors").write_bytes(
+            (parts / "states" / part / f"{name}.safetensors").read_bytes()
+        )
+    other = load_file(tmp_path / "train/01-000.safetensors")
+    save_file(other, tmp_path / "train/01-000.safetensors", {"texts": json.dumps(TEXTS[::-1])})
+    with pytest.MonkeyPatch.context() as patch:
+        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
+        for message in ("passes over different recordings", "no states of"):
+            with pytest.raises(SystemExit, match=message):
+                run(patch, "speech_decoder", parts / "whisper", tmp_path, tmp_path / "out", *own)
+            (tmp_path / "train/00-000.safetensors").unlink(missing_ok=True)
+
+
+def test_a_run_is_not_gone_on_with_in_another_way(parts: Path, taught: Path) -> None:
+    own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--every", 10, "--seed", 5)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="another seed"):
+        run(patch, "speech_decoder", parts / "whisper", parts / "states", taught.parent, *own, "--steps", 60)
+
+
 def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--taught", taught)
@@ -151,15 +173,6 @@ def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, 
                 expected = float(F.cross_entropy(scores, written[0, 1:]))
                 found = float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate)))
             assert found == pytest.approx(expected, rel=0.1, abs=0.15), (k, i)
-
-
-def test_the_mean_of_runs(taught: Path, tmp_path: Path) -> None:
-    own = load_file(taught)
-    save_file({name: value + 2 for name, value in own.items()}, tmp_path / "other.safetensors")
-    mean = start.mean_of([taught, tmp_path / "other.safetensors"])
-    assert mean.keys() == own.keys()
-    for name, value in mean.items():
-        torch.testing.assert_close(value, own[name] + 1)
 
 
 def test_the_end_of_a_text_is_not_learned_from_whisper(parts: Path) -> None:

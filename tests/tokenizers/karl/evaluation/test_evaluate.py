@@ -22,7 +22,7 @@ from tokenthrift.karl.evaluation import complexity
 from tokenthrift.karl.evaluation.complexity import FAMILIES, jpeg_bytes, make, shuffled
 from tokenthrift.karl.evaluation.image_sets import named_source, read_set
 from tokenthrift.karl.evaluation.metrics import METRICS, gmsd, perceptual, psnr
-from tokenthrift.karl.evaluation.sweeps import calibrate, fewest, sweep
+from tokenthrift.karl.evaluation.sweeps import LADDER, calibrate, fewest, sweep
 from tokenthrift.karl.evaluation.tables import misses_table
 from tokenthrift.karl.evaluation.ways import Quality, equal_mean
 from tokenthrift.karl.verified import measure
@@ -229,6 +229,8 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert ways["all tokens"]["tokens"] == TOKENS
     assert 1 <= ways["one pass, verified"]["encoder passes"] <= 2, "tokens are nested"
     assert ways["one pass, verified"]["missed"] <= ways["one pass"]["missed"]
+    compared = next(rows for title, rows in tables.items() if title.startswith("Adaptive against one count"))
+    assert [row["conditioned on"] for row in compared] == [error for error in LADDER if 0.02 <= error <= 0.12]
     assert len(report["figures"]) == 5
     for name in report["figures"]:
         with Image.open(tmp_path / "out" / name) as picture:

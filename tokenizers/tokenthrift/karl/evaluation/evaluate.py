@@ -92,12 +92,12 @@ def _report(karl: Karl, test: Sets, dev: Sets, arguments: argparse.Namespace, ar
             notes.append(f"No calibrated encoding: {error}.")
             log(notes[-1])
     compared = []
-    for i in [i for i, error in enumerate(LADDER) if 0.02 <= error <= 0.12]:
+    for i, asked in enumerate(LADDER):
+        if not 0.02 <= asked <= 0.12:
+            continue
         average = used[:, i].double().mean().item()
         counts = equal_mean(average, len(images), native)
-        compared.append(
-            (LADDER[i], average, achieved[:, i], quality(karl, images, fixed(karl, counts), {}, batch).error)
-        )
+        compared.append((asked, average, achieved[:, i], quality(karl, images, fixed(karl, counts), {}, batch).error))
     log("complexity")
     found = {f: complexity_of(karl, some, target) for f, some in families(karl, test, arguments.seed).items()}
     settings = {

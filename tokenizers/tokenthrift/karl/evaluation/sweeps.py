@@ -26,7 +26,7 @@ STRICTEST = ERROR_BINS[0]
 LADDER = tuple(e for e in ERROR_BINS if e <= 0.2)
 """Errors to condition on when calibrating; beyond them a reconstruction has little to do with its image."""
 REFINEMENTS = 2
-"""How often the step around a target is cut into eight: a step of a tenth becomes one of a thousandth."""
+"""How often the step around a target is cut into eight, so that it becomes a sixty-fourth."""
 
 
 @dataclass(frozen=True, slots=True)
