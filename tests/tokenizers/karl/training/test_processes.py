@@ -32,6 +32,7 @@ def train(
         module: Any = KarlBaseModule(base_of("vae"), OPTIM)
     else:
         module = stage(1, "vae", restart_every=0) if kind == "stage 1" else stage(2, "vqgan", restart_every=0)
+    begin = weights_of(module)
     notes, trainer = training_runs.fit(
         module,
         KarlDataModule({str(pack): 1}, dev={"d": str(pack)}, size=SIZE, batch_size=batch_size, area=(0.9, 1.0)),
@@ -45,9 +46,13 @@ def train(
         check_val_every_n_epoch=1,
         **(in_this_group() if rank_and_world()[1] > 1 else {}),
     )
-    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    weights = weights_of(module)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/l1")}
-    return {"losses": notes.losses, "seeds": notes.seen, "weights": weights, "figures": figures}
+    return {"losses": notes.losses, "seeds": notes.seen, "begin": begin, "weights": weights, "figures": figures}
+
+
+def weights_of(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in module.parameters()])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,9 @@ def test_two_processes_train_as_one_does(kind: str, pack: Path, tmp_path: Path) 
         mean = sum(part["losses"][step] for part in pair) / 2
         assert mean == pytest.approx(alone["losses"][step], rel=2e-3)
     assert torch.equal(pair[0]["weights"], pair[1]["weights"])
-    torch.testing.assert_close(pair[0]["weights"], alone["weights"], rtol=0, atol=2e-3)
+    # Of what was learned: Adam makes a whole step of a gradient that is rounding alone, so single weights may differ.
+    apart = (pair[0]["weights"] - alone["weights"]).norm() / (alone["weights"] - alone["begin"]).norm()
+    assert apart < 0.01
     assert pair[0]["figures"] == pair[1]["figures"]
     assert pair[0]["figures"] == pytest.approx(alone["figures"], rel=2e-3)
     resumed = together(tmp_path / "again", train, kind, pack, tmp_path / "two", 2, True)
