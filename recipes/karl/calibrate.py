@@ -49,8 +49,9 @@ def main() -> None:
     if not options.dry_run:
         write(options.model, calibration)
     for source in options.test:
+        images = read_set(source, karl.config.size[0])
         for target in options.targets:
-            print(misses(karl, source, calibration, target))
+            print(f"{source.stem}: {misses(karl, images, calibration, target)}")
 
 
 def write(folder: Path, calibration: Calibration) -> None:
@@ -62,17 +63,16 @@ def write(folder: Path, calibration: Calibration) -> None:
     partial.replace(path)
 
 
-def misses(karl: Karl, source: Path, calibration: Calibration, target: float) -> str:
-    """A line about the images of a source: how many exceed a target error, encoded as a calibration says."""
+def misses(karl: Karl, images: torch.Tensor, calibration: Calibration, target: float) -> str:
+    """How many of some images exceed a target error, encoded as a calibration says."""
     try:
         request = calibration.request(target)
     except BudgetError as error:
-        return f"{source.stem}: {error}"
-    images = read_set(source, karl.config.size[0])
+        return str(error)
     used, achieved, _ = sweep(karl, images, errors=(request,))
     share, low, high = bootstrap_interval((achieved[:, 0] > target).double().tolist())
     return (
-        f"{source.stem}: {share:.1%} of {len(images)} images miss {target:g} (95 % {low:.1%} to {high:.1%}), "
+        f"{share:.1%} of {len(images)} images miss {target:g} (95 % {low:.1%} to {high:.1%}), "
         f"with {used.double().mean():.1f} tokens"
     )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from speech_decoder import CLEAN
 from torch import Tensor, nn
 from whisper_llama import BALLAST, EXTRA
 
@@ -36,7 +37,6 @@ from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.sources import fetch
 
 BATCH = 32  # recordings
-CLEAN = "00-*.safetensors"
 
 
 def with_lips(source: str, avhubert: str, rates: tuple[int, ...]) -> LlamaMtsk:

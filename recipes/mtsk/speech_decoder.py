@@ -97,8 +97,8 @@ def losses(reader: Reader, batch: Batch, whisper: Whisper, expected: Tensor | No
 
 
 @torch.no_grad()
-def expectations(teacher: Reader, batch: Batch, whisper: Whisper) -> Tensor:
-    """(tokens, V) logarithms of what a reader of every state expects."""
+def teacher_scores(teacher: Reader, batch: Batch, whisper: Whisper) -> Tensor:
+    """(tokens, V) logarithms of the probabilities that a reader of every state gives."""
     read, written = rows(whisper, batch.texts)
     lengths: Any = batch.audio_lengths
     return teacher(batch.audio, lengths, read, None)[written != IGNORED].float().log_softmax(-1)
@@ -115,7 +115,7 @@ def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> d
     return {rate: round(value, 4) for rate, value in zip(reader.rates, (sums / count).tolist(), strict=True)}
 
 
-def states_of(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
+def open_states(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
     """All passes over the training recordings, the clean one alone, and development.
 
     Raises:
@@ -182,7 +182,7 @@ def main() -> None:
         if (state["seed"], state["rates"]) != (arguments.seed, learning_rates):
             raise SystemExit(f"{kept} is of a run with another seed or other learning rates; take another OUT")
 
-    train, clean, dev = states_of(arguments.states)
+    train, clean, dev = open_states(arguments.states)
     chosen = random.Random(0).sample(range(len(dev)), min(DEV, len(dev)))
     looks = [collate([dev[i] for i in chosen[k : k + 16]]) for k in range(0, len(chosen), 16)]
     sampler = bucketed_batches(train.frames, int(25 * arguments.seconds), seed=arguments.seed, bucket=20)
@@ -191,9 +191,10 @@ def main() -> None:
     seen: list[float] = []
     for step in range(done + 1, arguments.steps + 1):
         keys = next(stream)
-        batch, heard = collate([train[key] for key in keys]), collate([clean[key[1] % len(clean)] for key in keys])
+        batch = collate([train[key] for key in keys])
+        same = collate([clean[key[1] % len(clean)] for key in keys])
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            loss = torch.stack(list(losses(reader, batch, whisper, expectations(teacher, heard, whisper)))).mean()
+            loss = torch.stack(list(losses(reader, batch, whisper, teacher_scores(teacher, same, whisper)))).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

@@ -193,7 +193,7 @@ def test_the_end_of_a_text_is_not_learned_from_whisper(parts: Path) -> None:
     torch.testing.assert_close(same, alone)
     assert more > alone + 0.5
     # What is expected is read from every state.
-    found = decoder.expectations(reader, batch, whisper)
+    found = decoder.teacher_scores(reader, batch, whisper)
     again = reader(states, batch.audio_lengths, read, None)[written != IGNORED].log_softmax(-1)
     torch.testing.assert_close(found, again)
     assert (found - own).abs().max() > 1e-3
