@@ -1,11 +1,11 @@
 """Teaches Whisper's decoder to read few tokens of sound: `python speech_decoder.py WHISPER STATES OUT`.
 
 A token of rate 16 holds a third of a second, about four phonemes; Whisper's decoder has looked at sound in steps of
-20 ms. Adapters of queries and values hardly teach it to take a token apart. So projectors and cross-attention learn it
+20 ms. With adapters of queries and values alone rate 16 fell far behind rate 4. So projectors and cross-attention learn
 together, in Whisper's own shape, where a step costs a fraction of one of the Llama that `speech_start.py --taught`
-makes of the result. All else of the decoder stays: what it knows of texts would be replaced by the texts of nine hours.
-The loss at each rate is the cross entropy of the text and, but for its end, the divergence from what Whisper expects
-when it reads every state of the clean recording. A checkpoint is kept; a stopped run goes on. OUT gets
+makes of the result. All else of the decoder stays as it is. The loss at each rate is the cross entropy of the text and,
+but for its end, the divergence from what Whisper expects when it reads every state of the clean recording. A checkpoint
+is kept; a stopped run goes on. OUT gets
 
     taught.safetensors   decoder and projectors, averaged over the last steps, at the least development loss
     log.jsonl            what was minimized, and the cross entropy of a text token of development at each rate
