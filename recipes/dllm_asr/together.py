@@ -11,10 +11,11 @@ a share in all that is asked of it, of recordings augmented as in `features.py` 
 
 So one decoder has two readings with the same weights. Each batch is read at one of several rates (`--pools`; Matryoshka
 training, Kusupati et al., 2022), so that a token budget may choose one. `--whisper` takes encoder and decoder from a
-Whisper checkpoint anew, as a decoder that was trained on little speech may have lost what Whisper knew. `OUT` becomes a
-model folder; a stopped run goes on from `OUT/training.pt` with the options it was begun with. Shards are read
-`--shards` at a time. Their rows of split "train" are used; clips of shards of very short ones (mean below 3 s) are
-joined, as in `features.py`.
+Whisper checkpoint anew, as a decoder that was trained on little speech may have lost what Whisper knew. With
+`--teacher` the left-to-right reading also learns what a Whisper expects (`teacher.py`). It computes in bf16 where the
+processor has it. `OUT` becomes a model folder; a stopped run goes on from `OUT/training.pt` with the options it was
+begun with. Shards are read `--shards` at a time. Their rows of split "train" are used; clips of shards of very short
+ones (mean below 3 s) are joined, as in `features.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from features import RATE, Utterance, augment, join, read_folder
+from teacher import Teacher, divergence, mels_of
 from torch import Tensor
 
 from tokenthrift.backbones.masked import Context
@@ -42,14 +44,13 @@ from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.autoregressive import decoder_of
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss, draft_words
 from tokenthrift.dllm_asr.model import STATE_RATE
-from tokenthrift.dllm_asr.pretrained import assemble
+from tokenthrift.dllm_asr.pretrained import take_whisper
 from tokenthrift.dllm_asr.training.config import ExampleConfig
 from tokenthrift.dllm_asr.training.corruption import diffusion_loss
 from tokenthrift.dllm_asr.training.examples import build_batch
-from tokenthrift.dllm_asr.vocabulary import SPECIAL
 from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.training.optim import OptimConfig, adamw, parameter_groups
-from tokenthrift.whisper import log_mel, pad_mels
+from tokenthrift.training.precision import cpu_has_bf16
 
 SHORT_CLIPS, JOINED = 3.0, 12.0  # seconds: mean clip of a shard whose clips are joined, and the longest string
 LONGEST = 20.0  # seconds; longer clips are left out
@@ -66,6 +67,7 @@ class Weights:
     causal: float = 1.0
     denoising: float = 1.0
     distance: float = 2.0
+    teacher: float = 1.0
 
 
 def read_clips(shard: Path) -> list[Utterance]:
@@ -95,8 +97,8 @@ def batches(
     together: int,
     repeats: int,
     start: int,
-) -> Iterator[tuple[list[Utterance], int]]:
-    """Endless batches of augmented utterances of like length, from the `start`-th on, each with a seed.
+) -> Iterator[tuple[list[Utterance], list[Utterance], int]]:
+    """Endless batches of utterances of like length, augmented and clean, from the `start`-th on, each with a seed.
 
     The n-th batch is the same in every run. Shards `9000-*` (prompts of one speaker) come `repeats` times an epoch.
     """
@@ -115,7 +117,8 @@ def batches(
                 seed = rng.getrandbits(31)
                 if number >= start:
                     one = random.Random(seed)
-                    yield [(augment(examples[i][0], one, noises, rooms), examples[i][1]) for i in rows], seed
+                    clean = [examples[i] for i in rows]
+                    yield [(augment(audio, one, noises, rooms), text) for audio, text in clean], clean, seed
                 number += 1
 
 
@@ -145,17 +148,21 @@ def hide(mels: Tensor, frames: Tensor, rng: random.Random) -> Tensor:
     return mels
 
 
-def causal_loss(model: DllmAsr, context: Context, texts: list[str]) -> Tensor:
-    """Cross-entropy of the next token, end of text included."""
-    decoder, vocabulary = decoder_of(model), model.vocabulary
+def token_ids(model: DllmAsr, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts, as many as the decoder reads."""
     longest = model.config.backbone.max_position_embeddings - 1
-    ids = [[t for w in text.split() for t in vocabulary.word(w)][:longest] for text in texts]
+    return [[t for w in text.split() for t in model.vocabulary.word(w)][:longest] for text in texts]
+
+
+def causal_scores(model: DllmAsr, context: Context, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Scores (tokens, V) of the next token, left to right, and the tokens (tokens,), ends of texts included."""
+    decoder, vocabulary, ids = decoder_of(model), model.vocabulary, token_ids(model, texts)
     inputs, _ = pad_rows([torch.tensor([vocabulary.start_id, *t]) for t in ids], value=vocabulary.eos_id)
     targets, used = pad_rows([torch.tensor([*t, vocabulary.eos_id]) for t in ids])
     # Padding is on the right, so a causal mask already hides it from every real position.
     causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool).tril()
     hidden, _ = decoder(inputs, causal, context)
-    return F.cross_entropy(decoder.logits(hidden[used]), targets[used], label_smoothing=0.05)
+    return decoder.logits(hidden[used]).float(), targets[used]
 
 
 def denoising_loss(
@@ -173,30 +180,45 @@ def denoising_loss(
 
 def losses(
     model: DllmAsr,
-    teacher: torch.nn.Module | None,
+    encoder: torch.nn.Module | None,
     examples: list[Utterance],
     seed: int,
     weights: Weights,
     pools: tuple[int, ...] = (),
     denoise: bool = True,
+    expected: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted losses of a batch by name; all that is random about them comes from `seed`."""
+    """The weighted losses of a batch by name; all that is random about them comes from `seed`.
+
+    Args:
+        model: it learns.
+        encoder: whose states its own are to be near, if any.
+        examples: augmented recordings and their texts.
+        seed: of this batch.
+        weights: of the losses.
+        pools: poolings of which one is drawn; none for that of the model.
+        denoise: with the denoising loss.
+        expected: (tokens, V) what a teacher expects of the texts, if any.
+    """
     rng, texts = random.Random(seed), [text for _, text in examples]
-    mels, lengths = pad_mels([log_mel(audio, model.config.encoder.num_mel_bins) for audio, _ in examples])
+    mels, lengths = mels_of([audio for audio, _ in examples], model.config.encoder.num_mel_bins)
     states = model.encoder(hide(mels, 2 * lengths, rng), lengths)
-    log_p = model.draft(states, lengths)
+    log_p = model.draft(states, lengths).float()
     pool = rng.choice(pools) if pools else model.config.adapter.pool
     context = model.backbone.context(*model.adapter(states, lengths, pool))
+    scores, targets = causal_scores(model, context, texts)
     out = {
         "ctc": weights.ctc * ctc_loss(log_p, lengths, [character_ids(text) for text in texts]),
-        "causal": weights.causal * causal_loss(model, context, texts),
+        "causal": weights.causal * F.cross_entropy(scores, targets, label_smoothing=0.05),
     }
+    if expected is not None:
+        out["teacher"] = weights.teacher * divergence(scores, targets, expected, model.vocabulary.eos_id)
     if denoise:
         loss = denoising_loss(model, context, texts, lengths, log_p.detach(), rng, pool)
         out["denoising"] = weights.denoising * loss
-    if teacher is not None:
+    if encoder is not None:
         with torch.no_grad():
-            wanted = teacher(mels, lengths)
+            wanted = encoder(mels, lengths)
         valid = length_mask(lengths, states.shape[1])
         error = (states - wanted)[valid].square().sum() / wanted[valid].square().sum()
         out["distance"] = weights.distance * error
@@ -219,22 +241,6 @@ def trained(model: DllmAsr, frozen: int, encoder: float, draft: float, decoder: 
         # The bias of the fading causal mask is a table of (layers, heads), not a matrix.
         groups += parameter_groups(part, OptimConfig(), learning_rate=rate, no_decay=("*future",))
     return groups
-
-
-def take_whisper(model: DllmAsr, whisper: str) -> None:
-    """Puts encoder and decoder of a Whisper checkpoint, cut to the vocabulary of the model, in place of its own."""
-    c = model.config
-    fresh = assemble(
-        whisper,
-        None,
-        vocab_size=c.vocab_size - len(SPECIAL),
-        max_position_embeddings=c.backbone.max_position_embeddings,
-        adapter=c.adapter,
-    )
-    if fresh.vocabulary.tokenizer.to_str() != model.vocabulary.tokenizer.to_str():
-        raise SystemExit(f"--whisper: {whisper} has another vocabulary than the model")
-    model.encoder.load_state_dict(fresh.encoder.state_dict())
-    model.backbone.load_state_dict(fresh.backbone.state_dict())
 
 
 def deeper(model: DllmAsr, layers: int) -> DllmAsr:
@@ -267,6 +273,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, required=True, help="model folder to begin with")
     parser.add_argument("--whisper", help="transformers checkpoint whose encoder and decoder to begin with instead")
+    parser.add_argument("--teacher", help="transformers checkpoint whose expectations of a text to learn")
     parser.add_argument("--draft-layers", type=int, help="layers of the draft head, where it is to have more")
     parser.add_argument(
         "--pools",
@@ -301,10 +308,17 @@ def main() -> None:
     weights = Weights(**{name: getattr(arguments, f"{name}_weight") for name in vars(Weights())})
     if arguments.draft_layers:
         model = deeper(model, arguments.draft_layers).train()
-    if arguments.whisper:
-        take_whisper(model, arguments.whisper)
     with_pools(model, arguments.pools)
-    teacher = copy.deepcopy(model.encoder).eval().requires_grad_(False)
+    teacher: Teacher | None = None
+    try:
+        if arguments.whisper:
+            take_whisper(model, arguments.whisper)
+        if arguments.teacher:
+            longest = model.config.backbone.max_position_embeddings
+            teacher = Teacher(arguments.teacher, model.vocabulary, longest)
+    except ValueError as error:
+        parser.error(str(error))
+    encoder = copy.deepcopy(model.encoder).eval().requires_grad_(False)
     groups = trained(
         model, arguments.frozen_layers, arguments.encoder_rate, arguments.draft_rate, arguments.decoder_rate
     )
@@ -354,10 +368,14 @@ def main() -> None:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share_of_rate(step, done)
-        examples, seed = next(feed)
+        examples, clean, seed = next(feed)
         guided = arguments.distance_every and step % arguments.distance_every == 0
         denoise, pools = step % arguments.denoise_every == 0, tuple(arguments.pools)
-        parts = losses(model, teacher if guided else None, examples, seed, weights, pools, denoise)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+            expected = None
+            if teacher is not None:
+                expected = teacher([audio for audio, _ in clean], token_ids(model, [text for _, text in clean]))
+            parts = losses(model, encoder if guided else None, examples, seed, weights, pools, denoise, expected)
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import WhisperForConditionalGeneration
 
 from tests.asr.tiny_dllm import LINES, speech, tiny_model, write_whisper
 from tests.recipes.dllm_scripts import RATE, run, script
@@ -23,7 +26,7 @@ from tokenthrift.dllm_asr.autoregressive import decoder_of
 from tokenthrift.dllm_asr.config import AdapterConfig
 from tokenthrift.dllm_asr.pretrained import assemble
 
-together, evaluate = script("together"), script("evaluate")
+together, teacher, evaluate = script("together"), script("teacher"), script("evaluate")
 larger_vocabulary = script("larger_vocabulary")
 
 TEXTS = [line for line in LINES if line.replace(" ", "").isalpha() and line.islower()]
@@ -121,7 +124,8 @@ def test_the_decoder_may_be_that_of_whisper(
     whisper = write_whisper(tmp_path / "whisper")
     adapter = AdapterConfig(pool=2, stride=1)
     start = assemble(str(whisper), None, vocab_size=120, max_position_embeddings=128, adapter=adapter)
-    expected = {name: weight.clone() for name, weight in start.backbone.state_dict().items()}
+    state = start.backbone.state_dict()
+    expected = {name: weight.clone() for name, weight in state.items() if name.startswith("decoder.")}
     with torch.no_grad():
         for parameter in start.backbone.parameters():
             parameter.zero_()
@@ -130,13 +134,63 @@ def test_the_decoder_may_be_that_of_whisper(
     still = ("--encoder-rate", 0, "--draft-rate", 0, "--decoder-rate", 0)
     run(monkeypatch, together, *arguments, *still, "--whisper", whisper, "--steps", 1)
     found = DllmAsr.from_pretrained(tmp_path / "out").backbone.state_dict()
-    assert all(torch.allclose(found[name].float(), expected[name], atol=1e-3) for name in expected)
+    assert all(torch.allclose(found[name].float(), weight, atol=1e-3) for name, weight in expected.items())
     tiny_model().save_pretrained(tmp_path / "start")
     data = json.loads((tmp_path / "start" / "tokenizer.json").read_text())
-    data["model"]["merges"] = data["model"]["merges"][:-1]
+    pair = data["model"]["merges"].pop()
+    data["model"]["vocab"]["zzz"] = data["model"]["vocab"].pop(
+        "".join(pair) if isinstance(pair, list) else pair.replace(" ", "")
+    )
     (tmp_path / "start" / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(SystemExit, match="another vocabulary"):
-        run(monkeypatch, together, *arguments, "--whisper", whisper, "--steps", 1)
+    for option in ("--whisper", "--teacher"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, together, *arguments, option, whisper, "--steps", 1)
+        assert "lacks the token 'zzz'" in capsys.readouterr().err
+
+
+def test_the_decoder_learns_what_a_teacher_expects(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whisper = write_whisper(tmp_path / "whisper")
+    adapter = AdapterConfig(pool=2, stride=1)
+    start = assemble(str(whisper), None, vocab_size=120, max_position_embeddings=128, adapter=adapter)
+    with torch.no_grad():
+        for weight in decoder_of(start).layers.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    start.save_pretrained(tmp_path / "start")
+    alone = (f"--{name}-weight=0" for name in ("ctc", "causal", "denoising", "distance"))
+    run(monkeypatch, together, *training, *alone, "--teacher", whisper, "--steps", 60)
+    first, *_, last = shown(capsys)
+    assert last["teacher"] < 0.5 * first["teacher"]
+
+
+def test_of_the_end_of_a_text_nothing_is_learned_from_a_teacher() -> None:
+    scores, expected = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    targets, expected = torch.tensor([1, 5, 2, 5]), expected.log_softmax(-1)
+    apart = F.kl_div(scores.log_softmax(-1), expected, log_target=True, reduction="none").sum(-1)
+    assert teacher.divergence(scores, targets, expected, 5) == pytest.approx(float(apart[[0, 2]].mean()), rel=1e-5)
+
+
+def test_a_teacher_expects_what_whisper_does(tmp_path: Path) -> None:
+    """The scores of transformers, over the tokens of the vocabulary, behind both start tokens."""
+    whisper = write_whisper(tmp_path / "whisper")
+    adapter = AdapterConfig(pool=2, stride=1)
+    model = assemble(str(whisper), None, vocab_size=60, max_position_embeddings=128, adapter=adapter)
+    published = WhisperForConditionalGeneration.from_pretrained(whisper).eval()
+    vocabulary, whole = model.vocabulary, Tokenizer.from_file(str(whisper / "tokenizer.json"))
+    recordings, texts = [speech(2.0, i) for i in range(2)], together.token_ids(model, TEXTS[:2])
+    found = teacher.Teacher(str(whisper), vocabulary, 128)(recordings, texts)
+    kept = [*vocabulary.source_ids(whole), whole.token_to_id("<|endoftext|>")]
+    start, rows = [whole.token_to_id(name) for name in teacher.START], []
+    for audio, text in zip(recordings, texts, strict=True):
+        states, _ = model.encode([audio])
+        ids = torch.tensor([[*start, *(kept[i] for i in text)]])
+        with torch.no_grad():
+            hidden = published.model.decoder(ids, encoder_hidden_states=states).last_hidden_state[0, 1:]
+            rows.append(published.proj_out(hidden)[:, kept].log_softmax(-1))
+    columns = [*range(len(kept) - 1), vocabulary.eos_id]
+    torch.testing.assert_close(found[:, columns], torch.cat(rows), atol=1e-4, rtol=1e-4)
+    assert (found.exp().sum(-1) - 1).abs().max() < 1e-4
 
 
 def test_a_larger_vocabulary_keeps_what_was_learnt(
@@ -206,10 +260,11 @@ def test_batches_hold_training_clips_of_like_length_and_go_on_where_they_stopped
     def taken(start: int, count: int) -> list[list[str]]:
         feed = together.batches(shards, [], [], seconds=20, together=2, repeats=2, start=start)
         made = list(itertools.islice(feed, count))
-        for rows, _ in made:
+        for rows, clean, _ in made:
+            assert [text for _, text in clean] == [text for _, text in rows]
             lengths = [len(audio) / RATE for audio, _ in rows]
             assert max(lengths) * len(rows) <= 20 * 1.4
-        return [[text for _, text in rows] for rows, _ in made]
+        return [[text for _, text in rows] for rows, _, _ in made]
 
     through = taken(0, 12)
     assert taken(5, 7) == through[5:]

@@ -37,7 +37,7 @@ from tokenthrift.whisper import encoder_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["assemble", "assemble_around", "encoder_of"]
+__all__ = ["assemble", "assemble_around", "encoder_of", "take_whisper"]
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Parts of the names of configuration fields that do not change what a language model says of a text.
@@ -111,13 +111,36 @@ def assemble(
             max_position_embeddings=max_position_embeddings,
         )
         model = DllmAsr(DllmAsrConfig(backbone=backbone, **parts), vocabulary)
-        weights = decoder_weights(state, keep, len(SPECIAL), max_position_embeddings)
-        embedding = state["model.decoder.embed_tokens.weight"]
-        weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
-        weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
-        cast(WhisperDecoderBackbone, model.backbone).decoder.load_state_dict(weights)
+        _load_decoder(model, source, sizes, state, keep)
     model.encoder.load_state_dict(encoder_weights(state))
     return model
+
+
+def take_whisper(model: DllmAsr, whisper: str) -> None:
+    """Puts encoder and decoder of a Whisper checkpoint in place of a model's own, which keeps its tokens.
+
+    Args:
+        model: its language model is a Whisper decoder, its vocabulary a cut of Whisper's.
+        whisper: transformers checkpoint of an English Whisper, folder or Hub id.
+
+    Raises:
+        ValueError: the model has tokens that this Whisper lacks.
+    """
+    source = fetch(whisper, FILES)
+    state, keep = load_file(source / "model.safetensors"), model.vocabulary.source_ids(_tokenizer(source))
+    _load_decoder(model, source, _read(source), state, keep)
+    model.encoder.load_state_dict(encoder_weights(state))
+
+
+def _load_decoder(
+    model: DllmAsr, source: Path, sizes: Mapping[str, Any], state: dict[str, torch.Tensor], keep: list[int]
+) -> None:
+    """Gives a model Whisper's decoder with these tokens; start and end of a text are Whisper's too."""
+    weights = decoder_weights(state, keep, len(SPECIAL), model.config.backbone.max_position_embeddings)
+    embedding, vocabulary = state["model.decoder.embed_tokens.weight"], model.vocabulary
+    weights["embed_tokens.weight"][vocabulary.start_id] = embedding[_token(source, BEFORE_TEXT)]
+    weights["embed_tokens.weight"][vocabulary.eos_id] = embedding[sizes["eos_token_id"]]
+    cast(WhisperDecoderBackbone, model.backbone).decoder.load_state_dict(weights)
 
 
 def assemble_around(
@@ -225,10 +248,14 @@ def _check_family(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def _token(folder: Path, content: str) -> int:
-    token: int | None = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(content)
+    token: int | None = _tokenizer(folder).token_to_id(content)
     if token is None:
         raise ValueError(f"the tokenizer in {folder} has no {content}, so it is not Whisper's")
     return token
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -103,6 +103,18 @@ class Vocabulary:
         """Token ids of one word of letters and apostrophes."""
         return self._encode(word)
 
+    def source_ids(self, source: Tokenizer) -> list[int]:
+        """The ids of a cut vocabulary's tokens, the special ones left out, in the one that it was cut from.
+
+        Raises:
+            ValueError: that one lacks a token.
+        """
+        tokens = [self.tokenizer.id_to_token(i) or "" for i in range(self.size - len(SPECIAL))]
+        found = [source.token_to_id(token) for token in tokens]
+        if lacking := [token for token, i in zip(tokens, found, strict=True) if i is None]:
+            raise ValueError(f"the source of the vocabulary lacks the token {lacking[0]!r}")
+        return [i for i in found if i is not None]
+
     def ids(self, text: str) -> list[int]:
         """Token ids of a text as it is, special tokens by their names."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
