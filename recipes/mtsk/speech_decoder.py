@@ -1,16 +1,23 @@
-"""Teaches Whisper's decoder to read few tokens of sound: `python speech_decoder.py WHISPER STATES OUT`.
+"""Teaches Whisper's decoder to read few tokens of sound, and of lips: `python speech_decoder.py WHISPER STATES OUT`.
 
-A token of rate 16 holds a third of a second, about four phonemes; Whisper's decoder has looked at sound in steps of
-20 ms. With adapters of queries and values alone rate 16 fell far behind rate 4. So projectors and cross-attention learn
+A token of rate 16 holds a third of a second, about four phonemes; Whisper's decoder has looked at sound in steps of 20
+ms. With adapters of queries and values alone rate 16 fell far behind rate 4. So projectors and cross-attention learn
 together, in Whisper's own shape, where a step costs a fraction of one of the Llama that `speech_start.py --taught`
-makes of the result. All else of the decoder stays as it is. The loss at each rate is the cross entropy of the text and,
-but for its end, the divergence from what Whisper expects when it reads every state of the clean recording. A checkpoint
-is kept; a stopped run goes on. OUT gets
+makes of the result. The rest of the decoder stays as it is, or, with `--rest-rate`, all but its embeddings learns. The
+loss at each scale is the cross entropy of the text and, but for its end, the divergence from what Whisper expects when
+it reads every state of the clean recording. A checkpoint is kept; a stopped run goes on. OUT gets
 
     taught.safetensors   decoder and projectors, averaged over the last steps, at the least development loss
-    log.jsonl            what was minimized, and the cross entropy of a text token of development at each rate
+    log.jsonl            what was minimized, and the cross entropy of a text token of development at each scale
 
-Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama.
+Each batch begins a random number of states later, so that a word is not always cut into the same tokens.
+
+With `--video-rates` lips are read too, of states of `speech_states.py --avhubert`. A video token begins as the sound
+token that the lips let one expect: its projector first learns to give the mean of the states of clean sound over its
+time. Video states carry positions, which those of sound have from Whisper's encoder.
+
+Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama, and whose projectors start at
+random.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -27,20 +35,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lip_encoder import save_run
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from speech_start import Whisper, projector
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_linear_schedule_with_warmup
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder
-from tokenthrift.mtsk.sequence import IGNORED
+from tokenthrift.mtsk import Rates
+from tokenthrift.mtsk.config import scales_of
+from tokenthrift.mtsk.network import projectors
+from tokenthrift.mtsk.sequence import IGNORED, Encoded
 from tokenthrift.mtsk.training.clips import Batch, CachedStates, collate
 from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.sources import fetch
 from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.training.sampler import bucketed_batches
+from tokenthrift.whisper import sinusoids
 
 DEV = 98  # recordings, as many as `speech.yaml` looks at
 CLEAN = "00-*.safetensors"  # the first pass of speech_states.py, which reads the same recordings in each
@@ -51,24 +63,98 @@ class Reader(nn.Module):
 
     Args:
         decoder: of Whisper's kind.
-        rates: states per token; none for a reader of every state.
+        audio_rates: states of sound per token; none for a reader of every state.
+        video_rates: states of lips per token.
         hidden_size: between the two layers of a projector.
+        video_size: width of the states of lips.
     """
 
-    def __init__(self, decoder: WhisperDecoder, rates: Sequence[int] = (), hidden_size: int = 1024) -> None:
+    def __init__(
+        self,
+        decoder: WhisperDecoder,
+        audio_rates: Sequence[int] = (),
+        video_rates: Sequence[int] = (),
+        hidden_size: int = 1024,
+        video_size: int = 0,
+    ) -> None:
         super().__init__()
-        self.decoder, self.rates = decoder, tuple(rates)
+        self.decoder, self.rates = decoder, {"audio": tuple(audio_rates), "video": tuple(video_rates)}
         size = decoder.embed_tokens.embedding_dim
-        self.audio_proj = nn.ModuleList(projector(rate, size, hidden_size) for rate in rates)
+        self.audio_proj = nn.ModuleList(projector(rate, size, hidden_size) for rate in audio_rates)
+        self.video_proj = projectors(video_rates, video_size, hidden_size, size, "stack", norm=False)
+        tasks = ("asr", "avsr") if video_rates else ("asr",)
+        self.scales = scales_of(tasks, *self.rates.values())
 
-    def forward(self, states: Tensor, lengths: Tensor, ids: Tensor, rate: int | None) -> Tensor:
-        """Scores (B, L, V) of what follows each token (B, L) of texts, from states (B, N, D); no rate reads all."""
-        if rate is not None:
-            states, lengths = pool_by_rate(states, lengths, rate, "stack")
-            states = self.audio_proj[self.rates.index(rate)](states)
+    def tokens(self, encoded: Encoded, modality: str, rate: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, n, D) of one modality, and how many each item has, (B,); as in `LlamaMtsk.tokens`."""
+        states, lengths = getattr(encoded, modality), getattr(encoded, f"{modality}_lengths")
+        if modality == "video":
+            states = states + sinusoids(*states.shape[1:])
+        stacked, counts = pool_by_rate(states, lengths, rate, "stack")
+        return getattr(self, f"{modality}_proj")[self.rates[modality].index(rate)](stacked), counts
+
+    def forward(self, encoded: Encoded, ids: Tensor, rates: Rates | None) -> Tensor:
+        """Scores (B, L, V) of what follows each token (B, L) of texts; without rates, of every state of sound."""
+        if rates is None:
+            parts: list[Any] = [(encoded.audio, encoded.audio_lengths)]
+        else:
+            asked = (("audio", rates.audio), ("video", rates.video))
+            parts = [self.tokens(encoded, modality, rate) for modality, rate in asked if rate]
+        memory = torch.cat([tokens for tokens, _ in parts], 1)
+        seen = torch.cat([length_mask(counts, tokens.shape[1]) for tokens, counts in parts], 1)
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-        context = self.decoder.context(states, length_mask(lengths))
-        return self.decoder.logits(self.decoder(ids, causal, context)[0])
+        return self.decoder.logits(self.decoder(ids, causal, self.decoder.context(memory, seen))[0])
+
+
+def encoded_of(batch: Batch) -> Encoded:
+    """The states of a batch."""
+    names = ("audio", "audio_lengths", "video", "video_lengths")
+    return Encoded(**{name: getattr(batch, name) for name in names})
+
+
+def expected_sound(encoded: Encoded, rate: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """(B, n, D) means of sound states over the time of each video token, and (B, n) where there are any.
+
+    Args:
+        encoded: states of sound and of lips.
+        rate: video states per token; there are twice as many of sound.
+        tokens: n, of video.
+    """
+    assert encoded.audio is not None
+    assert encoded.audio_lengths is not None
+    means, counts = pool_by_rate(encoded.audio, encoded.audio_lengths, 2 * rate)
+    means = F.pad(means, (0, 0, 0, max(0, tokens - means.shape[1])))[:, :tokens]
+    return means, torch.arange(tokens) < counts[:, None]
+
+
+def expect(reader: Reader, data: CachedStates, rate: int, steps: int, learning_rate: float = 1e-3) -> float:
+    """Trains the projector of a video rate on what sound is expected; returns the variance explained at the end."""
+    optimizer = torch.optim.Adam(reader.video_proj[reader.rates["video"].index(rate)].parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    explained: list[float] = []
+    rng = random.Random(0)
+    for _ in range(steps):
+        encoded = encoded_of(collate([data[i] for i in rng.sample(range(len(data)), min(32, len(data)))]))
+        tokens, counts = reader.tokens(encoded, "video", rate)
+        target, there = expected_sound(encoded, rate, tokens.shape[1])
+        there &= torch.arange(tokens.shape[1]) < counts[:, None]
+        loss = F.mse_loss(tokens[there], target[there])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        explained.append(1 - loss.item() / float(target[there].var(0, unbiased=False).mean()))
+    return sum(explained[-20:]) / len(explained[-20:])
+
+
+def later(batch: Batch, states: int) -> Batch:
+    """The batch with so many more states of what its recordings begin with, so that tokens of sound begin elsewhere."""
+    if not states:
+        return batch
+    audio: Any = batch.audio
+    lengths: Any = batch.audio_lengths
+    moved = torch.cat([audio[:, :1].expand(-1, states, -1), audio], 1)
+    return replace(batch, audio=moved, audio_lengths=lengths + states)
 
 
 def rows(whisper: Whisper, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -78,18 +164,27 @@ def rows(whisper: Whisper, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     return read, pad_rows([torch.tensor([IGNORED, *row, whisper.end]) for row in found], value=IGNORED)[0]
 
 
-def losses(reader: Reader, batch: Batch, whisper: Whisper, expected: Tensor | None = None) -> Iterator[Tensor]:
-    """The loss of a text token at each rate, with the divergence from what is expected, (tokens, V), if given.
+def losses(
+    reader: Reader,
+    batch: Batch,
+    whisper: Whisper,
+    scales: Sequence[Rates],
+    expected: Tensor | None = None,
+    muted: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given.
 
+    Where lips are read, sound of the `muted` items, (B,), is zero: who always hears does not learn to read lips.
     Of the end of a text nothing is to be learned from Whisper, which misses it where a recording ends without silence.
     """
     read, written = rows(whisper, batch.texts)
     targets = written[written != IGNORED]
-    words, states = targets != whisper.end, batch.audio
-    assert isinstance(states, Tensor)
-    assert batch.audio_lengths is not None
-    for rate in reader.rates:
-        scores = reader(states, batch.audio_lengths, read, rate)[written != IGNORED].float().log_softmax(-1)
+    words, encoded = targets != whisper.end, encoded_of(batch)
+    quiet = encoded
+    if muted is not None and encoded.audio is not None:
+        quiet = replace(encoded, audio=encoded.audio.masked_fill(muted[:, None, None], 0.0))
+    for rates in scales:
+        scores = reader(quiet if rates.video else encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
         loss = F.nll_loss(scores, targets)
         if expected is not None:
             loss = loss + F.kl_div(scores[words], expected[words], log_target=True, reduction="batchmean")
@@ -100,19 +195,18 @@ def losses(reader: Reader, batch: Batch, whisper: Whisper, expected: Tensor | No
 def teacher_scores(teacher: Reader, batch: Batch, whisper: Whisper) -> Tensor:
     """(tokens, V) logarithms of the probabilities that a reader of every state gives."""
     read, written = rows(whisper, batch.texts)
-    lengths: Any = batch.audio_lengths
-    return teacher(batch.audio, lengths, read, None)[written != IGNORED].float().log_softmax(-1)
+    return teacher(encoded_of(batch), read, None)[written != IGNORED].float().log_softmax(-1)
 
 
 @torch.no_grad()
-def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> dict[int, float]:
-    """The mean loss of a text token at each rate."""
-    sums, count = torch.zeros(len(reader.rates)), 0
+def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> dict[str, float]:
+    """The mean loss of a text token at each scale."""
+    sums, count = torch.zeros(len(reader.scales)), 0
     for batch in batches:
         tokens = int((rows(whisper, batch.texts)[1] != IGNORED).sum())
-        sums += tokens * torch.stack(list(losses(reader, batch, whisper)))
+        sums += tokens * torch.stack(list(losses(reader, batch, whisper, reader.scales)))
         count += tokens
-    return {rate: round(value, 4) for rate, value in zip(reader.rates, (sums / count).tolist(), strict=True)}
+    return {str(rates): round(value, 4) for rates, value in zip(reader.scales, (sums / count).tolist(), strict=True)}
 
 
 def open_states(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
@@ -138,12 +232,18 @@ def options() -> argparse.Namespace:
     parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
     parser.add_argument("states", type=Path, help="`train` and `dev` of speech_states.py")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="taught.safetensors of another run, of the same sizes")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--video-rates", type=int, nargs="*", default=[], help="of lips (default: none)")
+    parser.add_argument("--expect-steps", type=int, default=150, help="to learn what sound the lips let one expect")
+    parser.add_argument("--mute", type=float, default=0.5, help="share of sound that is muted where lips are read")
+    parser.add_argument("--scales-per-step", type=int, help="at random (default: all)")
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep, as for speech_start.py")
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector, likewise")
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--seconds", type=float, default=48, help="of speech in a step")
     parser.add_argument("--decoder-rate", type=float, default=2e-4, help="learning rate of the cross-attention")
+    parser.add_argument("--rest-rate", type=float, default=0.0, help="of the rest of the decoder, which stays if 0")
     parser.add_argument("--projector-rate", type=float, default=4e-5, help="of projectors, whose sums are longer")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the order, and of units of projectors that a mean leaves over"
@@ -158,31 +258,53 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     files = ("config.json", "model.safetensors", "tokenizer.json")
     whisper = Whisper(fetch(arguments.whisper, files), arguments.vocabulary)
+    train, clean, dev = open_states(arguments.states)
     teacher = Reader(copy.deepcopy(whisper.decoder)).requires_grad_(False)
-    reader = Reader(whisper.decoder, arguments.rates, arguments.projector)
+    lips = 0 if (video := train[0].video) is None else video.shape[-1]
+    if arguments.video_rates and not lips:
+        raise SystemExit(f"{arguments.states} has no lips: run speech_states.py with --avhubert")
+    reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, lips)
+    blind = list(arguments.video_rates)
+    if arguments.start is not None:
+        given = load_file(arguments.start)
+        seen_there = any(name.startswith("video_proj.") for name in given)
+        blind = [] if seen_there else blind
+        own = {name: value for name, value in reader.state_dict().items() if name.startswith("video_proj.")}
+        reader.load_state_dict(given if seen_there else own | given)
+    cross: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, weight in reader.decoder.named_parameters():
-        weight.requires_grad_("encoder_attn" in name)
-    average = AveragedModel(reader, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    decoder = [weight for weight in reader.decoder.parameters() if weight.requires_grad]
+        weight.requires_grad_(False)
+        if "embed" not in name:  # as Whisper has them
+            (cross if "encoder_attn" in name else rest).append(weight)
     groups = [
-        {"params": decoder, "lr": arguments.decoder_rate},
-        {"params": list(reader.audio_proj.parameters()), "lr": arguments.projector_rate},
+        {"params": cross, "lr": arguments.decoder_rate},
+        {"params": rest, "lr": arguments.rest_rate},
+        {"params": [*reader.audio_proj.parameters(), *reader.video_proj.parameters()], "lr": arguments.projector_rate},
     ]
-    learning_rates = [arguments.decoder_rate, arguments.projector_rate]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, min(50, arguments.steps // 10), arguments.steps)
-    parts: dict[str, Any] = {"reader": reader, "average": average, "optimizer": optimizer, "schedule": schedule}
+    groups = [group for group in groups if group["lr"]]
+    for group in groups:
+        for weight in group["params"]:
+            weight.requires_grad_(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept, done, best = arguments.out / "training.ckpt", 0, float("inf")
-    if kept.exists():
-        state = torch.load(kept, weights_only=True)
+    begun = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "steps", "every")}
+    state: dict[str, Any] | None = torch.load(kept, weights_only=True) if kept.exists() else None
+    if state is not None and state["begun"] != begun:
+        raise SystemExit(f"{kept} was begun with {state['begun']}, not with {begun}; take another OUT")
+    if state is None:
+        for rate in blind:
+            share = expect(reader, clean, rate, arguments.expect_steps)
+            print(f"rate {rate}: lips explain {share:.1%} of the variance of clean sound states", flush=True)
+    average = AveragedModel(reader, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, min(50, arguments.steps // 10), arguments.steps)
+    parts: dict[str, Any] = {"reader": reader, "average": average, "optimizer": optimizer, "schedule": schedule}
+    if state is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done, best = state["step"], state["best"]
-        if (state["seed"], state["rates"]) != (arguments.seed, learning_rates):
-            raise SystemExit(f"{kept} is of a run with another seed or other learning rates; take another OUT")
 
-    train, clean, dev = open_states(arguments.states)
     chosen = random.Random(0).sample(range(len(dev)), min(DEV, len(dev)))
     looks = [collate([dev[i] for i in chosen[k : k + 16]]) for k in range(0, len(chosen), 16)]
     sampler = bucketed_batches(train.frames, int(25 * arguments.seconds), seed=arguments.seed, bucket=20)
@@ -193,8 +315,14 @@ def main() -> None:
         keys = next(stream)
         batch = collate([train[key] for key in keys])
         same = collate([clean[key[1] % len(clean)] for key in keys])
+        rng, count = random.Random(step), arguments.scales_per_step or len(reader.scales)
+        scales = rng.sample(reader.scales, min(count, len(reader.scales)))
+        # Without it a word of a recording is always cut into tokens in the same way.
+        batch = later(batch, rng.randrange(max(arguments.rates)))
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            loss = torch.stack(list(losses(reader, batch, whisper, teacher_scores(teacher, same, whisper)))).mean()
+            expected = teacher_scores(teacher, same, whisper)
+            muted = torch.tensor([rng.random() < arguments.mute for _ in batch.texts])
+            loss = torch.stack(list(losses(reader, batch, whisper, scales, expected, muted))).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -207,8 +335,8 @@ def main() -> None:
             if sum(found.values()) < best:
                 best = sum(found.values())
                 save_file(average.module.state_dict(), arguments.out / "taught.safetensors")
-            state = {"step": step, "best": best, "seed": arguments.seed, "rates": learning_rates}
-            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | state)
+            progress = {"step": step, "best": best, "begun": begun}
+            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | progress)
             line = json.dumps({"step": step, "train": round(sum(seen) / len(seen), 4), "dev": found})
             with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(line + "\n")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from whisper_llama import BALLAST, EXTRA, llama_of, prefix_row
+from whisper_llama import BALLAST, EXTRA, llama_of, part, prefix_row
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder, decoder_weights
 from tokenthrift.dllm_asr.vocabulary import Vocabulary, trim
@@ -117,6 +117,14 @@ def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
     return nn.Sequential(inner, nn.ReLU(), outer)
 
 
+def projector_of(state: Mapping[str, Tensor]) -> nn.Sequential:
+    """A projector from its tensors."""
+    inner, outer = state["0.weight"], state["2.weight"]
+    made = nn.Sequential(nn.Linear(*inner.mT.shape), nn.ReLU(), nn.Linear(*outer.mT.shape))
+    made.load_state_dict(state)
+    return made
+
+
 @torch.no_grad()
 def measured(
     whisper: Whisper, project: nn.Module, rate: int, sounds: Sequence[Tensor], texts: Sequence[str]
@@ -146,18 +154,19 @@ def measured(
 
 
 @torch.no_grad()
-def begin_with(model: LlamaMtsk, projectors: Sequence[nn.Module], first: Tensor) -> None:
-    """Gives a model of sound alone its projectors, with the flags of sound, and markers that nothing but sound sees.
+def begin_with(model: LlamaMtsk, given: Sequence[nn.Module], first: Tensor) -> None:
+    """Gives a model its projectors, with the flags of sound, and markers that nothing but sound looks at.
 
     Args:
-        model: of sound alone.
-        projectors: for each of its rates, to the width of Whisper.
+        model: of sound, or of sound and lips.
+        given: for each rate of sound, then of lips, a projector to the width of Whisper.
         first: (H,) embedding of the first token of a text, which stands behind the sound.
     """
     size = model.config.language_model.hidden_size - EXTRA
-    for given, project in zip(projectors, model.audio_proj, strict=True):
+    own = [*model.audio_proj, *getattr(model, "video_proj", ())]
+    for one, project in zip(given, own, strict=True):
         (inner, outer), (own_inner, own_outer) = (
-            [layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (given.children(), project)
+            [layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (one.children(), project)
         )
         own_inner.load_state_dict(inner.state_dict())
         own_outer.weight.zero_()
@@ -176,8 +185,12 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
+    parser.add_argument("--avhubert", help="visual encoder of what was taught, folder or Hub id; none for sound alone")
+    parser.add_argument("--video-rates", type=int, nargs="+", default=[2, 5])
     parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
     arguments = parser.parse_args()
+    if arguments.avhubert is not None and arguments.taught is None:
+        parser.error("--avhubert needs --taught: lips have no meaning before")
     torch.manual_seed(0)
     files = ("config.json", "model.safetensors", "tokenizer.json")
     whisper = Whisper(fetch(arguments.whisper, files), arguments.vocabulary)
@@ -187,10 +200,14 @@ def main() -> None:
     some = rows[:: max(1, len(rows) // 40)]
     sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
     size = whisper.encoder.conv2.out_channels
-    projectors = nn.ModuleList(projector(rate, size, arguments.projector) for rate in arguments.rates)
+    own: list[nn.Module] = [projector(rate, size, arguments.projector) for rate in arguments.rates]
     if arguments.taught is not None:
-        taught = nn.ModuleDict({"decoder": whisper.decoder, "audio_proj": projectors})
-        taught.load_state_dict(load_file(arguments.taught))
+        taught = load_file(arguments.taught)
+        whisper.decoder.load_state_dict(part(taught, "decoder."))
+        names = [f"audio_proj.{k}." for k in range(len(arguments.rates))]
+        own = [projector_of(part(taught, name)) for name in names]
+        if arguments.avhubert is not None:
+            own += [projector_of(part(taught, f"video_proj.{k}.")) for k in range(len(arguments.video_rates))]
     lm, first = llama_of(
         whisper.decoder.state_dict(),
         whisper.decoder.num_attention_heads,
@@ -198,7 +215,7 @@ def main() -> None:
         whisper.begin,
         len(PROMPTS),
         # The norms of other rates are near enough: `BALLAST` is large beside them.
-        *measured(whisper, projectors[0], arguments.rates[0], sounds, [row["text"] for row in some]),
+        *measured(whisper, own[0], arguments.rates[0], sounds, [row["text"] for row in some]),
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     lm.save_pretrained(arguments.out / "llama")
@@ -207,8 +224,11 @@ def main() -> None:
         AssemblyConfig(
             language_model=str(arguments.out / "llama"),
             whisper=arguments.whisper,
-            tasks=("asr",),
+            avhubert=arguments.avhubert,
+            video_positions=True,  # the language model counts none of sound and video
+            tasks=("asr",) if arguments.avhubert is None else ("asr", "avsr"),
             audio_rates=tuple(arguments.rates),
+            video_rates=tuple(arguments.video_rates),
             strategy="MSS",
             bottleneck=32,
             lora_scale=1.0,
@@ -218,7 +238,7 @@ def main() -> None:
             include_frozen=True,
         )
     )
-    begin_with(model, list(projectors), first)
+    begin_with(model, own, first)
     model.save_pretrained(arguments.out / "start")
     print(f"{sum(p.numel() for p in lm.parameters()) / 1e6:.1f} M weights of the language model")
 

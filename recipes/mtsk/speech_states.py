@@ -3,8 +3,9 @@
 As `states.py`, for a manifest whose lines have a `split` and no pictures. Pass 0 over the training recordings is clean;
 in each further one a recording gets a room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a
 crowd (`crowd.py`). With `--avhubert`, for a manifest of `align.py`, each recording also gets the states of a mouth that
-is rendered from its phonemes, anew in each pass: real voice, rendered lips. Development recordings stay as they are.
-Recordings of more than 30 s are left out. What is there is skipped, so a stopped run goes on.
+is rendered from its phonemes, once for all passes: real voice, rendered lips. Development recordings stay as they are.
+Recordings of more than 30 s are left out. With `--synthetic` each pass goes on with synthetic speech, whose sentences
+have far more words than some hours of recordings. What is there is skipped, so a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rendered import mouth
 from states import AudioStates, VideoStates, augmentation_of, options, save_states
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
+from tokenthrift.mtsk.training.clips import CachedStates
 
 SHARD = 400  # recordings
 SECONDS = 30.0  # one pass of the encoder
@@ -39,32 +42,60 @@ def lips(encoder: VideoStates, row: dict[str, Any], samples: int, rng: random.Ra
     return encoder.encode(frames)
 
 
+def spoken(shard: Path) -> list[tuple[Tensor, str]]:
+    """The training clips of a shard of synthetic speech, and their texts."""
+    with np.load(shard) as data:
+        audio, offset, rows = torch.from_numpy(data["audio"]), data["offset"], json.loads(str(data["rows"]))
+    clips = zip(rows, offset, offset[1:], strict=False)
+    if not (found := [(audio[a:b].float() / 32768, row["text"]) for row, a, b in clips if row["split"] == "train"]):
+        raise SystemExit(f"{shard} has no clips for training")
+    return found
+
+
 def main() -> None:
     parser = options(__doc__, "manifest", lips=False)
     parser.add_argument("--crowd", type=Path, help="a crowd's noise, half of all noise")
+    parser.add_argument("--synthetic", type=Path, help="folder of shards of recipes/dllm_asr/synthesise.py")
     parser.add_argument("--passes", type=int, nargs="+", default=[0, 1], help="numbers of passes; 0 is clean")
     arguments = parser.parse_args()
+    arguments.passes.sort()  # others take their lips from pass 0
+    if arguments.synthetic and arguments.avhubert:
+        parser.error("synthetic speech has no lips")
     torch.set_num_threads(1)
     encoder, augmentation = AudioStates(arguments.whisper), augmentation_of(arguments.noise, arguments.crowd)
     visual = None if arguments.avhubert is None else VideoStates(arguments.avhubert)
+    synthetic = sorted(arguments.synthetic.glob("*.npz")) if arguments.synthetic else []
     for part, number in (("dev", 0), *(("train", number) for number in arguments.passes)):
         (arguments.out / part).mkdir(parents=True, exist_ok=True)
         rows = rows_of(arguments.manifest, part)
-        for first in range(0, len(rows), SHARD):
-            target = arguments.out / part / f"{number:02d}-{first // SHARD:03d}.safetensors"
+        chunks = [rows[first : first + SHARD] for first in range(0, len(rows), SHARD)]
+        sources: list[tuple[str, list[dict[str, Any]] | Path]] = [(f"{k:03d}", some) for k, some in enumerate(chunks)]
+        # Behind the recordings, in each pass, as passes are over the same texts.
+        sources += [(f"s{shard.stem}", shard) for shard in synthetic if part == "train"]
+        for name, source in sources:
+            target = arguments.out / part / f"{number:02d}-{name}.safetensors"
             if target.exists():
                 continue
-            began, rng, some = time.process_time(), random.Random(f"{number}-{first}"), rows[first : first + SHARD]
-            sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
+            began, rng = time.process_time(), random.Random(f"{number}-{name}")
+            if isinstance(source, Path):
+                clips = spoken(source)
+                sounds, texts = [sound for sound, _ in clips], [text for _, text in clips]
+            else:
+                sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in source]
+                texts = [row["text"] for row in source]
             if number:
                 sounds = [augmentation.noisy(sound, rng) for sound in sounds]
             streams = {"audio": encoder.encode(sounds)}
             if visual is not None:
-                streams["video"] = [lips(visual, row, len(s), rng) for row, s in zip(some, sounds, strict=True)]
-            save_states(target, streams, [row["text"] for row in some])
-            print(
-                f"{part}/{target.name}: {len(some)} recordings, {time.process_time() - began:.0f} s of CPU", flush=True
-            )
+                seen = arguments.out / part / f"00-{name}.safetensors"
+                first = CachedStates([seen]) if number and seen.exists() else None
+                videos = [] if first is None else [first[i].video for i in range(len(first))]
+                if videos and None not in videos:  # noise does not move a mouth
+                    streams["video"] = [video for video in videos if video is not None]
+                else:
+                    streams["video"] = [lips(visual, row, len(s), rng) for row, s in zip(source, sounds, strict=True)]
+            save_states(target, streams, texts)
+            print(f"{part}/{target.name}: {len(texts)} clips, {time.process_time() - began:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":

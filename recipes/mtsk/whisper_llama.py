@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-__all__ = ["BALLAST", "EXTRA", "SINK", "llama_of", "prefix_row", "text_row"]
+__all__ = ["BALLAST", "EXTRA", "SINK", "llama_of", "part", "prefix_row", "text_row"]
 
 EXTRA: Final = 6
 """Channels after those of Whisper: sound, text, sink, first token of a text, count, bias of the last norm."""
@@ -192,7 +192,8 @@ def _rms(row: Tensor) -> float:
     return float((row.square().mean() + EPS).sqrt())
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -231,7 +232,7 @@ def llama_of(
         )
     audio_rms = math.sqrt((BALLAST**2 + audio_norm**2) / hidden)
     scale = math.sqrt(size / hidden)
-    final = _part(state, "layer_norm.")
+    final = part(state, "layer_norm.")
     bias = table @ final["bias"]
     flag = FLAG * float(table.norm(dim=1).median())
     # No text has these in it, so their scores are low.
@@ -243,17 +244,15 @@ def llama_of(
     made = [layer()]
     made[0].positions(positions, flag, flag / _rms(first))
     for i in range(layers):
-        own = _part(state, f"layers.{i}.")
+        own = part(state, f"layers.{i}.")
         text, sound = layer(), layer()
-        norm = Norm(scale, _part(own, "self_attn_layer_norm."))
-        text.attention(_part(own, "self_attn."), norm, norm)
+        norm = Norm(scale, part(own, "self_attn_layer_norm."))
+        text.attention(part(own, "self_attn."), norm, norm)
         text.hide(SOUND, text.sound)
-        sound.attention(
-            _part(own, "encoder_attn."), Norm(scale, _part(own, "encoder_attn_layer_norm.")), Norm(audio_rms)
-        )
+        sound.attention(part(own, "encoder_attn."), Norm(scale, part(own, "encoder_attn_layer_norm.")), Norm(audio_rms))
         sound.hide(TEXT, flag / rms[i])
         sound.hide(SINK_FLAG, sound.sink)
-        sound.feed_forward(own, Norm(scale, _part(own, "final_layer_norm.")))
+        sound.feed_forward(own, Norm(scale, part(own, "final_layer_norm.")))
         made += [text, sound]
     usual = rms[-1]
     level = 0.2 * usual * math.sqrt(hidden)  # of the channel of the last bias; the last norm sees it

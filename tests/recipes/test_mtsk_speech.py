@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,14 @@ from tokenthrift.mtsk import LlamaMtsk, Rates
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.config import VideoConfig
 from tokenthrift.mtsk.external import AVHUBERT_FILE
-from tokenthrift.mtsk.sequence import IGNORED, PROMPTS
+from tokenthrift.mtsk.sequence import IGNORED, PROMPTS, Encoded
 from tokenthrift.mtsk.training.clips import Batch, CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
-start, decoder, lips_start = script("speech_start"), script("speech_decoder"), script("lips_start")
+start, decoder = script("speech_start"), script("speech_decoder")
 TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
 RATES = (2, 4)
+SIZES = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
 
 
 def write_whisper(folder: Path) -> None:
@@ -69,8 +71,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "manifest.jsonl").write_text("".join(lines))
     write_whisper(folder / "whisper")
     with pytest.MonkeyPatch.context() as patch:
-        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
-        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *own)
+        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *SIZES)
         for _ in range(2):
             options = ("--whisper", folder / "whisper", "--passes", 0, 1)
             run(patch, "speech_states", folder / "manifest.jsonl", folder / "states", *options)
@@ -90,6 +91,33 @@ def test_states_have_no_pictures_and_leave_long_recordings_out(parts: Path) -> N
     assert data.texts == [*TEXTS, *TEXTS]
     assert data[0].video is None
     assert CachedStates([parts / "states/dev/00-000.safetensors"]).texts == [TEXTS[0]]
+
+
+def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> None:
+    clips = [(speech(seconds, 9).numpy() * 20_000).astype(np.int16) for seconds in (1.0, 0.5, 2.0)]
+    said = [{"text": text, "split": split} for text, split in (("one", "train"), ("two", "dev"), ("three", "train"))]
+    (tmp_path / "synthetic").mkdir()
+    offset = np.cumsum([0, *map(len, clips)])
+    np.savez(tmp_path / "synthetic/0000-slt.npz", audio=np.concatenate(clips), offset=offset, rows=json.dumps(said))
+    own = ("--whisper", parts / "whisper", "--synthetic", tmp_path / "synthetic")
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path, *own, "--passes", 1, 0)
+        with pytest.raises(SystemExit):
+            run(patch, "speech_states", parts / "manifest.jsonl", tmp_path, *own, "--avhubert", "any")
+    train, clean, dev = decoder.open_states(tmp_path)
+    assert clean.texts == [*TEXTS, "one", "three"]
+    assert train.texts == [*clean.texts, *clean.texts]
+    assert dev.texts == [TEXTS[0]]
+    audio = [clip.audio for clip in map(clean.__getitem__, (4, 5))]
+    assert [len(states) for states in audio if states is not None] == [50, 100]
+
+
+def test_tokens_may_begin_elsewhere() -> None:
+    states, lengths = torch.arange(24.0).view(2, 6, 2), torch.tensor([6, 4])
+    found = decoder.later(Batch(["a", "b"], audio=states, audio_lengths=lengths), 3)
+    assert found.audio_lengths.tolist() == [9, 7]
+    assert torch.equal(found.audio[:, 3:], states)
+    assert torch.equal(found.audio[:, :3], states[:, :1].expand(-1, 3, -1))
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -115,8 +143,7 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
 def taught(parts: Path) -> Path:
     """A decoder and projectors after some steps, in two runs."""
     with pytest.MonkeyPatch.context() as patch:
-        sizes = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
-        own = (*sizes, "--every", 10, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
+        own = (*SIZES, "--every", 10, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
         for steps in (20, 40):
             run(patch, "speech_decoder", parts / "whisper", parts / "states", parts / "taught", *own, "--steps", steps)
     return parts / "taught/taught.safetensors"
@@ -131,6 +158,16 @@ def test_decoder_and_projectors_learn_and_a_stopped_run_goes_on(parts: Path, tau
     after = load_file(taught)
     moved = {name for name in before if not torch.equal(before[name], after[f"decoder.{name}"])}
     assert moved == {name for name in before if "encoder_attn" in name}
+
+
+def test_the_rest_of_the_decoder_may_learn_too(parts: Path, tmp_path: Path) -> None:
+    own = (*SIZES, "--steps", 2, "--every", 2, "--decoder-rate", 1e-3, "--rest-rate", 1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path, *own)
+    before = start.Whisper(parts / "whisper", 120).decoder.state_dict()
+    after = load_file(tmp_path / "taught.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[f"decoder.{name}"])}
+    assert moved == {name for name in before if "embed" not in name}
 
 
 def test_passes_over_different_recordings_are_refused(parts: Path, tmp_path: Path) -> None:
@@ -151,50 +188,55 @@ def test_passes_over_different_recordings_are_refused(parts: Path, tmp_path: Pat
 
 def test_a_run_is_not_gone_on_with_in_another_way(parts: Path, taught: Path) -> None:
     own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--every", 10, "--seed", 5)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="another seed"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="was begun with"):
         run(patch, "speech_decoder", parts / "whisper", parts / "states", taught.parent, *own, "--steps", 60)
+
+
+def losses_of(whisper: Any, reader: torch.nn.Module, model: LlamaMtsk, encoded: Encoded) -> list[list[float]]:
+    """Of a reader and a model, for each text at each scale."""
+    found = []
+    for text in TEXTS:
+        read, written = decoder.rows(whisper, [text])
+        for rates in model.config.scales:
+            with torch.no_grad():
+                scores = reader(encoded, read, rates)[0, 1:]
+                own = float(model.loss(encoded, [model.token_ids(text)], rates))
+            found.append([float(F.cross_entropy(scores, written[0, 1:])), own])
+    return found
 
 
 def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        own = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120, "--taught", taught)
-        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *SIZES, "--taught", taught)
     model = LlamaMtsk.from_pretrained(tmp_path / "start")
     whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES, 80).eval()
+    reader = decoder.Reader(whisper.decoder, RATES, (), 80).eval()
     reader.load_state_dict(load_file(taught))
-    for k, rate in enumerate(RATES):
-        for i, text in enumerate(TEXTS):
-            sound = speech(2.0, i)
-            with torch.no_grad():
-                states, lengths = whisper.states(sound)
-                read, written = decoder.rows(whisper, [text])
-                scores = reader(states, lengths, read, rate)[0, 1:]
-                expected = float(F.cross_entropy(scores, written[0, 1:]))
-                found = float(model.loss(model.encode([sound]), [model.token_ids(text)], Rates(audio=rate)))
-            assert found == pytest.approx(expected, rel=0.1, abs=0.15), (k, i)
+    for expected, found in losses_of(whisper, reader, model, model.encode([speech(2.0, 1)])):
+        assert found == pytest.approx(expected, rel=0.1, abs=0.15)
 
 
 def test_the_end_of_a_text_is_not_learned_from_whisper(parts: Path) -> None:
     whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES[:1], 80).eval()
+    reader = decoder.Reader(whisper.decoder, RATES[:1], (), 80).eval()
     states = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
     batch = Batch(list(TEXTS[:2]), audio=states, audio_lengths=torch.tensor([40, 31]))
     read, written = decoder.rows(whisper, batch.texts)
     ends = written[written != IGNORED] == whisper.end
     assert ends.sum() == 2
     with torch.no_grad():
-        own = reader(states, batch.audio_lengths, read, RATES[0])[written != IGNORED].log_softmax(-1)
-        (alone,) = decoder.losses(reader, batch, whisper)
-        (taught,) = decoder.losses(reader, batch, whisper, own)
-        (same,) = decoder.losses(reader, batch, whisper, torch.where(ends[:, None], own.flip(1), own))
-        (more,) = decoder.losses(reader, batch, whisper, own.flip(1))
+        encoded = decoder.encoded_of(batch)
+        own = reader(encoded, read, reader.scales[0])[written != IGNORED].log_softmax(-1)
+        (alone,) = decoder.losses(reader, batch, whisper, reader.scales)
+        (taught,) = decoder.losses(reader, batch, whisper, reader.scales, own)
+        (same,) = decoder.losses(reader, batch, whisper, reader.scales, torch.where(ends[:, None], own.flip(1), own))
+        (more,) = decoder.losses(reader, batch, whisper, reader.scales, own.flip(1))
     torch.testing.assert_close(taught, alone)
     torch.testing.assert_close(same, alone)
     assert more > alone + 0.5
     # What is expected is read from every state.
     found = decoder.teacher_scores(reader, batch, whisper)
-    again = reader(states, batch.audio_lengths, read, None)[written != IGNORED].log_softmax(-1)
+    again = reader(encoded, read, None)[written != IGNORED].log_softmax(-1)
     torch.testing.assert_close(found, again)
     assert (found - own).abs().max() > 1e-3
 
@@ -241,7 +283,7 @@ def lips(parts: Path) -> Path:
     spoken = {"phonemes": [[0.0, "_"], [0.2, "m"], [0.4, "A:"], [0.8, "_"]], "speaker": "one"}
     (parts / "aligned.jsonl").write_text("".join(json.dumps(row | spoken) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        options = ("--whisper", parts / "whisper", "--avhubert", parts / "avhubert", "--passes", 0)
+        options = ("--whisper", parts / "whisper", "--avhubert", parts / "avhubert", "--passes", 0, 1)
         run(patch, "speech_states", parts / "aligned.jsonl", parts / "lips", *options)
     return parts / "lips"
 
@@ -249,50 +291,110 @@ def lips(parts: Path) -> Path:
 def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None:
     data = CachedStates([lips / "train/00-000.safetensors"])
     assert data.texts == list(TEXTS)
-    clip = data[0]
-    assert clip.audio is not None
+    clip, noisy = data[0], CachedStates([lips / "train/01-000.safetensors"])[0]
+    assert noisy.video is not None
     assert clip.video is not None
+    assert torch.equal(noisy.video, clip.video), "noise does not move a mouth"
+    assert clip.audio is not None
     assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
     mouth = clip.video.float()
     assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
 
 
-def test_a_video_token_begins_as_the_sound_to_expect(
-    parts: Path, lips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = ("--rates", 2, 5, "--steps", 200)
-    run(monkeypatch, "lips_start", parts / "start/start", lips / "train", parts / "avhubert", tmp_path / "start", *own)
-    printed = capsys.readouterr().out.splitlines()
-    assert [float(line.split("explain ")[1].split("%")[0]) > 15 for line in printed] == [True, True], printed
-    heard, seen = LlamaMtsk.from_pretrained(parts / "start/start"), LlamaMtsk.from_pretrained(tmp_path / "start")
-    assert seen.config.scales == (*heard.config.scales, *(Rates(a, v) for v in (2, 5) for a in RATES))
-    sound, ids = [speech(2.0, 1)], [heard.token_ids(TEXTS[0])]
-    for rates in heard.config.scales:
-        assert torch.equal(seen.loss(seen.encode(sound), ids, rates), heard.loss(heard.encode(sound), ids, rates))
-    # The flags that a language model of this kind needs on a token of sound or video.
-    clip = CachedStates([lips / "train/00-000.safetensors"])[0]
+@pytest.fixture(scope="module")
+def seeing(parts: Path, lips: Path, taught: Path) -> Path:
+    """The folder of a start that hears and sees."""
+    out = parts / "seeing"
+    own: tuple[Any, ...] = ("--video-rates", 2, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        learned = ("--steps", 2, "--every", 1, "--expect-steps", 200, "--start", taught)
+        run(patch, "speech_decoder", parts / "whisper", lips, out, *SIZES, *own, *learned)
+        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own)
+    return out
+
+
+def test_a_video_token_begins_as_the_sound_to_expect(parts: Path, lips: Path, taught: Path) -> None:
+    reader = decoder.Reader(start.Whisper(parts / "whisper", 120).decoder, RATES, (2, 5), 80, 64)
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    begin = {name: value.clone() for name, value in reader.state_dict().items()}
+    for rate in (2, 5):
+        assert decoder.expect(reader, data, rate, 200) > 0.15
+    moved = {name.split(".")[0] for name, value in reader.state_dict().items() if not torch.equal(value, begin[name])}
+    assert moved == {"video_proj"}
+
+
+def test_a_start_that_sees_reads_as_what_was_taught(parts: Path, lips: Path, seeing: Path) -> None:
+    model = LlamaMtsk.from_pretrained(seeing / "start")
+    assert model.config.scales == (*(Rates(audio=a) for a in RATES), *(Rates(a, v) for v in (2, 5) for a in RATES))
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES, (2, 5), 80, 64).eval()
+    reader.load_state_dict(load_file(seeing / "taught.safetensors"))
+    clip = CachedStates([lips / "train/00-000.safetensors"])[1]
     assert clip.video is not None
-    tokens, _ = seen.tokens(seen.encode(video=[clip.video.float()]), "video", 2)
+    encoded = model.encode([speech(1.0, 1)], [clip.video.float()])
+    for expected, found in losses_of(whisper, reader, model, encoded):
+        assert found == pytest.approx(expected, rel=0.1, abs=0.2)
+    # The flags that a language model of this kind needs on a token of sound or video.
+    tokens, _ = model.tokens(encoded, "video", 2)
     assert torch.equal(tokens[0, :, -6:], torch.tensor([300.0, 0, 0, 0, 0, 0]).expand(len(tokens[0]), 6))
 
 
-def test_positions_tell_equal_pictures_apart(parts: Path, lips: Path, model: LlamaMtsk) -> None:
-    seen = lips_start.with_lips(str(parts / "start/start"), str(parts / "avhubert"), (2,))
-    tokens, _ = seen.tokens(seen.encode(video=[torch.ones(20, 64)]), "video", 2)
+def test_lips_need_a_decoder_that_was_taught(parts: Path, tmp_path: Path) -> None:
+    own = (*SIZES, "--avhubert", parts / "avhubert")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
+
+
+def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> None:
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES[:1], (2,), 80, 64).eval()
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    batch = decoder.collate([data[i] for i in range(2)])
+    with torch.no_grad():
+        (heard, seen), (again, alone) = (
+            torch.stack(list(decoder.losses(reader, batch, whisper, reader.scales, None, muted)))
+            for muted in (torch.tensor([False, False]), torch.tensor([True, True]))
+        )
+        silent = decoder.replace(batch, audio=torch.zeros_like(batch.audio))
+        expected = next(decoder.losses(reader, silent, whisper, reader.scales[1:]))
+    assert again == heard
+    assert alone != seen
+    torch.testing.assert_close(alone, expected)
+
+
+def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: Path) -> None:
+    """Without learning rates nothing moves but the first lesson of the lips, which is not repeated."""
+    still = ("--steps", 1, "--decoder-rate", 0, "--rest-rate", 0, "--projector-rate", 1e-30, "--expect-steps", 5)
+    own = (*SIZES, "--video-rates", 2, *still)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "one", *own, "--start", taught)
+        first = tmp_path / "one/taught.safetensors"
+        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "two", *own, "--start", first)
+        with pytest.raises(SystemExit, match="has no lips"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path / "three", *own)
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "four", *SIZES, "--start", first)
+    before, one, two = map(load_file, (taught, first, tmp_path / "two/taught.safetensors"))
+    assert all(torch.allclose(one[name], value) for name, value in before.items())
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(two[name], value) for name, value in one.items())
+
+
+def test_positions_tell_equal_pictures_apart(seeing: Path) -> None:
+    model = LlamaMtsk.from_pretrained(seeing / "start")
+    tokens, _ = model.tokens(model.encode(video=[torch.ones(20, 64)]), "video", 2)
     assert (tokens[0, 0] - tokens[0, 9]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="an even video.hidden_size"):
         VideoConfig(hidden_size=63, features_only=True, positions=True)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
-def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, tmp_path: Path) -> None:
-    lips_start.with_lips(str(parts / "start/start"), str(parts / "avhubert"), (2, 5)).save_pretrained(
-        tmp_path / "start"
-    )
+def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, seeing: Path, tmp_path: Path) -> None:
     config = "model.init_args.config"
-    own: dict[str, object] = {f"{config}.language_model": parts / "start/llama", f"{config}.whisper": parts / "whisper"}
+    own: dict[str, object] = {f"{config}.language_model": seeing / "llama", f"{config}.whisper": parts / "whisper"}
     own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
-    own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": tmp_path / "start"}
+    own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": seeing / "start"}
     own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
