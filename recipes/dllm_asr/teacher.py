@@ -27,12 +27,6 @@ START = ("<|startoftranscript|>", "<|notimestamps|>")
 NEVER = -1e4  # the logarithm of a probability that counts for nothing, and is a number
 
 
-def mels_of(recordings: Sequence[Tensor], num_mel_bins: int) -> tuple[Tensor, Tensor]:
-    """Mels (B, bins, frames) of recordings and their states (B,), in float32 in mixed precision too."""
-    with torch.autocast("cpu", enabled=False):
-        return pad_mels([log_mel(audio, num_mel_bins) for audio in recordings])
-
-
 class Teacher(nn.Module):
     """An English Whisper whose decoder knows the tokens of another vocabulary.
 
@@ -71,14 +65,14 @@ class Teacher(nn.Module):
             recordings: (samples,) at 16 kHz each.
             texts: token ids.
         """
-        mels, lengths = mels_of(recordings, self.num_mel_bins)
+        mels, lengths = pad_mels([log_mel(audio, self.num_mel_bins) for audio in recordings])
         context = self.decoder.context(self.encoder(mels, lengths), length_mask(lengths))
         start = list(range(self.words + 1, self.words + 1 + len(START)))
         ids, _ = pad_rows([torch.tensor([*start, *text]) for text in texts])
         _, used = pad_rows([torch.zeros(len(text) + 1) for text in texts])
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
         hidden = self.decoder(ids, causal, context)[0][:, len(START) - 1 :]
-        scores = self.decoder.logits(hidden[used])[:, : self.words + 1].float().log_softmax(-1)
+        scores = self.decoder.logits(hidden[used])[:, : self.words + 1].log_softmax(-1)
         out = scores.new_full((len(scores), self.vocabulary.size), NEVER)
         out[:, : self.words] = scores[:, :-1]
         out[:, self.vocabulary.eos_id] = scores[:, -1]

@@ -12,10 +12,10 @@ a share in all that is asked of it, of recordings augmented as in `features.py` 
 So one decoder has two readings with the same weights. Each batch is read at one of several rates (`--pools`; Matryoshka
 training, Kusupati et al., 2022), so that a token budget may choose one. `--whisper` takes encoder and decoder from a
 Whisper checkpoint anew, as a decoder that was trained on little speech may have lost what Whisper knew. With
-`--teacher` the left-to-right reading also learns what a Whisper expects (`teacher.py`). It computes in bf16 where the
-processor has it. `OUT` becomes a model folder; a stopped run goes on from `OUT/training.pt` with the options it was
-begun with. Shards are read `--shards` at a time. Their rows of split "train" are used; clips of shards of very short
-ones (mean below 3 s) are joined, as in `features.py`.
+`--teacher` the left-to-right reading also learns what a Whisper expects (`teacher.py`). `OUT` becomes a model folder; a
+stopped run goes on from `OUT/training.pt` with the options it was begun with. Shards are read `--shards` at a time.
+Their rows of split "train" are used; clips of shards of very short ones (mean below 3 s) are joined, as in
+`features.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from features import RATE, Utterance, augment, join, read_folder
-from teacher import Teacher, divergence, mels_of
+from teacher import Teacher, divergence
 from torch import Tensor
 
 from tokenthrift.backbones.masked import Context
@@ -50,7 +50,7 @@ from tokenthrift.dllm_asr.training.corruption import diffusion_loss
 from tokenthrift.dllm_asr.training.examples import build_batch
 from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.training.optim import OptimConfig, adamw, parameter_groups
-from tokenthrift.training.precision import cpu_has_bf16
+from tokenthrift.whisper import log_mel, pad_mels
 
 SHORT_CLIPS, JOINED = 3.0, 12.0  # seconds: mean clip of a shard whose clips are joined, and the longest string
 LONGEST = 20.0  # seconds; longer clips are left out
@@ -162,7 +162,7 @@ def causal_scores(model: DllmAsr, context: Context, texts: Sequence[str]) -> tup
     # Padding is on the right, so a causal mask already hides it from every real position.
     causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool).tril()
     hidden, _ = decoder(inputs, causal, context)
-    return decoder.logits(hidden[used]).float(), targets[used]
+    return decoder.logits(hidden[used]), targets[used]
 
 
 def denoising_loss(
@@ -201,9 +201,9 @@ def losses(
         expected: (tokens, V) what a teacher expects of the texts, if any.
     """
     rng, texts = random.Random(seed), [text for _, text in examples]
-    mels, lengths = mels_of([audio for audio, _ in examples], model.config.encoder.num_mel_bins)
+    mels, lengths = pad_mels([log_mel(audio, model.config.encoder.num_mel_bins) for audio, _ in examples])
     states = model.encoder(hide(mels, 2 * lengths, rng), lengths)
-    log_p = model.draft(states, lengths).float()
+    log_p = model.draft(states, lengths)
     pool = rng.choice(pools) if pools else model.config.adapter.pool
     context = model.backbone.context(*model.adapter(states, lengths, pool))
     scores, targets = causal_scores(model, context, texts)
@@ -371,11 +371,10 @@ def main() -> None:
         examples, clean, seed = next(feed)
         guided = arguments.distance_every and step % arguments.distance_every == 0
         denoise, pools = step % arguments.denoise_every == 0, tuple(arguments.pools)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            expected = None
-            if teacher is not None:
-                expected = teacher([audio for audio, _ in clean], token_ids(model, [text for _, text in clean]))
-            parts = losses(model, encoder if guided else None, examples, seed, weights, pools, denoise, expected)
+        expected = None
+        if teacher is not None:
+            expected = teacher([audio for audio, _ in clean], token_ids(model, [text for _, text in clean]))
+        parts = losses(model, encoder if guided else None, examples, seed, weights, pools, denoise, expected)
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
