@@ -174,7 +174,7 @@ def losses(
 ) -> Iterator[Tensor]:
     """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given.
 
-    Where lips are read, sound of the `muted` items, (B,), is zero: who always hears does not learn to read lips.
+    Where lips are read, sound of the `muted` items, (B,), is zero: with sound always there, lips are not learned.
     Of the end of a text nothing is to be learned from Whisper, which misses it where a recording ends without silence.
     """
     read, written = rows(whisper, batch.texts)
