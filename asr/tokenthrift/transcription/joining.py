@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Final
 
 from tokenthrift.transcript import Transcript, TranscriptToken
@@ -178,18 +177,12 @@ def division(
     tail = [i for i, word in enumerate(before) if i >= least and word.end > start - near]
     head = [i for i, word in enumerate(after) if word.start < end + near]
     middle = (start + end) / 2
-    best: tuple[int, float, int, int] | None = None
-    if tail and head:
-        left, right = [plain(before[i].text) for i in tail], [plain(after[i].text) for i in head]
-        for a, b, size in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
-            run = [k for k in range(size) if abs(before[tail[a + k]].start - after[head[b + k]].start) <= near]
-            if run:
-                inner = run[len(run) // 2]
-                word = before[tail[a + inner]]
-                ranked = (len(run), -abs(_center(word) - middle), tail[a + inner], head[b + inner])
-                best = ranked if best is None else max(best, ranked)
-    if best is not None:
-        return best[2], best[3]
+    runs = _runs([before[i] for i in tail], [after[i] for i in head], near)
+    if runs:
+        longest = max(map(len, runs))
+        centers = [run[len(run) // 2] for run in runs if len(run) == longest]
+        a, b = min(centers, key=lambda pair: abs(_center(before[tail[pair[0]]]) - middle))
+        return tail[a], head[b]
     # Where one of the two wrote nothing up to the middle, what the other one wrote there is all there is.
     ends = _spoken_span(before[-1], last=True) if before[least:] else (start, start)
     begins = _spoken_span(after[0], last=False) if after else (end, end)
@@ -198,6 +191,39 @@ def division(
     after_centers = [sum(begins) / 2, *map(_center, after[1:])]
     cut_off = (i for i in range(least, len(before)) if ends[1] >= middle and before_centers[i] >= point)
     return next(cut_off, len(before)), next((i for i in range(len(after)) if after_centers[i] >= point), len(after))
+
+
+def _runs(before: Sequence[SpokenWord], after: Sequence[SpokenWord], near: float) -> list[list[tuple[int, int]]]:
+    """Runs of pairs of words that both windows wrote, as indices: equal words at most so many seconds apart.
+
+    Of all alignments that keep the order it is the one of the most pairs, nearer pairs counting more: a word that is
+    said again and again is paired with itself.
+    """
+    left, right = [plain(word.text) for word in before], [plain(word.text) for word in after]
+    # gains[i][j]: of the best alignment of what follows the first i and j words.
+    gains = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]
+
+    def gain(i: int, j: int) -> float:
+        apart = abs(before[i].start - after[j].start)
+        return 2 - apart / near + gains[i + 1][j + 1] if left[i] == right[j] and apart <= near else 0.0
+
+    for i in reversed(range(len(left))):
+        for j in reversed(range(len(right))):
+            gains[i][j] = max(gains[i + 1][j], gains[i][j + 1], gain(i, j))
+    runs: list[list[tuple[int, int]]] = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if gains[i][j] == gains[i + 1][j]:
+            i += 1
+        elif gains[i][j] == gains[i][j + 1]:
+            j += 1
+        else:
+            if runs and runs[-1][-1] == (i - 1, j - 1):
+                runs[-1].append((i, j))
+            else:
+                runs.append([(i, j)])
+            i, j = i + 1, j + 1
+    return runs
 
 
 def _spoken_span(word: SpokenWord, *, last: bool) -> tuple[float, float]:
