@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenthrift.padding import length_mask
+from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.whisper_frames import (
     FOURIER_POINTS,
     HOP,
@@ -35,6 +35,7 @@ __all__ = [
     "Attention",
     "EncoderLayer",
     "WhisperEncoder",
+    "encode_recordings",
     "encoder_weights",
     "log_mel",
     "pad_mels",
@@ -164,6 +165,34 @@ class WhisperEncoder(nn.Module):
             x = layer(x, mask)
         states: Tensor = self.layer_norm(x)
         return states * valid[..., None]
+
+
+def encode_recordings(
+    encoder: WhisperEncoder, audio: Sequence[Tensor], bins: int = 80, trailing_silence: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Encode recordings, in the precision and on the device of the encoder.
+
+    Args:
+        encoder: Of Whisper.
+        audio: `(samples,)` each, mono at 16 kHz in [-1, 1], at most 30 s; one or more.
+        bins: mel bins of the checkpoint.
+        trailing_silence: seconds of silence that the encoder reads after a recording, as far as 30 s allow. Whisper was
+            trained on 30 s always and reads speech that ends at once badly. The states of the silence are not kept.
+
+    Returns:
+        `(B, N, width)` states, one for every started 20 ms and zero after the end of each recording, and their lengths
+        `(B,)`.
+    """
+    weight = encoder.conv1.weight
+    silence, most = round(trailing_silence * SAMPLE_RATE), MAX_STATES * STATE_SAMPLES
+    padded = [F.pad(row.to(weight.device), (0, max(0, min(silence, most - len(row))))) for row in audio]
+    mels = [log_mel(samples, bins).to(weight.dtype) for samples in padded]
+    lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=weight.device)
+    # One recording is enough for a processor, which would compute padding too.
+    groups = [[mel] for mel in mels] if weight.device.type == "cpu" else [mels]
+    rows = [row for group in groups for row in encoder(*pad_mels(group))]
+    states = pad_rows(rows)[0][:, : int(lengths.max())]
+    return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths
 
 
 def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

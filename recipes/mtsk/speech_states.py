@@ -1,11 +1,13 @@
 """Encoder states of real speech: `python speech_states.py MANIFEST OUT --noise DIR`.
 
 As `states.py`, for a manifest whose lines have a `split` and no pictures. Pass 0 over the training recordings is clean;
-in each further one a recording gets a room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a
-crowd (`crowd.py`). With `--avhubert`, for a manifest of `align.py`, each recording also gets the states of a mouth that
-is rendered from its phonemes, once for all passes: real voice, rendered lips. Development recordings stay as they are.
-Recordings of more than 30 s are left out. With `--synthetic` each pass goes on with synthetic speech, whose sentences
-have far more words than some hours of recordings. What is there is skipped, so a stopped run goes on.
+in each further one a recording is played at 0.9 to 1.1 of its speed (Ko et al. 2015; not where there are lips), gets a
+room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a crowd (`crowd.py`). Whisper reads some
+silence after each, as the model does; without, short recordings and ends of others are misread. With `--avhubert`, for
+a manifest of `align.py`, each recording also gets the states of a mouth that is rendered from its phonemes, once for
+all passes: real voice, rendered lips. Development recordings stay as they are. Recordings of more than 30 s are left
+out. With `--synthetic` each pass goes on with synthetic speech, whose sentences have far more words than some hours of
+recordings. What is there is skipped, so a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
 from rendered import mouth
 from states import AudioStates, VideoStates, augmentation_of, options, save_states
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.training.clips import CachedStates
+from tokenthrift.whisper import SAMPLE_RATE
 
 SHARD = 400  # recordings
 SECONDS = 30.0  # one pass of the encoder
@@ -33,6 +37,14 @@ def rows_of(manifest: Path, split: str) -> list[dict[str, Any]]:
     """The lines of a split whose recordings the encoder reads in one pass."""
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row.get("split") == split and row["duration"] < SECONDS]
+
+
+def at_speed(sound: Tensor, speed: float) -> Tensor:
+    """A recording (n,) played so many times as fast, unless it gets too long for one pass of the encoder."""
+    if speed == 1 or len(sound) / speed > SECONDS * SAMPLE_RATE:
+        return sound
+    played: Tensor = torchaudio.functional.speed(sound, SAMPLE_RATE, speed)[0]
+    return played
 
 
 def lips(encoder: VideoStates, row: dict[str, Any], samples: int, rng: random.Random) -> Tensor:
@@ -57,6 +69,8 @@ def main() -> None:
     parser.add_argument("--crowd", type=Path, help="a crowd's noise, half of all noise")
     parser.add_argument("--synthetic", type=Path, help="folder of shards of recipes/dllm_asr/synthesise.py")
     parser.add_argument("--passes", type=int, nargs="+", default=[0, 1], help="numbers of passes; 0 is clean")
+    parser.add_argument("--trailing-silence", type=float, default=0.5, help="seconds, as of the model's configuration")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.0, 1.1], help="of passes that are not clean")
     arguments = parser.parse_args()
     arguments.passes.sort()  # others take their lips from pass 0
     if arguments.synthetic and arguments.avhubert:
@@ -84,8 +98,9 @@ def main() -> None:
                 sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in source]
                 texts = [row["text"] for row in source]
             if number:
-                sounds = [augmentation.noisy(sound, rng) for sound in sounds]
-            streams = {"audio": encoder.encode(sounds)}
+                speeds = [1.0] if visual is not None else arguments.speeds
+                sounds = [augmentation.noisy(at_speed(sound, rng.choice(speeds)), rng) for sound in sounds]
+            streams = {"audio": encoder.encode(sounds, arguments.trailing_silence)}
             if visual is not None:
                 seen = arguments.out / part / f"00-{name}.safetensors"
                 first = CachedStates([seen]) if number and seen.exists() else None

@@ -33,11 +33,11 @@ from tokenthrift.mtsk.training.augmentation import Augmentation
 from tokenthrift.mtsk.training.clips import ManifestClips
 from tokenthrift.sources import fetch
 from tokenthrift.training.precision import cpu_has_bf16
-from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
+from tokenthrift.whisper import WhisperEncoder, encode_recordings, encoder_weights
 
 
 class AudioStates:
-    """Whisper's encoder, in small batches of like length."""
+    """Whisper's encoder, one recording at a time."""
 
     def __init__(self, whisper: str) -> None:
         folder = fetch(whisper, ("config.json", "model.safetensors"))
@@ -48,16 +48,13 @@ class AudioStates:
         self.whisper.load_state_dict(encoder_weights(load_file(folder / "model.safetensors")))
 
     @torch.inference_mode()
-    def encode(self, sounds: Sequence[Tensor], size: int = 8) -> list[Tensor]:
+    def encode(self, sounds: Sequence[Tensor], trailing_silence: float = 0.0) -> list[Tensor]:
         """fp16 states of each recording, computed in bf16 where the processor has it."""
-        out: list[Tensor] = [torch.empty(0)] * len(sounds)
-        order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
-        for rows in (order[i : i + size] for i in range(0, len(order), size)):
-            mels, lengths = pad_mels([log_mel(sounds[i], self.num_mel_bins) for i in rows])
+        out = []
+        for sound in sounds:
             with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-                states = self.whisper(mels, lengths)
-            for i, row, n in zip(rows, states, lengths.tolist(), strict=True):
-                out[i] = row[:n].half()
+                states, _ = encode_recordings(self.whisper, [sound], self.num_mel_bins, trailing_silence)
+            out.append(states[0].half())
         return out
 
 

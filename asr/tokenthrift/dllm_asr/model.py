@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenthrift.auto.processing import speech_files
@@ -55,11 +54,11 @@ from tokenthrift.dllm_asr.step_audio import StepAudioAdapter
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.hub import HubModel, read_config
 from tokenthrift.layout import lay_out_by_columns
-from tokenthrift.padding import length_mask, pad_rows
+from tokenthrift.padding import pad_rows
 from tokenthrift.sources import fetch
 from tokenthrift.transcript import Recognizer, Transcript
 from tokenthrift.weights import assign_weights, write_weights
-from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, log_mel, pad_mels, states_of
+from tokenthrift.whisper import MAX_STATES, SAMPLE_RATE, WhisperEncoder, encode_recordings, states_of
 
 __all__ = ["STATE_RATE", "DllmAsr"]
 
@@ -228,15 +227,7 @@ class DllmAsr(HubModel):
         weight, sizes = self.encoder.conv1.weight, self.config.encoder
         if not len(audio):
             return weight.new_zeros(0, 0, sizes.hidden_size), torch.zeros(0, dtype=torch.int64, device=weight.device)
-        silence, most = round(sizes.trailing_silence * SAMPLE_RATE), round(self.max_seconds * SAMPLE_RATE)
-        padded = [F.pad(a.to(weight.device), (0, max(0, min(silence, most - len(a))))) for a in audio]
-        mels = [log_mel(samples, sizes.num_mel_bins).to(weight.dtype) for samples in padded]
-        lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=weight.device)
-        # One recording is enough for a processor, which would compute padding too.
-        groups = [[mel] for mel in mels] if weight.device.type == "cpu" else [mels]
-        rows = [row for group in groups for row in self.encoder(*pad_mels(group))]
-        states = pad_rows(rows)[0][:, : int(lengths.max())]
-        return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths
+        return encode_recordings(self.encoder, audio, sizes.num_mel_bins, sizes.trailing_silence)
 
     def transcribe(
         self,

@@ -60,12 +60,15 @@ class AudioConfig:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     num_mel_bins: int = 80
+    trailing_silence: float = 0.0
+    """Seconds of silence that the encoder reads after a recording; its states are not kept, so it makes no tokens."""
     source: str | None = None
     """Folder or Hub id of its weights, in the layout of transformers; None keeps them in the model's own file."""
 
     def __post_init__(self) -> None:
         _check_transformer("audio", self)
         check_within("audio.num_mel_bins", self.num_mel_bins, 1, 128)
+        check_within("audio.trailing_silence", self.trailing_silence, 0.0, 30.0)
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 2:
             raise ConfigError(
                 f"audio.hidden_size {self.hidden_size} must be even and a multiple of num_attention_heads "
@@ -254,6 +257,8 @@ class MtskConfig:
                 raise ConfigError(f"tasks {list(self.tasks)} need {'an' if needed else 'no'} encoder and rates: {name}")
             if list(rates) != sorted(set(rates)) or any(not 1 <= rate <= 100 for rate in rates):
                 raise ConfigError(f"{name}_rates must be ascending and within 1 to 100, not {list(rates)}")
+        if self.released and self.audio is not None and self.audio.trailing_silence:
+            raise ConfigError("compat='released' fills every recording up to 30 s: no audio.trailing_silence")
         check_within("projector_hidden_size", self.projector_hidden_size, 1, 65_536)
         for name, token in (("eos_id", self.eos_id), ("bos_id", self.bos_id)):
             if token is not None:

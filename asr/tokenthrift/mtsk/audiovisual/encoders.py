@@ -15,7 +15,7 @@ from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
 from tokenthrift.mtsk.audiovisual.released import released_lengths, released_mels
 from tokenthrift.mtsk.config import AudioConfig, VideoConfig
 from tokenthrift.padding import pad_rows
-from tokenthrift.whisper import WhisperEncoder, log_mel, pad_mels
+from tokenthrift.whisper import WhisperEncoder, encode_recordings, pad_mels
 
 __all__ = ["audio_states_of", "padded_states", "video_states_of"]
 
@@ -25,10 +25,9 @@ def audio_states_of(
 ) -> tuple[Tensor, Tensor]:
     """Whisper states (B, N, D) of recordings (samples,), and their lengths (B,)."""
     weight, bins = encoder.conv1.weight, config.num_mel_bins
-    samples = [row.to(weight.device) for row in audio]
     if not released:
-        mels, lengths = pad_mels([log_mel(row, bins) for row in samples])
-        return encoder(mels.to(weight.dtype), lengths), lengths
+        return encode_recordings(encoder, audio, bins, config.trailing_silence)
+    samples = [row.to(weight.device) for row in audio]
     mels, whole = pad_mels(released_mels(samples, bins))
     lengths = released_lengths([len(row) for row in samples], weight.device)
     return encoder(mels.to(weight.dtype), whole)[:, : int(lengths[0])], lengths

@@ -32,6 +32,7 @@ class AssemblyConfig:
     Args:
         language_model: transformers checkpoint of a Llama or Qwen, folder or Hub id.
         whisper: transformers checkpoint of a Whisper; None for a model that only reads lips.
+        trailing_silence: seconds of silence that Whisper reads after a recording, as the data were made.
         avhubert: folder or Hub id of `avhubert.safetensors`; None for a model without a visual encoder.
         video_shrink: squares of so many pixels of a mouth crop are averaged first, as the visual encoder was trained.
         video_positions: add sinusoidal positions to video states, for a language model that counts none of its own.
@@ -53,6 +54,7 @@ class AssemblyConfig:
 
     language_model: str
     whisper: str | None = "openai/whisper-small.en"
+    trailing_silence: float = 0.0
     avhubert: str | None = None
     video_shrink: int = 1
     video_positions: bool = False
@@ -103,7 +105,7 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
             bos_id=_token(tokenizer, config.bos) if config.bos else None,
             eos_id=_token(tokenizer, config.eos),
             language_model=replace(read_sizes(config.language_model), source=config.language_model),
-            audio=None if config.whisper is None else _whisper(config.whisper),
+            audio=None if config.whisper is None else _whisper(config.whisper, config.trailing_silence),
             video=video,
             audio_rates=() if config.whisper is None else config.audio_rates,
             video_rates=() if video is None else config.video_rates,
@@ -121,7 +123,7 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
     return model
 
 
-def _whisper(source: str) -> AudioConfig:
+def _whisper(source: str, trailing_silence: float) -> AudioConfig:
     path: Path = fetch(source, ("config.json",)) / "config.json"
     sizes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return AudioConfig(
@@ -130,6 +132,7 @@ def _whisper(source: str) -> AudioConfig:
         num_attention_heads=sizes["encoder_attention_heads"],
         intermediate_size=sizes["encoder_ffn_dim"],
         num_mel_bins=sizes["num_mel_bins"],
+        trailing_silence=trailing_silence,
         source=source,
     )
 
