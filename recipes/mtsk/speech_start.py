@@ -37,7 +37,7 @@ from tokenthrift.mtsk.sequence import MARKERS, PROMPTS
 from tokenthrift.mtsk.training.assembly import AssemblyConfig, assemble
 from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.sources import fetch
-from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
+from tokenthrift.whisper import WhisperEncoder, encode_recordings, encoder_weights
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -77,10 +77,9 @@ class Whisper:
         self.decoder = WhisperDecoder(len(kept) + 3, sizes["d_model"], *side, positions).eval()
         self.decoder.load_state_dict(decoder_weights(state, [*kept, *map(int, found)], 0, positions))
 
-    def states(self, sound: Tensor) -> tuple[Tensor, Tensor]:
-        """States (1, N, D) of a recording and their number (1,)."""
-        mels, lengths = pad_mels([log_mel(sound, self.encoder.conv1.in_channels)])
-        return self.encoder(mels, lengths), lengths
+    def states(self, sound: Tensor, trailing_silence: float) -> tuple[Tensor, Tensor]:
+        """States (1, N, D) of a recording, read with so many seconds of silence behind it, and their number (1,)."""
+        return encode_recordings(self.encoder, [sound], self.encoder.conv1.in_channels, trailing_silence)
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text of lower-case words."""
@@ -127,7 +126,12 @@ def projector_of(state: Mapping[str, Tensor]) -> nn.Sequential:
 
 @torch.no_grad()
 def measured(
-    whisper: Whisper, project: nn.Module, rate: int, sounds: Sequence[Tensor], texts: Sequence[str]
+    whisper: Whisper,
+    project: nn.Module,
+    rate: int,
+    sounds: Sequence[Tensor],
+    texts: Sequence[str],
+    trailing_silence: float,
 ) -> tuple[float, list[float]]:
     """What `llama_of` must know of some recordings: `audio_norm` and `rms`."""
     norms = [layer.encoder_attn_layer_norm for layer in whisper.decoder.layers] + [whisper.decoder.layer_norm]
@@ -139,7 +143,7 @@ def measured(
     hooks = [norm.register_forward_pre_hook(note(i)) for i, norm in enumerate(norms)]
     lengths = []
     for sound, text in zip(sounds, texts, strict=True):
-        stacked, counts = pool_by_rate(*whisper.states(sound), rate, "stack")
+        stacked, counts = pool_by_rate(*whisper.states(sound, trailing_silence), rate, "stack")
         memory = project(stacked)
         lengths.append(memory[0].norm(dim=1))
         ids = [*whisper.begin, *whisper.ids(text)]
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
+    parser.add_argument("--trailing-silence", type=float, default=0.5, help="seconds, as of speech_states.py")
     parser.add_argument("--avhubert", help="visual encoder of what was taught, folder or Hub id; none for sound alone")
     parser.add_argument("--video-rates", type=int, nargs="+", default=[2, 5])
     parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
@@ -208,14 +213,16 @@ def main() -> None:
         own = [projector_of(part(taught, name)) for name in names]
         if arguments.avhubert is not None:
             own += [projector_of(part(taught, f"video_proj.{k}.")) for k in range(len(arguments.video_rates))]
+    texts = [row["text"] for row in some]
+    # The norms of other rates are near enough: `BALLAST` is large beside them.
+    norms = measured(whisper, own[0], arguments.rates[0], sounds, texts, arguments.trailing_silence)
     lm, first = llama_of(
         whisper.decoder.state_dict(),
         whisper.decoder.num_attention_heads,
         range(whisper.end + 1),
         whisper.begin,
         len(PROMPTS),
-        # The norms of other rates are near enough: `BALLAST` is large beside them.
-        *measured(whisper, own[0], arguments.rates[0], sounds, [row["text"] for row in some]),
+        *norms,
     )
     lm.config.bos_token_id, lm.config.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     lm.save_pretrained(arguments.out / "llama")
@@ -224,6 +231,7 @@ def main() -> None:
         AssemblyConfig(
             language_model=str(arguments.out / "llama"),
             whisper=arguments.whisper,
+            trailing_silence=arguments.trailing_silence,
             avhubert=arguments.avhubert,
             video_positions=True,  # the language model counts none of sound and video
             tasks=("asr",) if arguments.avhubert is None else ("asr", "avsr"),

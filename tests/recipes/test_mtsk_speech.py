@@ -12,49 +12,19 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from tests.asr.tiny_dllm import speech, write_bpe
+from tests.asr.tiny_dllm import speech
+from tests.recipes.mtsk_speech import RATES, SIZES, TEXTS, decoder, losses_of, start, write_whisper
 from tests.recipes.test_mtsk_recipes import RECIPE, run, script
 from tokenthrift.cli import main
+from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk import LlamaMtsk, Rates
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.config import VideoConfig
 from tokenthrift.mtsk.external import AVHUBERT_FILE
-from tokenthrift.mtsk.sequence import IGNORED, PROMPTS, Encoded
+from tokenthrift.mtsk.sequence import IGNORED, PROMPTS
 from tokenthrift.mtsk.training.clips import Batch, CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
-
-start, decoder = script("speech_start"), script("speech_decoder")
-TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
-RATES = (2, 4)
-SIZES = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
-
-
-def write_whisper(folder: Path) -> None:
-    """A random Whisper whose decoder can be written as a Llama: 32 + 6 channels, two heads, units for all positions."""
-    folder.mkdir()
-    tokenizer = Tokenizer.from_file(str(write_bpe(folder / "tokenizer.json")))
-    end = tokenizer.get_vocab()["<|endoftext|>"]
-    sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 256))}
-    config = WhisperConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        d_model=32,
-        **sides,
-        **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
-        max_target_positions=100,
-        init_std=0.2,
-        decoder_start_token_id=end + 1,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
-    )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = WhisperForConditionalGeneration(config)
-        for table in (model.model.decoder.embed_tokens.weight, model.model.decoder.embed_positions.weight):
-            table.copy_(torch.randn_like(table))
-            table -= table.mean(1, keepdim=True)
-        model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +82,28 @@ def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> N
     assert [len(states) for states in audio if states is not None] == [50, 100]
 
 
+def test_noisy_recordings_are_played_at_other_speeds_and_read_with_silence(parts: Path, tmp_path: Path) -> None:
+    own = ("--whisper", parts / "whisper", "--passes", 0, 1, "--speeds", 0.8)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "slow", *own)
+        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "bare", *own, "--trailing-silence", 0)
+    clean, slow, bare = (
+        CachedStates([tmp_path / name])[0].audio
+        for name in ("slow/train/00-000.safetensors", "slow/train/01-000.safetensors", "bare/train/00-000.safetensors")
+    )
+    assert clean is not None
+    assert slow is not None
+    assert bare is not None
+    assert (len(clean), len(slow), len(bare)) == (50, 63, 50)
+    assert (clean.float() - bare.float()).abs().max() > 1e-2
+    whisper = start.Whisper(parts / "whisper", 120)
+    with torch.no_grad():
+        (expected,), _ = whisper.states(read_audio(parts / "0.flac"), 0.5)
+    torch.testing.assert_close(clean.float(), expected, rtol=0.05, atol=0.05)
+    tone = torch.sin(torch.arange(29 * 16_000) / 10)
+    assert torch.equal(script("speech_states").at_speed(tone, 0.9), tone), "too long for one pass of the encoder"
+
+
 def test_tokens_may_begin_elsewhere() -> None:
     states, lengths = torch.arange(24.0).view(2, 6, 2), torch.tensor([6, 4])
     found = decoder.later(Batch(["a", "b"], audio=states, audio_lengths=lengths), 3)
@@ -126,7 +118,7 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
     for i, text in enumerate(TEXTS):
         sound, ids = speech(2.0, i), whisper.ids(text)
         with torch.no_grad():
-            states, lengths = whisper.states(sound)
+            states, lengths = whisper.states(sound, 0.5)
             memory, counts = pool_by_rate(states, lengths, rate)
             read = torch.tensor([[*whisper.begin, *ids]])
             causal = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).tril()
@@ -189,19 +181,6 @@ def test_a_run_is_not_gone_on_with_in_another_way(parts: Path, taught: Path) -> 
     own = (*SIZES, "--every", 10, "--seed", 5, "--steps", 60)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="was begun with"):
         run(patch, "speech_decoder", parts / "whisper", parts / "states", taught.parent, *own)
-
-
-def losses_of(whisper: Any, reader: torch.nn.Module, model: LlamaMtsk, encoded: Encoded) -> list[list[float]]:
-    """Of a reader and a model, for each text at each scale."""
-    found = []
-    for text in TEXTS:
-        read, written = decoder.rows(whisper, [text])
-        for rates in model.config.scales:
-            with torch.no_grad():
-                scores = reader(encoded, read, rates)[0, 1:]
-                own = float(model.loss(encoded, [model.token_ids(text)], rates))
-            found.append([float(F.cross_entropy(scores, written[0, 1:])), own])
-    return found
 
 
 def test_a_start_of_what_was_taught_reads_as_it_does(parts: Path, taught: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tokenthrift.budget import ItemSize
 from tokenthrift.config import ConfigError
 from tokenthrift.hub import read_config
 from tokenthrift.mtsk import LlamaMtsk, MtskConfig, Rates
-from tokenthrift.mtsk.config import DecodeConfig, LanguageModelConfig, VideoConfig, upgraded
+from tokenthrift.mtsk.config import AudioConfig, DecodeConfig, LanguageModelConfig, VideoConfig, upgraded
 from tokenthrift.mtsk.transcribing import token_limit
 
 CARD = Path(__file__).resolve().parents[3] / "model_cards" / "mtsk-tiny-en"
@@ -83,6 +83,8 @@ def test_released_alone_decodes_as_published() -> None:
     assert token_limit(published, 0.1) == token_limit(published, 29.0) == 32
     assert (ours.decoding.beams, ours.decoding.max_new_tokens, ours.decoding.tokens_per_second) == (1, 256, 12.0)
     assert [token_limit(ours, seconds) for seconds in (0.1, 1.0, 1.01, 29.0)] == [18, 28, 29, 256]
+    with pytest.raises(ConfigError, match="no audio.trailing_silence"):
+        MtskConfig(eos_id=0, compat="released", audio=AudioConfig(trailing_silence=0.5))
     set_by_hand = replace(published, decode=DecodeConfig(beams=2, max_new_tokens=7, tokens_per_second=1))
     assert (set_by_hand.decoding.beams, token_limit(set_by_hand, 9.0)) == (2, 7)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tests.asr.tiny_mtsk import BOS, EOS, characters, lips, speech, tiny_config, tiny_model
 from tests.model_contract import ModelContract, Outputs
+from tokenthrift.budget import ItemSize
 from tokenthrift.config import ConfigError
 from tokenthrift.mtsk.config import AudioConfig, Compression, LanguageModelConfig, MtskConfig, Strategy, VideoConfig
 from tokenthrift.mtsk.model import LlamaMtsk
@@ -133,6 +135,29 @@ def test_frozen_encoders_stay_in_evaluation_mode() -> None:
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
     assert not any(m.training for m in model.video_encoder.modules()) if model.video_encoder else False
     assert tiny_model(video=VIDEO).train().video_encoder.training  # type: ignore[union-attr]
+
+
+def test_silence_is_read_after_a_recording_and_makes_no_tokens() -> None:
+    plain = tiny_model(tasks=("asr",), video=None, video_rates=())
+    sounds = [speech(s, i) for i, s in enumerate((*SECONDS, 29.9))]
+    without = plain.encode(sounds)
+    assert plain.config.audio is not None
+    model = LlamaMtsk(replace(plain.config, audio=replace(plain.config.audio, trailing_silence=0.3)), characters())
+    model.load_state_dict(plain.state_dict())
+    found = model.eval().encode(sounds)
+    assert found.audio is not None
+    assert without.audio is not None
+    assert without.audio_lengths is not None
+    assert found.audio_lengths is not None
+    lengths = found.audio_lengths.tolist()
+    assert lengths == without.audio_lengths.tolist()
+    for row, (sound, n) in enumerate(zip(sounds, lengths, strict=True)):
+        (alone,), _ = plain.encode_audio([torch.cat([sound, torch.zeros(4800)])[:480_000]])
+        torch.testing.assert_close(found.audio[row, :n], alone[:n], rtol=0, atol=1e-5)
+        assert not found.audio[row, n:].any()
+    assert (found.audio - without.audio).abs().max() > 1e-3
+    sizes = [ItemSize(seconds=len(sound) / 16_000) for sound in sounds]
+    assert model.plan(sizes) == plain.plan(sizes)
 
 
 def test_nothing_reads_what_stands_after_the_end_of_an_item() -> None:

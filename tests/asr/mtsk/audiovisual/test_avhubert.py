@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ def test_the_pool_in_two_dimensions_is_the_published_one(side: int, training: bo
 def test_positions_in_bf16_are_those_of_float64(size: int, autocast: bool) -> None:
     """Of all widths: oneDNN 3.12 reads wrong weights on AMX where a group of this convolution has few channels."""
     torch.manual_seed(0)
-    layer = AvHubert(size, 1, 1, 16, (4, 4, 8, 8)).encoder.pos_conv[0]
+    layer: Any = AvHubert(size, 1, 1, 16, (4, 4, 8, 8)).encoder.pos_conv[0]
     torch.nn.init.normal_(layer.bias)
     states = torch.randn(2, size, 40).bfloat16()
     v, g, bias = (p.bfloat16().double() for p in (layer.weight_v, layer.weight_g, layer.bias))
