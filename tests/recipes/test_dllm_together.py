@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,14 @@ def test_the_decoder_may_be_that_of_whisper(
     run(monkeypatch, together, *arguments, *still, "--whisper", whisper, "--steps", 1)
     found = DllmAsr.from_pretrained(tmp_path / "out").backbone.state_dict()
     assert all(torch.allclose(found[name].float(), weight, atol=1e-3) for name, weight in expected.items())
+    larger = Path(shutil.copytree(whisper, tmp_path / "larger"))
+    sizes = json.loads((whisper / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps(sizes | {"decoder_layers": sizes["decoder_layers"] + 1}))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, together, *arguments, "--whisper", larger, "--steps", 1)
+    assert "is no Whisper of the sizes" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has 160 positions, not 512"):
+        assemble(str(whisper), None, vocab_size=120, max_position_embeddings=512, adapter=adapter)
     tiny_model().save_pretrained(tmp_path / "start")
     data = json.loads((tmp_path / "start" / "tokenizer.json").read_text())
     pair = data["model"]["merges"].pop()

@@ -76,7 +76,8 @@ def assemble(
         words: how often each word is written, which chooses the tokens, see `vocabulary.trim`.
 
     Raises:
-        ValueError: the language model has a setting that a model folder cannot say.
+        ValueError: the language model has a setting that a model folder cannot say, or Whisper's decoder has fewer
+            positions.
     """
     source = fetch(whisper, FILES)
     sizes, state = _read(source), load_file(source / "model.safetensors")
@@ -102,6 +103,8 @@ def assemble(
         own.lm.load_state_dict(lm.state_dict())
         own.lm.train(False)
     else:
+        if max_position_embeddings > (most := sizes["max_target_positions"]):
+            raise ValueError(f"the decoder of {whisper} has {most} positions, not {max_position_embeddings}")
         backbone = BackboneConfig(
             family="whisper",
             hidden_size=sizes["d_model"],
@@ -124,11 +127,18 @@ def take_whisper(model: DllmAsr, whisper: str) -> None:
         whisper: transformers checkpoint of an English Whisper, folder or Hub id.
 
     Raises:
-        ValueError: the model has tokens that this Whisper lacks.
+        ValueError: the model has tokens that this Whisper lacks, or is not of its sizes.
     """
     source = fetch(whisper, FILES)
+    sizes, own, outer = _read(source), model.config.encoder, model.config.backbone
+    sides = (("encoder", own), ("decoder", outer))
+    wanted = [(s.hidden_size, s.num_hidden_layers, s.num_attention_heads, s.intermediate_size) for _, s in sides]
+    names = [("d_model", *(f"{side}_{name}" for name in ("layers", "attention_heads", "ffn_dim"))) for side, _ in sides]
+    alike = wanted == [tuple(sizes[name] for name in row) for row in names]
+    if outer.family != "whisper" or not alike or outer.max_position_embeddings > sizes["max_target_positions"]:
+        raise ValueError(f"{whisper} is no Whisper of the sizes of the model, whose decoder is one of {outer.family}")
     state, keep = load_file(source / "model.safetensors"), model.vocabulary.source_ids(_tokenizer(source))
-    _load_decoder(model, source, _read(source), state, keep)
+    _load_decoder(model, source, sizes, state, keep)
     model.encoder.load_state_dict(encoder_weights(state))
 
 
