@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenthrift.backbones.causal import PrefixCache
 from tokenthrift.backbones.generation import Generation
 from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike, ItemSize, TokenUsage
+from tokenthrift.doubt import drop_doubtful
 from tokenthrift.mtsk.audiovisual.noise import estimate_snr
 from tokenthrift.mtsk.coarse_to_fine import decode_in_two_passes
 from tokenthrift.mtsk.config import MtskConfig
@@ -28,7 +29,7 @@ from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.transcript import Transcript, TranscriptToken
 from tokenthrift.whisper import MAX_STATES, states_of
 
-__all__ = ["Recording", "SpeechModel", "recordings_of", "token_limit", "transcribe_recordings"]
+__all__ = ["Recording", "SpeechModel", "recordings_of", "token_limit", "transcribe_recordings", "transcript_of"]
 
 BATCH_SECONDS = 120.0
 EXTRA_TOKENS = 16
@@ -224,7 +225,7 @@ def _transcribe_batch(
     for task, outcome in zip(tasks, decode_in_two_passes(first, last, tokens, generate, threshold), strict=True):
         usage = task.plan.last.usage
         spent = TokenUsage(native=usage.native, cap=usage.cap, used=outcome.used, rounds=outcome.rounds)
-        transcripts.append(_transcript(model, outcome.generation, spent))
+        transcripts.append(transcript_of(model, outcome.generation, task.recording.seconds, spent))
     return transcripts
 
 
@@ -237,8 +238,18 @@ def token_limit(config: MtskConfig, seconds: float, decode: DecodeBudget | None 
     return limit if decode is None or decode.max_new_tokens is None else min(limit, decode.max_new_tokens)
 
 
-def _transcript(model: SpeechModel, generation: Generation, usage: TokenUsage) -> Transcript:
-    """A text with its tokens; a language model cannot tell when they were said."""
+def transcript_of(model: SpeechModel, generation: Generation, seconds: float, usage: TokenUsage) -> Transcript:
+    """What was generated for an item, its tokens without times, as a language model cannot tell when they were said.
+
+    A phrase that follows itself faster than anybody speaks is written once, which the authors' code does not do: a
+    model that misses the end of a short recording writes its last word again and again.
+
+    Args:
+        model: that generated it.
+        generation: tokens and their probabilities.
+        seconds: of the item.
+        usage: of the item.
+    """
     text = model.text_of(generation.ids)
     pieces, before = [], ""
     for n in range(1, len(generation.ids) + 1):
@@ -248,4 +259,5 @@ def _transcript(model: SpeechModel, generation: Generation, usage: TokenUsage) -
         pieces.append(now[len(before) :])
         before = now
     tokens = tuple(TranscriptToken(p, c) for p, c in zip(pieces, generation.probabilities, strict=False) if p)
-    return Transcript(text, tokens, usage)
+    transcript = Transcript(text, tokens, usage)
+    return transcript if model.config.released else drop_doubtful(transcript, seconds)

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenthrift.budget import BudgetError, BudgetLike, DecodeBudget, DecodeLike, TokenBudget
+from tokenthrift.doubt import drop_doubtful
 from tokenthrift.media.audio import AudioError
 from tokenthrift.media.audio_track import AudioTrack
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
-from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.joining import join_overlaps
 from tokenthrift.transcription.lips import Streams, lips_in, lips_windows, streams_of
 from tokenthrift.transcription.reading import Reader

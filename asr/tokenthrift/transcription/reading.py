@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenthrift.budget import BudgetError, DecodeBudget, TokenBudget
+from tokenthrift.doubt import drop_doubtful
 from tokenthrift.transcript import AudioVisualRecognizer, Recognizer, Transcript
-from tokenthrift.transcription.doubt import drop_doubtful
 from tokenthrift.transcription.lips import Streams
 from tokenthrift.transcription.rereading import Part, doubtful, frame, left_out
 from tokenthrift.transcription.splicing import with_reread

@@ -30,8 +30,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenthrift.spoken_words import SpokenWord, spoken_words
 from tokenthrift.transcript import Transcript
-from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS, SpokenWord, spoken_words
+from tokenthrift.transcription.joining import LETTER_SECONDS, WORD_SECONDS
 from tokenthrift.transcription.windows import FRAME_SECONDS, MARGIN_SECONDS, SHORT_PAUSE_SECONDS
 from tokenthrift.words import ends_sentence
 

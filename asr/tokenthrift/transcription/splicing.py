@@ -17,8 +17,9 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Final
 
+from tokenthrift.spoken_words import SpokenWord, shifted, spoken_words
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
-from tokenthrift.transcription.joining import SpokenWord, division, plain, shifted, spoken_words
+from tokenthrift.transcription.joining import division, plain
 from tokenthrift.transcription.rereading import Part, timed_words
 from tokenthrift.transcription.results import total_usage
 from tokenthrift.words import joined_words, parts_words

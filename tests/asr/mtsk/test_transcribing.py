@@ -16,11 +16,13 @@ from transformers import GenerationConfig
 from tests.asr.talking import SquareFinder, face, write_video
 from tests.asr.tiny_mtsk import EOS, around, lips, plan_one, speech, tiny_config, tiny_model
 from tests.media_files import voice, write
+from tokenthrift.backbones.generation import Generation
 from tokenthrift.budget import BudgetError, DecodeBudget, ItemSize
 from tokenthrift.cli import main
 from tokenthrift.mtsk.config import Strategy
 from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.transcribing import transcript_of
 from tokenthrift.transcript import AudioVisualRecognizer, Transcript
 
 CARD = Path(__file__).resolve().parents[3] / "model_cards" / "mtsk-tiny-en"
@@ -72,6 +74,20 @@ def test_an_empty_recording_is_an_empty_text_beside_others() -> None:
     empty, beside = model.transcribe([torch.zeros(0), sound])
     assert (empty.text, empty.tokens, empty.usage.used) == ("", (), 0)
     assert beside.text == alone.text
+
+
+def test_a_phrase_in_a_circle_is_written_once() -> None:
+    """As after the end of a short recording; not at the pace of speech, and not as the published code decodes."""
+    model = tiny_model()
+    ids = model.token_ids("say" + " hello" * 9)
+    circling, usage = Generation(tuple(ids), (0.9,) * len(ids)), model.plan([ItemSize(seconds=1.0, frames=25)])[0]
+    found = transcript_of(model, circling, 1.0, usage)
+    assert found.text == "say hello"
+    assert "".join(token.text for token in found.tokens) == "say hello"
+    assert found.usage == usage
+    assert transcript_of(model, circling, 9.0, usage).text == "say" + " hello" * 9
+    model.config = replace(model.config, compat="released")
+    assert transcript_of(model, circling, 1.0, usage).text == "say" + " hello" * 9
 
 
 def test_a_beam_search_gives_each_item_its_own_text() -> None:

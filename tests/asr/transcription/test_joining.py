@@ -10,9 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenthrift.budget import TokenUsage
+from tokenthrift.doubt import drop_doubtful
+from tokenthrift.spoken_words import spoken_words
 from tokenthrift.transcript import Transcript, TranscriptToken, Word
-from tokenthrift.transcription.doubt import drop_doubtful
-from tokenthrift.transcription.joining import join_overlaps, spoken_words
+from tokenthrift.transcription.joining import join_overlaps
 from tokenthrift.transcription.rereading import left_out
 from tokenthrift.transcription.windows import plan_windows
 

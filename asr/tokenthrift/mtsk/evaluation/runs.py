@@ -18,7 +18,7 @@ from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
 from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.mtsk.training.clips import UNREADABLE, Clip, ManifestClips
-from tokenthrift.mtsk.transcribing import Recording, token_limit
+from tokenthrift.mtsk.transcribing import Recording, token_limit, transcript_of
 
 __all__ = ["evaluate", "readable"]
 
@@ -101,10 +101,13 @@ def evaluate(
             encoded = Encoded(**states)
             for k, (_, model) in enumerate(models):
                 scales = _possible_scales(model, streams, control)
-                limits = [token_limit(model.config, _recording(here[i]).seconds) for i in rows]
+                items = [_recording(here[i]) for i in rows]
+                limits = [token_limit(model.config, item.seconds) for item in items]
                 for rates, rows_of in model.generate_all(encoded, scales, limits, beams=beams).items():
                     texts = found.setdefault((k, rates), {})
-                    texts |= {i: model.text_of(g.ids) for i, g in zip(rows, rows_of, strict=True)}
+                    usages = model.plan([item.size for item in items], rates=rates)
+                    for i, item, generation, usage in zip(rows, items, rows_of, usages, strict=True):
+                        texts[i] = transcript_of(model, generation, item.seconds, usage).text
         truth = [clip.text for clip in clips]
         for (k, rates), texts in found.items():
             said = [texts[i] for i in range(len(clips))]
@@ -138,6 +141,10 @@ def _tokens(model: LlamaMtsk, clips: Sequence[Clip], rates: Rates) -> float:
 
 
 def _same_encoders(one: LlamaMtsk, other: LlamaMtsk) -> bool:
+    # What is read with the weights, in turn: how recordings are filled up.
+    ways = [(m.config.released, m.config.audio and m.config.audio.trailing_silence) for m in (one, other)]
+    if ways[0] != ways[1]:
+        return False
     for name in ("audio_encoder", "video_encoder"):
         ours, theirs = getattr(one, name), getattr(other, name)
         if (ours is None) != (theirs is None):

@@ -16,6 +16,7 @@ import torch
 
 from tests.asr.talking import write_video
 from tests.asr.tiny_mtsk import lips, speech, tiny_model
+from tokenthrift.backbones.generation import Generation
 from tokenthrift.cli import main
 from tokenthrift.evaluation.wer import ErrorCount
 from tokenthrift.mtsk.audiovisual.noise import snr_of
@@ -34,6 +35,7 @@ from tokenthrift.mtsk.evaluation.tables import (
     together,
 )
 from tokenthrift.mtsk.rates import Rates
+from tokenthrift.mtsk.sequence import Encoded
 from tokenthrift.mtsk.training.clips import Clip
 from tokenthrift.quality import read_quality
 
@@ -147,6 +149,26 @@ def test_models_with_other_encoders_are_refused() -> None:
         other.audio_encoder.conv1.bias.add_(1.0)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="B has other encoders than A"):
         evaluate([("A", tiny_model()), ("B", other)], clips(), None, [None])
+    other = tiny_model()
+    assert other.config.audio is not None
+    other.config = replace(other.config, audio=replace(other.config.audio, trailing_silence=0.5))
+    with pytest.raises(ValueError, match="B has other encoders than A"):
+        evaluate([("A", tiny_model()), ("B", other)], clips(), None, [None])
+
+
+def test_what_is_evaluated_is_what_is_transcribed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without phrases in a circle, which a model may write after the end of a short recording."""
+    model = tiny_model(**ALL)
+    (clip,) = clips()[:1]
+
+    def circling(encoded: Encoded, scales: list[Rates], *_: Any, **__: Any) -> dict[Rates, list[Generation]]:
+        ids = model.token_ids(clip.text + 9 * f" {clip.text.split()[-1]}")
+        return {rates: [Generation(tuple(ids), (0.9,) * len(ids))] * len(encoded) for rates in scales}
+
+    monkeypatch.setattr(model, "generate_all", circling)
+    # Two clips, so that lips can be shuffled.
+    rows = evaluate([("MS", model)], [clip, replace(clip, text="x")], None, [None])
+    assert {(row.words.hits, row.words.insertions) for row in rows} == {(3, 2)}
 
 
 def test_pooling_without_training_keeps_everything_else() -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tokenthrift.spoken_words import SpokenWord, spoken_words, written
 from tokenthrift.transcript import Transcript
-from tokenthrift.transcription.joining import SpokenWord, spoken_words, written
 
 __all__ = ["drop_doubtful"]
 
