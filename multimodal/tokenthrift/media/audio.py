@@ -210,7 +210,9 @@ def _decode_sndfile(path: Path) -> Iterator[Block]:
                 try:
                     block = file.read(size, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
-                    raise AudioError(path, f"corrupt or cut short after {read / rate:.1f} s: {error}") from error
+                    # Blocks are long, so where in the next one is not known.
+                    where = f" after the first {read / rate:.1f} s" if read else ""
+                    raise AudioError(path, f"corrupt or cut short{where}: {error}") from error
                 if not len(block):
                     break
                 read += len(block)
