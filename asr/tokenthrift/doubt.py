@@ -40,7 +40,9 @@ def _without_circles(words: list[SpokenWord], seconds: float) -> list[int]:
     while at < len(words):
         size, times = _circle(words, at)
         stop = at + size * times
-        doubted = times >= _TIMES and _is_doubtful(words[at:stop], seconds)
+        # Where no word has times, the others need some of the window too.
+        left = seconds - (len(words) - (stop - at)) / _WORDS_PER_SECOND
+        doubted = times >= _TIMES and _is_doubtful(words[at:stop], left)
         kept += range(at, at + size if doubted else stop)
         at = stop
     return kept

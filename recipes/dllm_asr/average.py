@@ -3,7 +3,8 @@
 Source: model soups (Wortsman et al., 2022). Checkpoints of one run, or of runs that went on from each other, are near
 enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. What
 they trained is averaged; the rest, the encoder above all, is that of A. The result starts a training or becomes a model
-folder like any checkpoint; it cannot be resumed. Of model folders all weights are averaged, and OUT is a model folder.
+folder like any checkpoint; it cannot be resumed. Of model folders, of any system, all weights are averaged, and OUT is
+a model folder.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from pathlib import Path
 
 import torch
 
-from tokenthrift.dllm_asr import DllmAsr
 from tokenthrift.dllm_asr.training.weights import trained_weights
+from tokenthrift.models import load
 
 
 def average_folders(out: Path, folders: list[Path]) -> None:
     """Writes a model folder in float16 with the mean of the weights of others."""
-    models = [DllmAsr.from_pretrained(folder).float() for folder in folders]
-    if any(model.config != models[0].config for model in models):
+    models = [load(folder) for folder in folders]
+    if any((type(model), model.config) != (type(models[0]), models[0].config) for model in models):
         raise SystemExit("the folders are of different models")
     states = [model.state_dict() for model in models]
-    models[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    # Counts, such as the batches that a norm has seen, stay those of the first.
+    means = {
+        n: torch.stack([state[n] for state in states]).mean(0) for n, w in states[0].items() if w.is_floating_point()
+    }
+    models[0].load_state_dict({**states[0], **means})
     models[0].save_pretrained(out, dtype=torch.float16)
 
 

@@ -1,12 +1,12 @@
 """Encoder states of real speech: `python speech_states.py MANIFEST OUT --noise DIR`.
 
 As `states.py`, for a manifest whose lines have a `split` and no pictures. Pass 0 over the training recordings is clean;
-in each further one a recording is played at 0.9 to 1.1 of its speed (Ko et al. 2015; not where there are lips), gets a
-room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a crowd (`crowd.py`). Whisper reads some
-silence after each, as the model does; without, short recordings and ends of others are misread. With `--avhubert`, for
-a manifest of `align.py`, each recording also gets the states of a mouth that is rendered from its phonemes, once for
-all passes: real voice, rendered lips. Development recordings stay as they are. Recordings of more than 30 s are left
-out. With `--synthetic` each pass goes on with synthetic speech, whose sentences have far more words than some hours of
+in each further one a recording gets a room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a
+crowd (`crowd.py`); with `--speeds` it is played at one of them (Ko et al. 2015; not where there are lips). With
+`--trailing-silence` Whisper reads silence after each, as a model with that setting does. With `--avhubert`, for a
+manifest of `align.py`, each recording also gets the states of a mouth that is rendered from its phonemes, once for all
+passes: real voice, rendered lips. Development recordings stay as they are. Recordings of more than 30 s are left out.
+With `--synthetic` each pass goes on with synthetic speech, whose sentences have far more words than some hours of
 recordings. What is there is skipped, so a stopped run goes on.
 """
 
@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--crowd", type=Path, help="a crowd's noise, half of all noise")
     parser.add_argument("--synthetic", type=Path, help="folder of shards of recipes/dllm_asr/synthesise.py")
     parser.add_argument("--passes", type=int, nargs="+", default=[0, 1], help="numbers of passes; 0 is clean")
-    parser.add_argument("--trailing-silence", type=float, default=0.5, help="seconds, as of the model's configuration")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.0, 1.1], help="of passes that are not clean")
+    parser.add_argument("--trailing-silence", type=float, default=0.0, help="seconds, as of the model's configuration")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="of passes that are not clean")
     arguments = parser.parse_args()
     arguments.passes.sort()  # others take their lips from pass 0
     if arguments.synthetic and arguments.avhubert:

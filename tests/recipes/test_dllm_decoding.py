@@ -10,8 +10,10 @@ import soundfile
 import torch
 
 from tests.asr.tiny_dllm import speech, tiny_model, write_shard
+from tests.asr.tiny_mtsk import tiny_model as tiny_mtsk
 from tests.recipes.dllm_scripts import run, script
 from tokenthrift.dllm_asr import DllmAsr
+from tokenthrift.mtsk import LlamaMtsk
 
 decoding = script("decoding")
 
@@ -101,3 +103,16 @@ def test_model_folders_are_averaged_whole(tmp_path: Path, monkeypatch: pytest.Mo
     tiny_model(draft_threshold=0.5).save_pretrained(tmp_path / "c")
     with pytest.raises(SystemExit, match="different models"):
         run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "c")
+    other = tiny_mtsk()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    other.save_pretrained(tmp_path / "d")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(3.0)
+    other.save_pretrained(tmp_path / "e")
+    run(monkeypatch, average, tmp_path / "out", tmp_path / "d", tmp_path / "e")
+    made = LlamaMtsk.from_pretrained(tmp_path / "out").state_dict()
+    for name in dict(other.named_parameters()):
+        torch.testing.assert_close(made[name], 2 * before[name], atol=2e-3, rtol=2e-3)
+    with pytest.raises(SystemExit, match="different models"):
+        run(monkeypatch, average, tmp_path / "out", tmp_path / "a", tmp_path / "d")

@@ -26,6 +26,8 @@ from tokenthrift.mtsk.sequence import IGNORED, PROMPTS
 from tokenthrift.mtsk.training.clips import Batch, CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
 
+SILENCE = ("--trailing-silence", 0.5)
+
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,9 +43,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "manifest.jsonl").write_text("".join(lines))
     write_whisper(folder / "whisper")
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *SIZES)
+        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *SIZES, *SILENCE)
         for _ in range(2):
-            options = ("--whisper", folder / "whisper", "--passes", 0, 1)
+            options = ("--whisper", folder / "whisper", "--passes", 0, 1, *SILENCE)
             run(patch, "speech_states", folder / "manifest.jsonl", folder / "states", *options)
     return folder
 
@@ -85,8 +87,8 @@ def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> N
 def test_noisy_recordings_are_played_at_other_speeds_and_read_with_silence(parts: Path, tmp_path: Path) -> None:
     own = ("--whisper", parts / "whisper", "--passes", 0, 1, "--speeds", 0.8)
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "slow", *own)
-        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "bare", *own, "--trailing-silence", 0)
+        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "slow", *own, *SILENCE)
+        run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "bare", *own)
     clean, slow, bare = (
         CachedStates([tmp_path / name])[0].audio
         for name in ("slow/train/00-000.safetensors", "slow/train/01-000.safetensors", "bare/train/00-000.safetensors")

@@ -86,6 +86,12 @@ def test_a_phrase_in_a_circle_is_written_once() -> None:
     assert "".join(token.text for token in found.tokens) == "say hello"
     assert found.usage == usage
     assert transcript_of(model, circling, 9.0, usage).text == "say" + " hello" * 9
+    # Nine times would fit into ten seconds, but not beside the other 40 words.
+    before, after = " ".join(f"a{chr(97 + i)}" for i in range(20)), " ".join(f"b{chr(97 + i)}" for i in range(20))
+    ids = model.token_ids(f"{before}{' in over' * 9} {after}")
+    inside = Generation(tuple(ids), (0.9,) * len(ids))
+    assert transcript_of(model, inside, 10.0, usage).text == f"{before} in over {after}"
+    assert transcript_of(model, inside, 12.0, usage).text == model.text_of(ids)
     model.config = replace(model.config, compat="released")
     assert transcript_of(model, circling, 1.0, usage).text == "say" + " hello" * 9
 
