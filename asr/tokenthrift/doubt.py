@@ -35,16 +35,19 @@ def drop_doubtful(transcript: Transcript, seconds: float, below: float = 0.0) ->
 
 
 def _without_circles(words: list[SpokenWord], seconds: float) -> list[int]:
-    kept: list[int] = []
+    parts: list[tuple[int, int, int]] = []  # start, size and times of each phrase, most of them one word, once
     at = 0
     while at < len(words):
         size, times = _circle(words, at)
-        stop = at + size * times
-        # Where no word has times, the others need some of the window too.
-        left = seconds - (len(words) - (stop - at)) / _WORDS_PER_SECOND
-        doubted = times >= _TIMES and _is_doubtful(words[at:stop], left)
+        parts.append((at, size, times))
+        at += size * times
+    # Without times a run may have had all of the window but what the other words need.
+    spare = seconds - sum(size for _, size, _ in parts) / _WORDS_PER_SECOND
+    kept: list[int] = []
+    for at, size, times in parts:
+        stop, room = at + size * times, spare + size / _WORDS_PER_SECOND if spare > 0 else seconds
+        doubted = times >= _TIMES and _is_doubtful(words[at:stop], room)
         kept += range(at, at + size if doubted else stop)
-        at = stop
     return kept
 
 
@@ -60,6 +63,6 @@ def _circle(words: list[SpokenWord], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def _is_doubtful(run: list[SpokenWord], seconds: float) -> bool:
-    span = run[-1].end - run[0].start if run[0].timed else seconds
+def _is_doubtful(run: list[SpokenWord], room: float) -> bool:
+    span = run[-1].end - run[0].start if run[0].timed else room
     return len(run) > _WORDS_PER_SECOND * max(span, 1e-3) or sum(w.confidence for w in run) < _DOUBT * len(run)

@@ -58,14 +58,15 @@ def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
         bins: mel bins of the checkpoint, 80 or 128.
 
     Returns:
-        `(bins, frames)` float32 whatever the default dtype, with `frames = 2 * states_of(n)`.
+        `(bins, frames)` float32 whatever the default dtype and under autocast too, with `frames = 2 * states_of(n)`.
     """
     if samples.ndim != 1:
         raise ValueError(f"audio must be one channel of shape (samples,), got {tuple(samples.shape)}")
     samples = F.pad(samples.float(), (0, STATE_SAMPLES * states_of(len(samples)) - len(samples)))
     window = torch.hann_window(FOURIER_POINTS, dtype=torch.float32, device=samples.device)
-    power = torch.stft(samples, FOURIER_POINTS, HOP, window=window, return_complex=True)[:, :-1].abs().square()
-    logs = (_mel_filters(bins).to(samples.device) @ power).clamp_min(1e-10).log10()
+    with torch.autocast(samples.device.type, enabled=False):
+        power = torch.stft(samples, FOURIER_POINTS, HOP, window=window, return_complex=True)[:, :-1].abs().square()
+        logs = (_mel_filters(bins).to(samples.device) @ power).clamp_min(1e-10).log10()
     return (torch.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
 
 
@@ -168,16 +169,22 @@ class WhisperEncoder(nn.Module):
 
 
 def encode_recordings(
-    encoder: WhisperEncoder, audio: Sequence[Tensor], bins: int = 80, trailing_silence: float = 0.0
+    encoder: WhisperEncoder,
+    audio: Sequence[Tensor],
+    bins: int = 80,
+    trailing_silence: float = 0.0,
+    *,
+    together: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Encode recordings, in the precision and on the device of the encoder.
 
     Args:
-        encoder: Of Whisper.
+        encoder: Whisper's.
         audio: `(samples,)` each, mono at 16 kHz in [-1, 1], at most 30 s; one or more.
         bins: mel bins of the checkpoint.
-        trailing_silence: seconds of silence that the encoder reads after a recording, as far as 30 s allow. Whisper was
-            trained on 30 s always and reads speech that ends at once badly. The states of the silence are not kept.
+        trailing_silence: seconds of silence that the encoder reads after a recording, up to 30 s in all. Whisper was
+            trained on 30 s always and makes errors where the audio ends with the last word. Its states are not kept.
+        together: as one padded batch; None for one at a time on a processor, which would compute padding too.
 
     Returns:
         `(B, N, width)` states, one for every started 20 ms and zero after the end of each recording, and their lengths
@@ -188,8 +195,8 @@ def encode_recordings(
     padded = [F.pad(row.to(weight.device), (0, max(0, min(silence, most - len(row))))) for row in audio]
     mels = [log_mel(samples, bins).to(weight.dtype) for samples in padded]
     lengths = torch.tensor([states_of(len(samples)) for samples in audio], device=weight.device)
-    # One recording is enough for a processor, which would compute padding too.
-    groups = [[mel] for mel in mels] if weight.device.type == "cpu" else [mels]
+    together = weight.device.type != "cpu" if together is None else together
+    groups = [mels] if together else [[mel] for mel in mels]
     rows = [row for group in groups for row in encoder(*pad_mels(group))]
     states = pad_rows(rows)[0][:, : int(lengths.max())]
     return states.masked_fill(~length_mask(lengths, states.shape[1])[..., None], 0.0), lengths

@@ -4,7 +4,7 @@ Source: model soups (Wortsman et al., 2022). Checkpoints of one run, or of runs 
 enough for their mean to err less than any of them, which here costs nothing and overfits the cached states less. What
 they trained is averaged; the rest, the encoder above all, is that of A. The result starts a training or becomes a model
 folder like any checkpoint; it cannot be resumed. Of model folders, of any system, all weights are averaged, and OUT is
-a model folder.
+a model folder; the two factors of a low-rank adapter are averaged each by itself, which is not the mean of adapters.
 """
 
 from __future__ import annotations

@@ -75,6 +75,10 @@ def main() -> None:
     arguments.passes.sort()  # others take their lips from pass 0
     if arguments.synthetic and arguments.avhubert:
         parser.error("synthetic speech has no lips")
+    if arguments.avhubert and arguments.speeds != [1.0]:
+        parser.error("lips move at one speed: no --speeds with --avhubert")
+    if min(arguments.speeds) <= 0:
+        parser.error("--speeds must be above 0")
     torch.set_num_threads(1)
     encoder, augmentation = AudioStates(arguments.whisper), augmentation_of(arguments.noise, arguments.crowd)
     visual = None if arguments.avhubert is None else VideoStates(arguments.avhubert)
@@ -98,8 +102,9 @@ def main() -> None:
                 sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in source]
                 texts = [row["text"] for row in source]
             if number:
-                speeds = [1.0] if visual is not None else arguments.speeds
-                sounds = [augmentation.noisy(at_speed(sound, rng.choice(speeds)), rng) for sound in sounds]
+                of_speed = random.Random(f"speed-{number}-{name}")
+                sounds = [at_speed(sound, of_speed.choice(arguments.speeds)) for sound in sounds]
+                sounds = [augmentation.noisy(sound, rng) for sound in sounds]
             streams = {"audio": encoder.encode(sounds, arguments.trailing_silence)}
             if visual is not None:
                 seen = arguments.out / part / f"00-{name}.safetensors"

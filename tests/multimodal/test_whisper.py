@@ -17,6 +17,7 @@ from tokenthrift.whisper import (
     MAX_STATES,
     STATE_SAMPLES,
     WhisperEncoder,
+    encode_recordings,
     encoder_weights,
     log_mel,
     pad_mels,
@@ -78,6 +79,28 @@ def test_cropped_spectrogram_is_the_beginning_of_the_padded_one() -> None:
     ours = log_mel(samples)
     # The last two frames see the end: silence there, its mirror here.
     torch.testing.assert_close(ours[:, :-2], log_mel(padded)[:, : ours.shape[1] - 2], rtol=0, atol=1e-5)
+
+
+def test_spectrogram_is_float32_under_autocast_too() -> None:
+    samples = speech(1.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = log_mel(samples)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, log_mel(samples))
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.3])
+def test_recordings_of_one_batch_are_encoded_as_one_by_one(silence: float) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = WhisperEncoder(32, 2, 4, 48, bins=8).eval()
+    audio = [speech(seconds, seed=i) for i, seconds in enumerate((0.7, 29.9, 0.01, 1.3))]
+    with torch.no_grad():
+        one_by_one, lengths = encode_recordings(encoder, audio, 8, silence)
+        together, same = encode_recordings(encoder, audio, 8, silence, together=True)
+    assert lengths.tolist() == same.tolist() == [states_of(len(samples)) for samples in audio]
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
+    assert not any(row[n:].any() for row, n in zip(together, lengths.tolist(), strict=True))
 
 
 def test_silence_has_a_flat_spectrogram() -> None:

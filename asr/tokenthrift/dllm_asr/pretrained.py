@@ -131,12 +131,16 @@ def take_whisper(model: DllmAsr, whisper: str) -> None:
     """
     source = fetch(whisper, FILES)
     sizes, own, outer = _read(source), model.config.encoder, model.config.backbone
-    sides = (("encoder", own), ("decoder", outer))
-    wanted = [(s.hidden_size, s.num_hidden_layers, s.num_attention_heads, s.intermediate_size) for _, s in sides]
-    names = [("d_model", *(f"{side}_{name}" for name in ("layers", "attention_heads", "ffn_dim"))) for side, _ in sides]
-    alike = wanted == [tuple(sizes[name] for name in row) for row in names]
-    if outer.family != "whisper" or not alike or outer.max_position_embeddings > sizes["max_target_positions"]:
-        raise ValueError(f"{whisper} is no Whisper of the sizes of the model, whose decoder is one of {outer.family}")
+    if outer.family != "whisper":
+        raise ValueError(f"the language model is of {outer.family}; a decoder of Whisper cannot take its place")
+    wanted = {"d_model": own.hidden_size, "num_mel_bins": own.num_mel_bins}
+    for side, part in (("encoder", own), ("decoder", outer)):
+        wanted |= {f"{side}_layers": part.num_hidden_layers, f"{side}_attention_heads": part.num_attention_heads}
+        wanted[f"{side}_ffn_dim"] = part.intermediate_size
+    if other := [name for name, value in wanted.items() if sizes[name] != value]:
+        raise ValueError(f"{whisper} has {other[0]} {sizes[other[0]]}, the model {wanted[other[0]]}")
+    if outer.max_position_embeddings > (most := sizes["max_target_positions"]):
+        raise ValueError(f"the decoder of {whisper} has {most} positions, not {outer.max_position_embeddings}")
     state, keep = load_file(source / "model.safetensors"), model.vocabulary.source_ids(_tokenizer(source))
     _load_decoder(model, source, sizes, state, keep)
     model.encoder.load_state_dict(encoder_weights(state))

@@ -61,7 +61,7 @@ class AudioConfig:
     intermediate_size: int = 3072
     num_mel_bins: int = 80
     trailing_silence: float = 0.0
-    """Seconds of silence that the encoder reads after a recording; its states are not kept, so it makes no tokens."""
+    """Seconds of silence that the encoder reads after a recording, up to 30 s in all; it makes no tokens."""
     source: str | None = None
     """Folder or Hub id of its weights, in the layout of transformers; None keeps them in the model's own file."""
 

@@ -120,6 +120,8 @@ class LlamaMtsk(MtskNetwork):
     ) -> list[Transcript]:
         """Transcribes recordings; the result of each is that of the recording alone.
 
+        A phrase that follows itself faster than anybody speaks is written once, unless `compat` is "released".
+
         Args:
             audio: (samples,) each, mono at 16 kHz in [-1, 1], at most 30 s; None where there is none.
             video: (T, H, W) each, gray mouth crops at 25 frames a second, uint8 or in [0, 1], or (T, D) states of a

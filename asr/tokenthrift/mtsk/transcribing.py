@@ -2,7 +2,8 @@
 
 Source: Llama-MTSK (arXiv 2503.06362), section 3, inference. Differs from the published code, which transcribes one item
 at a time at rates fixed for the whole run: each item has the rates of its plan, and its transcript is that of the item
-alone. With `compat="released"` every item is a batch of its own, because the published counts depend on the batch.
+alone, and a phrase that follows itself faster than anybody speaks is written once. With `compat="released"` every item
+is a batch of its own, because the published counts depend on the batch, and the text is as generated.
 """
 
 from __future__ import annotations
@@ -175,13 +176,14 @@ def transcribe_recordings(
     # Where there is nothing, nothing was said; no pass runs.
     empty = [i for i, task in enumerate(tasks) if not task.recording.seconds]
     results = {i: Transcript("", (), replace(tasks[i].plan.last.usage, used=0, rounds=0)) for i in empty}
-    for rows in _batches(tasks, one_by_one=model.config.released):
+    silence = 0.0 if model.config.audio is None else model.config.audio.trailing_silence
+    for rows in _batches(tasks, silence, one_by_one=model.config.released):
         batch = [tasks[i] for i in rows]
         results.update(zip(rows, _transcribe_batch(model, batch, limits, beams, threshold), strict=True))
     return [results[i] for i in range(len(recordings))]
 
 
-def _batches(tasks: Sequence[_Task], *, one_by_one: bool) -> Iterator[list[int]]:
+def _batches(tasks: Sequence[_Task], silence: float, *, one_by_one: bool) -> Iterator[list[int]]:
     """Indices of items that use the same streams and rates, of like length; without those that have none."""
     groups: dict[tuple[Rates, Rates, int], list[int]] = {}
     for row, task in enumerate(tasks):
@@ -192,7 +194,8 @@ def _batches(tasks: Sequence[_Task], *, one_by_one: bool) -> Iterator[list[int]]
     for rows in groups.values():
         rows.sort(key=lambda row: tasks[row].recording.seconds, reverse=True)
         while rows:
-            size = 1 if one_by_one else max(1, int(BATCH_SECONDS / tasks[rows[0]].recording.seconds))
+            longest = min(30.0, tasks[rows[0]].recording.seconds + silence)
+            size = 1 if one_by_one else max(1, int(BATCH_SECONDS / longest))
             yield rows[:size]
             rows = rows[size:]
 

@@ -96,8 +96,8 @@ def division(
 def _runs(before: Sequence[SpokenWord], after: Sequence[SpokenWord], near: float) -> list[list[tuple[int, int]]]:
     """Runs of pairs of words that both windows wrote, as indices: equal words at most so many seconds apart.
 
-    Of all alignments that keep the order it is the one of the most pairs, nearer pairs counting more: a word that is
-    said again and again is paired with itself.
+    Of all alignments that keep the order it is the one with the largest sum over its pairs: 2 for a pair at the same
+    time, down to 1 for one as far apart as allowed. So a word that is said again and again is paired with itself.
     """
     left, right = [plain(word.text) for word in before], [plain(word.text) for word in after]
     # gains[i][j]: of the best alignment of what follows the first i and j words.

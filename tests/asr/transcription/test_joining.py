@@ -199,6 +199,18 @@ def test_a_phrase_in_a_circle_is_written_once(phrase: str) -> None:
     assert drop_doubtful(circle(phrase, 3, 3 * size / 6, 0.9), 30.0).text == " ".join([phrase] * 3) + " end"
 
 
+def test_without_times_a_circle_has_the_time_that_the_others_leave() -> None:
+    def kept(text: str, seconds: float) -> str:
+        return drop_doubtful(Transcript(text, (), USAGE), seconds).text
+
+    said = " ".join(f"w{i}" for i in range(40))
+    assert kept(f"{said}{' in over' * 9}", 10.0) == f"{said} in over"
+    assert kept(f"{said}{' in over' * 9}", 12.0) == f"{said}{' in over' * 9}"
+    assert kept(f"no no no no we said{' thanks' * 60}", 10.0) == "no no no no we said thanks"
+    fast = " ".join(f"w{i}" for i in range(60))
+    assert kept(f"no no no no {fast}", 10.0) == f"no no no no {fast}", "all of it is fast"
+
+
 def test_doubtful_words_are_dropped_with_their_tokens() -> None:
     tokens = (
         TranscriptToken(" sure", 0.9, 0.0, 0.5),

@@ -67,15 +67,18 @@ def evaluate(
         seed: of the noise.
 
     Raises:
-        ValueError: there is no clip, the encoders differ, only some clips have a stream, a level is given without
-            noise, or no two clips differ in what is said, so that their lips cannot be shuffled.
+        ValueError: there is no clip, the encoders or how recordings are filled up for them differ, only some clips have
+            a stream, a level is given without noise, or no two clips differ in what is said, so that their lips cannot
+            be shuffled.
     """
     if not clips:
         raise ValueError("there is no clip to be evaluated on")
     first = models[0][1]
     for name, model in models[1:]:
         if not _same_encoders(first, model):
-            raise ValueError(f"{name} has other encoders than {models[0][0]}; evaluate it on its own")
+            raise ValueError(
+                f"{name} has other encoders than {models[0][0]}, or uses them otherwise; evaluate it alone"
+            )
     streams = (_has(clips, "audio"), _has(clips, "video"))
     if not streams[0]:
         snrs = [None]
@@ -141,9 +144,9 @@ def _tokens(model: LlamaMtsk, clips: Sequence[Clip], rates: Rates) -> float:
 
 
 def _same_encoders(one: LlamaMtsk, other: LlamaMtsk) -> bool:
-    # What is read with the weights, in turn: how recordings are filled up.
-    ways = [(m.config.released, m.config.audio and m.config.audio.trailing_silence) for m in (one, other)]
-    if ways[0] != ways[1]:
+    # States also depend on how a recording is filled up.
+    first, second = ((m.config.released, m.config.audio and m.config.audio.trailing_silence) for m in (one, other))
+    if first != second:
         return False
     for name in ("audio_encoder", "video_encoder"):
         ours, theirs = getattr(one, name), getattr(other, name)

@@ -32,7 +32,7 @@ class AssemblyConfig:
     Args:
         language_model: transformers checkpoint of a Llama or Qwen, folder or Hub id.
         whisper: transformers checkpoint of a Whisper; None for a model that only reads lips.
-        trailing_silence: seconds of silence that Whisper reads after a recording, as the data were made.
+        trailing_silence: seconds of silence that Whisper reads after a recording, as for cached states of the data.
         avhubert: folder or Hub id of `avhubert.safetensors`; None for a model without a visual encoder.
         video_shrink: squares of so many pixels of a mouth crop are averaged first, as the visual encoder was trained.
         video_positions: add sinusoidal positions to video states, for a language model that counts none of its own.
