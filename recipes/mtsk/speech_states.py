@@ -79,6 +79,13 @@ def main() -> None:
         parser.error("lips move at one speed: no --speeds with --avhubert")
     if min(arguments.speeds) <= 0:
         parser.error("--speeds must be above 0")
+    # What is there is skipped, so it must have been made in the same way.
+    settings = {"trailing_silence": arguments.trailing_silence, "speeds": sorted(arguments.speeds)}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = arguments.out / "settings.json"
+    if kept.exists() and (found := json.loads(kept.read_text(encoding="utf-8"))) != settings:
+        parser.error(f"{arguments.out} was begun with {found}, not with {settings}; take another OUT")
+    kept.write_text(json.dumps(settings), encoding="utf-8")
     torch.set_num_threads(1)
     encoder, augmentation = AudioStates(arguments.whisper), augmentation_of(arguments.noise, arguments.crowd)
     visual = None if arguments.avhubert is None else VideoStates(arguments.avhubert)

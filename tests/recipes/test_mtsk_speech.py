@@ -84,11 +84,22 @@ def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> N
     assert [len(states) for states in audio if states is not None] == [50, 100]
 
 
-def test_noisy_recordings_are_played_at_other_speeds_and_read_with_silence(parts: Path, tmp_path: Path) -> None:
+def test_noisy_recordings_are_played_at_other_speeds_and_read_with_silence(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = ("--whisper", parts / "whisper", "--passes", 0, 1, "--speeds", 0.8)
     with pytest.MonkeyPatch.context() as patch:
         run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "slow", *own, *SILENCE)
         run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "bare", *own)
+        for options in ((*own, "--speeds", 0.8), (*own, *SILENCE, "--speeds", 0.9), (*own, *SILENCE, "--speeds", 0)):
+            with pytest.raises(SystemExit):
+                run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "slow", *options)
+        refused = capsys.readouterr().err
+        assert refused.count("was begun with") == 2
+        assert refused.count("must be above 0") == 1
+        with pytest.raises(SystemExit):
+            run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "lips", *own, "--avhubert", "any")
+        assert "lips move at one speed" in capsys.readouterr().err
     clean, slow, bare = (
         CachedStates([tmp_path / name])[0].audio
         for name in ("slow/train/00-000.safetensors", "slow/train/01-000.safetensors", "bare/train/00-000.safetensors")
