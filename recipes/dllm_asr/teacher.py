@@ -21,7 +21,7 @@ from tokenthrift.backbones.whisper_decoder import WhisperDecoder, decoder_weight
 from tokenthrift.dllm_asr.vocabulary import Vocabulary
 from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.sources import fetch
-from tokenthrift.whisper import WhisperEncoder, encoder_weights, log_mel, pad_mels
+from tokenthrift.whisper import WhisperEncoder, encode_recordings, encoder_weights
 
 START = ("<|startoftranscript|>", "<|notimestamps|>")
 NEVER = -1e4  # the logarithm of a probability that counts for nothing, and is a number
@@ -65,8 +65,8 @@ class Teacher(nn.Module):
             recordings: (samples,) at 16 kHz each.
             texts: token ids.
         """
-        mels, lengths = pad_mels([log_mel(audio, self.num_mel_bins) for audio in recordings])
-        context = self.decoder.context(self.encoder(mels, lengths), length_mask(lengths))
+        states, lengths = encode_recordings(self.encoder, recordings, self.num_mel_bins)
+        context = self.decoder.context(states, length_mask(lengths))
         start = list(range(self.words + 1, self.words + 1 + len(START)))
         ids, _ = pad_rows([torch.tensor([*start, *text]) for text in texts])
         _, used = pad_rows([torch.zeros(len(text) + 1) for text in texts])

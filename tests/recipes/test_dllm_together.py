@@ -142,7 +142,7 @@ def test_the_decoder_may_be_that_of_whisper(
     with pytest.raises(SystemExit):
         run(monkeypatch, together, *arguments, "--whisper", larger, "--steps", 1)
     assert f"has decoder_layers {sizes['decoder_layers'] + 1}, the model" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="has 160 positions, not 512"):
+    with pytest.raises(ValueError, match="of 160 positions cannot have 512"):
         assemble(str(whisper), None, vocab_size=120, max_position_embeddings=512, adapter=adapter)
     tiny_model().save_pretrained(tmp_path / "start")
     data = json.loads((tmp_path / "start" / "tokenizer.json").read_text())

@@ -103,8 +103,6 @@ def assemble(
         own.lm.load_state_dict(lm.state_dict())
         own.lm.train(False)
     else:
-        if max_position_embeddings > (most := sizes["max_target_positions"]):
-            raise ValueError(f"the decoder of {whisper} has {most} positions, not {max_position_embeddings}")
         backbone = BackboneConfig(
             family="whisper",
             hidden_size=sizes["d_model"],
@@ -139,8 +137,6 @@ def take_whisper(model: DllmAsr, whisper: str) -> None:
         wanted[f"{side}_ffn_dim"] = part.intermediate_size
     if other := [name for name, value in wanted.items() if sizes[name] != value]:
         raise ValueError(f"{whisper} has {other[0]} {sizes[other[0]]}, the model {wanted[other[0]]}")
-    if outer.max_position_embeddings > (most := sizes["max_target_positions"]):
-        raise ValueError(f"the decoder of {whisper} has {most} positions, not {outer.max_position_embeddings}")
     state, keep = load_file(source / "model.safetensors"), model.vocabulary.source_ids(_tokenizer(source))
     _load_decoder(model, source, sizes, state, keep)
     model.encoder.load_state_dict(encoder_weights(state))

@@ -235,9 +235,14 @@ def decoder_weights(state: dict[str, Tensor], keep: list[int], extra: int, posit
         keep: ids of the tokens to keep, in their new order.
         extra: rows to append for new tokens, each the mean of the kept ones.
         positions: positions to keep.
+
+    Raises:
+        ValueError: the checkpoint has fewer positions.
     """
     kept = {k.removeprefix("model.decoder."): v for k, v in state.items() if k.startswith("model.decoder.")}
     rows = kept["embed_tokens.weight"][torch.tensor(keep)]
     kept["embed_tokens.weight"] = torch.cat([rows, rows.mean(0, keepdim=True).expand(extra, -1)])
+    if (most := len(kept["embed_positions.weight"])) < positions:
+        raise ValueError(f"a decoder of {most} positions cannot have {positions}")
     kept["embed_positions.weight"] = kept["embed_positions.weight"][:positions]
     return kept

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tokenthrift.budget import TokenUsage
 from tokenthrift.evaluation.wer import character_errors, word_errors
 from tokenthrift.mtsk.evaluation.conditions import conditions, degraded, noisy, unpunctuated
 from tokenthrift.mtsk.evaluation.tables import EvaluationRow
@@ -76,9 +77,7 @@ def evaluate(
     first = models[0][1]
     for name, model in models[1:]:
         if not _same_encoders(first, model):
-            raise ValueError(
-                f"{name} has other encoders than {models[0][0]}, or uses them otherwise; evaluate it alone"
-            )
+            raise ValueError(f"{name} has other encoders than {models[0][0]} or other silence; evaluate it alone")
     streams = (_has(clips, "audio"), _has(clips, "video"))
     if not streams[0]:
         snrs = [None]
@@ -88,6 +87,8 @@ def evaluate(
     versions = {control: degraded(clips, control) for _, control in passes}
     out = []
     lips: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # noise does not change what is seen
+    sizes = [_recording(clip).size for clip in clips]
+    usages: dict[tuple[int, Rates], tuple[TokenUsage, ...]] = {}  # nor does it change lengths
     for snr, control in passes:
         here = versions[control] if babble is None else noisy(versions[control], babble, snr, seed)
         found: dict[tuple[int, Rates], dict[int, str]] = {}
@@ -102,20 +103,22 @@ def evaluate(
                     lips[key] = first.encode_video([clip.video for i in rows if (clip := here[i]).video is not None])
                 states["video"], states["video_lengths"] = lips[key]
             encoded = Encoded(**states)
+            seconds = [_recording(here[i]).seconds for i in rows]
             for k, (_, model) in enumerate(models):
                 scales = _possible_scales(model, streams, control)
-                items = [_recording(here[i]) for i in rows]
-                limits = [token_limit(model.config, item.seconds) for item in items]
+                limits = [token_limit(model.config, length) for length in seconds]
                 for rates, rows_of in model.generate_all(encoded, scales, limits, beams=beams).items():
                     texts = found.setdefault((k, rates), {})
-                    usages = model.plan([item.size for item in items], rates=rates)
-                    for i, item, generation, usage in zip(rows, items, rows_of, usages, strict=True):
-                        texts[i] = transcript_of(model, generation, item.seconds, usage).text
+                    if (k, rates) not in usages:
+                        usages[k, rates] = model.plan(sizes, rates=rates)
+                    for i, length, generation in zip(rows, seconds, rows_of, strict=True):
+                        texts[i] = transcript_of(model, generation, length, usages[k, rates][i]).text
         truth = [clip.text for clip in clips]
         for (k, rates), texts in found.items():
             said = [texts[i] for i in range(len(clips))]
             errors = word_errors(truth, said, unpunctuated), character_errors(truth, said, unpunctuated)
-            out.append(EvaluationRow(models[k][0], rates, snr, control, *errors, _tokens(models[k][1], clips, rates)))
+            tokens = sum(usage.used for usage in usages[k, rates]) / len(clips)
+            out.append(EvaluationRow(models[k][0], rates, snr, control, *errors, tokens))
     return out
 
 
@@ -135,12 +138,6 @@ def _possible_scales(model: LlamaMtsk, streams: tuple[bool, bool], control: str)
 
 def _recording(clip: Clip) -> Recording:
     return Recording(clip.audio, clip.video)
-
-
-def _tokens(model: LlamaMtsk, clips: Sequence[Clip], rates: Rates) -> float:
-    """Mean tokens of an item, as the model counts them."""
-    usages = model.plan([_recording(clip).size for clip in clips], rates=rates)
-    return sum(usage.used for usage in usages) / len(clips)
 
 
 def _same_encoders(one: LlamaMtsk, other: LlamaMtsk) -> bool:
