@@ -26,7 +26,9 @@ from pathlib import Path
 import torch
 
 from tokenthrift.evaluation.report import Cell, Table, write_report
+from tokenthrift.evaluation.wer import normalize_english
 from tokenthrift.media.audio import read_audio
+from tokenthrift.mtsk.evaluation.conditions import unpunctuated
 from tokenthrift.mtsk.evaluation.cost import Cost, cost_table, costs
 from tokenthrift.mtsk.evaluation.pooling import pooled
 from tokenthrift.mtsk.evaluation.runs import evaluate, readable
@@ -52,6 +54,7 @@ from tokenthrift.sources import is_folder
 __all__ = ["run"]
 
 TOGETHER = "synthetic"
+NORMALIZERS = {"published": unpunctuated, "whisper": normalize_english}
 RENDERED = "real voice, rendered lips"
 SYNTHETIC = "Synthetic sets: rendered mouths and text-to-speech voices; no figure of theirs compares with one of LRS."
 
@@ -86,7 +89,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         clips, wrong = readable(manifest, arguments.limit)
         skipped += [f"{name}, left out: {what}" for what in wrong]
         print(*skipped[len(skipped) - len(wrong) :], sep="\n", end="\n" if wrong else "", file=sys.stderr)
-        rows = evaluate(models, clips, babble, snrs, seed=arguments.seed)
+        normalize = NORMALIZERS[arguments.normalizer]
+        rows = evaluate(models, clips, babble, snrs, seed=arguments.seed, normalize=normalize)
         sets[name] = clips, rows, _homophenes(Path(path))
         _keep(arguments.out / "rows.json", {name: rows for name, (_, rows, _) in sets.items()})
     tables: list[Table] = []
@@ -114,6 +118,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     settings: Mapping[str, Cell] = {
         "command": f"tokenthrift evaluate mtsk {' '.join(argv)}",
         "models": ", ".join(f"{name}={path}" if name else path for name, path in arguments.model),
+        "normalizer": arguments.normalizer,
         "noise": arguments.babble,
         "seed": arguments.seed,
         "threads": torch.get_num_threads(),
@@ -155,11 +160,10 @@ def _results(
     name: str, clips: Sequence[Clip], rows: Sequence[EvaluationRow], snrs: Sequence[float | None], note: str
 ) -> list[Table]:
     """Errors, controls and baselines of one set, printed too."""
-    words = sum(len(clip.text.split()) for clip in clips)
     more = [control_table(f"{name}: controls", rows)]
     for many in dict.fromkeys(r.model for r in rows if r.model not in (INDEPENDENT, POOLED)):
         more.append(comparison_table(f"{name}: {many} beside its baselines", rows, many))
-    errors = error_table(f"{name}: {len(clips)} items, {words} words", rows, snrs, note)
+    errors = error_table(f"{name}: {len(clips)} items, {rows[0].words.total} words", rows, snrs, note)
     tables = [errors, *(table for table in more if table is not None)]
     for table in tables:
         print(table.to_markdown(), end="\n\n", flush=True)

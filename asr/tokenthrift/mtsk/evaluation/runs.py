@@ -6,7 +6,7 @@ and rates, and every model gets the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ def evaluate(
     *,
     beams: int | None = None,
     seed: int = 0,
+    normalize: Callable[[str], str] = unpunctuated,
 ) -> list[EvaluationRow]:
     """Every model at each of its scales in each condition.
 
@@ -66,6 +67,7 @@ def evaluate(
         snrs: levels in dB; None for clean.
         beams: width of the search; that of each model if not given.
         seed: of the noise.
+        normalize: what is done to both texts before they are compared.
 
     Raises:
         ValueError: there is no clip, the encoders or how recordings are filled up for them differ, only some clips have
@@ -116,7 +118,7 @@ def evaluate(
         truth = [clip.text for clip in clips]
         for (k, rates), texts in found.items():
             said = [texts[i] for i in range(len(clips))]
-            errors = word_errors(truth, said, unpunctuated), character_errors(truth, said, unpunctuated)
+            errors = word_errors(truth, said, normalize), character_errors(truth, said, normalize)
             tokens = sum(usage.used for usage in usages[k, rates]) / len(clips)
             out.append(EvaluationRow(models[k][0], rates, snr, control, *errors, tokens))
     return out
