@@ -359,3 +359,22 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path) -> None:
     assert model.config.lora.strategy == "MSS"
     (said,) = model.transcribe([torch.rand(8_000) - 0.5], None, rates=Rates(16, 0))
     assert said.usage.used == 2
+
+
+def test_speakers_are_held_out_for_development(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speakers = [("a", "books"), ("b", "books"), ("c", "books"), ("a", "books"), ("d", "tales"), ("e", "tales")]
+    rows = [
+        {"audio_filepath": f"{i}.flac", "duration": 1.0, "speaker": speaker, "source": source, "split": split}
+        for split in ("train", "dev")
+        for i, (speaker, source) in enumerate(speakers)
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = ("--source", "books", "--every", 2, "--speakers", "e")
+    run(monkeypatch, "hold_out", tmp_path / "manifest.jsonl", tmp_path / "held.jsonl", *held)
+    found = [json.loads(line) for line in (tmp_path / "held.jsonl").read_text().splitlines()]
+    assert [row["speaker"] for row in found if row["split"] == "train"] == ["b", "d"]
+    assert [{**row, "split": ""} for row in found] == [{**row, "split": ""} for row in rows]
+    for wrong in (("--speakers", "f"), ("--source", "books")):
+        out = tmp_path / "held.jsonl" if wrong[0] == "--speakers" else tmp_path / "elsewhere" / "held.jsonl"
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "hold_out", tmp_path / "manifest.jsonl", out, *wrong)
