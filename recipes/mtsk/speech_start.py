@@ -40,8 +40,7 @@ from tokenthrift.sources import fetch
 from tokenthrift.whisper import WhisperEncoder, encode_recordings, encoder_weights
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-
-
+QUOTES = ("\u0120'", "''", "\u0120''")  # which transcripts do not have, and after which a text may be nothing else
 ENGLISH = 51_864  # tokens; a Whisper of many languages has more
 POSITIONS = 256  # at most, of Whisper's 448: 30 s of speech are about 100 tokens
 
@@ -232,6 +231,7 @@ def main() -> None:
             language_model=str(arguments.out / "llama"),
             whisper=arguments.whisper,
             trailing_silence=arguments.trailing_silence,
+            suppress_tokens=tuple(token for token in QUOTES if tokenizer.token_to_id(token) is not None),
             avhubert=arguments.avhubert,
             video_positions=True,  # the language model counts none of sound and video
             tasks=("asr",) if arguments.avhubert is None else ("asr", "avsr"),

@@ -43,6 +43,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "manifest.jsonl").write_text("".join(lines))
     write_whisper(folder / "whisper")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "QUOTES", ("\u0120the", "\u0120no piece"))  # the small tokenizer has no quotation marks
         run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *SIZES, *SILENCE)
         for _ in range(2):
             options = ("--whisper", folder / "whisper", "--passes", 0, 1, *SILENCE)
@@ -235,6 +236,7 @@ def test_the_end_of_a_text_is_not_learned_from_whisper(parts: Path) -> None:
 
 def test_the_tokenizer_writes_lower_case_words_and_each_prompt_as_one_token(model: LlamaMtsk) -> None:
     assert [len(model.token_ids(prompt)) for prompt in PROMPTS.values()] == [1, 1, 1]
+    assert model.config.decode.suppress_tokens == (model.token_ids("in the")[-1],)
     for text in TEXTS:
         assert model.text_of(model.token_ids(text)) == text
 
@@ -257,7 +259,7 @@ def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_pa
         f"{config}.whisper": parts / "whisper",
     }
     own |= {f"{config}.projector_hidden_size": 80, "model.init_args.start_from": parts / "start/start"}
-    own[f"{config}.audio_rates"] = list(RATES)
+    own |= {f"{config}.audio_rates": list(RATES), f"{config}.suppress_tokens": "[\u0120the]"}
     own |= {f"data.init_args.{part}": parts / "states" / part for part in ("train", "dev")}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
@@ -387,6 +389,7 @@ def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, seei
     own: dict[str, object] = {f"{config}.language_model": seeing / "llama", f"{config}.whisper": parts / "whisper"}
     own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
     own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": seeing / "start"}
+    own[f"{config}.suppress_tokens"] = "[]"
     own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}

@@ -203,6 +203,8 @@ class DecodeConfig:
     12, released no such limit."""
     confidence_threshold: float = 0.9
     """Coarse-to-fine keeps a text whose tokens are this likely on (geometric) average."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Tokens that are never written, as in transformers' generation config."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("beams", 1, 64), ("max_new_tokens", 1, 4096), ("tokens_per_second", 0.1, 100.0)):
@@ -219,6 +221,7 @@ class Decoding:
     max_new_tokens: int
     tokens_per_second: float
     confidence_threshold: float
+    suppress_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +266,10 @@ class MtskConfig:
         for name, token in (("eos_id", self.eos_id), ("bos_id", self.bos_id)):
             if token is not None:
                 check_within(name, token, 0, self.language_model.vocab_size - 1)
+        for token in self.decode.suppress_tokens:
+            check_within("decode.suppress_tokens", token, 0, self.language_model.vocab_size - 1)
+        if self.eos_id in self.decode.suppress_tokens:
+            raise ConfigError("decode.suppress_tokens has eos_id, without which no text ends")
         unknown = [str(line.rates) for line in self.table if line.rates not in self.scales]
         if unknown:
             raise ConfigError(f"table has rates that the model does not have: {', '.join(unknown)}")
@@ -287,6 +294,7 @@ class MtskConfig:
             max_new_tokens=most if own.max_new_tokens is None else own.max_new_tokens,
             tokens_per_second=per_second if own.tokens_per_second is None else own.tokens_per_second,
             confidence_threshold=own.confidence_threshold,
+            suppress_tokens=own.suppress_tokens,
         )
 
 

@@ -288,9 +288,17 @@ class MtskNetwork(HubModel):
         """
         heads, tails = self.blocks(encoded, rates)
         rows = tails if prefix is not None else [torch.cat(parts) for parts in zip(heads, tails, strict=True)]
-        beams = self.config.decoding.beams if beams is None else beams
+        decoding = self.config.decoding
         with self.adapted(rates):
-            return generate(self.language_model, rows, limits, self.config.eos_id, beams=beams, prefix=prefix)
+            return generate(
+                self.language_model,
+                rows,
+                limits,
+                self.config.eos_id,
+                beams=decoding.beams if beams is None else beams,
+                prefix=prefix,
+                forbidden=decoding.suppress_tokens,
+            )
 
     def generate_all(
         self, encoded: Encoded, scales: Sequence[Rates], limits: Sequence[int], *, beams: int | None = None

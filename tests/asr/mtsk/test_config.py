@@ -89,6 +89,13 @@ def test_released_alone_decodes_as_published() -> None:
     assert (set_by_hand.decoding.beams, token_limit(set_by_hand, 9.0)) == (2, 7)
 
 
+def test_tokens_to_suppress_are_of_the_vocabulary_and_not_its_end() -> None:
+    with pytest.raises(ConfigError, match=r"decode\.suppress_tokens"):
+        tiny_config(decode=DecodeConfig(suppress_tokens=(tiny_config().language_model.vocab_size,)))
+    with pytest.raises(ConfigError, match="no text ends"):
+        tiny_config(decode=DecodeConfig(suppress_tokens=(tiny_config().eos_id,)))
+
+
 def test_a_constructed_model_is_in_evaluation_mode() -> None:
     video = VideoConfig(
         hidden_size=32,

@@ -113,6 +113,18 @@ def test_a_beam_search_gives_each_item_its_own_text() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+def test_suppressed_tokens_are_not_written(beams: int) -> None:
+    model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
+    encoded, rates = model.encode([speech(0.7, 1)], [lips(0.7, 1)]), model.config.scales[0]
+    (before,) = model.generate(encoded, rates, [12])
+    common = max(before.ids, key=before.ids.count)
+    model.config = replace(model.config, decode=replace(model.config.decode, suppress_tokens=(common,)))
+    (after,) = model.generate(encoded, rates, [12])
+    assert after.ids
+    assert common not in after.ids
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 def test_nothing_is_drawn_whatever_the_language_model_would_do(beams: int) -> None:
     model = tiny_model(decode=replace(tiny_config().decode, beams=beams)).double()
     audio, video = [speech(0.7, 1), speech(1.3, 2)], [lips(0.7, 1), lips(1.3, 2)]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from tokenthrift.config import ConfigError
 from tokenthrift.mtsk.audiovisual.avhubert import avhubert_config
-from tokenthrift.mtsk.config import AudioConfig, Compression, LoraConfig, MtskConfig, Strategy, Task, VideoConfig
+from tokenthrift.mtsk.config import AudioConfig, Compression, DecodeConfig, LoraConfig, MtskConfig, Strategy, Task, VideoConfig
 from tokenthrift.mtsk.external import AVHUBERT_FILE, include_external
 from tokenthrift.mtsk.language_model import read_sizes
 from tokenthrift.mtsk.model import LlamaMtsk
@@ -39,6 +39,7 @@ class AssemblyConfig:
         video_features: width of video states that the data hold, for a model without a visual encoder of its own.
         bos: token that starts a sequence; an empty string for a language model that has none.
         eos: token that ends a text.
+        suppress_tokens: tokens that are never written, as the tokenizer spells them.
         tasks: asr, vsr and avsr, or some of them.
         audio_rates: encoder states (50 a second) per token.
         video_rates: encoder states (25 a second) per token.
@@ -61,6 +62,7 @@ class AssemblyConfig:
     video_features: int | None = None
     bos: str = "<|begin_of_text|>"
     eos: str = "<|end_of_text|>"
+    suppress_tokens: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = ("avsr",)
     audio_rates: tuple[int, ...] = (4, 16)
     video_rates: tuple[int, ...] = (2, 5)
@@ -114,6 +116,7 @@ def assemble(config: AssemblyConfig) -> LlamaMtsk:
             projector_hidden_size=config.projector_hidden_size,
             projector_norm=config.projector_norm,
             lora=LoraConfig(strategy=config.strategy, bottleneck=config.bottleneck, scale=config.lora_scale),
+            decode=DecodeConfig(suppress_tokens=tuple(_token(tokenizer, token) for token in config.suppress_tokens)),
         ),
         tokenizer,
     )
@@ -140,5 +143,5 @@ def _whisper(source: str, trailing_silence: float) -> AudioConfig:
 def _token(tokenizer: Tokenizer, token: str) -> int:
     number = tokenizer.token_to_id(token)
     if number is None:
-        raise ValueError(f"the language model's tokenizer has no token {token!r}; name its bos and eos")
+        raise ValueError(f"the language model's tokenizer has no token {token!r}; name its bos and eos, and what to suppress")
     return int(number)
