@@ -16,7 +16,16 @@ from tokenizers import Tokenizer
 
 from tokenthrift.config import ConfigError
 from tokenthrift.mtsk.audiovisual.avhubert import avhubert_config
-from tokenthrift.mtsk.config import AudioConfig, Compression, DecodeConfig, LoraConfig, MtskConfig, Strategy, Task, VideoConfig
+from tokenthrift.mtsk.config import (
+    AudioConfig,
+    Compression,
+    DecodeConfig,
+    LoraConfig,
+    MtskConfig,
+    Strategy,
+    Task,
+    VideoConfig,
+)
 from tokenthrift.mtsk.external import AVHUBERT_FILE, include_external
 from tokenthrift.mtsk.language_model import read_sizes
 from tokenthrift.mtsk.model import LlamaMtsk
@@ -143,5 +152,5 @@ def _whisper(source: str, trailing_silence: float) -> AudioConfig:
 def _token(tokenizer: Tokenizer, token: str) -> int:
     number = tokenizer.token_to_id(token)
     if number is None:
-        raise ValueError(f"the language model's tokenizer has no token {token!r}; name its bos and eos, and what to suppress")
+        raise ValueError(f"the language model's tokenizer has no token {token!r}; name its own")
     return int(number)
