@@ -24,10 +24,14 @@ def main() -> None:
         parser.error("OUT must be in the folder of MANIFEST, as paths of recordings are relative to it")
     rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     training = [row for row in rows if row["split"] == "train"]
-    own = sorted({row["speaker"] for row in training if row.get("source") == arguments.source})
-    held = {*arguments.speakers, *own[:: arguments.every]}
+    own: list[str] = []
+    if arguments.source is not None:
+        own = sorted({row["speaker"] for row in training if row.get("source") == arguments.source})
+        if not own or arguments.every < 1:
+            parser.error(f"every {arguments.every} of {len(own)} speakers of {arguments.source} are nobody")
     if unknown := set(arguments.speakers) - {row["speaker"] for row in training}:
         parser.error(f"no speaker of training is named {', '.join(sorted(unknown))}")
+    held = {*arguments.speakers, *own[:: arguments.every]}
     moved = [row for row in training if row["speaker"] in held]
     for row in moved:
         row["split"] = "dev"

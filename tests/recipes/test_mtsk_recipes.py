@@ -374,7 +374,9 @@ def test_speakers_are_held_out_for_development(tmp_path: Path, monkeypatch: pyte
     found = [json.loads(line) for line in (tmp_path / "held.jsonl").read_text().splitlines()]
     assert [row["speaker"] for row in found if row["split"] == "train"] == ["b", "d"]
     assert [{**row, "split": ""} for row in found] == [{**row, "split": ""} for row in rows]
-    for wrong in (("--speakers", "f"), ("--source", "books")):
-        out = tmp_path / "held.jsonl" if wrong[0] == "--speakers" else tmp_path / "elsewhere" / "held.jsonl"
+    run(monkeypatch, "hold_out", tmp_path / "manifest.jsonl", tmp_path / "one.jsonl", "--speakers", "e")
+    assert sum(json.loads(line)["split"] == "train" for line in (tmp_path / "one.jsonl").read_text().splitlines()) == 5
+    wrong: list[tuple[object, ...]] = [("--speakers", "f"), ("--source", "plays"), ("--source", "books", "--every", 0)]
+    for out, options in [(tmp_path / "x.jsonl", some) for some in wrong] + [(tmp_path / "elsewhere" / "x.jsonl", ())]:
         with pytest.raises(SystemExit):
-            run(monkeypatch, "hold_out", tmp_path / "manifest.jsonl", out, *wrong)
+            run(monkeypatch, "hold_out", tmp_path / "manifest.jsonl", out, *options)

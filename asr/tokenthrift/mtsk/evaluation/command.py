@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help="most items of a set")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md, report.json and the plots")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    compared = "how texts are compared: without case and punctuation (published), or spelled in one way (whisper)"
+    compared = "of texts before they are compared: lower case without punctuation, as in the paper, or Whisper's"
     parser.add_argument("--normalizer", choices=("published", "whisper"), default="published", help=compared)
     kept = "save the first model here, with what was measured as the table its budgets choose by; development data only"
     parser.add_argument("--table", type=Path, metavar="FOLDER", help=kept)
