@@ -121,7 +121,7 @@ def main() -> None:
                     streams["video"] = [video for video in videos if video is not None]
                 else:
                     streams["video"] = [lips(visual, row, len(s), rng) for row, s in zip(source, sounds, strict=True)]
-            save_states(target, streams, texts)
+            save_states(target, streams, texts, arguments.trailing_silence)
             print(f"{part}/{target.name}: {len(texts)} clips, {time.process_time() - began:.0f} s of CPU", flush=True)
 
 

@@ -108,12 +108,15 @@ def augmentation_of(folders: Sequence[str], crowd: Path | None) -> Augmentation:
     return Augmentation([*voices, *recorded.noises], recorded.rooms)
 
 
-def save_states(path: Path, streams: Mapping[str, list[Tensor]], texts: list[str]) -> None:
+def save_states(
+    path: Path, streams: Mapping[str, list[Tensor]], texts: list[str], trailing_silence: float = 0.0
+) -> None:
     """A shard for `CachedStates`; `streams` has the states of each item by "audio" and "video"."""
     tensors = {name: torch.cat(rows) for name, rows in streams.items()}
     for name, rows in streams.items():
         tensors[f"{name}_offset"] = torch.tensor(np.cumsum([0, *map(len, rows)]))
-    save_file(tensors, path.with_suffix(".partial"), {"texts": json.dumps(texts)})
+    said = {"texts": json.dumps(texts), "trailing_silence": str(trailing_silence)}
+    save_file(tensors, path.with_suffix(".partial"), said)
     os.replace(path.with_suffix(".partial"), path)
 
 

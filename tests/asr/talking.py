@@ -93,8 +93,16 @@ def write_parts(folder: Path) -> dict[str, str]:
     return {name: str(folder / part) for name, part in names.items()} | {"bos": "<s>", "eos": "</s>"}
 
 
-def write_states(path: Path, texts: list[str], audio: int = 32, video: int = 64) -> Path:
-    """A shard of states of which a learner can tell the letters: six of audio and three of video for each."""
+def write_states(path: Path, texts: list[str], audio: int = 32, video: int = 64, **said: str) -> Path:
+    """A shard of states of which a learner can tell the letters: six of audio and three of video for each.
+
+    Args:
+        path: of the shard.
+        texts: of its items.
+        audio: width of states of sound.
+        video: width of states of lips.
+        said: more metadata.
+    """
     letters = torch.randn(128, audio + video, generator=torch.Generator().manual_seed(5))
     tensors: dict[str, Tensor] = {}
     for name, columns, count in (("audio", slice(0, audio), 6), ("video", slice(audio, None), 3)):
@@ -102,5 +110,5 @@ def write_states(path: Path, texts: list[str], audio: int = 32, video: int = 64)
         tensors[name] = torch.cat(rows).half()
         tensors[f"{name}_offset"] = torch.tensor([0, *map(len, rows)]).cumsum(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, {"texts": json.dumps(texts)})
+    save_file(tensors, path, {"texts": json.dumps(texts), **said})
     return path

@@ -260,6 +260,7 @@ def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_pa
     }
     own |= {f"{config}.projector_hidden_size": 80, "model.init_args.start_from": parts / "start/start"}
     own |= {f"{config}.audio_rates": list(RATES), f"{config}.suppress_tokens": "[\u0120the]"}
+    own[f"{config}.trailing_silence"] = 0.5
     own |= {f"data.init_args.{part}": parts / "states" / part for part in ("train", "dev")}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}

@@ -3,8 +3,9 @@
 A manifest has a JSON object a line: `audio_filepath`, `video_filepath` (either may be absent; paths are relative to the
 manifest), `text` and `duration` in seconds. Video is talking-face video or mouth crops (see `audiovisual.lips`), audio
 anything that can be decoded; the two streams keep their own lengths. States are shards of safetensors: `audio` and
-`video` (states of all items end to end), `audio_offset` and `video_offset`, and the texts in the metadata; with frozen
-encoders they save nearly all of the work.
+`video` (states of all items end to end), `audio_offset` and `video_offset`, in the metadata the texts and, where it is
+known, `trailing_silence`, what Whisper read after each recording. With frozen encoders they save nearly all of the
+work.
 
 Source: Llama-MTSK (arXiv 2503.06362). What differs: the augmentation of a clip depends on its epoch and its index in
 the manifest alone, so that it is the same on any number of processes and after a resume.
@@ -166,6 +167,12 @@ class CachedStates(Dataset[Clip]):
 
     Args:
         shards: files as described above.
+
+    Attributes:
+        trailing_silence: seconds that Whisper read after each recording; None where no shard says it.
+
+    Raises:
+        ValueError: shards say different things of it.
     """
 
     def __init__(self, shards: Sequence[str | Path]) -> None:
@@ -181,6 +188,10 @@ class CachedStates(Dataset[Clip]):
                 self.rows.append((len(self.files), {name: (o[i], o[i + 1]) for name, o in offsets.items()}))
             self.files.append(file)
             self.texts += texts
+        said = {float(value) for file in self.files if (value := file.metadata().get("trailing_silence")) is not None}
+        if len(said) > 1:
+            raise ValueError(f"shards of states were made with different trailing_silence: {sorted(said)}")
+        self.trailing_silence = said.pop() if said else None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -118,6 +118,8 @@ class MtskDataModule(ResumableDataModule):
             plain = open_clips(h.dev, None, h.crop, h.seed)
             self.train = _Part(whole, range(len(whole)))
             self.dev = _Part(plain, random.Random(h.seed).sample(range(len(plain)), min(h.dev_items, len(plain))))
+        opened = [data for data in (whole, plain) if isinstance(data, CachedStates)]
+        self.trailing_silences = {data.trailing_silence for data in opened} - {None}
         frames = self.train.frames
         bucket = max(1, -(-(max(frames) - min(frames)) // BINS))
         self.sampler = bucketed_batches(frames, h.max_frames, seed=h.seed, bucket=bucket)

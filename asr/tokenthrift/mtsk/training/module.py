@@ -20,7 +20,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from tokenthrift.config import from_plain, to_plain
+from tokenthrift.config import ConfigError, from_plain, to_plain
 from tokenthrift.evaluation.wer import word_errors
 from tokenthrift.mtsk.model import LlamaMtsk
 from tokenthrift.mtsk.rates import Rates
@@ -104,9 +104,15 @@ class MtskModule(L.LightningModule):
         self.missing_start = None
 
     def on_fit_start(self) -> None:
-        """Raises the error of a `start_from` that does not exist."""
+        """Raises the error of a `start_from` that does not exist, or of states made with other silence."""
         if self.missing_start is not None:
             raise self.missing_start
+        audio = self.model.config.audio
+        for silence in getattr(getattr(self.trainer, "datamodule", None), "trailing_silences", ()):
+            if audio is not None and silence != audio.trailing_silence:
+                raise ConfigError(
+                    f"the states were made with trailing_silence {silence}, the model has {audio.trailing_silence}"
+                )
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and a cosine."""

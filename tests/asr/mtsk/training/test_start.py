@@ -9,6 +9,7 @@ import torch
 
 from tests.asr.mtsk.training.mtsk_runs import TEXTS, fit, module_of, same, weights_of
 from tests.asr.talking import write_parts, write_states
+from tokenthrift.config import ConfigError
 from tokenthrift.mtsk import Rates
 from tokenthrift.mtsk.convert import mtsk
 from tokenthrift.mtsk.training.start import Origin, carried_over
@@ -109,6 +110,16 @@ def test_what_does_not_fit_stays(parts: dict[str, str]) -> None:
     assert filled.keys() == own.keys()
     assert not filled["markers"].any()
     assert torch.equal(filled["audio_proj.0.0.weight"], own["audio_proj.0.0.weight"])
+
+
+def test_states_made_with_other_silence_are_refused(parts: dict[str, str], tmp_path: Path) -> None:
+    shard = write_states(tmp_path / "states" / "0.safetensors", TEXTS, trailing_silence="0.5")
+    with pytest.raises(ConfigError, match=r"trailing_silence 0\.5, the model has 0\.0"):
+        fit(module_of(parts), shard.parent, 1)
+    fit(module_of(parts, trailing_silence=0.5), shard.parent, 1)
+    write_states(tmp_path / "states" / "1.safetensors", TEXTS, trailing_silence="0")
+    with pytest.raises(ValueError, match=r"different trailing_silence: \[0\.0, 0\.5\]"):
+        fit(module_of(parts), shard.parent, 1)
 
 
 def test_a_start_that_is_gone_is_missed_unless_a_checkpoint_goes_on(
