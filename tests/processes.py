@@ -17,6 +17,8 @@ def _member(rank: int, world: int, folder: Path, work: Callable[..., Any], argum
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     try:
         torch.save(work(*arguments), folder / f"{rank}.pt")
+        # Who leaves before the other has connected breaks the connection, where `work` says nothing to the other.
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
