@@ -103,16 +103,19 @@ class MtskModule(L.LightningModule):
         """A checkpoint brings all weights, so a start that does not exist is no error any more."""
         self.missing_start = None
 
-    def on_fit_start(self) -> None:
-        """Raises the error of a `start_from` that does not exist, or of states made with other silence."""
-        if self.missing_start is not None:
-            raise self.missing_start
+    def setup(self, stage: str) -> None:
+        """Raises the error of states that were made with other silence than the model reads."""
         audio = self.model.config.audio
         for silence in getattr(getattr(self.trainer, "datamodule", None), "trailing_silences", ()):
             if audio is not None and silence != audio.trailing_silence:
                 raise ConfigError(
                     f"the states were made with trailing_silence {silence}, the model has {audio.trailing_silence}"
                 )
+
+    def on_fit_start(self) -> None:
+        """Raises the error of a `start_from` that does not exist."""
+        if self.missing_start is not None:
+            raise self.missing_start
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and a cosine."""
