@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         finest = LlamaMtsk.from_pretrained(arguments.pool)
         models.append((POOLED, pooled(finest, rates.audio_rates, rates.video_rates)))
     babble = read_audio(arguments.babble) if arguments.babble else None
+    normalize = NORMALIZERS[arguments.normalizer]
     sets: dict[str, tuple[list[Clip], list[EvaluationRow], str]] = {}
     titles: dict[str, str] = {}
     skipped: list[str] = []
@@ -89,7 +90,6 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         clips, wrong = readable(manifest, arguments.limit)
         skipped += [f"{name}, left out: {what}" for what in wrong]
         print(*skipped[len(skipped) - len(wrong) :], sep="\n", end="\n" if wrong else "", file=sys.stderr)
-        normalize = NORMALIZERS[arguments.normalizer]
         rows = evaluate(models, clips, babble, snrs, seed=arguments.seed, normalize=normalize)
         sets[name] = clips, rows, _homophenes(Path(path))
         _keep(arguments.out / "rows.json", {name: rows for name, (_, rows, _) in sets.items()})
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     spent: list[Cost] = []
     first, model = models[0]
     for name, (clips, rows, note) in sets.items():
-        tables += _results(titles[name], clips, rows, snrs, note)
+        tables += _results(_counted(titles[name], clips, normalize), titles[name], rows, snrs, note)
         found = costs(model, _middle(clips))
         spent += found
         tables.append(cost_table(f"{titles[name]}: cost of one item of middle length", found))
@@ -110,7 +110,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         clips = [clip for own, _, _ in synthetic.values() for clip in own]
         rows = together([(rows, len(own)) for own, rows, _ in synthetic.values()])
         note = f"All errors of {', '.join(synthetic)} over all their words."
-        tables += _results("all synthetic sets", clips, rows, snrs, note)
+        title = "all synthetic sets"
+        tables += _results(_counted(title, clips, normalize), title, rows, snrs, note)
     if arguments.table is not None:
         everything = [row for _, rows, _ in sets.values() for row in rows]
         model.config = replace(model.config, table=measured(everything, first, _milliseconds(spent)))
@@ -156,15 +157,19 @@ def quality_curves(rows: Sequence[EvaluationRow], data: str, command: str) -> li
     return [measured_curve(own, kind=kind, **texts) for kind, own in sorted(points.items())]
 
 
+def _counted(name: str, clips: Sequence[Clip], normalize: Callable[[str], str]) -> str:
+    """The title of a set, with its items and its words as they are compared."""
+    return f"{name}: {len(clips)} items, {sum(len(normalize(clip.text).split()) for clip in clips)} words"
+
+
 def _results(
-    name: str, clips: Sequence[Clip], rows: Sequence[EvaluationRow], snrs: Sequence[float | None], note: str
+    title: str, name: str, rows: Sequence[EvaluationRow], snrs: Sequence[float | None], note: str
 ) -> list[Table]:
     """Errors, controls and baselines of one set, printed too."""
     more = [control_table(f"{name}: controls", rows)]
     for many in dict.fromkeys(r.model for r in rows if r.model not in (INDEPENDENT, POOLED)):
         more.append(comparison_table(f"{name}: {many} beside its baselines", rows, many))
-    errors = error_table(f"{name}: {len(clips)} items, {rows[0].words.total} words", rows, snrs, note)
-    tables = [errors, *(table for table in more if table is not None)]
+    tables = [error_table(title, rows, snrs, note), *(table for table in more if table is not None)]
     for table in tables:
         print(table.to_markdown(), end="\n\n", flush=True)
     return tables

@@ -1,4 +1,4 @@
-"""How an evaluation compares texts: as in the paper, or by Whisper's normalizer."""
+"""How an evaluation compares texts, as in the paper or by Whisper's normalizer, and counts their words."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ def test_texts_are_compared_as_asked(
     assert report["settings"]["normalizer"] == normalizer
     assert report["tables"][0]["title"].endswith(f": 1 items, {words} words")
     assert report["tables"][0]["rows"][0]["WER clean"] == pytest.approx(100 * errors / words)
+
+
+def test_a_set_without_the_streams_of_any_scale_has_an_empty_table(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")  # sound and lips together, and no other scale
+    soundfile.write(tmp_path / "a.flac", speech(1.0, 0).numpy(), 16_000)
+    row = {"audio_filepath": "a.flac", "text": "a fox", "duration": 1.0}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "report"
+    arguments = ["--model", str(tmp_path / "model"), "--data", f"sound={tmp_path}", "--out", str(out)]
+    assert main(["evaluate", "mtsk", *arguments]) == 0
+    errors = json.loads((out / "report.json").read_text())["tables"][0]
+    assert (errors["title"], errors["rows"]) == ("sound: 1 items, 2 words", [])
