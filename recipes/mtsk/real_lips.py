@@ -46,17 +46,22 @@ class _Slope(nn.PReLU):
         return F.leaky_relu(x, 0.25)
 
 
+def with_fixed_slopes(encoder: AvHubert) -> AvHubert:
+    """The encoder with slopes of its PReLU that do not learn."""
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.PReLU):
+                setattr(module, name, _Slope(child.num_parameters))
+    return encoder
+
+
 class Teacher(nn.Module):
     """The encoder and two linear readings of its states."""
 
     def __init__(self, words: int, phonemes: int, width: int, layers: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.encoder = AvHubert(width, layers, width // 64, 4 * width, channels)
+        self.encoder = with_fixed_slopes(AvHubert(width, layers, width // 64, 4 * width, channels))
         self.encoder.feature_extractor_audio.requires_grad_(False)
-        for module in list(self.encoder.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.PReLU):
-                    setattr(module, name, _Slope(child.num_parameters))
         self.drop = nn.Dropout(0.2)
         self.words, self.phonemes = nn.Linear(width, words), nn.Linear(width, phonemes)
 

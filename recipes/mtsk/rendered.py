@@ -21,6 +21,11 @@ from torch import Tensor
 from tokenthrift.media.audio import read_audio
 
 
+def face_number(row: dict[str, Any], seed: int) -> int:
+    """Whose face says a recording: that of its speaker, or one of its own."""
+    return zlib.crc32(str(row.get("speaker", seed)).encode())
+
+
 def mouth(row: dict[str, Any], samples: int, seed: int, size: int = 96) -> Tensor:
     """`(frames, size, size)` uint8 pictures of who says an aligned recording of so many samples at 16 kHz.
 
@@ -30,8 +35,7 @@ def mouth(row: dict[str, Any], samples: int, seed: int, size: int = 96) -> Tenso
         seed: of what differs from clip to clip.
         size: side of the picture.
     """
-    face = zlib.crc32(str(row.get("speaker", seed)).encode())
-    return pictures({"phonemes": row["phonemes"], "speaker": face, "seed": seed}, samples, size)
+    return pictures({"phonemes": row["phonemes"], "speaker": face_number(row, seed), "seed": seed}, samples, size)
 
 
 def main() -> None:

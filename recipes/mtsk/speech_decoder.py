@@ -12,9 +12,10 @@ it reads every state of the clean recording. A checkpoint is kept; a stopped run
 
 Each batch begins a random number of states later, so that a word is not always cut into the same tokens.
 
-With `--video-rates` lips are read too, of states of `speech_states.py --avhubert`. A video token begins as the sound
-token that the lips let one expect: its projector first learns to give the mean of the states of clean sound over its
-time. Video states carry positions, which those of sound have from Whisper's encoder.
+With `--video-rates` lips are read too, of states of `rendered_lips.py`. A video token begins as the sound token that
+the lips let one expect: its projector first learns to give the mean of the states of clean sound over its time. Video
+states carry positions, which those of sound have from Whisper's encoder. Every second step is of scales with lips, over
+the recordings that have some, the others are of sound alone, over all speech.
 
 Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama, and whose projectors start at
 random.
@@ -227,6 +228,22 @@ def open_states(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]
     return train, clean, dev
 
 
+def endless(frames: Sequence[int], numbers: Sequence[int], size: int, seed: int, first: int) -> Iterator[list[int]]:
+    """Batches of items of like length, from the `first`-th on.
+
+    Args:
+        frames: length of each item.
+        numbers: what each is called.
+        size: most frames of a batch.
+        seed: of the order.
+        first: batches that have been.
+    """
+    sampler = bucketed_batches(frames, size, seed=seed, bucket=20)
+    sampler.start(0, first)
+    for keys in chain.from_iterable(repeat(sampler)):
+        yield [numbers[index] for _, index in keys]
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
@@ -262,7 +279,7 @@ def main() -> None:
     teacher = Reader(copy.deepcopy(whisper.decoder)).requires_grad_(False)
     lips = 0 if (video := train[0].video) is None else video.shape[-1]
     if arguments.video_rates and not lips:
-        raise SystemExit(f"{arguments.states} has no lips: run speech_states.py with --avhubert")
+        raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
     reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, lips)
     blind = list(arguments.video_rates)
     if arguments.start is not None:
@@ -307,16 +324,24 @@ def main() -> None:
 
     chosen = random.Random(0).sample(range(len(dev)), min(DEV, len(dev)))
     looks = [collate([dev[i] for i in chosen[k : k + 16]]) for k in range(0, len(chosen), 16)]
-    sampler = bucketed_batches(train.frames, int(25 * arguments.seconds), seed=arguments.seed, bucket=20)
-    sampler.start(0, done)
-    stream = chain.from_iterable(repeat(sampler))
+    kinds = [[rates for rates in reader.scales if not rates.video]]
+    chosen_from: list[Sequence[int]] = [range(len(train))]
+    if arguments.video_rates:
+        kinds.append([rates for rates in reader.scales if rates.video])
+        chosen_from.append([i for i, (_, spans) in enumerate(train.rows) if "video" in spans])
+    frames, size = train.frames, int(25 * arguments.seconds)
+    streams = [
+        endless([frames[i] for i in some], some, size, arguments.seed, (done + len(kinds) - 1 - k) // len(kinds))
+        for k, some in enumerate(chosen_from)
+    ]
     seen: list[float] = []
     for step in range(done + 1, arguments.steps + 1):
-        keys = next(stream)
-        batch = collate([train[key] for key in keys])
-        same = collate([clean[key[1] % len(clean)] for key in keys])
+        kind = (step - 1) % len(kinds)
+        numbers = next(streams[kind])
+        batch = collate([train[i] for i in numbers])
+        same = collate([clean[i % len(clean)] for i in numbers])
         rng, count = random.Random(step), arguments.scales_per_step or len(reader.scales)
-        scales = rng.sample(reader.scales, min(count, len(reader.scales)))
+        scales = rng.sample(kinds[kind], min(count, len(kinds[kind])))
         # Without it a word of a recording is always cut into tokens in the same way.
         batch = later(batch, rng.randrange(max(arguments.rates)))
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_lips import SHRINK
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -233,6 +234,7 @@ def main() -> None:
             trailing_silence=arguments.trailing_silence,
             suppress_tokens=tuple(token for token in QUOTES if tokenizer.token_to_id(token) is not None),
             avhubert=arguments.avhubert,
+            video_shrink=SHRINK,
             video_positions=True,  # the language model counts none of sound and video
             tasks=("asr",) if arguments.avhubert is None else ("asr", "avsr"),
             audio_rates=tuple(arguments.rates),

@@ -1,0 +1,255 @@
+"""A visual encoder for rendered mouths, and its states: `python rendered_lips.py ALIGNED.jsonl STATES OUT`.
+
+`ALIGNED.jsonl` is a manifest of real recordings by `align.py`, STATES what `speech_states.py` made of it. The mouth of
+`mouth.py` says each recording (`rendered.py`), and the encoder learns to name the viseme of every frame and to expect
+the sound of its time: the mean of Whisper's states of the clean recording. So lips become what a reader of sound
+already knows, as in Lip2Vec (Djilali et al. 2023, arXiv 2308.06112), which maps lips to the latents of a recognizer of
+sound. First the whole encoder learns on pictures that are drawn as they are needed, with crops and masks that change;
+then its convolutions stay, what they see of each recording is kept, and the transformer goes on, a quarter of the cost.
+
+    OUT/avhubert.safetensors   the encoder, key names of the public checkpoints; synthetic mouths only, and named so
+    STATES/*/*.safetensors     each shard of recordings gets `video`: the same lips in every pass, noise moves no mouth
+
+Checkpoints and what was seen are kept; a stopped run goes on. Crops are averaged over squares of 2 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lip_encoder import save_encoder, save_run
+from mouth import face_of
+from real_lips import CROP, SHRINK, with_fixed_slopes
+from rendered import face_number, mouth
+from speech_decoder import encoded_of, endless, expected_sound
+from speech_states import SHARD, rows_of
+from states import save_states
+from torch import Tensor, nn
+from visemes import FPS, SHAPES, frame_visemes
+
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
+from tokenthrift.mtsk.training.augmentation import mask_video
+from tokenthrift.mtsk.training.clips import CachedStates, collate
+from tokenthrift.padding import pad_rows
+from tokenthrift.training.precision import cpu_has_bf16
+
+SIZE, MOVES = 92, 5  # side of a drawn picture, and places of a crop in it
+FRAMES = 1200  # of a step: 48 s
+
+
+class Teacher(nn.Module):
+    """The encoder, and linear readings of its states: the viseme of a frame, and the sound of its time.
+
+    Args:
+        width: of a state, a multiple of 64.
+        layers: of the transformer.
+        channels: of the convolutions.
+        sound: width of a state of sound.
+    """
+
+    def __init__(self, width: int, layers: int, channels: Sequence[int], sound: int) -> None:
+        super().__init__()
+        self.encoder = with_fixed_slopes(AvHubert(width, layers, width // 64, 4 * width, channels))
+        self.encoder.feature_extractor_audio.requires_grad_(False)
+        self.visemes, self.sound = nn.Linear(width, len(SHAPES)), nn.Linear(width, sound)
+
+    def forward(self, video: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of visemes (B, T, V) and sound (B, T, D)."""
+        states = self.encoder(video, lengths)
+        return self.visemes(states), self.sound(states)
+
+
+class Seen(nn.Module):
+    """In place of the convolutions: hands on what they saw, (B, T, 1, C)."""
+
+    def forward(self, video: Tensor, valid: Tensor) -> Tensor:
+        return video[valid][:, 0]
+
+
+class Speakers:
+    """The recordings of a split: their mouths, and what is to be learned of each.
+
+    Args:
+        manifest: of `align.py`.
+        states: of `speech_states.py`, made of this manifest.
+        split: of both.
+
+    Raises:
+        SystemExit: the two are not of the same recordings.
+    """
+
+    def __init__(self, manifest: Path, states: Path, split: str) -> None:
+        rows = rows_of(manifest, split)
+        self.rows = [row | {"speaker": row.get("speaker", number)} for number, row in enumerate(rows)]
+        self.shards = sorted((states / split).glob("[0-9][0-9]-[0-9]*.safetensors"))
+        self.clean = CachedStates([shard for shard in self.shards if shard.name.startswith("00-")])
+        if [row["text"] for row in self.rows] != self.clean.texts:
+            raise SystemExit(f"{states / split} has no pass 0 over all recordings of {manifest}: run speech_states.py")
+        self.frames = [max(1, round(row["duration"] * FPS)) for row in self.rows]
+
+    def pictures(self, index: int, rng: random.Random) -> Tensor:
+        """(T, 88, 88) crops of a mouth that says a recording, anywhere in the picture."""
+        row = self.rows[index]
+        top, left = rng.randrange(MOVES), rng.randrange(MOVES)
+        drawn = mouth(row, round(row["duration"] * 16_000), rng.getrandbits(30), SIZE)
+        return drawn[:, top : top + CROP, left : left + CROP]
+
+    def visemes(self, index: int, frames: int) -> Tensor:
+        """(T,) the viseme of each frame."""
+        row = self.rows[index]
+        lead = face_of(face_number(row, 0)).lead
+        return torch.from_numpy(frame_visemes(row["phonemes"], row["duration"], lead))[:frames]
+
+
+def loss_of(
+    model: Teacher, data: Speakers, chosen: Sequence[int], videos: Sequence[Tensor], deviation: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a batch, and what is right about it.
+
+    Args:
+        model: it learns.
+        data: the recordings.
+        chosen: numbers of some.
+        videos: crops as the encoder reads them, or what its convolutions saw.
+        deviation: (D,) of each channel of sound, by which errors are divided.
+    """
+    lengths = torch.tensor([len(video) for video in videos])
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+        scores, sound = (out.float() for out in model(pad_rows(list(videos))[0], lengths))
+    named = pad_rows([data.visemes(i, len(video)) for i, video in zip(chosen, videos, strict=True)], value=-100)[0]
+    target, there = expected_sound(encoded_of(collate([data.clean[i] for i in chosen])), 1, scores.shape[1])
+    there &= torch.arange(scores.shape[1]) < lengths[:, None]
+    error = ((sound - target / deviation)[there]).square().mean()
+    varied = (target[there] / deviation).var(0, unbiased=False).mean()
+    right = (scores.argmax(2)[named >= 0] == named[named >= 0]).float().mean()
+    loss = F.cross_entropy(scores.flatten(0, 1), named.flatten()) + error
+    return loss, {"frames right": right.item(), "sound explained": 1 - (error / varied).item()}
+
+
+def deviation_of(data: Speakers) -> Tensor:
+    """(D,) the deviation of each channel of clean sound, over a hundred recordings."""
+    some = random.Random(0).sample(range(len(data.rows)), min(100, len(data.rows)))
+    states = [data.clean[i].audio for i in some]
+    return torch.cat([state.float() for state in states if state is not None]).std(0).clamp_min(1e-3)
+
+
+def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, rate: float) -> None:
+    """Trains what has gradients; `videos` gives those of a recording and random numbers."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done = 0
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        done = state["step"]
+    deviation, stream = deviation_of(data), endless(data.frames, range(len(data.rows)), FRAMES, 0, done)
+    sums: dict[str, list[float]] = {}
+    began = time.process_time()
+    model.train()
+    for step in range(done + 1, steps + 1):
+        chosen, rng = next(stream), random.Random(step)
+        loss, found = loss_of(model, data, chosen, [videos(i, rng) for i in chosen], deviation)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        for name, value in {"loss": loss.item(), **found}.items():
+            sums.setdefault(name, []).append(value)
+        if step % 50 == 0 or step == steps:
+            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | {"step": step})
+            shown = [f"{name} {math.fsum(values) / len(values):.3f}" for name, values in sums.items()]
+            print(f"step {step}:", *shown, f"{time.process_time() - began:.0f} s of CPU", sep=" | ", flush=True)
+            sums = {}
+
+
+@torch.inference_mode()
+def look(model: Teacher, data: Speakers, target: Path) -> CachedStates:
+    """What the convolutions see of each recording, (T, 1, C) fp16, drawn once and kept in a file."""
+    if not target.exists():
+        model.eval()
+        resnet, seen = model.encoder.feature_extractor_video.resnet, []
+        for index in range(len(data.rows)):
+            video = normalize(data.pictures(index, random.Random(index)), CROP, SHRINK)[None]
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+                seen.append(resnet(video, torch.ones(video.shape[:2], dtype=torch.bool)).half()[:, None])
+        save_states(target, {"video": seen}, data.clean.texts)
+    return CachedStates([target])
+
+
+@torch.inference_mode()
+def add_lips(model: Teacher, data: Speakers, seen: CachedStates) -> dict[str, float]:
+    """Gives each shard of recordings the states of lips; returns what is right about all of them."""
+    model.eval()
+    deviation, found, states = deviation_of(data), [], []
+    for index in range(len(data.rows)):
+        frames: Any = seen[index].video
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+            states.append(model.encoder(frames.float()[None])[0].half())
+        found.append((len(frames), loss_of(model, data, [index], [frames.float()], deviation)[1]))
+    for shard in data.shards:
+        first = SHARD * int(shard.stem.split("-")[1])
+        kept = CachedStates([shard])
+        if kept.texts != data.clean.texts[first : first + SHARD]:
+            raise SystemExit(f"{shard} is of other recordings")
+        audio: Any = [kept[i].audio for i in range(len(kept))]
+        streams = {"audio": audio, "video": states[first : first + SHARD]}
+        save_states(shard, streams, kept.texts, kept.trailing_silence or 0.0)
+    total = sum(frames for frames, _ in found)
+    return {name: sum(frames * one[name] for frames, one in found) / total for name in found[0][1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path, help="of align.py, without --letters")
+    parser.add_argument("states", type=Path, help="`train` and `dev` of speech_states.py, of this manifest")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--width", type=int, default=256, help="of the encoder's states, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4, help="of its transformer")
+    parser.add_argument("--channels", type=int, nargs=4, default=[8, 16, 32, 64], help="of its convolutions")
+    parser.add_argument("--steps", type=int, default=300, help="of the whole encoder")
+    parser.add_argument("--rate", type=float, default=2e-3, help="its learning rate")
+    parser.add_argument("--context-steps", type=int, default=2500, help="of the transformer alone")
+    parser.add_argument("--context-rate", type=float, default=1e-3, help="its learning rate then")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    train, dev = (Speakers(arguments.manifest, arguments.states, split) for split in ("train", "dev"))
+    sound: Any = train.clean[0].audio
+    model = Teacher(arguments.width, arguments.layers, arguments.channels, sound.shape[1])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def drawn(index: int, rng: random.Random) -> Tensor:
+        return normalize(mask_video(train.pictures(index, rng), rng, longest=5), CROP, SHRINK)
+
+    learn(model, train, drawn, arguments.out / "training.ckpt", arguments.steps, arguments.rate)
+    sets = {"train": train, "dev": dev}
+    seen = {name: look(model, data, arguments.out / f"seen-{name}.safetensors") for name, data in sets.items()}
+    features = model.encoder.feature_extractor_video
+    convolutions, features.resnet = features.resnet, Seen()  # type: ignore[assignment]
+
+    def kept(index: int, rng: random.Random) -> Tensor:
+        frames: Any = seen["train"][index].video
+        return frames.float()
+
+    learn(model, train, kept, arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate)
+    for name, data in sets.items():
+        print(name, add_lips(model, data, seen[name]), flush=True)
+    features.resnet = convolutions
+    save_encoder(model.encoder, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
