@@ -110,7 +110,7 @@ class Speakers:
 
 
 def loss_of(
-    model: Teacher, data: Speakers, chosen: Sequence[int], videos: Sequence[Tensor], deviation: Tensor
+    model: Teacher, data: Speakers, chosen: Sequence[int], videos: Sequence[Tensor], scale: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and what is right about it.
 
@@ -119,7 +119,7 @@ def loss_of(
         data: the recordings.
         chosen: numbers of some.
         videos: crops as the encoder reads them, or what its convolutions saw.
-        deviation: (D,) of each channel of sound, by which errors are divided.
+        scale: of sound, see `scale_of`.
     """
     lengths = torch.tensor([len(video) for video in videos])
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
@@ -127,18 +127,20 @@ def loss_of(
     named = pad_rows([data.visemes(i, len(video)) for i, video in zip(chosen, videos, strict=True)], value=-100)[0]
     target, there = expected_sound(encoded_of(collate([data.clean[i] for i in chosen])), 1, scores.shape[1])
     there &= torch.arange(scores.shape[1]) < lengths[:, None]
-    error = ((sound - target / deviation)[there]).square().mean()
-    varied = (target[there] / deviation).var(0, unbiased=False).mean()
+    target = ((target - scale[0]) / scale[1])[there]
+    error = (sound[there] - target).square().mean()
+    varied = target.var(0, unbiased=False).mean()
     right = (scores.argmax(2)[named >= 0] == named[named >= 0]).float().mean()
     loss = F.cross_entropy(scores.flatten(0, 1), named.flatten()) + error
     return loss, {"frames right": right.item(), "sound explained": 1 - (error / varied).item()}
 
 
-def deviation_of(data: Speakers) -> Tensor:
-    """(D,) the deviation of each channel of clean sound, over a hundred recordings."""
+def scale_of(data: Speakers) -> tuple[Tensor, Tensor]:
+    """(D,) mean and deviation of each channel of clean sound, over a hundred recordings."""
     some = random.Random(0).sample(range(len(data.rows)), min(100, len(data.rows)))
     states = [data.clean[i].audio for i in some]
-    return torch.cat([state.float() for state in states if state is not None]).std(0).clamp_min(1e-3)
+    every = torch.cat([state.float() for state in states if state is not None])
+    return every.mean(0), every.std(0).clamp_min(1e-3)
 
 
 def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, rate: float) -> None:
@@ -153,13 +155,13 @@ def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, r
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done = state["step"]
-    deviation, stream = deviation_of(data), endless(data.frames, range(len(data.rows)), FRAMES, 0, done)
+    scale, stream = scale_of(data), endless(data.frames, range(len(data.rows)), FRAMES, 0, done)
     sums: dict[str, list[float]] = {}
     began = time.process_time()
     model.train()
     for step in range(done + 1, steps + 1):
         chosen, rng = next(stream), random.Random(step)
-        loss, found = loss_of(model, data, chosen, [videos(i, rng) for i in chosen], deviation)
+        loss, found = loss_of(model, data, chosen, [videos(i, rng) for i in chosen], scale)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -192,12 +194,12 @@ def look(model: Teacher, data: Speakers, target: Path) -> CachedStates:
 def add_lips(model: Teacher, data: Speakers, seen: CachedStates) -> dict[str, float]:
     """Gives each shard of recordings the states of lips; returns what is right about all of them."""
     model.eval()
-    deviation, found, states = deviation_of(data), [], []
+    scale, found, states = scale_of(data), [], []
     for index in range(len(data.rows)):
         frames: Any = seen[index].video
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             states.append(model.encoder(frames.float()[None])[0].half())
-        found.append((len(frames), loss_of(model, data, [index], [frames.float()], deviation)[1]))
+        found.append((len(frames), loss_of(model, data, [index], [frames.float()], scale)[1]))
     for shard in data.shards:
         first = SHARD * int(shard.stem.split("-")[1])
         kept = CachedStates([shard])

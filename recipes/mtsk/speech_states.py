@@ -2,10 +2,9 @@
 
 As `states.py`, for a manifest whose lines have a `split` and no pictures. Pass 0 over the training recordings is clean;
 in each further one a recording gets a room by chance and noise at -5 to 20 dB or, one time in seven, none, half of it a
-crowd (`crowd.py`); with `--speeds` it is played at one of them (Ko et al. 2015; not where there are lips). With
-`--trailing-silence` Whisper reads silence after each, as a model with that setting does. With `--avhubert`, for a
-manifest of `align.py`, each recording also gets the states of a mouth that is rendered from its phonemes, once for all
-passes: real voice, rendered lips. Development recordings stay as they are. Recordings of more than 30 s are left out.
+crowd (`crowd.py`); with `--speeds` it is played at one of them (Ko et al. 2015; not where `rendered_lips.py` adds lips,
+which move at one speed). With `--trailing-silence` Whisper reads silence after each, as a model with that setting does.
+Development recordings stay as they are. Recordings of more than 30 s are left out.
 With `--synthetic` each pass goes on with synthetic speech, whose sentences have far more words than some hours of
 recordings. What is there is skipped, so a stopped run goes on.
 """
@@ -21,12 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchaudio
-from rendered import mouth
-from states import AudioStates, VideoStates, augmentation_of, options, save_states
+from states import AudioStates, augmentation_of, options, save_states
 from torch import Tensor
 
 from tokenthrift.media.audio import read_audio
-from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.whisper import SAMPLE_RATE
 
 SHARD = 400  # recordings
@@ -47,13 +44,6 @@ def at_speed(sound: Tensor, speed: float) -> Tensor:
     return played
 
 
-def lips(encoder: VideoStates, row: dict[str, Any], samples: int, rng: random.Random) -> Tensor:
-    """States of a rendered mouth, the crop anywhere in the picture."""
-    top, left = rng.randrange(5), rng.randrange(5)
-    frames = mouth(row, samples, rng.getrandbits(30), 92)[:, top : top + 88, left : left + 88]
-    return encoder.encode(frames)
-
-
 def spoken(shard: Path) -> list[tuple[Tensor, str]]:
     """The training clips of a shard of synthetic speech, and their texts."""
     with np.load(shard) as data:
@@ -72,11 +62,6 @@ def main() -> None:
     parser.add_argument("--trailing-silence", type=float, default=0.0, help="seconds, as of the model's configuration")
     parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="of passes that are not clean")
     arguments = parser.parse_args()
-    arguments.passes.sort()  # others take their lips from pass 0
-    if arguments.synthetic and arguments.avhubert:
-        parser.error("synthetic speech has no lips")
-    if arguments.avhubert and arguments.speeds != [1.0]:
-        parser.error("lips move at one speed: no --speeds with --avhubert")
     if min(arguments.speeds) <= 0:
         parser.error("--speeds must be above 0")
     # What is there is skipped, so it must have been made in the same way.
@@ -88,7 +73,6 @@ def main() -> None:
     kept.write_text(json.dumps(settings), encoding="utf-8")
     torch.set_num_threads(1)
     encoder, augmentation = AudioStates(arguments.whisper), augmentation_of(arguments.noise, arguments.crowd)
-    visual = None if arguments.avhubert is None else VideoStates(arguments.avhubert)
     synthetic = sorted(arguments.synthetic.glob("*.npz")) if arguments.synthetic else []
     for part, number in (("dev", 0), *(("train", number) for number in arguments.passes)):
         (arguments.out / part).mkdir(parents=True, exist_ok=True)
@@ -112,16 +96,8 @@ def main() -> None:
                 of_speed = random.Random(f"speed-{number}-{name}")
                 sounds = [at_speed(sound, of_speed.choice(arguments.speeds)) for sound in sounds]
                 sounds = [augmentation.noisy(sound, rng) for sound in sounds]
-            streams = {"audio": encoder.encode(sounds, arguments.trailing_silence)}
-            if visual is not None:
-                seen = arguments.out / part / f"00-{name}.safetensors"
-                first = CachedStates([seen]) if number and seen.exists() else None
-                videos = [] if first is None else [first[i].video for i in range(len(first))]
-                if videos and None not in videos:  # noise does not move a mouth
-                    streams["video"] = [video for video in videos if video is not None]
-                else:
-                    streams["video"] = [lips(visual, row, len(s), rng) for row, s in zip(source, sounds, strict=True)]
-            save_states(target, streams, texts, arguments.trailing_silence)
+            states = encoder.encode(sounds, arguments.trailing_silence)
+            save_states(target, {"audio": states}, texts, arguments.trailing_silence)
             print(f"{part}/{target.name}: {len(texts)} clips, {time.process_time() - began:.0f} s of CPU", flush=True)
 
 

@@ -91,12 +91,13 @@ class Encoders:
 
 
 def options(about: str | None, source: str, *, lips: bool = True) -> argparse.ArgumentParser:
-    """Those of a script that writes states of a `source`, its first argument; `lips` says that it needs some."""
+    """Those of a script that writes states of a `source`, its first argument; with `lips`, of a visual encoder too."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(source, type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--whisper", default="openai/whisper-tiny.en")
-    parser.add_argument("--avhubert", required=lips, help="folder or Hub id of a visual encoder")
+    if lips:
+        parser.add_argument("--avhubert", required=True, help="folder or Hub id of a visual encoder")
     parser.add_argument("--noise", nargs="+", default=[], help="folders of noise*.flac and rir*.flac")
     return parser
 

@@ -18,6 +18,7 @@ from tokenthrift.mtsk.sequence import Encoded
 start, decoder = script("speech_start"), script("speech_decoder")
 TEXTS = ("a hawk brooded on the far corner", "the two men shook hands", "erie is to the north", "that was one night")
 RATES = (2, 4)
+SILENCE = ("--trailing-silence", 0.5)
 SIZES = ("--projector", 80, "--rates", *RATES, "--vocabulary", 120)
 
 

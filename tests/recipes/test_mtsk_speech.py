@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tests.asr.tiny_dllm import speech
-from tests.recipes.mtsk_speech import RATES, SIZES, TEXTS, decoder, losses_of, start, write_whisper
+from tests.recipes.mtsk_speech import RATES, SILENCE, SIZES, TEXTS, decoder, losses_of, start
 from tests.recipes.test_mtsk_recipes import RECIPE, run, script
 from tokenthrift.cli import main
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk import LlamaMtsk, Rates
-from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
-from tokenthrift.mtsk.config import VideoConfig
-from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.sequence import IGNORED, PROMPTS
 from tokenthrift.mtsk.training.clips import Batch, CachedStates
 from tokenthrift.reducers.pooling import pool_by_rate
-
-SILENCE = ("--trailing-silence", 0.5)
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings with a manifest, a start from a Whisper, and the states of two passes."""
-    folder = tmp_path_factory.mktemp("speech")
-    lines = []
-    for i in range(6):
-        soundfile.write(folder / f"{i}.flac", speech(1.0, i).numpy().astype(np.float32), 16_000)
-        seconds = 31.0 if i == 5 else 1.0
-        split = "dev" if i == 4 else "train"
-        row = {"audio_filepath": f"{i}.flac", "duration": seconds, "text": TEXTS[i % 4], "split": split}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "manifest.jsonl").write_text("".join(lines))
-    write_whisper(folder / "whisper")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "QUOTES", ("\u0120the", "\u0120no piece"))  # the small tokenizer has no quotation marks
-        run(patch, "speech_start", folder / "whisper", folder / "manifest.jsonl", folder / "start", *SIZES, *SILENCE)
-        for _ in range(2):
-            options = ("--whisper", folder / "whisper", "--passes", 0, 1, *SILENCE)
-            run(patch, "speech_states", folder / "manifest.jsonl", folder / "states", *options)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +46,6 @@ def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> N
     own = ("--whisper", parts / "whisper", "--synthetic", tmp_path / "synthetic")
     with pytest.MonkeyPatch.context() as patch:
         run(patch, "speech_states", parts / "manifest.jsonl", tmp_path, *own, "--passes", 1, 0)
-        with pytest.raises(SystemExit):
-            run(patch, "speech_states", parts / "manifest.jsonl", tmp_path, *own, "--avhubert", "any")
     train, clean, dev = decoder.open_states(tmp_path)
     assert clean.texts == [*TEXTS, "one", "three"]
     assert train.texts == [*clean.texts, *clean.texts]
@@ -98,9 +67,6 @@ def test_noisy_recordings_are_played_at_other_speeds_and_read_with_silence(
         refused = capsys.readouterr().err
         assert refused.count("was begun with") == 2
         assert refused.count("must be above 0") == 1
-        with pytest.raises(SystemExit):
-            run(patch, "speech_states", parts / "manifest.jsonl", tmp_path / "lips", *own, "--avhubert", "any")
-        assert "lips move at one speed" in capsys.readouterr().err
     clean, slow, bare = (
         CachedStates([tmp_path / name])[0].audio
         for name in ("slow/train/00-000.safetensors", "slow/train/01-000.safetensors", "bare/train/00-000.safetensors")
@@ -143,16 +109,6 @@ def test_the_start_reads_means_of_states_as_whisper_does(rate: int, parts: Path,
         assert found == pytest.approx(expected, abs=0.15)
         losses.append(expected)
     assert max(losses) - min(losses) > 0.5, "texts differ more than the two models"
-
-
-@pytest.fixture(scope="module")
-def taught(parts: Path) -> Path:
-    """A decoder and projectors after some steps, in two runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        own = (*SIZES, "--every", 10, "--decoder-rate", 3e-3, "--projector-rate", 1e-3)
-        for steps in (20, 40):
-            run(patch, "speech_decoder", parts / "whisper", parts / "states", parts / "taught", *own, "--steps", steps)
-    return parts / "taught/taught.safetensors"
 
 
 def test_decoder_and_projectors_learn_and_a_stopped_run_goes_on(parts: Path, taught: Path) -> None:
@@ -265,134 +221,4 @@ def test_the_recipe_goes_on_from_the_start(parts: Path, model: LlamaMtsk, tmp_pa
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
     configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech")]
-    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
-
-
-@pytest.fixture(scope="module")
-def lips(parts: Path) -> Path:
-    """The states of clean recordings with rendered lips, and their visual encoder."""
-    torch.manual_seed(0)
-    (parts / "avhubert").mkdir()
-    save_file(AvHubert(64, 1, 1, 64, (4, 4, 8, 8)).state_dict(), parts / "avhubert" / AVHUBERT_FILE)
-    rows = [json.loads(line) for line in (parts / "manifest.jsonl").read_text().splitlines()]
-    spoken = {"phonemes": [[0.0, "_"], [0.2, "m"], [0.4, "A:"], [0.8, "_"]], "speaker": "one"}
-    (parts / "aligned.jsonl").write_text("".join(json.dumps(row | spoken) + "\n" for row in rows))
-    with pytest.MonkeyPatch.context() as patch:
-        options = ("--whisper", parts / "whisper", "--avhubert", parts / "avhubert", "--passes", 0, 1)
-        run(patch, "speech_states", parts / "aligned.jsonl", parts / "lips", *options)
-    return parts / "lips"
-
-
-def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None:
-    data = CachedStates([lips / "train/00-000.safetensors"])
-    assert data.texts == list(TEXTS)
-    clip, noisy = data[0], CachedStates([lips / "train/01-000.safetensors"])[0]
-    assert noisy.video is not None
-    assert clip.video is not None
-    assert torch.equal(noisy.video, clip.video), "noise does not move a mouth"
-    assert clip.audio is not None
-    assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
-    mouth = clip.video.float()
-    assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
-
-
-@pytest.fixture(scope="module")
-def seeing(parts: Path, lips: Path, taught: Path) -> Path:
-    """The folder of a start of sound and lips."""
-    out = parts / "seeing"
-    own: tuple[Any, ...] = ("--video-rates", 2, 5)
-    with pytest.MonkeyPatch.context() as patch:
-        learned = ("--steps", 2, "--every", 1, "--expect-steps", 200, "--start", taught)
-        run(patch, "speech_decoder", parts / "whisper", lips, out, *SIZES, *own, *learned)
-        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
-        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own)
-    return out
-
-
-def test_a_video_token_begins_as_the_sound_to_expect(parts: Path, lips: Path, taught: Path) -> None:
-    reader = decoder.Reader(start.Whisper(parts / "whisper", 120).decoder, RATES, (2, 5), 80, 64)
-    data = CachedStates([lips / "train/00-000.safetensors"])
-    begin = {name: value.clone() for name, value in reader.state_dict().items()}
-    for rate in (2, 5):
-        assert decoder.expect(reader, data, rate, 200) > 0.15
-    moved = {name.split(".")[0] for name, value in reader.state_dict().items() if not torch.equal(value, begin[name])}
-    assert moved == {"video_proj"}
-
-
-def test_a_start_that_sees_reads_as_what_was_taught(parts: Path, lips: Path, seeing: Path) -> None:
-    model = LlamaMtsk.from_pretrained(seeing / "start")
-    assert model.config.scales == (*(Rates(audio=a) for a in RATES), *(Rates(a, v) for v in (2, 5) for a in RATES))
-    whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES, (2, 5), 80, 64).eval()
-    reader.load_state_dict(load_file(seeing / "taught.safetensors"))
-    clip = CachedStates([lips / "train/00-000.safetensors"])[1]
-    assert clip.video is not None
-    encoded = model.encode([speech(1.0, 1)], [clip.video.float()])
-    for expected, found in losses_of(whisper, reader, model, encoded):
-        assert found == pytest.approx(expected, rel=0.1, abs=0.2)
-    # The flags that a language model of this kind needs on a token of sound or video.
-    tokens, _ = model.tokens(encoded, "video", 2)
-    assert torch.equal(tokens[0, :, -6:], torch.tensor([300.0, 0, 0, 0, 0, 0]).expand(len(tokens[0]), 6))
-
-
-def test_lips_need_a_decoder_that_was_taught(parts: Path, tmp_path: Path) -> None:
-    own = (*SIZES, "--avhubert", parts / "avhubert")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
-
-
-def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> None:
-    whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES[:1], (2,), 80, 64).eval()
-    data = CachedStates([lips / "train/00-000.safetensors"])
-    batch = decoder.collate([data[i] for i in range(2)])
-    with torch.no_grad():
-        (sound, both), (again, alone) = (
-            torch.stack(list(decoder.losses(reader, batch, whisper, reader.scales, None, muted)))
-            for muted in (torch.tensor([False, False]), torch.tensor([True, True]))
-        )
-        silent = decoder.replace(batch, audio=torch.zeros_like(batch.audio))
-        expected = next(decoder.losses(reader, silent, whisper, reader.scales[1:]))
-    assert again == sound
-    assert alone != both
-    torch.testing.assert_close(alone, expected)
-
-
-def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: Path) -> None:
-    """Without learning rates nothing moves but the first lesson of the lips, which is not repeated."""
-    still = ("--steps", 1, "--decoder-rate", 0, "--rest-rate", 0, "--projector-rate", 1e-30, "--expect-steps", 5)
-    own = (*SIZES, "--video-rates", 2, *still)
-    with pytest.MonkeyPatch.context() as patch:
-        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "one", *own, "--start", taught)
-        first = tmp_path / "one/taught.safetensors"
-        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "two", *own, "--start", first)
-        with pytest.raises(SystemExit, match="has no lips"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path / "three", *own)
-        with pytest.raises(RuntimeError, match="Unexpected key"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "four", *SIZES, "--start", first)
-    before, one, two = map(load_file, (taught, first, tmp_path / "two/taught.safetensors"))
-    assert all(torch.allclose(one[name], value) for name, value in before.items())
-    assert one.keys() == two.keys()
-    assert all(torch.allclose(two[name], value) for name, value in one.items())
-
-
-def test_positions_tell_equal_pictures_apart(seeing: Path) -> None:
-    model = LlamaMtsk.from_pretrained(seeing / "start")
-    tokens, _ = model.tokens(model.encode(video=[torch.ones(20, 64)]), "video", 2)
-    assert (tokens[0, 0] - tokens[0, 9]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="an even video.hidden_size"):
-        VideoConfig(hidden_size=63, features_only=True, positions=True)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
-def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, seeing: Path, tmp_path: Path) -> None:
-    config = "model.init_args.config"
-    own: dict[str, object] = {f"{config}.language_model": seeing / "llama", f"{config}.whisper": parts / "whisper"}
-    own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
-    own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": seeing / "start"}
-    own[f"{config}.suppress_tokens"] = "[]"
-    own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
-    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
-    own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
-    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech", "lips")]
     assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0

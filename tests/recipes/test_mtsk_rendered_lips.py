@@ -1,0 +1,186 @@
+"""The recipe of real voices with rendered lips: an encoder that expects sound, a reader of both, training steps."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.asr.tiny_dllm import speech
+from tests.recipes.mtsk_speech import RATES, SIZES, TEXTS, decoder, losses_of, start
+from tests.recipes.test_mtsk_recipes import RECIPE, run, script
+from tokenthrift.cli import main
+from tokenthrift.mtsk import LlamaMtsk, Rates
+from tokenthrift.mtsk.config import VideoConfig
+from tokenthrift.mtsk.training.clips import CachedStates
+
+rendered_lips = script("rendered_lips")
+SMALL = ("--width", 64, "--layers", 1, "--channels", 4, 4, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def lips(parts: Path) -> Path:
+    """The states of recordings with rendered lips, in two passes; `avhubert` beside them is the visual encoder."""
+    rows = [json.loads(line) for line in (parts / "manifest.jsonl").read_text().splitlines()]
+    spoken = {"phonemes": [[0.0, "_"], [0.2, "m"], [0.4, "A:"], [0.8, "_"]], "speaker": "one"}
+    (parts / "aligned.jsonl").write_text("".join(json.dumps(row | spoken) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        options = ("--whisper", parts / "whisper", "--passes", 0, 1)
+        run(patch, "speech_states", parts / "aligned.jsonl", parts / "lips", *options)
+        for steps in (4, 40):  # the second goes on from the first
+            own = (*SMALL, "--steps", 4, "--context-steps", steps)
+            run(patch, "rendered_lips", parts / "aligned.jsonl", parts / "lips", parts / "avhubert", *own)
+    return parts / "lips"
+
+
+def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None:
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    assert data.texts == list(TEXTS)
+    clip, noisy = data[0], CachedStates([lips / "train/01-000.safetensors"])[0]
+    assert noisy.video is not None
+    assert clip.video is not None
+    assert torch.equal(noisy.video, clip.video), "noise does not move a mouth"
+    assert clip.audio is not None
+    assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
+    mouth = clip.video.float()
+    assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
+
+
+def test_the_states_are_those_of_the_saved_encoder(parts: Path, lips: Path) -> None:
+    """What the convolutions saw was kept, so the transformer has read no pictures."""
+    data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "dev")
+    encoder = script("states").read_avhubert(str(parts / "avhubert"))
+    pictures = rendered_lips.normalize(data.pictures(0, random.Random(0)), 88, 2)
+    with torch.no_grad():
+        expected = encoder(pictures[None])[0]
+    found = CachedStates([lips / "dev/00-000.safetensors"])[0].video
+    assert found is not None
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_the_encoder_learns_visemes_and_sound(parts: Path, lips: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "train")
+    teacher = rendered_lips.Teacher(64, 1, (4, 4, 8, 8), 32)
+    videos = [rendered_lips.normalize(data.pictures(i, random.Random(i)), 88, 2) for i in range(4)]
+    every = (range(4), videos, rendered_lips.scale_of(data))
+    before = rendered_lips.loss_of(teacher, data, *every)
+    rendered_lips.learn(teacher, data, lambda i, _: videos[i], tmp_path / "kept.ckpt", 40, 3e-3)
+    after = rendered_lips.loss_of(teacher, data, *every)
+    assert float(after[0]) < 0.5 * float(before[0])
+    assert after[1]["frames right"] > 0.8
+    assert after[1]["sound explained"] > 0.2
+
+
+def test_rendered_lips_need_the_states_of_their_recordings(parts: Path, lips: Path, tmp_path: Path) -> None:
+    lines = (parts / "aligned.jsonl").read_text().splitlines(keepends=True)
+    (parts / "fewer.jsonl").write_text("".join(lines[1:]))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="has no pass 0 over all recordings"):
+        run(patch, "rendered_lips", parts / "fewer.jsonl", lips, tmp_path, *SMALL)
+
+
+@pytest.fixture(scope="module")
+def seeing(parts: Path, lips: Path, taught: Path) -> Path:
+    """The folder of a start of sound and lips."""
+    out = parts / "seeing"
+    own: tuple[Any, ...] = ("--video-rates", 2, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        learned = ("--steps", 2, "--every", 1, "--expect-steps", 200, "--start", taught)
+        run(patch, "speech_decoder", parts / "whisper", lips, out, *SIZES, *own, *learned)
+        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own)
+    return out
+
+
+def test_a_video_token_begins_as_the_sound_to_expect(parts: Path, lips: Path, taught: Path) -> None:
+    reader = decoder.Reader(start.Whisper(parts / "whisper", 120).decoder, RATES, (2, 5), 80, 64)
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    begin = {name: value.clone() for name, value in reader.state_dict().items()}
+    for rate in (2, 5):
+        assert decoder.expect(reader, data, rate, 200) > 0.15
+    moved = {name.split(".")[0] for name, value in reader.state_dict().items() if not torch.equal(value, begin[name])}
+    assert moved == {"video_proj"}
+
+
+def test_a_start_that_sees_reads_as_what_was_taught(parts: Path, lips: Path, seeing: Path) -> None:
+    model = LlamaMtsk.from_pretrained(seeing / "start")
+    assert model.config.scales == (*(Rates(audio=a) for a in RATES), *(Rates(a, v) for v in (2, 5) for a in RATES))
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES, (2, 5), 80, 64).eval()
+    reader.load_state_dict(load_file(seeing / "taught.safetensors"))
+    clip = CachedStates([lips / "train/00-000.safetensors"])[1]
+    assert clip.video is not None
+    encoded = model.encode([speech(1.0, 1)], [clip.video.float()])
+    for expected, found in losses_of(whisper, reader, model, encoded):
+        assert found == pytest.approx(expected, rel=0.1, abs=0.2)
+    # The flags that a language model of this kind needs on a token of sound or video.
+    tokens, _ = model.tokens(encoded, "video", 2)
+    assert torch.equal(tokens[0, :, -6:], torch.tensor([300.0, 0, 0, 0, 0, 0]).expand(len(tokens[0]), 6))
+
+
+def test_lips_need_a_decoder_that_was_taught(parts: Path, tmp_path: Path) -> None:
+    own = (*SIZES, "--avhubert", parts / "avhubert")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
+
+
+def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> None:
+    whisper = start.Whisper(parts / "whisper", 120)
+    reader = decoder.Reader(whisper.decoder, RATES[:1], (2,), 80, 64).eval()
+    data = CachedStates([lips / "train/00-000.safetensors"])
+    batch = decoder.collate([data[i] for i in range(2)])
+    with torch.no_grad():
+        (sound, both), (again, alone) = (
+            torch.stack(list(decoder.losses(reader, batch, whisper, reader.scales, None, muted)))
+            for muted in (torch.tensor([False, False]), torch.tensor([True, True]))
+        )
+        silent = decoder.replace(batch, audio=torch.zeros_like(batch.audio))
+        expected = next(decoder.losses(reader, silent, whisper, reader.scales[1:]))
+    assert again == sound
+    assert alone != both
+    torch.testing.assert_close(alone, expected)
+
+
+def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: Path) -> None:
+    """Without learning rates nothing moves but the first lesson of the lips, which is not repeated."""
+    still = ("--steps", 1, "--decoder-rate", 0, "--rest-rate", 0, "--projector-rate", 1e-30, "--expect-steps", 5)
+    own = (*SIZES, "--video-rates", 2, *still)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "one", *own, "--start", taught)
+        first = tmp_path / "one/taught.safetensors"
+        run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "two", *own, "--start", first)
+        with pytest.raises(SystemExit, match="has no lips"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path / "three", *own)
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "four", *SIZES, "--start", first)
+    before, one, two = map(load_file, (taught, first, tmp_path / "two/taught.safetensors"))
+    assert all(torch.allclose(one[name], value) for name, value in before.items())
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(two[name], value) for name, value in one.items())
+
+
+def test_positions_tell_equal_pictures_apart(seeing: Path) -> None:
+    model = LlamaMtsk.from_pretrained(seeing / "start")
+    tokens, _ = model.tokens(model.encode(video=[torch.ones(20, 64)]), "video", 2)
+    assert (tokens[0, 0] - tokens[0, 9]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="an even video.hidden_size"):
+        VideoConfig(hidden_size=63, features_only=True, positions=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, seeing: Path, tmp_path: Path) -> None:
+    config = "model.init_args.config"
+    own: dict[str, object] = {f"{config}.language_model": seeing / "llama", f"{config}.whisper": parts / "whisper"}
+    own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
+    own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": seeing / "start"}
+    own[f"{config}.suppress_tokens"] = "[]"
+    own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
+    own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
+    own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
+    configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech", "lips")]
+    assert main(["fit", *configs, *(f"--{key}={value}" for key, value in own.items())]) == 0
