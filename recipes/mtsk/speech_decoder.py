@@ -12,10 +12,10 @@ it reads every state of the clean recording. A checkpoint is kept; a stopped run
 
 Each batch begins a random number of states later, so that a word is not always cut into the same tokens.
 
-With `--video-rates` lips are read too, of states of `rendered_lips.py`. A video token begins as the sound token that
-the lips let one expect: its projector first learns to give the mean of the states of clean sound over its time. Video
-states carry positions, which those of sound have from Whisper's encoder. Every second step is of scales with lips, over
-the recordings that have some, the others are of sound alone, over all speech.
+With `--video-rates` lips are read too, of states of `rendered_lips.py`. A video token begins as the mean of the sound
+that the lips let one expect (`--lips`). Video states carry positions, which those of sound have from Whisper's encoder.
+Every second step is of scales with lips, over the recordings that have some, the others are of sound alone, over all
+speech.
 
 Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama, and whose projectors start at
 random.
@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from lip_encoder import save_run
 from safetensors.torch import load_file, save_file
-from speech_start import Whisper, projector
+from speech_start import FILES, Whisper, projector
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_linear_schedule_with_warmup
@@ -56,6 +56,7 @@ from tokenthrift.training.sampler import bucketed_batches
 from tokenthrift.whisper import sinusoids
 
 DEV = 98  # recordings, as many as `speech.yaml` looks at
+SOUND_FILE = "sound.safetensors"  # of rendered_lips.py
 CLEAN = "00-*.safetensors"  # the first pass of speech_states.py, which reads the same recordings in each
 
 
@@ -81,7 +82,7 @@ class Reader(nn.Module):
         super().__init__()
         self.decoder, self.rates = decoder, {"audio": tuple(audio_rates), "video": tuple(video_rates)}
         size = decoder.embed_tokens.embedding_dim
-        self.audio_proj = nn.ModuleList(projector(rate, size, hidden_size) for rate in audio_rates)
+        self.audio_proj = nn.ModuleList(projector(rate, torch.eye(size), hidden_size) for rate in audio_rates)
         self.video_proj = projectors(video_rates, video_size, hidden_size, size, "stack", norm=False)
         tasks = ("asr", "avsr") if video_rates else ("asr",)
         self.scales = scales_of(tasks, *self.rates.values())
@@ -113,41 +114,6 @@ def encoded_of(batch: Batch) -> Encoded:
     return Encoded(**{name: getattr(batch, name) for name in names})
 
 
-def expected_sound(encoded: Encoded, rate: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """(B, n, D) means of sound states over the time of each video token, and (B, n) where there are any.
-
-    Args:
-        encoded: states of sound and of lips.
-        rate: video states per token; there are twice as many of sound.
-        tokens: n, of video.
-    """
-    assert encoded.audio is not None
-    assert encoded.audio_lengths is not None
-    means, counts = pool_by_rate(encoded.audio, encoded.audio_lengths, 2 * rate)
-    means = F.pad(means, (0, 0, 0, max(0, tokens - means.shape[1])))[:, :tokens]
-    return means, torch.arange(tokens) < counts[:, None]
-
-
-def expect(reader: Reader, data: CachedStates, rate: int, steps: int, learning_rate: float = 1e-3) -> float:
-    """Trains the projector of a video rate on what sound is expected; returns the variance explained at the end."""
-    optimizer = torch.optim.Adam(reader.video_proj[reader.rates["video"].index(rate)].parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    explained: list[float] = []
-    rng = random.Random(0)
-    for _ in range(steps):
-        encoded = encoded_of(collate([data[i] for i in rng.sample(range(len(data)), min(32, len(data)))]))
-        tokens, counts = reader.tokens(encoded, "video", rate)
-        target, there = expected_sound(encoded, rate, tokens.shape[1])
-        there &= torch.arange(tokens.shape[1]) < counts[:, None]
-        loss = F.mse_loss(tokens[there], target[there])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        explained.append(1 - loss.item() / float(target[there].var(0, unbiased=False).mean()))
-    return sum(explained[-20:]) / len(explained[-20:])
-
-
 def later(batch: Batch, states: int) -> Batch:
     """The batch with so many more states of what its recordings begin with, so that tokens of sound begin elsewhere."""
     if not states:
@@ -169,12 +135,13 @@ def losses(
     reader: Reader,
     batch: Batch,
     whisper: Whisper,
-    scales: Sequence[Rates],
+    scales: Sequence[Rates | None],
     expected: Tensor | None = None,
     muted: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given.
 
+    A scale of None is every state of sound.
     Where lips are read, sound of the `muted` items, (B,), is zero: with sound always there, lips are not learned.
     Of the end of a text nothing is to be learned from Whisper, which misses it where a recording ends without silence.
     """
@@ -185,7 +152,9 @@ def losses(
     if muted is not None and encoded.audio is not None:
         quiet = replace(encoded, audio=encoded.audio.masked_fill(muted[:, None, None], 0.0))
     for rates in scales:
-        scores = reader(quiet if rates.video else encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
+        scores = (
+            reader(quiet if rates and rates.video else encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
+        )
         loss = F.nll_loss(scores, targets)
         if expected is not None:
             loss = loss + F.kl_div(scores[words], expected[words], log_target=True, reduction="batchmean")
@@ -252,7 +221,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="taught.safetensors of another run, of the same sizes")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--video-rates", type=int, nargs="*", default=[], help="of lips (default: none)")
-    parser.add_argument("--expect-steps", type=int, default=150, help="to learn what sound the lips let one expect")
+    parser.add_argument("--lips", type=Path, help="OUT of rendered_lips.py, where video tokens begin")
     parser.add_argument("--mute", type=float, default=0.5, help="share of sound that is muted where lips are read")
     parser.add_argument("--scales-per-step", type=int, help="at random (default: all)")
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep, as for speech_start.py")
@@ -273,21 +242,22 @@ def main() -> None:
     arguments = options()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    files = ("config.json", "model.safetensors", "tokenizer.json")
-    whisper = Whisper(fetch(arguments.whisper, files), arguments.vocabulary)
+    whisper = Whisper(fetch(arguments.whisper, FILES), arguments.vocabulary)
     train, clean, dev = open_states(arguments.states)
     teacher = Reader(copy.deepcopy(whisper.decoder)).requires_grad_(False)
     lips = 0 if (video := train[0].video) is None else video.shape[-1]
     if arguments.video_rates and not lips:
         raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
     reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, lips)
-    blind = list(arguments.video_rates)
+    if arguments.lips is not None:
+        sound = load_file(arguments.lips / SOUND_FILE)
+        for rate, project in zip(arguments.video_rates, reader.video_proj, strict=True):
+            begun_as = projector(rate, sound["weight"], arguments.projector, sound["bias"])
+            project.load_state_dict(begun_as.state_dict())
     if arguments.start is not None:
         given = load_file(arguments.start)
-        seen_there = any(name.startswith("video_proj.") for name in given)
-        blind = [] if seen_there else blind
         own = {name: value for name, value in reader.state_dict().items() if name.startswith("video_proj.")}
-        reader.load_state_dict(given if seen_there else own | given)
+        reader.load_state_dict(own | given)
     cross: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, weight in reader.decoder.named_parameters():
@@ -309,10 +279,6 @@ def main() -> None:
     state: dict[str, Any] | None = torch.load(kept, weights_only=True) if kept.exists() else None
     if state is not None and state["begun"] != begun:
         raise SystemExit(f"{kept} was begun with {state['begun']}, not with {begun}; take another OUT")
-    if state is None:
-        for rate in blind:
-            share = expect(reader, clean, rate, arguments.expect_steps)
-            print(f"rate {rate}: lips explain {share:.1%} of the variance of clean sound states", flush=True)
     average = AveragedModel(reader, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, min(50, arguments.steps // 10), arguments.steps)

@@ -40,6 +40,7 @@ from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.sources import fetch
 from tokenthrift.whisper import WhisperEncoder, encode_recordings, encoder_weights
 
+FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of Whisper
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 QUOTES = ("\u0120'", "''", "\u0120''")  # which transcripts do not have, and after which a text may be nothing else
 ENGLISH = 51_864  # tokens; a Whisper of many languages has more
@@ -101,15 +102,23 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
 
 
 @torch.no_grad()
-def projector(rate: int, size: int, hidden_size: int) -> nn.Sequential:
-    """Stacked states (rate * size) to their mean (size), by two layers of which the first is wider than needed."""
+def projector(rate: int, weight: Tensor, hidden_size: int, bias: Tensor | None = None) -> nn.Sequential:
+    """Stacked states (rate * W) to the mean of what is read from each, by two layers; the first is wider than needed.
+
+    Args:
+        rate: states of a token.
+        weight: (D, W) what is read from a state; the identity for the state itself.
+        hidden_size: between the layers.
+        bias: (D,), zero if not given.
+    """
+    size = len(weight)
     if hidden_size < 2 * size:
         raise ValueError(f"a mean needs {2 * size} hidden channels in a projector, not {hidden_size}")
-    inner, outer = nn.Linear(rate * size, hidden_size), nn.Linear(hidden_size, size)
-    same = torch.eye(size)
-    mean = same.repeat(1, rate) / rate
+    inner, outer = nn.Linear(rate * weight.shape[1], hidden_size), nn.Linear(hidden_size, size)
+    mean, same = weight.repeat(1, rate) / rate, torch.eye(size)
+    offset = torch.zeros(size) if bias is None else bias
     inner.weight[: 2 * size] = torch.cat([mean, -mean])  # behind the ReLU its positive and its negative part
-    inner.bias[: 2 * size] = 0.0
+    inner.bias[: 2 * size] = torch.cat([offset, -offset])
     outer.weight.zero_()
     outer.weight[:, : 2 * size] = torch.cat([same, -same], 1)
     outer.bias.zero_()
@@ -197,15 +206,14 @@ def main() -> None:
     if arguments.avhubert is not None and arguments.taught is None:
         parser.error("--avhubert needs --taught: lips have no meaning before")
     torch.manual_seed(0)
-    files = ("config.json", "model.safetensors", "tokenizer.json")
-    whisper = Whisper(fetch(arguments.whisper, files), arguments.vocabulary)
+    whisper = Whisper(fetch(arguments.whisper, FILES), arguments.vocabulary)
     tokenizer = tokenizer_of(whisper.vocabulary)
     rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["split"] == "train" and row["duration"] < 20]
     some = rows[:: max(1, len(rows) // 40)]
     sounds = [read_audio(arguments.manifest.parent / row["audio_filepath"]) for row in some]
     size = whisper.encoder.conv2.out_channels
-    own: list[nn.Module] = [projector(rate, size, arguments.projector) for rate in arguments.rates]
+    own: list[nn.Module] = [projector(rate, torch.eye(size), arguments.projector) for rate in arguments.rates]
     if arguments.taught is not None:
         taught = load_file(arguments.taught)
         whisper.decoder.load_state_dict(part(taught, "decoder."))
