@@ -1,12 +1,11 @@
-"""A visual encoder for rendered mouths, and its states: `python rendered_lips.py WHISPER ALIGNED.jsonl STATES OUT`.
+"""A visual encoder for rendered mouths, and its states: `python rendered_lips.py ALIGNED.jsonl STATES OUT`.
 
 `ALIGNED.jsonl` is a manifest of real recordings by `align.py`, STATES what `speech_states.py` made of it. The mouth of
 `mouth.py` says each recording (`rendered.py`), and the encoder learns to name the viseme of every frame and what sound
-to expect with it: the mean of Whisper's states of the clean recording over the frame. First all of it learns, on
-pictures that are drawn as they are needed, with crops and masks that change. Then its convolutions stay, what they see
-of each recording is kept, and the transformer goes on: Whisper's decoder, as it is, reads the expected sound, and the
-text is to follow from it. So lips become what a reader of sound already knows, as in Lip2Vec (Djilali et al. 2023,
-arXiv 2308.06112), which maps lips to the latents of a recognizer of sound.
+to expect with it: the mean of Whisper's states of the clean recording over the frame. So a token of lips can begin as
+one of sound, as in Lip2Vec (Djilali et al. 2023, arXiv 2308.06112), which maps lips to the latents of a recognizer of
+sound. First all of it learns, on pictures that are drawn as they are needed, with crops and masks that change. Then its
+convolutions stay, what they see of each recording is kept, and the transformer goes on, a third of the cost.
 
     OUT/avhubert.safetensors   the encoder, key names of the public checkpoints; synthetic mouths only, and named so
     OUT/sound.safetensors      what sound to expect: `weight` (D, W) and `bias` (D,) of its states with positions
@@ -22,7 +21,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,7 @@ from mouth import face_of
 from real_lips import CROP, SHRINK, with_fixed_slopes
 from rendered import face_number, mouth
 from safetensors.torch import save_file
-from speech_decoder import SOUND_FILE, Reader, encoded_of, endless, losses, teacher_scores
-from speech_start import FILES, Whisper
+from speech_decoder import SOUND_FILE, encoded_of, endless
 from speech_states import SHARD, rows_of
 from states import save_states
 from torch import Tensor, nn
@@ -46,7 +43,6 @@ from tokenthrift.mtsk.training.augmentation import mask_video
 from tokenthrift.mtsk.training.clips import CachedStates, collate
 from tokenthrift.padding import pad_rows
 from tokenthrift.reducers.pooling import pool_by_rate
-from tokenthrift.sources import fetch
 from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.whisper import sinusoids
 
@@ -134,7 +130,6 @@ def loss_of(
     chosen: Sequence[int],
     videos: Sequence[Tensor],
     scale: tuple[Tensor, Tensor],
-    whisper: Whisper | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and what is right about it.
 
@@ -144,30 +139,19 @@ def loss_of(
         chosen: numbers of some.
         videos: crops as the encoder reads them, or what its convolutions saw.
         scale: of sound, see `scale_of`.
-        whisper: whose decoder reads the expected sound, if any.
     """
     lengths = torch.tensor([len(video) for video in videos])
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         scores, sound = (out.float() for out in model(pad_rows(list(videos))[0], lengths))
     named = pad_rows([data.visemes(i, len(video)) for i, video in zip(chosen, videos, strict=True)], value=-100)[0]
-    clean = collate([data.clean[i] for i in chosen])
-    target, there = expected_sound(encoded_of(clean), scores.shape[1])
+    target, there = expected_sound(encoded_of(collate([data.clean[i] for i in chosen])), scores.shape[1])
     there &= torch.arange(scores.shape[1]) < lengths[:, None]
     target = ((target - scale[0]) / scale[1])[there]
     error = (sound[there] - target).square().mean()
     varied = target.var(0, unbiased=False).mean()
     right = (scores.argmax(2)[named >= 0] == named[named >= 0]).float().mean()
     loss = F.cross_entropy(scores.flatten(0, 1), named.flatten()) + error
-    found = {"frames right": right.item(), "sound explained": 1 - (error / varied).item()}
-    if whisper is not None:
-        reader = Reader(whisper.decoder)
-        heard = replace(clean, audio=sound * scale[1] + scale[0], audio_lengths=lengths)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            expected = teacher_scores(reader, clean, whisper)
-            (reading,) = losses(reader, heard, whisper, (None,), expected)
-        loss = loss + reading
-        found["reading"] = reading.item()
-    return loss, found
+    return loss, {"frames right": right.item(), "sound explained": 1 - (error / varied).item()}
 
 
 def scale_of(data: Speakers) -> tuple[Tensor, Tensor]:
@@ -178,9 +162,7 @@ def scale_of(data: Speakers) -> tuple[Tensor, Tensor]:
     return every.mean(0), every.std(0).clamp_min(1e-3)
 
 
-def learn(
-    model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, rate: float, whisper: Whisper | None = None
-) -> None:
+def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, rate: float) -> None:
     """Trains what has gradients; `videos` gives those of a recording and random numbers."""
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.01)
@@ -198,7 +180,7 @@ def learn(
     model.train()
     for step in range(done + 1, steps + 1):
         chosen, rng = next(stream), random.Random(step)
-        loss, found = loss_of(model, data, chosen, [videos(i, rng) for i in chosen], scale, whisper)
+        loss, found = loss_of(model, data, chosen, [videos(i, rng) for i in chosen], scale)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -247,13 +229,13 @@ def add_lips(model: Teacher, data: Speakers, seen: CachedStates) -> None:
 
 
 @torch.inference_mode()
-def development(model: Teacher, data: Speakers, seen: CachedStates, whisper: Whisper) -> dict[str, float]:
+def development(model: Teacher, data: Speakers, seen: CachedStates) -> dict[str, float]:
     """What is right about every fourth recording, a mean over recordings."""
     model.eval()
     scale, found = scale_of(data), []
     for index in range(0, len(data.rows), 4):
         frames: Any = seen[index].video
-        found.append(loss_of(model, data, [index], [frames.float()], scale, whisper)[1])
+        found.append(loss_of(model, data, [index], [frames.float()], scale)[1])
     return {name: round(sum(one[name] for one in found) / len(found), 3) for name in found[0]}
 
 
@@ -266,7 +248,6 @@ def save_sound(model: Teacher, scale: tuple[Tensor, Tensor], folder: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
     parser.add_argument("manifest", type=Path, help="of align.py, without --letters")
     parser.add_argument("states", type=Path, help="`train` and `dev` of speech_states.py, of this manifest")
     parser.add_argument("out", type=Path)
@@ -275,15 +256,12 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs=4, default=[8, 16, 32, 64], help="of its convolutions")
     parser.add_argument("--steps", type=int, default=300, help="of the whole encoder")
     parser.add_argument("--rate", type=float, default=2e-3, help="its learning rate")
-    parser.add_argument("--context-steps", type=int, default=2000, help="of the transformer alone")
+    parser.add_argument("--context-steps", type=int, default=1200, help="of the transformer alone")
     parser.add_argument("--context-rate", type=float, default=1e-3, help="its learning rate then")
-    parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep, as for speech_start.py")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    whisper = Whisper(fetch(arguments.whisper, FILES), arguments.vocabulary)
-    whisper.decoder.requires_grad_(False)
     train, dev = (Speakers(arguments.manifest, arguments.states, split) for split in ("train", "dev"))
     sound: Any = train.clean[0].audio
     model = Teacher(arguments.width, arguments.layers, arguments.channels, sound.shape[1])
@@ -302,9 +280,8 @@ def main() -> None:
         frames: Any = seen["train"][index].video
         return frames.float()
 
-    again = (arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate)
-    learn(model, train, kept, *again, whisper)
-    print("development:", development(model, dev, seen["dev"], whisper), flush=True)
+    learn(model, train, kept, arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate)
+    print("development:", development(model, dev, seen["dev"]), flush=True)
     for name, data in sets.items():
         add_lips(model, data, seen[name])
     features.resnet = convolutions
