@@ -135,13 +135,12 @@ def losses(
     reader: Reader,
     batch: Batch,
     whisper: Whisper,
-    scales: Sequence[Rates | None],
+    scales: Sequence[Rates],
     expected: Tensor | None = None,
     muted: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The loss of a text token at each scale, with the divergence from what is expected, (tokens, V), if given.
 
-    A scale of None is every state of sound.
     Where lips are read, sound of the `muted` items, (B,), is zero: with sound always there, lips are not learned.
     Of the end of a text nothing is to be learned from Whisper, which misses it where a recording ends without silence.
     """
@@ -152,9 +151,7 @@ def losses(
     if muted is not None and encoded.audio is not None:
         quiet = replace(encoded, audio=encoded.audio.masked_fill(muted[:, None, None], 0.0))
     for rates in scales:
-        scores = (
-            reader(quiet if rates and rates.video else encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
-        )
+        scores = reader(quiet if rates.video else encoded, read, rates)[written != IGNORED].float().log_softmax(-1)
         loss = F.nll_loss(scores, targets)
         if expected is not None:
             loss = loss + F.kl_div(scores[words], expected[words], log_target=True, reduction="batchmean")
@@ -231,6 +228,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--decoder-rate", type=float, default=2e-4, help="learning rate of the cross-attention")
     parser.add_argument("--rest-rate", type=float, default=0.0, help="of the rest of the decoder, which stays if 0")
     parser.add_argument("--projector-rate", type=float, default=4e-5, help="of projectors, whose sums are longer")
+    parser.add_argument("--lips-rate", type=float, default=3e-4, help="of projectors of lips, which know less")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the order, and of units of projectors that a mean leaves over"
     )
@@ -267,7 +265,8 @@ def main() -> None:
     groups = [
         {"params": cross, "lr": arguments.decoder_rate},
         {"params": rest, "lr": arguments.rest_rate},
-        {"params": [*reader.audio_proj.parameters(), *reader.video_proj.parameters()], "lr": arguments.projector_rate},
+        {"params": [*reader.audio_proj.parameters()], "lr": arguments.projector_rate},
+        {"params": [*reader.video_proj.parameters()], "lr": arguments.lips_rate},
     ]
     groups = [group for group in groups if group["lr"]]
     for group in groups:
