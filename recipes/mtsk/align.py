@@ -4,7 +4,9 @@ Real recordings come without the phoneme times that eSpeak gives with its own sp
 hidden-Markov training from a flat start (Young et al., The HTK Book, section 8.3): eSpeak NG says which phonemes a word
 has, they are first spread evenly over what is not quiet, then a linear classifier of Whisper's encoder states (50 a
 second) learns to name the phonemes and Viterbi's algorithm moves their borders to where it says, a few times over. A
-pause may stand before each word and at the end. `OUT.jsonl` has the lines of the manifest with `words`
+pause may stand before each word and at the end. In place of a manifest a folder of shards of
+`recipes/dllm_asr/synthesise.py` is taken too (each `--every`-th); a line then has `shard` in place of a file, and the
+training clips of a shard come in their order. `OUT.jsonl` has the lines of the manifest with `words`
 ([start, end, word] in seconds) and `phonemes` ([start, name], `_` for a pause), paths relative to itself. Recordings of
 more than 30 s are left out.
 """
@@ -17,13 +19,14 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from espeak import Voice, speak
 from numpy.typing import NDArray
+from speech_states import spoken
 from states import AudioStates
 from torch import Tensor, nn
 
@@ -183,20 +186,38 @@ def times(path: NDArray[np.int64], spelled: Spelled, text: str) -> dict[str, lis
     return {"words": words, "phonemes": phonemes}
 
 
+def of_shard(shard: Path) -> list[tuple[dict[str, Any], Tensor]]:
+    """The training clips of a shard of synthetic speech, as lines of a manifest, and their sound; twenty faces each."""
+    return [
+        (
+            {"shard": shard.stem, "text": text, "speaker": f"{shard.stem} {i % 20}", "duration": len(sound) / 16_000},
+            sound,
+        )
+        for i, (sound, text) in enumerate(spoken(shard))
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path)
+    parser.add_argument("manifest", type=Path, help="or a folder of shards")
     parser.add_argument("out", type=Path)
     parser.add_argument("--whisper", default="openai/whisper-tiny.en")
     parser.add_argument("--voice", default="en-gb-x-rp", help="of eSpeak NG, for the pronunciation")
+    parser.add_argument("--every", type=int, default=1, help="of the shards of a folder, this many-th")
     parser.add_argument("--letters", action="store_true", help="words of one letter are names of letters, as in GRID")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
     home = arguments.manifest.parent
-    read = [(row, read_audio(home / row["audio_filepath"])) for row in rows]
+    if arguments.manifest.is_dir():
+        read = [
+            pair for shard in sorted(arguments.manifest.glob("*.npz"))[:: arguments.every] for pair in of_shard(shard)
+        ]
+    else:
+        rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
+        read = [(row, read_audio(home / row["audio_filepath"])) for row in rows]
+    count = len(read)
     read = [(row, sound) for row, sound in read if states_of(len(sound)) <= MAX_STATES]
-    left_out = len(rows) - len(read)
+    left_out = count - len(read)
     rows, sounds = [row for row, _ in read], [sound for _, sound in read]
     spelled = [spell(row["text"], arguments.voice, arguments.letters) for row in rows]
     paths = align(AudioStates(arguments.whisper).encode(sounds), sounds, spelled)

@@ -11,16 +11,20 @@ convolutions stay, what they see of each recording is kept, and the transformer 
     OUT/sound.safetensors      what sound to expect: `weight` (D, W) and `bias` (D,) of its states with positions
     STATES/*/*.safetensors     each shard of recordings gets `video`: the same lips in every pass, noise moves no mouth
 
+With `--synthetic`, of `align.py` over shards of synthetic speech, the states of these shards get lips too.
+
 Checkpoints and what was seen are kept; a stopped run goes on. Crops are averaged over squares of 2 pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from rendered import face_number, mouth
 from safetensors.torch import save_file
 from speech_decoder import SOUND_FILE, encoded_of, endless
 from speech_states import SHARD, rows_of
-from states import save_states
+from states import VideoStates, save_states
 from torch import Tensor, nn
 from visemes import FPS, SHAPES, frame_visemes
 
@@ -48,6 +52,13 @@ from tokenthrift.whisper import sinusoids
 
 SIZE, MOVES = 92, 5  # side of a drawn picture, and places of a crop in it
 FRAMES = 1200  # of a step: 48 s
+
+
+def crop_of(row: dict[str, Any], rng: random.Random) -> Tensor:
+    """(T, 88, 88) crops of a mouth that says an aligned recording, anywhere in the picture."""
+    top, left = rng.randrange(MOVES), rng.randrange(MOVES)
+    drawn = mouth(row, round(row["duration"] * 16_000), rng.getrandbits(30), SIZE)
+    return drawn[:, top : top + CROP, left : left + CROP]
 
 
 class Teacher(nn.Module):
@@ -100,13 +111,6 @@ class Speakers:
         if [row["text"] for row in self.rows] != self.clean.texts:
             raise SystemExit(f"{states / split} has no pass 0 over all recordings of {manifest}: run speech_states.py")
         self.frames = [max(1, round(row["duration"] * FPS)) for row in self.rows]
-
-    def pictures(self, index: int, rng: random.Random) -> Tensor:
-        """(T, 88, 88) crops of a mouth that says a recording, anywhere in the picture."""
-        row = self.rows[index]
-        top, left = rng.randrange(MOVES), rng.randrange(MOVES)
-        drawn = mouth(row, round(row["duration"] * 16_000), rng.getrandbits(30), SIZE)
-        return drawn[:, top : top + CROP, left : left + CROP]
 
     def visemes(self, index: int, frames: int) -> Tensor:
         """(T,) the viseme of each frame."""
@@ -202,7 +206,7 @@ def look(model: Teacher, data: Speakers, target: Path) -> CachedStates:
         model.eval()
         resnet, seen = model.encoder.feature_extractor_video.resnet, []
         for index in range(len(data.rows)):
-            video = normalize(data.pictures(index, random.Random(index)), CROP, SHRINK)[None]
+            video = normalize(crop_of(data.rows[index], random.Random(index)), CROP, SHRINK)[None]
             with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
                 seen.append(resnet(video, torch.ones(video.shape[:2], dtype=torch.bool)).half()[:, None])
         save_states(target, {"video": seen}, data.clean.texts)
@@ -220,12 +224,33 @@ def add_lips(model: Teacher, data: Speakers, seen: CachedStates) -> None:
             states.append(model.encoder(frames.float()[None])[0].half())
     for shard in data.shards:
         first = SHARD * int(shard.stem.split("-")[1])
-        kept = CachedStates([shard])
-        if kept.texts != data.clean.texts[first : first + SHARD]:
-            raise SystemExit(f"{shard} is of other recordings")
-        audio: Any = [kept[i].audio for i in range(len(kept))]
-        streams = {"audio": audio, "video": states[first : first + SHARD]}
-        save_states(shard, streams, kept.texts, kept.trailing_silence or 0.0)
+        put(shard, states[first : first + SHARD], data.clean.texts[first : first + SHARD])
+
+
+def put(shard: Path, video: list[Tensor], texts: Sequence[str]) -> None:
+    """Gives a shard of states those of lips, after a look whether it is of these texts."""
+    kept = CachedStates([shard])
+    if kept.texts != list(texts):
+        raise SystemExit(f"{shard} is of other recordings")
+    audio: Any = [kept[i].audio for i in range(len(kept))]
+    save_states(shard, {"audio": audio, "video": video}, kept.texts, kept.trailing_silence or 0.0)
+
+
+def add_synthetic_lips(encoder: AvHubert, aligned: Path, states: Path) -> None:
+    """Gives the shards of synthetic speech of an aligned manifest the states of lips."""
+    rows = [json.loads(line) for line in aligned.read_text(encoding="utf-8").splitlines()]
+    reader = VideoStates(encoder, SHRINK)
+    for name, lines in groupby(rows, key=lambda row: str(row["shard"])):
+        shards = sorted((states / "train").glob(f"[0-9][0-9]-s{name}.safetensors"))
+        if not shards:
+            raise SystemExit(f"{states / 'train'} has no states of {name}: run speech_states.py with --synthetic")
+        if all(CachedStates([shard])[0].video is not None for shard in shards):
+            continue
+        rng, said = random.Random(name), list(lines)
+        video = [reader.encode(crop_of(row, rng)) for row in said]
+        for shard in shards:
+            put(shard, video, [row["text"] for row in said])
+        print(f"{name}: {len(said)} clips", flush=True)
 
 
 @torch.inference_mode()
@@ -258,6 +283,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3, help="its learning rate")
     parser.add_argument("--context-steps", type=int, default=1200, help="of the transformer alone")
     parser.add_argument("--context-rate", type=float, default=1e-3, help="its learning rate then")
+    parser.add_argument("--synthetic", type=Path, help="aligned.jsonl of shards of synthetic speech")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -268,7 +294,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def drawn(index: int, rng: random.Random) -> Tensor:
-        return normalize(mask_video(train.pictures(index, rng), rng, longest=5), CROP, SHRINK)
+        return normalize(mask_video(crop_of(train.rows[index], rng), rng, longest=5), CROP, SHRINK)
 
     learn(model, train, drawn, arguments.out / "training.ckpt", arguments.steps, arguments.rate)
     sets = {"train": train, "dev": dev}
@@ -287,6 +313,8 @@ def main() -> None:
     features.resnet = convolutions
     save_encoder(model.encoder, arguments.out)
     save_sound(model, scale_of(train), arguments.out)
+    if arguments.synthetic is not None:
+        add_synthetic_lips(model.encoder.eval(), arguments.synthetic, arguments.states)
 
 
 if __name__ == "__main__":

@@ -69,16 +69,21 @@ def read_avhubert(source: str) -> AvHubert:
 
 
 class VideoStates:
-    """A visual encoder, in bf16 where the processor has it."""
+    """A visual encoder, in bf16 where the processor has it.
 
-    def __init__(self, avhubert: str) -> None:
-        self.avhubert = read_avhubert(avhubert)
+    Args:
+        avhubert: the encoder.
+        shrink: squares of so many pixels are averaged first, as it was trained.
+    """
+
+    def __init__(self, avhubert: AvHubert, shrink: int = 1) -> None:
+        self.avhubert, self.shrink = avhubert, shrink
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
+            states: Tensor = self.avhubert(normalize(frames, shrink=self.shrink)[None])[0].half()
         return states
 
 
@@ -87,7 +92,7 @@ class Encoders:
 
     def __init__(self, whisper: str, avhubert: str) -> None:
         self.audio_states = AudioStates(whisper).encode
-        self.video_states = VideoStates(avhubert).encode
+        self.video_states = VideoStates(read_avhubert(avhubert)).encode
 
 
 def options(about: str | None, source: str, *, lips: bool = True) -> argparse.ArgumentParser:

@@ -57,7 +57,7 @@ def test_the_states_are_those_of_the_saved_encoder(parts: Path, lips: Path) -> N
     """What the convolutions saw was kept, so the transformer has read no pictures."""
     data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "dev")
     encoder = script("states").read_avhubert(str(parts / "avhubert"))
-    pictures = rendered_lips.normalize(data.pictures(0, random.Random(0)), 88, 2)
+    pictures = rendered_lips.normalize(rendered_lips.crop_of(data.rows[0], random.Random(0)), 88, 2)
     with torch.no_grad():
         expected = encoder(pictures[None])[0]
     found = CachedStates([lips / "dev/00-000.safetensors"])[0].video
@@ -69,7 +69,7 @@ def test_the_encoder_learns_visemes_and_sound(parts: Path, lips: Path, tmp_path:
     torch.manual_seed(0)
     data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "train")
     teacher = rendered_lips.Teacher(64, 1, (4, 4, 8, 8), 32)
-    videos = [rendered_lips.normalize(data.pictures(i, random.Random(i)), 88, 2) for i in range(4)]
+    videos = [rendered_lips.normalize(rendered_lips.crop_of(data.rows[i], random.Random(i)), 88, 2) for i in range(4)]
     every = (range(4), videos, rendered_lips.scale_of(data))
     before = rendered_lips.loss_of(teacher, data, *every)
     rendered_lips.learn(teacher, data, lambda i, _: videos[i], tmp_path / "kept.ckpt", 40, 3e-3)
