@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -84,6 +86,45 @@ def test_rendered_lips_need_the_states_of_their_recordings(parts: Path, lips: Pa
     (parts / "fewer.jsonl").write_text("".join(lines[1:]))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="has no pass 0 over all recordings"):
         run(patch, "rendered_lips", parts / "fewer.jsonl", lips, tmp_path, *SMALL)
+
+
+def test_synthetic_speech_is_aligned_and_gets_lips(parts: Path, lips: Path, tmp_path: Path) -> None:
+    said = [("mop", "train"), ("hat", "dev"), ("a palm", "train")]
+    clips = [(speech(1.0, i).numpy() * 20_000).astype(np.int16) for i in range(3)]
+    rows = json.dumps([{"text": text, "split": split} for text, split in said])
+    (tmp_path / "synthetic").mkdir()
+    for number in range(3):
+        shard = tmp_path / f"synthetic/000{number}-slt.npz"
+        np.savez(shard, audio=np.concatenate(clips), offset=np.cumsum([0, *map(len, clips)]), rows=rows)
+    shutil.copytree(lips, tmp_path / "lips")
+    shutil.copytree(parts / "avhubert", tmp_path / "avhubert")
+    whisper, aligned = ("--whisper", parts / "whisper"), parts / "aligned.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "align", tmp_path / "synthetic", tmp_path / "synthetic.jsonl", *whisper, "--every", 2)
+        lines = [json.loads(line) for line in (tmp_path / "synthetic.jsonl").read_text().splitlines()]
+        assert [(line["shard"], line["text"]) for line in lines] == [
+            (f"000{number}-slt", text) for number in (0, 2) for text in ("mop", "a palm")
+        ]
+        assert {name for _, name in lines[0]["phonemes"]} >= {"m", "p"}
+        own = (aligned, tmp_path / "lips", tmp_path / "avhubert", *SMALL, "--steps", 4, "--context-steps", 40)
+        with pytest.raises(SystemExit, match="has no states of 0000-slt"):
+            run(patch, "rendered_lips", *own, "--synthetic", tmp_path / "synthetic.jsonl")
+        synthetic = ("--passes", 0, 1, "--synthetic", tmp_path / "synthetic")
+        run(patch, "speech_states", aligned, tmp_path / "lips", *whisper, *synthetic)
+        run(patch, "rendered_lips", *own, "--synthetic", tmp_path / "synthetic.jsonl")
+    found = {
+        shard.name: CachedStates([shard])[1].video
+        for shard in sorted((tmp_path / "lips/train").glob("*-s*.safetensors"))
+    }
+    assert [name for name, video in found.items() if video is None] == [f"0{n}-s0001-slt.safetensors" for n in (0, 1)]
+    clean, noisy = (found[f"0{n}-s0002-slt.safetensors"] for n in (0, 1))
+    assert clean is not None
+    assert noisy is not None
+    assert clean.shape == (25, 64)
+    assert torch.equal(clean, noisy)
+    # Batches of sound alone and of both are drawn from what has them.
+    train, _, _ = decoder.open_states(tmp_path / "lips")
+    assert sum("video" in spans for _, spans in train.rows) == 2 * (4 + 4)
 
 
 @pytest.fixture(scope="module")
