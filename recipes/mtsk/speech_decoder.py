@@ -14,8 +14,7 @@ Each batch begins a random number of states later, so that a word is not always 
 
 With `--video-rates` lips are read too, of states of `rendered_lips.py`. A video token begins as the mean of the sound
 that the lips let one expect (`--lips`). Video states carry positions, which those of sound have from Whisper's encoder.
-Every second step is of scales with lips, over the recordings that have some, the others are of sound alone, over all
-speech.
+Steps of scales with lips are over what has some, every `--sound-every`-th is of sound alone, over all speech.
 
 Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama, and whose projectors start at
 random.
@@ -221,6 +220,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--video-rates", type=int, nargs="*", default=[], help="of lips (default: none)")
     parser.add_argument("--lips", type=Path, help="OUT of rendered_lips.py, where video tokens begin")
     parser.add_argument("--mute", type=float, default=0.5, help="share of sound that is muted where lips are read")
+    parser.add_argument("--sound-every", type=int, default=2, help="where lips are read, steps from one of sound alone")
     parser.add_argument("--scales-per-step", type=int, help="at random (default: all)")
     parser.add_argument("--vocabulary", type=int, default=16_000, help="most tokens to keep, as for speech_start.py")
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector, likewise")
@@ -296,13 +296,15 @@ def main() -> None:
         kinds.append([rates for rates in reader.scales if rates.video])
         chosen_from.append([i for i, (_, spans) in enumerate(train.rows) if "video" in spans])
     frames, size = train.frames, int(25 * arguments.seconds)
+    of_sound = done // arguments.sound_every
+    begun_at = [done] if len(kinds) == 1 else [of_sound, done - of_sound]
     streams = [
-        endless([frames[i] for i in some], some, size, arguments.seed, (done + len(kinds) - 1 - k) // len(kinds))
-        for k, some in enumerate(chosen_from)
+        endless([frames[i] for i in some], some, size, arguments.seed, first)
+        for some, first in zip(chosen_from, begun_at, strict=True)
     ]
     seen: list[float] = []
     for step in range(done + 1, arguments.steps + 1):
-        kind = (step - 1) % len(kinds)
+        kind = int(len(kinds) > 1 and step % arguments.sound_every > 0)
         numbers = next(streams[kind])
         batch = collate([train[i] for i in numbers])
         same = collate([clean[i % len(clean)] for i in numbers])
