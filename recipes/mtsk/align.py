@@ -208,6 +208,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     home = arguments.manifest.parent
+    if arguments.every != 1 and not arguments.manifest.is_dir():
+        parser.error("--every is of the shards of a folder")
     if arguments.manifest.is_dir():
         read = [
             pair for shard in sorted(arguments.manifest.glob("*.npz"))[:: arguments.every] for pair in of_shard(shard)
@@ -215,6 +217,8 @@ def main() -> None:
     else:
         rows = [json.loads(line) for line in arguments.manifest.read_text(encoding="utf-8").splitlines()]
         read = [(row, read_audio(home / row["audio_filepath"])) for row in rows]
+    if not read:
+        parser.error(f"{arguments.manifest} has no recordings")
     count = len(read)
     read = [(row, sound) for row, sound in read if states_of(len(sound)) <= MAX_STATES]
     left_out = count - len(read)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lip_encoder import options, save_encoder, save_run
+from lip_encoder import CROP, SHRINK, options, save_encoder, save_run
 from phrases import GRID
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -36,7 +36,7 @@ from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, normalize
 from tokenthrift.mtsk.audiovisual.lips import read_lips
 from tokenthrift.mtsk.training.augmentation import mask_video
 
-CROP, SHRINK, FPS = 88, 2, 25
+FPS = 25
 LEAD = 0.04  # seconds by which the lips are ahead of the sound
 MARGIN = 5  # frames kept before and after the speech
 

@@ -13,7 +13,8 @@ convolutions stay, what they see of each recording is kept, and the transformer 
 
 With `--synthetic`, of `align.py` over shards of synthetic speech, the states of these shards get lips too.
 
-Checkpoints and what was seen are kept; a stopped run goes on. Crops are averaged over squares of 2 pixels.
+Checkpoints and what was seen are kept; a stopped run goes on, and writes the states of lips anew. Crops are averaged
+over squares of 2 pixels.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lip_encoder import save_encoder, save_run
+from lip_encoder import CROP, SHRINK, save_encoder, save_run
 from mouth import face_of
-from real_lips import CROP, SHRINK, with_fixed_slopes
+from real_lips import with_fixed_slopes
 from rendered import face_number, mouth
 from safetensors.torch import save_file
 from speech_decoder import SOUND_FILE, encoded_of, endless
@@ -159,15 +161,35 @@ def loss_of(
 
 
 def scale_of(data: Speakers) -> tuple[Tensor, Tensor]:
-    """(D,) mean and deviation of each channel of clean sound, over a hundred recordings."""
+    """(D,) mean and deviation of each channel of the states of clean sound, over a hundred recordings."""
     some = random.Random(0).sample(range(len(data.rows)), min(100, len(data.rows)))
     states = [data.clean[i].audio for i in some]
     every = torch.cat([state.float() for state in states if state is not None])
     return every.mean(0), every.std(0).clamp_min(1e-3)
 
 
-def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, rate: float) -> None:
-    """Trains what has gradients; `videos` gives those of a recording and random numbers."""
+def learn(
+    model: Teacher,
+    data: Speakers,
+    videos: Callable[[int, random.Random], Tensor],
+    kept: Path,
+    steps: int,
+    rate: float,
+    begun: Mapping[str, str] | None = None,
+    every: int = 50,
+) -> None:
+    """Trains what has gradients.
+
+    Args:
+        model: it learns.
+        data: the recordings.
+        videos: of the number of a recording and random numbers, what `Teacher` reads of it.
+        kept: checkpoint, from which a stopped run goes on.
+        steps: of 48 s of speech.
+        rate: learning rate, after a warm-up of a tenth of the steps, before it falls.
+        begun: options; a checkpoint of others is refused.
+        every: steps between two checkpoints.
+    """
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
@@ -175,6 +197,8 @@ def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, r
     done = 0
     if kept.exists():
         state = torch.load(kept, weights_only=True)
+        if state["begun"] != dict(begun or {}):
+            raise SystemExit(f"{kept} was begun with {state['begun']}, not with {begun}; take another OUT")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done = state["step"]
@@ -192,25 +216,32 @@ def learn(model: Teacher, data: Speakers, videos: Any, kept: Path, steps: int, r
         schedule.step()
         for name, value in {"loss": loss.item(), **found}.items():
             sums.setdefault(name, []).append(value)
-        if step % 50 == 0 or step == steps:
-            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | {"step": step})
+        if step % every == 0 or step == steps:
+            progress = {"step": step, "begun": dict(begun or {})}
+            save_run(kept, {name: part.state_dict() for name, part in parts.items()} | progress)
             shown = [f"{name} {math.fsum(values) / len(values):.3f}" for name, values in sums.items()]
             print(f"step {step}:", *shown, f"{time.process_time() - began:.0f} s of CPU", sep=" | ", flush=True)
             sums = {}
 
 
 @torch.inference_mode()
-def look(model: Teacher, data: Speakers, target: Path) -> CachedStates:
-    """What the convolutions see of each recording, (T, 1, C) fp16, drawn once and kept in a file."""
+def look(model: Teacher, data: Speakers, folder: Path, name: str) -> CachedStates:
+    """What the convolutions see of each recording, (T, 1, C) fp16, drawn once and kept in a file of their weights."""
+    resnet = model.encoder.feature_extractor_video.resnet
+    mark = zlib.crc32(b"".join(value.float().numpy().tobytes() for value in resnet.state_dict().values()))
+    target = folder / f"seen-{name}-{mark:08x}.safetensors"
     if not target.exists():
         model.eval()
-        resnet, seen = model.encoder.feature_extractor_video.resnet, []
+        seen = []
         for index in range(len(data.rows)):
             video = normalize(crop_of(data.rows[index], random.Random(index)), CROP, SHRINK)[None]
             with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
                 seen.append(resnet(video, torch.ones(video.shape[:2], dtype=torch.bool)).half()[:, None])
         save_states(target, {"video": seen}, data.clean.texts)
-    return CachedStates([target])
+    kept = CachedStates([target])
+    if kept.texts != data.clean.texts:
+        raise SystemExit(f"{target} is of other recordings; take another OUT")
+    return kept
 
 
 @torch.inference_mode()
@@ -244,8 +275,6 @@ def add_synthetic_lips(encoder: AvHubert, aligned: Path, states: Path) -> None:
         shards = sorted((states / "train").glob(f"[0-9][0-9]-s{name}.safetensors"))
         if not shards:
             raise SystemExit(f"{states / 'train'} has no states of {name}: run speech_states.py with --synthetic")
-        if all(CachedStates([shard])[0].video is not None for shard in shards):
-            continue
         rng, said = random.Random(name), list(lines)
         video = [reader.encode(crop_of(row, rng)) for row in said]
         for shard in shards:
@@ -254,10 +283,10 @@ def add_synthetic_lips(encoder: AvHubert, aligned: Path, states: Path) -> None:
 
 
 @torch.inference_mode()
-def development(model: Teacher, data: Speakers, seen: CachedStates) -> dict[str, float]:
+def development(model: Teacher, data: Speakers, seen: CachedStates, scale: tuple[Tensor, Tensor]) -> dict[str, float]:
     """What is right about every fourth recording, a mean over recordings."""
     model.eval()
-    scale, found = scale_of(data), []
+    found = []
     for index in range(0, len(data.rows), 4):
         frames: Any = seen[index].video
         found.append(loss_of(model, data, [index], [frames.float()], scale)[1])
@@ -286,8 +315,11 @@ def main() -> None:
     parser.add_argument("--synthetic", type=Path, help="aligned.jsonl of shards of synthetic speech")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
+    settings = json.loads((arguments.states / "settings.json").read_text(encoding="utf-8"))
+    if settings["speeds"] != [1.0]:
+        parser.error(f"lips move at one speed, and {arguments.states} was made with {settings['speeds']}")
+    begun = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "synthetic")}
     train, dev = (Speakers(arguments.manifest, arguments.states, split) for split in ("train", "dev"))
     sound: Any = train.clean[0].audio
     model = Teacher(arguments.width, arguments.layers, arguments.channels, sound.shape[1])
@@ -296,9 +328,9 @@ def main() -> None:
     def drawn(index: int, rng: random.Random) -> Tensor:
         return normalize(mask_video(crop_of(train.rows[index], rng), rng, longest=5), CROP, SHRINK)
 
-    learn(model, train, drawn, arguments.out / "training.ckpt", arguments.steps, arguments.rate)
+    learn(model, train, drawn, arguments.out / "training.ckpt", arguments.steps, arguments.rate, begun)
     sets = {"train": train, "dev": dev}
-    seen = {name: look(model, data, arguments.out / f"seen-{name}.safetensors") for name, data in sets.items()}
+    seen = {name: look(model, data, arguments.out, name) for name, data in sets.items()}
     features = model.encoder.feature_extractor_video
     convolutions, features.resnet = features.resnet, Seen()  # type: ignore[assignment]
 
@@ -306,8 +338,8 @@ def main() -> None:
         frames: Any = seen["train"][index].video
         return frames.float()
 
-    learn(model, train, kept, arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate)
-    print("development:", development(model, dev, seen["dev"]), flush=True)
+    learn(model, train, kept, arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate, begun)
+    print("development:", development(model, dev, seen["dev"], scale_of(train)), flush=True)
     for name, data in sets.items():
         add_lips(model, data, seen[name])
     features.resnet = convolutions
@@ -318,4 +350,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # of the whole process, so not where tests import this
     main()

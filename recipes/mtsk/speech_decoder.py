@@ -8,7 +8,8 @@ loss at each scale is the cross entropy of the text and, but for its end, the di
 it reads every state of the clean recording. A checkpoint is kept; a stopped run goes on. OUT gets
 
     taught.safetensors   decoder and projectors, averaged over the last steps, at the least development loss
-    log.jsonl            what was minimized, and the cross entropy of a text token of development at each scale
+    log.jsonl            what was minimized, and the cross entropy of a text token of development at each scale, of
+                         clean sound, and where lips are read of lips alone
 
 Each batch begins a random number of states later, so that a word is not always cut into the same tokens.
 
@@ -218,7 +219,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="taught.safetensors of another run, of the same sizes")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--video-rates", type=int, nargs="*", default=[], help="of lips (default: none)")
-    parser.add_argument("--lips", type=Path, help="OUT of rendered_lips.py, where video tokens begin")
+    parser.add_argument(
+        "--lips", type=Path, help="OUT of rendered_lips.py, where video tokens begin if --start has none"
+    )
     parser.add_argument("--mute", type=float, default=0.5, help="share of sound that is muted where lips are read")
     parser.add_argument("--sound-every", type=int, default=2, help="where lips are read, steps from one of sound alone")
     parser.add_argument("--scales-per-step", type=int, help="at random (default: all)")
@@ -247,6 +250,8 @@ def main() -> None:
     lips = 0 if (video := train[0].video) is None else video.shape[-1]
     if arguments.video_rates and not lips:
         raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
+    if arguments.lips is not None and not arguments.video_rates:
+        raise SystemExit("--lips begins projectors of --video-rates, of which there are none")
     reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, lips)
     if arguments.lips is not None:
         sound = load_file(arguments.lips / SOUND_FILE)
@@ -255,12 +260,17 @@ def main() -> None:
             project.load_state_dict(begun_as.state_dict())
     if arguments.start is not None:
         given = load_file(arguments.start)
+        sees = any(name.startswith("video_proj.") for name in given)
         own = {name: value for name, value in reader.state_dict().items() if name.startswith("video_proj.")}
-        reader.load_state_dict(own | given)
+        reader.load_state_dict(given if sees else own | given)
+    else:
+        sees = False
+    if arguments.video_rates and arguments.lips is None and not sees:
+        raise SystemExit("lips begin somewhere: give --lips, or a --start that has read some")
     cross: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
+    reader.requires_grad_(False)
     for name, weight in reader.decoder.named_parameters():
-        weight.requires_grad_(False)
         if "embed" not in name:  # as Whisper has them
             (cross if "encoder_attn" in name else rest).append(weight)
     groups = [

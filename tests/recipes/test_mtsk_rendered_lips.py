@@ -26,6 +26,28 @@ rendered_lips = script("rendered_lips")
 SMALL = ("--width", 64, "--layers", 1, "--channels", 4, 4, 8, 8)
 
 
+RUNS = {"whole": (7,), "parted": (4, 7)}  # steps at which a run ends
+
+
+def steps_of(own: tuple[Any, ...], out: Path, steps: int) -> list[tuple[Any, list[str], bool]]:
+    """Scales and texts of each training step of a run of `speech_decoder.py`, and whether its batch has lips."""
+    found, losses = [], decoder.losses
+
+    def noted(reader: Any, batch: Any, whisper: Any, scales: Any, expected: Any = None, muted: Any = None) -> Any:
+        if expected is not None:  # of training
+            found.append((tuple(scales), list(batch.texts), batch.video is not None))
+        return losses(reader, batch, whisper, scales, expected, muted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "losses", noted)
+        patch.setattr(
+            "sys.argv",
+            ["speech_decoder", *(str(out if part == "OUT" else part) for part in own), "--steps", str(steps)],
+        )
+        decoder.main()
+    return found
+
+
 @pytest.fixture(scope="module")
 def lips(parts: Path) -> Path:
     """The states of recordings with rendered lips, in two passes; `avhubert` beside them is the visual encoder."""
@@ -36,9 +58,8 @@ def lips(parts: Path) -> Path:
         options = ("--whisper", parts / "whisper", "--passes", 0, 1)
         run(patch, "speech_states", parts / "aligned.jsonl", parts / "lips", *options)
         learned = (parts / "aligned.jsonl", parts / "lips")
-        for _ in range(2):  # the second finds all done
-            own = (*SMALL, "--steps", 4, "--context-steps", 40)
-            run(patch, "rendered_lips", *learned, parts / "avhubert", *own)
+        own = (*SMALL, "--steps", 4, "--context-steps", 40)
+        run(patch, "rendered_lips", *learned, parts / "avhubert", *own)
     return parts / "lips"
 
 
@@ -53,6 +74,62 @@ def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None
     assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
     mouth = clip.video.float()
     assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
+
+
+def test_what_was_done_is_kept_and_other_options_are_refused(
+    parts: Path, lips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = [
+        lips / "train/01-000.safetensors",
+        *(parts / f"avhubert/{name}.safetensors" for name in ("avhubert", "sound")),
+    ]
+    before = [load_file(path) for path in same]
+    own = (parts / "aligned.jsonl", lips, parts / "avhubert", *SMALL, "--context-steps", 40)
+    settings = lips / "settings.json"
+    said = settings.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "rendered_lips", *own, "--steps", 4)
+        assert "step" not in capsys.readouterr().out, "nothing is trained again"
+        for tensors, path in zip(before, same, strict=True):
+            now = load_file(path)
+            assert all(torch.equal(now[key], value) for key, value in tensors.items())
+        with pytest.raises(SystemExit, match="was begun with"):
+            run(patch, "rendered_lips", *own, "--steps", 8)
+        settings.write_text(json.dumps({"trailing_silence": 0.0, "speeds": [0.9, 1.0]}))
+        with pytest.raises(SystemExit):
+            run(patch, "rendered_lips", *own, "--steps", 4)
+        settings.write_text(said)
+        assert "lips move at one speed" in capsys.readouterr().err
+
+
+def test_a_stopped_training_ends_as_an_unbroken_one(parts: Path, lips: Path, tmp_path: Path) -> None:
+    data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "train")
+    seen = CachedStates([next((parts / "avhubert").glob("seen-train-*.safetensors"))])
+    asked: list[int] = []
+
+    def video(index: int, _: random.Random) -> torch.Tensor:
+        frames = seen[index].video
+        assert frames is not None
+        return frames.float()
+
+    def until(index: int, rng: random.Random) -> torch.Tensor:
+        asked.append(index)
+        if len(asked) > 12:  # in the fourth step, of four recordings each
+            raise KeyboardInterrupt
+        return video(index, rng)
+
+    ends = []
+    for name in ("whole", "parted"):
+        torch.manual_seed(0)
+        teacher = rendered_lips.Teacher(64, 1, (4, 4, 8, 8), 32)
+        teacher.encoder.feature_extractor_video.resnet = rendered_lips.Seen()
+        kept = (tmp_path / name, 6, 1e-3, {"rate": "1"}, 2)
+        if name == "parted":
+            with pytest.raises(KeyboardInterrupt):
+                rendered_lips.learn(teacher, data, until, *kept)
+        rendered_lips.learn(teacher, data, video, *kept)
+        ends.append(teacher.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_the_states_are_those_of_the_saved_encoder(parts: Path, lips: Path) -> None:
@@ -97,7 +174,6 @@ def test_synthetic_speech_is_aligned_and_gets_lips(parts: Path, lips: Path, tmp_
         shard = tmp_path / f"synthetic/000{number}-slt.npz"
         np.savez(shard, audio=np.concatenate(clips), offset=np.cumsum([0, *map(len, clips)]), rows=rows)
     shutil.copytree(lips, tmp_path / "lips")
-    shutil.copytree(parts / "avhubert", tmp_path / "avhubert")
     whisper, aligned = ("--whisper", parts / "whisper"), parts / "aligned.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         run(patch, "align", tmp_path / "synthetic", tmp_path / "synthetic.jsonl", *whisper, "--every", 2)
@@ -106,7 +182,7 @@ def test_synthetic_speech_is_aligned_and_gets_lips(parts: Path, lips: Path, tmp_
             (f"000{number}-slt", text) for number in (0, 2) for text in ("mop", "a palm")
         ]
         assert {name for _, name in lines[0]["phonemes"]} >= {"m", "p"}
-        own = (aligned, tmp_path / "lips", tmp_path / "avhubert", *SMALL, "--steps", 4, "--context-steps", 40)
+        own = (aligned, tmp_path / "lips", tmp_path / "avhubert", *SMALL, "--steps", 4, "--context-steps", 4)
         with pytest.raises(SystemExit, match="has no states of 0000-slt"):
             run(patch, "rendered_lips", *own, "--synthetic", tmp_path / "synthetic.jsonl")
         synthetic = ("--passes", 0, 1, "--synthetic", tmp_path / "synthetic")
@@ -122,9 +198,21 @@ def test_synthetic_speech_is_aligned_and_gets_lips(parts: Path, lips: Path, tmp_
     assert noisy is not None
     assert clean.shape == (25, 64)
     assert torch.equal(clean, noisy)
-    # Batches of sound alone and of both are drawn from what has them.
-    train, _, _ = decoder.open_states(tmp_path / "lips")
-    assert sum("video" in spans for _, spans in train.rows) == 2 * (4 + 4)
+    # Steps with lips are of what has some, and a stopped run goes on with the batches that would have come.
+    own = (parts / "whisper", tmp_path / "lips", "OUT", *SIZES, "--video-rates", 2, 5, "--lips", tmp_path / "avhubert")
+    own = (*own, "--sound-every", 3, "--scales-per-step", 1, "--seconds", 3, "--every", 100)
+    whole, parted = ([step for n in ends for step in steps_of(own, tmp_path / name, n)] for name, ends in RUNS.items())
+    assert whole == parted
+    assert [any(rates.video for rates in scales) for scales, _, _ in whole] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert all(lips_are_there for scales, _, lips_are_there in whole if scales[0].video)
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +278,13 @@ def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> Non
         )
         silent = decoder.replace(batch, audio=torch.zeros_like(batch.audio))
         expected = next(decoder.losses(reader, silent, whisper, reader.scales[1:]))
+        looked = decoder.development(reader, [batch], whisper)
     assert again == sound
     assert alone != both
     torch.testing.assert_close(alone, expected)
+    assert list(looked.values()) == pytest.approx([float(sound), float(alone)], abs=1e-3), (
+        "development is of lips alone"
+    )
 
 
 def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: Path) -> None:
@@ -227,11 +319,19 @@ def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: P
         )
         with pytest.raises(SystemExit, match="has no lips"):
             run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path / "three", *own)
+        with pytest.raises(SystemExit, match="lips begin somewhere"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "five", *own)
+        with pytest.raises(SystemExit, match="of which there are none"):
+            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "six", *SIZES, "--lips", "any")
         with pytest.raises(RuntimeError, match="Unexpected key"):
             run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "four", *SIZES, "--start", first)
     before, one, two = map(load_file, (taught, first, tmp_path / "two/taught.safetensors"))
     assert all(torch.allclose(one[name], value) for name, value in before.items())
     assert one.keys() == two.keys()
+    read = load_file(parts / "avhubert/sound.safetensors")
+    begun = start.projector(2, read["weight"], 80, read["bias"])[0]
+    assert torch.allclose(one["video_proj.0.0.weight"][:64], begun.weight[:64])
+    assert torch.allclose(one["video_proj.0.0.bias"][:64], begun.bias[:64])
     assert all(torch.allclose(two[name], value) for name, value in one.items())
 
 

@@ -1,4 +1,4 @@
-"""The recipes of real speech: states, starts from Whisper without and with lips, training steps."""
+"""The recipes of real speech: states, starts from Whisper, training steps."""
 
 from __future__ import annotations
 
