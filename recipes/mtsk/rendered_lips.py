@@ -1,4 +1,4 @@
-"""A visual encoder for rendered mouths, and its states: `python rendered_lips.py ALIGNED.jsonl STATES OUT`.
+"""A visual encoder for rendered mouths, and what it sees: `python rendered_lips.py ALIGNED.jsonl STATES OUT`.
 
 `ALIGNED.jsonl` is a manifest of real recordings by `align.py`, STATES what `speech_states.py` made of it. The mouth of
 `mouth.py` says each recording (`rendered.py`), and the encoder learns to name the viseme of every frame and what sound
@@ -9,11 +9,13 @@ convolutions stay, what they see of each recording is kept, and the transformer 
 
     OUT/avhubert.safetensors   the encoder, key names of the public checkpoints; synthetic mouths only, and named so
     OUT/sound.safetensors      what sound to expect: `weight` (D, W) and `bias` (D,) of its states with positions
-    STATES/*/*.safetensors     each shard of recordings gets `video`: the same lips in every pass, noise moves no mouth
+    STATES/*/*.safetensors     each shard of recordings gets `video`, what the convolutions see: the same in every pass,
+                               noise moves no mouth. The transformer learns on in `speech_decoder.py`
 
-With `--synthetic`, of `align.py` over shards of synthetic speech, the states of these shards get lips too.
+With `--synthetic`, of `align.py` over shards of synthetic speech, these shards get lips too. With `--states-of`, the
+OUT of `speech_decoder.py`, the states that this encoder makes of recordings go to its `states/`, for `lips.yaml`.
 
-Checkpoints and what was seen are kept; a stopped run goes on, and writes the states of lips anew. Crops are averaged
+Checkpoints and what was seen are kept; a stopped run goes on, and writes `video` anew. Crops are averaged
 over squares of 2 pixels.
 """
 
@@ -39,7 +41,7 @@ from rendered import face_number, mouth
 from safetensors.torch import save_file
 from speech_decoder import SOUND_FILE, encoded_of, endless
 from speech_states import SHARD, rows_of
-from states import VideoStates, save_states
+from states import Seen, read_avhubert, save_states
 from torch import Tensor, nn
 from visemes import FPS, SHAPES, frame_visemes
 
@@ -84,13 +86,6 @@ class Teacher(nn.Module):
         states = self.encoder(video, lengths)
         # States of sound tell where they stand.
         return self.visemes(states), self.sound(states + sinusoids(*states.shape[1:]))
-
-
-class Seen(nn.Module):
-    """In place of the convolutions: hands on what they saw, (B, T, 1, C)."""
-
-    def forward(self, video: Tensor, valid: Tensor) -> Tensor:
-        return video[valid][:, 0]
 
 
 class Speakers:
@@ -234,9 +229,7 @@ def look(model: Teacher, data: Speakers, folder: Path, name: str) -> CachedState
         model.eval()
         seen = []
         for index in range(len(data.rows)):
-            video = normalize(crop_of(data.rows[index], random.Random(index)), CROP, SHRINK)[None]
-            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-                seen.append(resnet(video, torch.ones(video.shape[:2], dtype=torch.bool)).half()[:, None])
+            seen.append(view(resnet, data.rows[index], random.Random(index))[:, None])
         save_states(target, {"video": seen}, data.clean.texts)
     kept = CachedStates([target])
     if kept.texts != data.clean.texts:
@@ -245,40 +238,52 @@ def look(model: Teacher, data: Speakers, folder: Path, name: str) -> CachedState
 
 
 @torch.inference_mode()
-def add_lips(model: Teacher, data: Speakers, seen: CachedStates) -> None:
-    """Gives each shard of recordings the states of lips."""
-    model.eval()
-    states = []
+def add_lips(data: Speakers, seen: CachedStates, encoder: AvHubert | None = None, folder: Path | None = None) -> None:
+    """Gives each shard of recordings what was seen (T, C), or, in another folder, an encoder's states of it (T, W)."""
+    video = []
     for index in range(len(data.rows)):
         frames: Any = seen[index].video
+        if encoder is None:
+            video.append(frames[:, 0])
+            continue
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            states.append(model.encoder(frames.float()[None])[0].half())
+            video.append(encoder(frames.float()[None])[0].half())
     for shard in data.shards:
         first = SHARD * int(shard.stem.split("-")[1])
-        put(shard, states[first : first + SHARD], data.clean.texts[first : first + SHARD])
+        target = shard if folder is None else folder / shard.name
+        put(shard, video[first : first + SHARD], data.clean.texts[first : first + SHARD], target)
 
 
-def put(shard: Path, video: list[Tensor], texts: Sequence[str]) -> None:
-    """Gives a shard of states those of lips, after a look whether it is of these texts."""
+def put(shard: Path, video: list[Tensor], texts: Sequence[str], target: Path) -> None:
+    """Writes a shard of states with a `video` of each clip, after a look whether it is of these texts."""
     kept = CachedStates([shard])
     if kept.texts != list(texts):
         raise SystemExit(f"{shard} is of other recordings")
     audio: Any = [kept[i].audio for i in range(len(kept))]
-    save_states(shard, {"audio": audio, "video": video}, kept.texts, kept.trailing_silence or 0.0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_states(target, {"audio": audio, "video": video}, kept.texts, kept.trailing_silence or 0.0)
 
 
-def add_synthetic_lips(encoder: AvHubert, aligned: Path, states: Path) -> None:
-    """Gives the shards of synthetic speech of an aligned manifest the states of lips."""
+@torch.inference_mode()
+def view(resnet: nn.Module, row: dict[str, Any], rng: random.Random) -> Tensor:
+    """(T, C) fp16, what convolutions see of a mouth that says an aligned recording."""
+    video = normalize(crop_of(row, rng), CROP, SHRINK)[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+        seen: Tensor = resnet(video, torch.ones(video.shape[:2], dtype=torch.bool))
+    return seen.half()
+
+
+def add_synthetic_lips(resnet: nn.Module, aligned: Path, states: Path) -> None:
+    """Gives the shards of synthetic speech of an aligned manifest what the convolutions see, (T, C)."""
     rows = [json.loads(line) for line in aligned.read_text(encoding="utf-8").splitlines()]
-    reader = VideoStates(encoder, SHRINK)
     for name, lines in groupby(rows, key=lambda row: str(row["shard"])):
         shards = sorted((states / "train").glob(f"[0-9][0-9]-s{name}.safetensors"))
         if not shards:
             raise SystemExit(f"{states / 'train'} has no states of {name}: run speech_states.py with --synthetic")
         rng, said = random.Random(name), list(lines)
-        video = [reader.encode(crop_of(row, rng)) for row in said]
+        video = [view(resnet, row, rng) for row in said]
         for shard in shards:
-            put(shard, video, [row["text"] for row in said])
+            put(shard, video, [row["text"] for row in said], shard)
         print(f"{name}: {len(said)} clips", flush=True)
 
 
@@ -313,13 +318,15 @@ def main() -> None:
     parser.add_argument("--context-steps", type=int, default=1200, help="of the transformer alone")
     parser.add_argument("--context-rate", type=float, default=1e-3, help="its learning rate then")
     parser.add_argument("--synthetic", type=Path, help="aligned.jsonl of shards of synthetic speech")
+    parser.add_argument("--states-of", type=Path, help="OUT of speech_decoder.py")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = json.loads((arguments.states / "settings.json").read_text(encoding="utf-8"))
     if settings["speeds"] != [1.0]:
         parser.error(f"lips move at one speed, and {arguments.states} was made with {settings['speeds']}")
-    begun = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "synthetic")}
+    # Folders may move; whether they are of the same recordings is looked at apart.
+    begun = {name: str(value) for name, value in vars(arguments).items() if isinstance(value, int | float | list)}
     train, dev = (Speakers(arguments.manifest, arguments.states, split) for split in ("train", "dev"))
     sound: Any = train.clean[0].audio
     model = Teacher(arguments.width, arguments.layers, arguments.channels, sound.shape[1])
@@ -340,13 +347,19 @@ def main() -> None:
 
     learn(model, train, kept, arguments.out / "context.ckpt", arguments.context_steps, arguments.context_rate, begun)
     print("development:", development(model, dev, seen["dev"], scale_of(train)), flush=True)
+    if arguments.states_of is not None:
+        encoder = read_avhubert(str(arguments.states_of))
+        encoder.feature_extractor_video.resnet = Seen()  # type: ignore[assignment]
+        for name, data in sets.items():
+            add_lips(data, seen[name], encoder, arguments.states_of / "states" / name)
+        return
     for name, data in sets.items():
-        add_lips(model, data, seen[name])
+        add_lips(data, seen[name])
     features.resnet = convolutions
     save_encoder(model.encoder, arguments.out)
     save_sound(model, scale_of(train), arguments.out)
     if arguments.synthetic is not None:
-        add_synthetic_lips(model.encoder.eval(), arguments.synthetic, arguments.states)
+        add_synthetic_lips(convolutions.eval(), arguments.synthetic, arguments.states)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ it reads every state of the clean recording. A checkpoint is kept; a stopped run
 
 Each batch begins a random number of states later, so that a word is not always cut into the same tokens.
 
-With `--video-rates` lips are read too, of states of `rendered_lips.py`. A video token begins as the mean of the sound
-that the lips let one expect (`--lips`). Video states carry positions, which those of sound have from Whisper's encoder.
+With `--video-rates` lips are read too, of shards and by the visual encoder of `rendered_lips.py` (`--lips`), whose
+transformer learns along. A video token begins as the mean of the sound that the lips let one expect. Video states carry
+positions, which those of sound have from Whisper's encoder. OUT then gets `avhubert.safetensors` too.
 Steps of scales with lips are over what has some, every `--sound-every`-th is of sound alone, over all speech.
 
 Not in Llama-MTSK (arXiv 2503.06362), whose language model is a pretrained Llama, and whose projectors start at
@@ -38,13 +39,16 @@ import torch.nn.functional as F
 from lip_encoder import save_run
 from safetensors.torch import load_file, save_file
 from speech_start import FILES, Whisper, projector
+from states import Seen, read_avhubert
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_linear_schedule_with_warmup
 
 from tokenthrift.backbones.whisper_decoder import WhisperDecoder
 from tokenthrift.mtsk import Rates
+from tokenthrift.mtsk.audiovisual.avhubert import AvHubert
 from tokenthrift.mtsk.config import scales_of
+from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.network import projectors
 from tokenthrift.mtsk.sequence import IGNORED, Encoded
 from tokenthrift.mtsk.training.clips import Batch, CachedStates, collate
@@ -68,7 +72,7 @@ class Reader(nn.Module):
         audio_rates: states of sound per token; none for a reader of every state.
         video_rates: states of lips per token.
         hidden_size: between the two layers of a projector.
-        video_size: width of the states of lips.
+        visual: of what convolutions saw of lips, (B, T, 1, C), and of lengths (B,), to states (B, T, W).
     """
 
     def __init__(
@@ -77,13 +81,15 @@ class Reader(nn.Module):
         audio_rates: Sequence[int] = (),
         video_rates: Sequence[int] = (),
         hidden_size: int = 1024,
-        video_size: int = 0,
+        visual: AvHubert | None = None,
     ) -> None:
         super().__init__()
         self.decoder, self.rates = decoder, {"audio": tuple(audio_rates), "video": tuple(video_rates)}
         size = decoder.embed_tokens.embedding_dim
         self.audio_proj = nn.ModuleList(projector(rate, torch.eye(size), hidden_size) for rate in audio_rates)
-        self.video_proj = projectors(video_rates, video_size, hidden_size, size, "stack", norm=False)
+        self.visual = visual
+        width = 0 if visual is None else visual.post_extract_proj.out_features
+        self.video_proj = projectors(video_rates, width, hidden_size, size, "stack", norm=False)
         tasks = ("asr", "avsr") if video_rates else ("asr",)
         self.scales = scales_of(tasks, *self.rates.values())
 
@@ -91,6 +97,8 @@ class Reader(nn.Module):
         """Tokens (B, n, D) of one modality, and how many each item has, (B,); as in `LlamaMtsk.tokens`."""
         states, lengths = getattr(encoded, modality), getattr(encoded, f"{modality}_lengths")
         if modality == "video":
+            assert self.visual is not None
+            states = self.visual(states[:, :, None], lengths)
             states = states + sinusoids(*states.shape[1:])
         stacked, counts = pool_by_rate(states, lengths, rate, "stack")
         return getattr(self, f"{modality}_proj")[self.rates[modality].index(rate)](stacked), counts
@@ -219,9 +227,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="taught.safetensors of another run, of the same sizes")
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--video-rates", type=int, nargs="*", default=[], help="of lips (default: none)")
-    parser.add_argument(
-        "--lips", type=Path, help="OUT of rendered_lips.py, where video tokens begin if --start has none"
-    )
+    parser.add_argument("--lips", type=Path, help="OUT of rendered_lips.py, or of the run of --start")
     parser.add_argument("--mute", type=float, default=0.5, help="share of sound that is muted where lips are read")
     parser.add_argument("--sound-every", type=int, default=2, help="where lips are read, steps from one of sound alone")
     parser.add_argument("--scales-per-step", type=int, help="at random (default: all)")
@@ -232,7 +238,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--decoder-rate", type=float, default=2e-4, help="learning rate of the cross-attention")
     parser.add_argument("--rest-rate", type=float, default=0.0, help="of the rest of the decoder, which stays if 0")
     parser.add_argument("--projector-rate", type=float, default=4e-5, help="of projectors, whose sums are longer")
-    parser.add_argument("--lips-rate", type=float, default=3e-4, help="of projectors of lips, which know less")
+    parser.add_argument("--lips-rate", type=float, default=3e-4, help="of what reads lips, which knows less")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the order, and of units of projectors that a mean leaves over"
     )
@@ -247,37 +253,40 @@ def main() -> None:
     whisper = Whisper(fetch(arguments.whisper, FILES), arguments.vocabulary)
     train, clean, dev = open_states(arguments.states)
     teacher = Reader(copy.deepcopy(whisper.decoder)).requires_grad_(False)
-    lips = 0 if (video := train[0].video) is None else video.shape[-1]
-    if arguments.video_rates and not lips:
-        raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
-    if arguments.lips is not None and not arguments.video_rates:
-        raise SystemExit("--lips begins projectors of --video-rates, of which there are none")
-    reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, lips)
+    if (arguments.lips is None) == bool(arguments.video_rates):
+        raise SystemExit("--video-rates and --lips, the folder of a visual encoder, go together")
+    visual, convolutions = None, {}
     if arguments.lips is not None:
+        if train[0].video is None:
+            raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
+        visual = read_avhubert(str(arguments.lips))
+        prefix = "feature_extractor_video.resnet."
+        convolutions = {name: value for name, value in visual.state_dict().items() if name.startswith(prefix)}
+        visual.feature_extractor_video.resnet = Seen()  # type: ignore[assignment]
+    reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, visual)
+    given = {} if arguments.start is None else load_file(arguments.start)
+    sees = any(name.startswith("video_proj.") for name in given)
+    if arguments.lips is not None and not sees:
         sound = load_file(arguments.lips / SOUND_FILE)
         for rate, project in zip(arguments.video_rates, reader.video_proj, strict=True):
             begun_as = projector(rate, sound["weight"], arguments.projector, sound["bias"])
             project.load_state_dict(begun_as.state_dict())
-    if arguments.start is not None:
-        given = load_file(arguments.start)
-        sees = any(name.startswith("video_proj.") for name in given)
-        own = {name: value for name, value in reader.state_dict().items() if name.startswith("video_proj.")}
-        reader.load_state_dict(given if sees else own | given)
-    else:
-        sees = False
-    if arguments.video_rates and arguments.lips is None and not sees:
-        raise SystemExit("lips begin somewhere: give --lips, or a --start that has read some")
+    if given:
+        begins = ("visual.",) if sees else ("visual.", "video_proj.")
+        own = {name: value for name, value in reader.state_dict().items() if name.startswith(begins)}
+        reader.load_state_dict(own | given)
     cross: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     reader.requires_grad_(False)
     for name, weight in reader.decoder.named_parameters():
         if "embed" not in name:  # as Whisper has them
             (cross if "encoder_attn" in name else rest).append(weight)
+    transformer = [] if visual is None else [*visual.parameters()]
     groups = [
         {"params": cross, "lr": arguments.decoder_rate},
         {"params": rest, "lr": arguments.rest_rate},
         {"params": [*reader.audio_proj.parameters()], "lr": arguments.projector_rate},
-        {"params": [*reader.video_proj.parameters()], "lr": arguments.lips_rate},
+        {"params": [*reader.video_proj.parameters(), *transformer], "lr": arguments.lips_rate},
     ]
     groups = [group for group in groups if group["lr"]]
     for group in groups:
@@ -337,7 +346,12 @@ def main() -> None:
             found = development(average.module, looks, whisper)
             if sum(found.values()) < best:
                 best = sum(found.values())
-                save_file(average.module.state_dict(), arguments.out / "taught.safetensors")
+                averaged = average.module.state_dict()
+                taught = {name: value for name, value in averaged.items() if not name.startswith("visual.")}
+                save_file(taught, arguments.out / "taught.safetensors")
+                if visual is not None:
+                    own = {k.removeprefix("visual."): v for k, v in averaged.items() if k not in taught}
+                    save_file(convolutions | own, arguments.out / AVHUBERT_FILE)
             progress = {"step": step, "best": best, "begun": begun}
             save_run(kept, {name: part.state_dict() for name, part in parts.items()} | progress)
             line = json.dumps({"step": step, "train": round(sum(seen) / len(seen), 4), "dev": found})

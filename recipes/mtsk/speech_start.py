@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--projector", type=int, default=1024, help="between the two layers of a projector")
     parser.add_argument("--trailing-silence", type=float, default=0.0, help="seconds, as of speech_states.py")
-    parser.add_argument("--avhubert", help="OUT of rendered_lips.py, as it was taught with; none for sound alone")
+    parser.add_argument("--avhubert", help="OUT of speech_decoder.py where it read lips; none for sound alone")
     parser.add_argument("--video-rates", type=int, nargs="+", default=[2, 5])
     parser.add_argument("--taught", type=Path, help="decoder and projectors of speech_decoder.py, of the same sizes")
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ import torch
 from lip_encoder import rows_of
 from safetensors.torch import load_file, save_file
 from talk import pictures
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk.audiovisual.avhubert import AvHubert, avhubert_config, normalize
@@ -68,22 +68,24 @@ def read_avhubert(source: str) -> AvHubert:
     return model
 
 
+class Seen(nn.Module):
+    """In place of a visual encoder's convolutions: hands on what they saw, (B, T, 1, C)."""
+
+    def forward(self, video: Tensor, valid: Tensor) -> Tensor:
+        return video[valid][:, 0]
+
+
 class VideoStates:
-    """A visual encoder, in bf16 where the processor has it.
+    """A visual encoder, in bf16 where the processor has it."""
 
-    Args:
-        avhubert: the encoder.
-        shrink: squares of so many pixels are averaged first, as it was trained.
-    """
-
-    def __init__(self, avhubert: AvHubert, shrink: int = 1) -> None:
-        self.avhubert, self.shrink = avhubert, shrink
+    def __init__(self, avhubert: str) -> None:
+        self.avhubert = read_avhubert(avhubert)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """fp16 states of one clip of mouth crops."""
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            states: Tensor = self.avhubert(normalize(frames, shrink=self.shrink)[None])[0].half()
+            states: Tensor = self.avhubert(normalize(frames)[None])[0].half()
         return states
 
 
@@ -92,7 +94,7 @@ class Encoders:
 
     def __init__(self, whisper: str, avhubert: str) -> None:
         self.audio_states = AudioStates(whisper).encode
-        self.video_states = VideoStates(read_avhubert(avhubert)).encode
+        self.video_states = VideoStates(avhubert).encode
 
 
 def options(about: str | None, source: str, *, lips: bool = True) -> argparse.ArgumentParser:

@@ -22,8 +22,22 @@ from tokenthrift.mtsk.config import VideoConfig
 from tokenthrift.mtsk.training.clips import CachedStates
 from tokenthrift.whisper import sinusoids
 
-rendered_lips = script("rendered_lips")
+rendered_lips, states = script("rendered_lips"), script("states")
 SMALL = ("--width", 64, "--layers", 1, "--channels", 4, 4, 8, 8)
+
+
+class Given(torch.nn.Module):
+    """In place of a visual encoder: its states are given, (B, T, 1, W)."""
+
+    def forward(self, video: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return video[:, :, 0]
+
+
+def reader_of(parts: Path, folder: Path, audio: tuple[int, ...] = RATES, video: tuple[int, ...] = (2, 5)) -> Any:
+    """A reader of sound and lips around the visual encoder of a folder."""
+    visual = states.read_avhubert(str(folder))
+    visual.feature_extractor_video.resnet = states.Seen()
+    return decoder.Reader(start.Whisper(parts / "whisper", 120).decoder, audio, video, 80, visual).eval()
 
 
 RUNS = {"whole": (7,), "parted": (4, 7)}  # steps at which a run ends
@@ -71,7 +85,7 @@ def test_states_of_rendered_lips_stand_beside_those_of_sound(lips: Path) -> None
     assert clip.video is not None
     assert torch.equal(noisy.video, clip.video), "noise does not move a mouth"
     assert clip.audio is not None
-    assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 64))
+    assert (clip.audio.shape, clip.video.shape) == ((50, 32), (25, 8))
     mouth = clip.video.float()
     assert (mouth[15] - mouth[2]).norm() > (mouth[3] - mouth[2]).norm(), "an open mouth is not a closed one"
 
@@ -122,7 +136,7 @@ def test_a_stopped_training_ends_as_an_unbroken_one(parts: Path, lips: Path, tmp
     for name in ("whole", "parted"):
         torch.manual_seed(0)
         teacher = rendered_lips.Teacher(64, 1, (4, 4, 8, 8), 32)
-        teacher.encoder.feature_extractor_video.resnet = rendered_lips.Seen()
+        teacher.encoder.feature_extractor_video.resnet = states.Seen()
         kept = (tmp_path / name, 6, 1e-3, {"rate": "1"}, 2)
         if name == "parted":
             with pytest.raises(KeyboardInterrupt):
@@ -132,16 +146,24 @@ def test_a_stopped_training_ends_as_an_unbroken_one(parts: Path, lips: Path, tmp
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_the_states_are_those_of_the_saved_encoder(parts: Path, lips: Path) -> None:
+def test_the_states_of_a_saved_encoder_have_a_place_of_their_own(parts: Path, lips: Path, tmp_path: Path) -> None:
     """What the convolutions saw was kept, so the transformer has read no pictures."""
+    shutil.copy(parts / "avhubert/avhubert.safetensors", tmp_path)
+    own = (parts / "aligned.jsonl", lips, parts / "avhubert", *SMALL, "--steps", 4, "--context-steps", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "rendered_lips", *own, "--states-of", tmp_path)
     data = rendered_lips.Speakers(parts / "aligned.jsonl", lips, "dev")
-    encoder = script("states").read_avhubert(str(parts / "avhubert"))
+    encoder = states.read_avhubert(str(tmp_path))
     pictures = rendered_lips.normalize(rendered_lips.crop_of(data.rows[0], random.Random(0)), 88, 2)
     with torch.no_grad():
         expected = encoder(pictures[None])[0]
-    found = CachedStates([lips / "dev/00-000.safetensors"])[0].video
-    assert found is not None
-    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    found = CachedStates([tmp_path / "states/dev/00-000.safetensors"])[0]
+    assert found.video is not None
+    torch.testing.assert_close(found.video.float(), expected, rtol=0.1, atol=0.1)
+    seen = CachedStates([lips / "dev/00-000.safetensors"])[0]
+    assert seen.video is not None
+    assert seen.video.shape == (25, 8), "what was seen stays where it is"
+    assert len(list((tmp_path / "states/train").glob("*.safetensors"))) == 2
 
 
 def test_the_encoder_learns_visemes_and_sound(parts: Path, lips: Path, tmp_path: Path) -> None:
@@ -196,12 +218,14 @@ def test_synthetic_speech_is_aligned_and_gets_lips(parts: Path, lips: Path, tmp_
     clean, noisy = (found[f"0{n}-s0002-slt.safetensors"] for n in (0, 1))
     assert clean is not None
     assert noisy is not None
-    assert clean.shape == (25, 64)
+    assert clean.shape == (25, 8)
     assert torch.equal(clean, noisy)
     # Steps with lips are of what has some, and a stopped run goes on with the batches that would have come.
-    own = (parts / "whisper", tmp_path / "lips", "OUT", *SIZES, "--video-rates", 2, 5, "--lips", tmp_path / "avhubert")
-    own = (*own, "--sound-every", 3, "--scales-per-step", 1, "--seconds", 3, "--every", 100)
-    whole, parted = ([step for n in ends for step in steps_of(own, tmp_path / name, n)] for name, ends in RUNS.items())
+    sizes = (parts / "whisper", tmp_path / "lips", "OUT", *SIZES, "--video-rates", 2, 5, "--sound-every", 3)
+    often = ("--lips", tmp_path / "avhubert", "--scales-per-step", 1, "--seconds", 3, "--every", 100)
+    whole, parted = (
+        [step for n in ends for step in steps_of((*sizes, *often), tmp_path / name, n)] for name, ends in RUNS.items()
+    )
     assert whole == parted
     assert [any(rates.video for rates in scales) for scales, _, _ in whole] == [
         True,
@@ -223,19 +247,20 @@ def seeing(parts: Path, lips: Path, taught: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         learned = ("--steps", 2, "--every", 1, "--lips", parts / "avhubert", "--start", taught)
         run(patch, "speech_decoder", parts / "whisper", lips, out, *SIZES, *own, *learned)
-        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", parts / "avhubert")
+        own = (*own, "--taught", out / "taught.safetensors", "--avhubert", out)
         run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", out, *SIZES, *own)
     return out
 
 
 def test_a_video_token_begins_as_the_mean_of_the_sound_to_expect(parts: Path, lips: Path) -> None:
     read = load_file(parts / "avhubert/sound.safetensors")
-    reader = decoder.Reader(start.Whisper(parts / "whisper", 120).decoder, RATES, (2, 5), 80, 64)
+    reader = reader_of(parts, parts / "avhubert")
     for rate, project in zip((2, 5), reader.video_proj, strict=True):
         project.load_state_dict(start.projector(rate, read["weight"], 80, read["bias"]).state_dict())
     encoded = decoder.encoded_of(decoder.collate([CachedStates([lips / "dev/00-000.safetensors"])[0]]))
-    states = encoded.video[0] + sinusoids(*encoded.video.shape[1:])
-    sound = states @ read["weight"].T + read["bias"]
+    with torch.no_grad():
+        seen = reader.visual(encoded.video[:, :, None], encoded.video_lengths)[0]
+    sound = (seen + sinusoids(*seen.shape)) @ read["weight"].T + read["bias"]
     with torch.no_grad():
         for rate in (2, 5):
             tokens, _ = reader.tokens(encoded, "video", rate)
@@ -248,11 +273,10 @@ def test_a_start_that_sees_reads_as_what_was_taught(parts: Path, lips: Path, see
     model = LlamaMtsk.from_pretrained(seeing / "start")
     assert model.config.scales == (*(Rates(audio=a) for a in RATES), *(Rates(a, v) for v in (2, 5) for a in RATES))
     whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES, (2, 5), 80, 64).eval()
-    reader.load_state_dict(load_file(seeing / "taught.safetensors"))
-    clip = CachedStates([lips / "train/00-000.safetensors"])[1]
-    assert clip.video is not None
-    encoded = model.encode([speech(1.0, 1)], [clip.video.float()])
+    reader = reader_of(parts, seeing)
+    reader.load_state_dict(load_file(seeing / "taught.safetensors"), strict=False)
+    reader.visual = Given()
+    encoded = model.encode([speech(1.0, 1)], [torch.randn(25, 64, generator=torch.Generator().manual_seed(0))])
     for expected, found in losses_of(whisper, reader, model, encoded):
         assert found == pytest.approx(expected, rel=0.1, abs=0.2)
     # The flags that a language model of this kind needs on a token of sound or video.
@@ -268,7 +292,7 @@ def test_lips_need_a_decoder_that_was_taught(parts: Path, tmp_path: Path) -> Non
 
 def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> None:
     whisper = start.Whisper(parts / "whisper", 120)
-    reader = decoder.Reader(whisper.decoder, RATES[:1], (2,), 80, 64).eval()
+    reader = reader_of(parts, parts / "avhubert", RATES[:1], (2,))
     data = CachedStates([lips / "train/00-000.safetensors"])
     batch = decoder.collate([data[i] for i in range(2)])
     with torch.no_grad():
@@ -287,47 +311,29 @@ def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> Non
     )
 
 
-def test_a_run_begins_where_another_ended(parts: Path, taught: Path, tmp_path: Path) -> None:
+def test_a_run_begins_where_another_ended(parts: Path, lips: Path, taught: Path, tmp_path: Path) -> None:
     """Without learning rates nothing moves."""
     still = ("--steps", 1, "--decoder-rate", 0, "--rest-rate", 0, "--projector-rate", 1e-30, "--lips-rate", 0)
     own = (*SIZES, "--video-rates", 2, *still)
+    begin = parts / "avhubert"
     with pytest.MonkeyPatch.context() as patch:
-        run(
-            patch,
-            "speech_decoder",
-            parts / "whisper",
-            parts / "lips",
-            tmp_path / "one",
-            *own,
-            "--start",
-            taught,
-            "--lips",
-            parts / "avhubert",
-        )
+        learn = (patch, "speech_decoder", parts / "whisper")
+        run(*learn, lips, tmp_path / "one", *own, "--start", taught, "--lips", begin)
         first = tmp_path / "one/taught.safetensors"
-        run(
-            patch,
-            "speech_decoder",
-            parts / "whisper",
-            parts / "lips",
-            tmp_path / "two",
-            *own,
-            "--start",
-            first,
-            "--lips",
-            parts / "avhubert",
-        )
+        run(*learn, lips, tmp_path / "two", *own, "--start", first, "--lips", tmp_path / "one")
         with pytest.raises(SystemExit, match="has no lips"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "states", tmp_path / "three", *own)
-        with pytest.raises(SystemExit, match="lips begin somewhere"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "five", *own)
-        with pytest.raises(SystemExit, match="of which there are none"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "six", *SIZES, "--lips", "any")
+            run(*learn, parts / "states", tmp_path / "three", *own, "--lips", begin)
+        for wrong in (own, (*SIZES, "--lips", begin)):
+            with pytest.raises(SystemExit, match="go together"):
+                run(*learn, lips, tmp_path / "four", *wrong)
         with pytest.raises(RuntimeError, match="Unexpected key"):
-            run(patch, "speech_decoder", parts / "whisper", parts / "lips", tmp_path / "four", *SIZES, "--start", first)
+            run(*learn, lips, tmp_path / "five", *SIZES, "--start", first)
     before, one, two = map(load_file, (taught, first, tmp_path / "two/taught.safetensors"))
     assert all(torch.allclose(one[name], value) for name, value in before.items())
     assert one.keys() == two.keys()
+    encoders = [load_file(folder / "avhubert.safetensors") for folder in (begin, tmp_path / "one", tmp_path / "two")]
+    for encoder in encoders[1:]:
+        assert all(torch.allclose(encoder[name], value) for name, value in encoders[0].items())
     read = load_file(parts / "avhubert/sound.safetensors")
     begun = start.projector(2, read["weight"], 80, read["bias"])[0]
     assert torch.allclose(one["video_proj.0.0.weight"][:64], begun.weight[:64])
@@ -345,12 +351,15 @@ def test_positions_tell_equal_pictures_apart(seeing: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 def test_the_recipe_of_lips_goes_on_from_its_start(parts: Path, lips: Path, seeing: Path, tmp_path: Path) -> None:
+    made = (parts / "aligned.jsonl", lips, parts / "avhubert", *SMALL, "--steps", 4, "--context-steps", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "rendered_lips", *made, "--states-of", seeing)
     config = "model.init_args.config"
     own: dict[str, object] = {f"{config}.language_model": seeing / "llama", f"{config}.whisper": parts / "whisper"}
-    own |= {f"{config}.avhubert": parts / "avhubert", f"{config}.projector_hidden_size": 80}
+    own |= {f"{config}.avhubert": seeing, f"{config}.projector_hidden_size": 80}
     own |= {f"{config}.audio_rates": list(RATES), "model.init_args.start_from": seeing / "start"}
     own[f"{config}.suppress_tokens"] = "[]"
-    own |= {"data.init_args.train": lips / "train", "data.init_args.dev": lips / "dev"}
+    own |= {f"data.init_args.{part}": seeing / "states" / part for part in ("train", "dev")}
     own |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": "2", "trainer.default_root_dir": tmp_path}
     own |= {"data.init_args.max_frames": 60, "data.init_args.dev_items": 1}
     configs = [f"--config={RECIPE / recipe}.yaml" for recipe in ("tiny", "speech", "lips")]
