@@ -22,6 +22,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -114,7 +115,15 @@ def speech_folder(source: Path, work: Path) -> Path:
         manifest = next((name for name in tar.getnames() if Path(name).name == "manifest.jsonl"), None)
         if manifest is None:
             raise SystemExit(f"{source} holds no manifest.jsonl")
-        tar.extractall(work, filter="data")
+        # `extractall(filter="data")` is not in every Python 3.11. Files alone are unpacked, none outside of the folder.
+        for member in tar:
+            target = (work / member.name).resolve()
+            if not target.is_relative_to(work.resolve()):
+                raise SystemExit(f"{source} holds a file outside of its folder, {member.name}")
+            if (file := tar.extractfile(member) if member.isfile() else None) is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with file, target.open("wb") as out:
+                    shutil.copyfileobj(file, out)
     return (work / manifest).parent
 
 

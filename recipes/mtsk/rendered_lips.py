@@ -349,6 +349,9 @@ def main() -> None:
     print("development:", development(model, dev, seen["dev"], scale_of(train)), flush=True)
     if arguments.states_of is not None:
         encoder = read_avhubert(str(arguments.states_of))
+        own = encoder.feature_extractor_video.resnet.state_dict()
+        if any(not torch.equal(own[name], value) for name, value in convolutions.state_dict().items()):
+            raise SystemExit(f"{arguments.states_of} is of other convolutions than {arguments.out}")
         encoder.feature_extractor_video.resnet = Seen()  # type: ignore[assignment]
         for name, data in sets.items():
             add_lips(data, seen[name], encoder, arguments.states_of / "states" / name)

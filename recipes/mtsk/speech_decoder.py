@@ -257,15 +257,21 @@ def main() -> None:
         raise SystemExit("--video-rates and --lips, the folder of a visual encoder, go together")
     visual, convolutions = None, {}
     if arguments.lips is not None:
-        if train[0].video is None:
+        if (video := train[0].video) is None:
             raise SystemExit(f"{arguments.states} has no lips: run rendered_lips.py")
         visual = read_avhubert(str(arguments.lips))
+        if video.shape[1] != (width := visual.feature_extractor_video.proj.in_features):
+            raise SystemExit(
+                f"{arguments.states} has {video.shape[1]} numbers a frame, not {width}: run rendered_lips.py"
+            )
         prefix = "feature_extractor_video.resnet."
         convolutions = {name: value for name, value in visual.state_dict().items() if name.startswith(prefix)}
         visual.feature_extractor_video.resnet = Seen()  # type: ignore[assignment]
     reader = Reader(whisper.decoder, arguments.rates, arguments.video_rates, arguments.projector, visual)
     given = {} if arguments.start is None else load_file(arguments.start)
     sees = any(name.startswith("video_proj.") for name in given)
+    if sees and arguments.lips is not None and arguments.lips.resolve() != arguments.start.parent.resolve():
+        raise SystemExit("--start has read lips by the visual encoder beside it: give its folder to --lips")
     if arguments.lips is not None and not sees:
         sound = load_file(arguments.lips / SOUND_FILE)
         for rate, project in zip(arguments.video_rates, reader.video_proj, strict=True):

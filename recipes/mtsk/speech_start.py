@@ -220,6 +220,8 @@ def main() -> None:
         names = [f"audio_proj.{k}." for k in range(len(arguments.rates))]
         own = [projector_of(part(taught, name)) for name in names]
         if arguments.avhubert is not None:
+            if Path(arguments.avhubert).resolve() != arguments.taught.parent.resolve():
+                parser.error("--taught has read lips by the visual encoder beside it: give its folder to --avhubert")
             own += [projector_of(part(taught, f"video_proj.{k}.")) for k in range(len(arguments.video_rates))]
     texts = [row["text"] for row in some]
     # The norms of other rates are near enough: `BALLAST` is large beside them.

@@ -184,3 +184,22 @@ def test_transcribed_recordings_are_split_as_they_say(
     with pytest.raises(SystemExit):
         run(monkeypatch, recordings, tmp_path / "out", "--librispeech", tmp_path / "nowhere")
     assert f"there is no {tmp_path}/nowhere" in capsys.readouterr().err
+
+
+def test_a_tar_file_writes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_text("")
+    for name in ("../outside.txt", f"{tmp_path}/outside.txt"):
+        with tarfile.open(tmp_path / "voices.tar", "w") as tar:
+            tar.add(tmp_path / "manifest.jsonl", "voices/manifest.jsonl")
+            member = tarfile.TarInfo(name)
+            tar.addfile(member)
+        with pytest.raises(SystemExit, match="outside of its folder"):
+            recordings.speech_folder(tmp_path / "voices.tar", tmp_path / "work")
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        link = tarfile.TarInfo("voices/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        tar.addfile(link)
+        tar.add(tmp_path / "manifest.jsonl", "voices/manifest.jsonl")
+    assert recordings.speech_folder(tmp_path / "linked.tar", tmp_path / "work") == tmp_path / "work/voices"
+    assert sorted(path.name for path in (tmp_path / "work/voices").iterdir()) == ["manifest.jsonl"], "no link is made"
+    assert not (tmp_path / "outside.txt").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.asr.tiny_dllm import speech
 from tests.recipes.mtsk_speech import RATES, SIZES, TEXTS, decoder, losses_of, start
@@ -164,6 +164,14 @@ def test_the_states_of_a_saved_encoder_have_a_place_of_their_own(parts: Path, li
     assert seen.video is not None
     assert seen.video.shape == (25, 8), "what was seen stays where it is"
     assert len(list((tmp_path / "states/train").glob("*.safetensors"))) == 2
+    other = {name: value + 1 if "resnet" in name else value for name, value in encoder.state_dict().items()}
+    save_file(other, tmp_path / "avhubert.safetensors")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="is of other convolutions"):
+        run(patch, "rendered_lips", *own, "--states-of", tmp_path)
+    shutil.copytree(tmp_path / "states", tmp_path / "old")
+    learn = (parts / "whisper", tmp_path / "old", tmp_path / "out", *SIZES, "--video-rates", 2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="has 64 numbers a frame, not 8"):
+        run(patch, "speech_decoder", *learn, "--lips", parts / "avhubert")
 
 
 def test_the_encoder_learns_visemes_and_sound(parts: Path, lips: Path, tmp_path: Path) -> None:
@@ -284,10 +292,14 @@ def test_a_start_that_sees_reads_as_what_was_taught(parts: Path, lips: Path, see
     assert torch.equal(tokens[0, :, -6:], torch.tensor([300.0, 0, 0, 0, 0, 0]).expand(len(tokens[0]), 6))
 
 
-def test_lips_need_a_decoder_that_was_taught(parts: Path, tmp_path: Path) -> None:
+def test_lips_need_a_decoder_that_was_taught_with_their_encoder(
+    parts: Path, seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = (*SIZES, "--avhubert", parts / "avhubert")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own)
+    for more in ((), ("--taught", seeing / "taught.safetensors", "--video-rates", 2, 5)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+            run(patch, "speech_start", parts / "whisper", parts / "manifest.jsonl", tmp_path, *own, *more)
+    assert "give its folder to --avhubert" in capsys.readouterr().err
 
 
 def test_sound_is_muted_only_where_lips_are_read(parts: Path, lips: Path) -> None:
@@ -323,6 +335,8 @@ def test_a_run_begins_where_another_ended(parts: Path, lips: Path, taught: Path,
         run(*learn, lips, tmp_path / "two", *own, "--start", first, "--lips", tmp_path / "one")
         with pytest.raises(SystemExit, match="has no lips"):
             run(*learn, parts / "states", tmp_path / "three", *own, "--lips", begin)
+        with pytest.raises(SystemExit, match="give its folder to --lips"):
+            run(*learn, lips, tmp_path / "three", *own, "--start", first, "--lips", begin)
         for wrong in (own, (*SIZES, "--lips", begin)):
             with pytest.raises(SystemExit, match="go together"):
                 run(*learn, lips, tmp_path / "four", *wrong)
