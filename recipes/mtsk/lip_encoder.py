@@ -33,7 +33,7 @@ from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.training.augmentation import mask_video
 from tokenthrift.training.precision import cpu_has_bf16
 
-CROP, SHRINK = 88, 2  # pixels of the height of a crop, and of the squares of it that `real_lips.py` and `rendered_lips.py` average
+CROP, SHRINK = 88, 2  # height of a crop; pixels of it that `real_lips.py` and `rendered_lips.py` average
 WIDTH, LAYERS, FFN, CHANNELS = 128, 2, 512, (8, 16, 32, 64)
 
 
