@@ -1,4 +1,4 @@
-"""What Whisper expects of each token of a text, for `together.py --teacher`.
+"""What Whisper expects of each token of a text, for `frozen_encoder.py` and `together.py --teacher`.
 
 Whisper reads every encoder state of the clean recording, its two start tokens before the text as it was trained, where
 a model of ours has one and reads fewer states. Its expectations are soft targets (Hinton et al., 2015), which keep
@@ -65,14 +65,18 @@ class Teacher(nn.Module):
             recordings: (samples,) at 16 kHz each.
             texts: token ids.
         """
-        states, lengths = encode_recordings(self.encoder, recordings, self.num_mel_bins)
+        return self.read(*encode_recordings(self.encoder, recordings, self.num_mel_bins), texts)
+
+    @torch.no_grad()
+    def read(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """As `forward`, of encoder states (B, N, D) and their lengths (B,)."""
         context = self.decoder.context(states, length_mask(lengths))
         start = list(range(self.words + 1, self.words + 1 + len(START)))
         ids, _ = pad_rows([torch.tensor([*start, *text]) for text in texts])
         _, used = pad_rows([torch.zeros(len(text) + 1) for text in texts])
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
         hidden = self.decoder(ids, causal, context)[0][:, len(START) - 1 :]
-        scores = self.decoder.logits(hidden[used])[:, : self.words + 1].log_softmax(-1)
+        scores = self.decoder.logits(hidden[used])[:, : self.words + 1].float().log_softmax(-1)
         out = scores.new_full((len(scores), self.vocabulary.size), NEVER)
         out[:, : self.words] = scores[:, :-1]
         out[:, self.vocabulary.eos_id] = scores[:, -1]

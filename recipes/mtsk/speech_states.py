@@ -45,11 +45,12 @@ def at_speed(sound: Tensor, speed: float) -> Tensor:
 
 
 def spoken(shard: Path) -> list[tuple[Tensor, str]]:
-    """The training clips of a shard of synthetic speech, and their texts."""
+    """The training clips of a shard of speech that one pass of the encoder reads, and their texts."""
     with np.load(shard) as data:
         audio, offset, rows = torch.from_numpy(data["audio"]), data["offset"], json.loads(str(data["rows"]))
     clips = zip(rows, offset, offset[1:], strict=False)
-    if not (found := [(audio[a:b].float() / 32768, row["text"]) for row, a, b in clips if row["split"] == "train"]):
+    kept = [(row, a, b) for row, a, b in clips if row["split"] == "train" and b - a < SECONDS * SAMPLE_RATE]
+    if not (found := [(audio[a:b].float() / 32768, row["text"]) for row, a, b in kept]):
         raise SystemExit(f"{shard} has no clips for training")
     return found
 

@@ -38,8 +38,9 @@ def test_states_have_no_pictures_and_leave_long_recordings_out(parts: Path) -> N
 
 
 def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> None:
-    clips = [(speech(seconds, 9).numpy() * 20_000).astype(np.int16) for seconds in (1.0, 0.5, 2.0)]
-    said = [{"text": text, "split": split} for text, split in (("one", "train"), ("two", "dev"), ("three", "train"))]
+    clips = [(speech(seconds, 9).numpy() * 20_000).astype(np.int16) for seconds in (1.0, 0.5, 2.0, 31.0)]
+    kinds = (("one", "train"), ("two", "dev"), ("three", "train"), ("longer than a pass", "train"))
+    said = [{"text": text, "split": split} for text, split in kinds]
     (tmp_path / "synthetic").mkdir()
     offset = np.cumsum([0, *map(len, clips)])
     np.savez(tmp_path / "synthetic/0000-slt.npz", audio=np.concatenate(clips), offset=offset, rows=json.dumps(said))
