@@ -8,7 +8,7 @@ held to what Whisper itself expects of the clean recording (`teacher.py`); witho
 what the draft head writes in that very step. Most of it is in the cross-attention; the rest has a rate of its own.
 
     OUT/               the model folder, averaged over the last steps, at the least development loss left to right
-    OUT/training.ckpt  from which a stopped run goes on
+    OUT/training.ckpt  from which a stopped run goes on, to another number of steps if one is given
     OUT/log.jsonl      losses of training and development: CTC in nats a character, the others in nats a token
 """
 
@@ -187,7 +187,7 @@ def main() -> None:
         weight.requires_grad_(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept, done, best = arguments.out / "training.ckpt", 0, float("inf")
-    begun = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "every")}
+    begun = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "steps", "every")}
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, min(50, arguments.steps // 10), arguments.steps)

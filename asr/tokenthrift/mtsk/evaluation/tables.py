@@ -139,8 +139,9 @@ def comparison_table(title: str, rows: Sequence[EvaluationRow], name: str, snr: 
             "above independent models, mean over rates",
             sum(known) / len(gaps) if len(known) == len(gaps) else None,
         ),
-        (f"fewer errors than audio alone at {snr:g} dB, relative %", gain("")),
+        (f"fewer errors of {fine} than of its audio alone at {snr:g} dB, relative %", gain("")),
         ("the same with shuffled video", gain("shuffled video")),
+        ("the same with still video", gain("still video")),
         (f"rise from {fine} to {coarse}", rise(name)),
         ("the same, pooled without training", rise(POOLED)),
     ]

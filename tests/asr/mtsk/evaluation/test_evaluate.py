@@ -205,10 +205,10 @@ def test_comparisons_are_in_points() -> None:
     rows += [row_of("independent", r, 0.05) for r in scales]
     rows += [row_of("pooled", scales[0], 0.05), row_of("pooled", scales[3], 0.4)]
     rows += [row_of("MS", Rates(4, 0), 0.4, 0.0), row_of("MS", scales[0], 0.3, 0.0)]
-    rows += [row_of("MS", scales[0], 0.44, 0.0, "shuffled video")]
+    rows += [row_of("MS", scales[0], 0.44, 0.0, "shuffled video"), row_of("MS", scales[0], 0.36, 0.0, "still video")]
     table = comparison_table("all", rows, "MS")
     assert table is not None
-    assert [row[1] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 1.5, 35.0])
+    assert [row[1] for row in table.rows] == pytest.approx([0.75, 25.0, -10.0, 10.0, 1.5, 35.0])
     assert comparison_table("none", [row_of("MS", Rates(4), 0.1)], "MS") is None
 
 
@@ -216,7 +216,7 @@ def test_comparisons_that_were_not_measured_are_shown() -> None:
     rows = [row_of("MS", r, 0.1, 0.0) for r in (Rates(4, 2), Rates(16, 5), Rates(4))]
     table = comparison_table("all", rows, "MS")
     assert table is not None
-    assert [row[1] for row in table.rows] == [None, 0.0, None, None, None]
+    assert [row[1] for row in table.rows] == [None, 0.0, None, None, None, None]
 
 
 def test_sets_taken_together_have_all_errors_over_all_words() -> None:
