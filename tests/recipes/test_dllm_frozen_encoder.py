@@ -95,6 +95,22 @@ def test_a_stopped_training_ends_as_one_that_went_through(
     assert all(torch.equal(through[name], stopped[name]) for name in through)
 
 
+def test_a_run_goes_on_to_another_number_of_steps_and_its_last_weights_are_kept(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = itertools.count()
+    monkeypatch.setattr(frozen_encoder, "development", lambda model, clips: {"causal": float(next(worse))})
+    found = []
+    for steps in (2, 4):
+        run(monkeypatch, frozen_encoder, *training, "--steps", steps, "--every", 2)
+        found.append(load_file(tmp_path / "out" / "model.safetensors"))
+    looked = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["dev"]["causal"]) for line in looked] == [(2, 0.0), (4, 1.0)]
+    changed = {name for name, value in found[0].items() if not torch.equal(value, found[1][name])}
+    assert any(name.startswith("draft.") for name in changed)
+    assert any("encoder_attn" in name for name in changed)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_decoder_is_whispers(training: tuple[Any, ...], tmp_path: Path, share: float) -> None:
     model = DllmAsr.from_pretrained(tmp_path / "start").float()
