@@ -54,7 +54,7 @@ from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.training.precision import cpu_has_bf16
 from tokenthrift.whisper import sinusoids
 
-SIZE, MOVES = 92, 5  # pixels of the height and width that are drawn, and places of a crop in them
+SIZE, MOVES = 92, 5  # pixels of the height and width that are drawn, and positions of a crop in them
 FRAMES = 1200  # of a step: 48 s
 
 
