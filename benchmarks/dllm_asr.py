@@ -1,16 +1,16 @@
 """dLLM-ASR against its parts and its baselines, in one run: `python benchmarks/dllm_asr.py --json out.json`.
 
 Every system reads the same recordings, one at a time, with the same number of threads: the CTC draft alone; the
-certified text, also with encoder and draft head in 8 bits; the diffusion model without draft, with all words of the
-draft open, with its sure words kept, by the model's own settings, with and without pruning, with the gate (a draft that
-is sure everywhere stays), and with an encoder that always reads 30 s; the same weights left to right, and with
-`--baseline` another decoder trained over the same encoder and adapter, both with a key-value cache and stopped at the
-length guard of the draft; diffusion from noise in fixed steps, a token a step over 128 slots; Whisper tiny.en itself,
-on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32 and int8. A row whose
-package or weights are absent is left out, and stderr says why. Word error rates follow Whisper's English normalizer
-over the whole set; a forward pass of two responses side by side counts twice; CPU seconds are those of the process, so
-that other work on the machine counts less. `--parts` adds CPU seconds a clip by part (encoder, draft, verifying, left
-to right, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins a run to one core.
+certified text; the diffusion model without draft, with all words of the draft open, with its sure words kept, by the
+model's own settings, with and without pruning, with the gate (a draft that is sure everywhere stays), and with an
+encoder that always reads 30 s; the same weights left to right, and with `--baseline` another decoder over the same
+encoder and adapter, both with a key-value cache and stopped at the length guard of the draft; the draft, the certified
+text and the left-to-right one with linear layers in 8 bits; diffusion from noise in fixed steps, a token a step over
+128 slots; Whisper tiny.en, on 30 s of padded audio as it needs, through transformers and through faster-whisper in fp32
+and int8. A row whose package or weights are absent is left out, and stderr says why. Word error rates follow Whisper's
+English normalizer over the whole set; a forward pass of two responses side by side counts twice; CPU seconds are those
+of the process, so that other work counts less. `--parts` adds CPU seconds a clip by part (encoder, draft, verifying,
+left to right, denoising, casing), for batches of 1 and 8 and one and two threads. `taskset -c 0` pins to one core.
 
 The four ablations of the paper (arXiv 2601.17902) are among the rows: exit alone is "no draft, no pruning" beside the
 fixed steps; the prior is "draft" beside "no draft"; pruning is each of them beside its own without; the chat prompt has
@@ -57,7 +57,7 @@ FASTER = {"faster-whisper tiny.en fp32": "float32", "faster-whisper tiny.en int8
 FIXED = "diffusion from noise, 128 steps"
 NOISE_SLOTS = 128
 GATE = 1.12  # nats, chosen for the second weights on development recordings: `recipes/dllm_asr/decoding.py --gate`
-INT8 = "certified, encoder and draft in int8"
+INT8 = ("CTC draft alone, int8", "certified, int8", "left to right, int8")
 
 # In no package: what `recordings.py` makes these of, below --public, and its option.
 PUBLIC = {"lj": "lj", "fsdd": "fsdd.tar"}
@@ -305,6 +305,16 @@ def prepare_whisper(data: Path) -> str:
     return str(made)
 
 
+def in_int8(model: DllmAsr) -> dict[str, System]:
+    """The systems of `INT8`; the model is changed."""
+    with_precision(model, model, "int8")
+    draft, certified, text = INT8
+    systems = {draft: draft_alone(model), certified: diffusion(model, certified_settings(model))}
+    if isinstance(model.backbone, WhisperDecoderBackbone):
+        systems[text] = left_to_right(model, decoder_of(model))
+    return systems
+
+
 def show(results: list[Result], sets: list[str]) -> None:
     """One table a set."""
     for name in sets:
@@ -361,14 +371,12 @@ def main() -> None:
         baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline)
         systems["autoregressive, same size"] = left_to_right(model, baseline.decoder)
     systems[FIXED] = fixed_steps(model)
-    known = [*systems, INT8, WHISPER, *FASTER]
+    known = [*systems, *INT8, WHISPER, *FASTER]
     chosen = arguments.systems or known
     if unknown := set(chosen) - set(known):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if INT8 in chosen:
-        small = DllmAsr.from_pretrained(arguments.model)
-        with_precision(small, small, "int8")
-        systems[INT8] = diffusion(small, certified_settings(small))
+    if set(INT8) & set(chosen):
+        systems |= in_int8(DllmAsr.from_pretrained(arguments.model))
     if WHISPER in chosen:
         systems[WHISPER] = whisper(arguments.whisper or prepare_whisper(arguments.data))
     for name, kind in FASTER.items():

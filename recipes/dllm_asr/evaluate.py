@@ -23,6 +23,7 @@ from tokenthrift.dllm_asr.draft import length_guard
 from tokenthrift.dllm_asr.rates import choose_rate
 from tokenthrift.evaluation.wer import ErrorCount, word_errors
 from tokenthrift.media.audio import read_audio
+from tokenthrift.recognizers.precision import with_precision
 
 BATCH = 8
 
@@ -103,11 +104,13 @@ def main() -> None:
     parser.add_argument("--budget", nargs="+", default=["{}"], help="token budgets, as 25/s 12.5/s 64 (default: none)")
     parser.add_argument("--pools", type=int, nargs="+", help="trained poolings, where the model's config names none")
     parser.add_argument("--certify", choices=["ctc", "denoised", "both"], help="verify these drafts")
+    parser.add_argument("--precision", choices=["float32", "int8"], help="of linear layers (default: float32)")
     parser.add_argument("--json", type=Path, help="write every text here")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = DllmAsr.from_pretrained(arguments.model)
+    with_precision(model, model, arguments.precision)
     if arguments.pools:
         pools = replace(model.config.adapter, pools=tuple(sorted(arguments.pools)))
         model.config = replace(model.config, adapter=pools)

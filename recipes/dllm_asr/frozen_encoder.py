@@ -20,8 +20,7 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +37,13 @@ from tokenthrift.dllm_asr.autoregressive import decoder_of
 from tokenthrift.dllm_asr.draft import character_ids, ctc_loss
 from tokenthrift.dllm_asr.pretrained import take_whisper
 from tokenthrift.dllm_asr.training.corruption import time_mask
-from tokenthrift.mtsk.training.clips import CachedStates, Clip
+from tokenthrift.mtsk.training.clips import Clip, open_passes
 from tokenthrift.padding import pad_rows
 from tokenthrift.training.precision import cpu_has_bf16
-from tokenthrift.training.sampler import bucketed_batches
+from tokenthrift.training.sampler import endless_batches
 
 DEV = 98  # recordings
-CLEAN = "00-*.safetensors"  # the first pass of speech_states.py, which reads the same recordings in each
 MASKED = 0.05  # share of the states of a recording that are hidden
-
-
-def open_states(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
-    """All passes over the training recordings, the clean one alone, and development.
-
-    Raises:
-        SystemExit: something is missing, or the passes are over different recordings.
-    """
-    found = []
-    for pattern in ("train/*.safetensors", f"train/{CLEAN}", "dev/*.safetensors"):
-        if not (shards := sorted(folder.glob(pattern))):
-            raise SystemExit(f"no states of {folder / pattern}: run speech_states.py")
-        found.append(CachedStates(shards))
-    train, clean, dev = found
-    if any(text != clean.texts[i % len(clean)] for i, text in enumerate(train.texts)):
-        raise SystemExit(f"{folder / 'train'} has passes over different recordings")
-    return train, clean, dev
 
 
 def take_decoder(model: DllmAsr, whisper: str, share: float) -> None:
@@ -122,14 +103,6 @@ def losses(
     return out
 
 
-def batches(frames: Sequence[int], size: int, seed: int, first: int) -> Iterator[list[int]]:
-    """Endless batches of items of like length, of at most so many frames, from the `first`-th on."""
-    sampler = bucketed_batches(frames, size, seed=seed, bucket=20)
-    sampler.start(0, first)
-    for keys in chain.from_iterable(repeat(sampler)):
-        yield [index for _, index in keys]
-
-
 @torch.no_grad()
 def development(model: DllmAsr, clips: Sequence[Clip], size: int = 16) -> dict[str, float]:
     """The mean of each loss over development recordings, at the pooling of the model."""
@@ -165,7 +138,10 @@ def options() -> argparse.Namespace:
 def main() -> None:
     arguments = options()
     torch.set_num_threads(1)
-    train, clean, dev = open_states(arguments.states)
+    try:
+        train, clean, dev = open_passes(arguments.states)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     model = DllmAsr.from_pretrained(arguments.start).float()
     with_pools(model, arguments.pools)
     take_decoder(model, arguments.whisper, arguments.whisper_share)
@@ -201,7 +177,8 @@ def main() -> None:
             part.load_state_dict(state[name])
         done = state["step"]
     looks = [dev[i] for i in random.Random(0).sample(range(len(dev)), min(DEV, len(dev)))]
-    stream = batches(train.frames, int(25 * arguments.seconds), arguments.seed, done)
+    size = int(25 * arguments.seconds)
+    stream = endless_batches(train.frames, size, seed=arguments.seed, bucket=20, first=done)
     weights = {"denoising": arguments.denoising_weight * arguments.denoise_every}
     sums: dict[str, list[float]] = {}
     for step in range(done + 1, arguments.steps + 1):

@@ -39,7 +39,7 @@ from mouth import face_of
 from real_lips import with_fixed_slopes
 from rendered import face_number, mouth
 from safetensors.torch import save_file
-from speech_decoder import SOUND_FILE, encoded_of, endless
+from speech_decoder import SOUND_FILE, encoded_of
 from speech_states import SHARD, rows_of
 from states import Seen, read_avhubert, save_states
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ from tokenthrift.mtsk.training.clips import CachedStates, collate
 from tokenthrift.padding import pad_rows
 from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.training.precision import cpu_has_bf16
+from tokenthrift.training.sampler import endless_batches
 from tokenthrift.whisper import sinusoids
 
 SIZE, MOVES = 92, 5  # pixels of the height and width that are drawn, and positions of a crop in them
@@ -197,7 +198,7 @@ def learn(
         for name, part in parts.items():
             part.load_state_dict(state[name])
         done = state["step"]
-    scale, stream = scale_of(data), endless(data.frames, range(len(data.rows)), FRAMES, 0, done)
+    scale, stream = scale_of(data), endless_batches(data.frames, FRAMES, bucket=20, first=done)
     sums: dict[str, list[float]] = {}
     began = time.process_time()
     model.train()

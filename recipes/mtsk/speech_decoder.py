@@ -30,7 +30,6 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,16 @@ from tokenthrift.mtsk.config import scales_of
 from tokenthrift.mtsk.external import AVHUBERT_FILE
 from tokenthrift.mtsk.network import projectors
 from tokenthrift.mtsk.sequence import IGNORED, Encoded
-from tokenthrift.mtsk.training.clips import Batch, CachedStates, collate
+from tokenthrift.mtsk.training.clips import Batch, collate, open_passes
 from tokenthrift.padding import length_mask, pad_rows
 from tokenthrift.reducers.pooling import pool_by_rate
 from tokenthrift.sources import fetch
 from tokenthrift.training.precision import cpu_has_bf16
-from tokenthrift.training.sampler import bucketed_batches
+from tokenthrift.training.sampler import endless_batches
 from tokenthrift.whisper import sinusoids
 
 DEV = 98  # recordings, as many as `speech.yaml` looks at
 SOUND_FILE = "sound.safetensors"  # of rendered_lips.py
-CLEAN = "00-*.safetensors"  # the first pass of speech_states.py, which reads the same recordings in each
 
 
 class Reader(nn.Module):
@@ -185,40 +183,6 @@ def development(reader: Reader, batches: Sequence[Batch], whisper: Whisper) -> d
     return {str(rates): round(value, 4) for rates, value in zip(reader.scales, (sums / count).tolist(), strict=True)}
 
 
-def open_states(folder: Path) -> tuple[CachedStates, CachedStates, CachedStates]:
-    """All passes over the training recordings, the clean one alone, and development.
-
-    Raises:
-        SystemExit: something is missing, or the passes are over different recordings.
-    """
-    found = []
-    for pattern in ("train/*.safetensors", f"train/{CLEAN}", "dev/*.safetensors"):
-        if not (shards := sorted(folder.glob(pattern))):
-            raise SystemExit(f"no states of {folder / pattern}: run speech_states.py")
-        found.append(CachedStates(shards))
-    train, clean, dev = found
-    # A later pass may have been stopped before its end.
-    if any(text != clean.texts[i % len(clean)] for i, text in enumerate(train.texts)):
-        raise SystemExit(f"{folder / 'train'} has passes over different recordings")
-    return train, clean, dev
-
-
-def endless(frames: Sequence[int], numbers: Sequence[int], size: int, seed: int, first: int) -> Iterator[list[int]]:
-    """Batches of items of like length, from the `first`-th on.
-
-    Args:
-        frames: length of each item.
-        numbers: what each is called.
-        size: most frames of a batch.
-        seed: of the order.
-        first: batches that have been.
-    """
-    sampler = bucketed_batches(frames, size, seed=seed, bucket=20)
-    sampler.start(0, first)
-    for keys in chain.from_iterable(repeat(sampler)):
-        yield [numbers[index] for _, index in keys]
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("whisper", help="an English Whisper, folder or Hub id")
@@ -251,7 +215,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     whisper = Whisper(fetch(arguments.whisper, FILES), arguments.vocabulary)
-    train, clean, dev = open_states(arguments.states)
+    try:
+        train, clean, dev = open_passes(arguments.states)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     teacher = Reader(copy.deepcopy(whisper.decoder)).requires_grad_(False)
     if (arguments.lips is None) == bool(arguments.video_rates):
         raise SystemExit("--video-rates and --lips, the folder of a visual encoder, go together")
@@ -324,13 +291,13 @@ def main() -> None:
     of_sound = done // arguments.sound_every
     begun_at = [done] if len(kinds) == 1 else [of_sound, done - of_sound]
     streams = [
-        endless([frames[i] for i in some], some, size, arguments.seed, first)
+        endless_batches([frames[i] for i in some], size, seed=arguments.seed, bucket=20, first=first)
         for some, first in zip(chosen_from, begun_at, strict=True)
     ]
     seen: list[float] = []
     for step in range(done + 1, arguments.steps + 1):
         kind = int(len(kinds) > 1 and step % arguments.sound_every > 0)
-        numbers = next(streams[kind])
+        numbers = [chosen_from[kind][i] for i in next(streams[kind])]
         batch = collate([train[i] for i in numbers])
         same = collate([clean[i % len(clean)] for i in numbers])
         rng, count = random.Random(step), arguments.scales_per_step or len(reader.scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tokenthrift.training.sampler import (
     ResumableBatchSampler,
     bucketed_batches,
     bucketed_epoch,
+    endless_batches,
     item_rng,
     item_seed,
     ordered_batches,
@@ -120,6 +122,19 @@ def test_epochs_differ_and_a_start_in_the_middle_goes_on_with_the_same_items() -
         assert len(resumed) == len(first)
         assert list(resumed) == second[2:]
         assert next(iter(resumed))[0][0] == 2
+
+
+def test_endless_batches_go_on_from_any_of_them() -> None:
+    first = list(itertools.islice(endless_batches(LENGTHS, 45, seed=3), 40))
+    sampler = bucketed_batches(LENGTHS, 45, seed=3)
+    epoch = [[index for _, index in keys] for keys in sampler]
+    assert first[: len(epoch)] == epoch
+    assert sorted(itertools.chain(*first[: len(epoch)])) == list(range(len(LENGTHS)))
+    assert first[len(epoch) : 2 * len(epoch)] != epoch
+    for begun in (1, len(epoch), len(epoch) + 1, 30):
+        assert (
+            list(itertools.islice(endless_batches(LENGTHS, 45, seed=3, first=begun), 10)) == first[begun : begun + 10]
+        )
 
 
 def test_the_number_of_the_trainer_does_not_count() -> None:

@@ -80,14 +80,14 @@ def test_a_stopped_training_ends_as_one_that_went_through(
     folder, out, *options = training
     options += ["--steps", 4, "--every", 2]
     run(monkeypatch, frozen_encoder, folder, out, *options)
-    whole = frozen_encoder.batches
+    whole = frozen_encoder.endless_batches
 
-    def stops(*given: Any) -> Iterator[Any]:
-        yield from itertools.islice(whole(*given), 2)
+    def stops(*given: Any, **named: Any) -> Iterator[Any]:
+        yield from itertools.islice(whole(*given, **named), 2)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_encoder, "batches", stops)
+        patch.setattr(frozen_encoder, "endless_batches", stops)
         with pytest.raises(KeyboardInterrupt):
             run(patch, frozen_encoder, folder, tmp_path / "again", *options)
     run(monkeypatch, frozen_encoder, folder, tmp_path / "again", *options)
@@ -138,10 +138,9 @@ def test_a_teacher_reads_states_as_it_reads_recordings(training: tuple[Any, ...]
     torch.testing.assert_close(guide.read(states, lengths, texts), torch.cat(rows), atol=1e-4, rtol=1e-4)
 
 
-def test_passes_over_different_recordings_are_refused(training: tuple[Any, ...], tmp_path: Path) -> None:
-    states = tmp_path / "states"
-    write_states(states / "train/01-000.safetensors", [torch.zeros(4, 8)] * 2, TEXTS[1:3])
+def test_passes_over_different_recordings_end_the_command(
+    training: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_states(tmp_path / "states/train/01-000.safetensors", [torch.zeros(4, 8)] * 2, TEXTS[1:3])
     with pytest.raises(SystemExit, match="different recordings"):
-        frozen_encoder.open_states(states)
-    with pytest.raises(SystemExit, match=r"run speech_states\.py"):
-        frozen_encoder.open_states(tmp_path / "nothing")
+        run(monkeypatch, frozen_encoder, *training)

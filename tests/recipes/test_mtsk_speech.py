@@ -18,7 +18,7 @@ from tokenthrift.cli import main
 from tokenthrift.media.audio import read_audio
 from tokenthrift.mtsk import LlamaMtsk, Rates
 from tokenthrift.mtsk.sequence import IGNORED, PROMPTS
-from tokenthrift.mtsk.training.clips import Batch, CachedStates
+from tokenthrift.mtsk.training.clips import Batch, CachedStates, open_passes
 from tokenthrift.reducers.pooling import pool_by_rate
 
 
@@ -47,7 +47,7 @@ def test_synthetic_speech_follows_in_each_pass(parts: Path, tmp_path: Path) -> N
     own = ("--whisper", parts / "whisper", "--synthetic", tmp_path / "synthetic")
     with pytest.MonkeyPatch.context() as patch:
         run(patch, "speech_states", parts / "manifest.jsonl", tmp_path, *own, "--passes", 1, 0)
-    train, clean, dev = decoder.open_states(tmp_path)
+    train, clean, dev = open_passes(tmp_path)
     assert clean.texts == [*TEXTS, "one", "three"]
     assert train.texts == [*clean.texts, *clean.texts]
     assert dev.texts == [TEXTS[0]]

@@ -81,9 +81,8 @@ class DllmAsr(HubModel):
     native_cost: ClassVar[NativeCost] = NativeCost(per_second=STATE_RATE)
     sample_rate = SAMPLE_RATE
     max_seconds = 30.0
-    int8_parts: ClassVar[tuple[str, ...]] = ("encoder", "draft")
-    """What `precision="int8"` puts in 8 bits. Not the language model, whose input would have a scale that depends on
-    the draft that is read beside a token, and so would certified text."""
+    certified_parts: ClassVar[tuple[str, ...]] = ("backbone",)
+    """What certified text comes from; see `recognizers.precision`."""
     gives_times: ClassVar[bool] = True
     draft_model: Recognizer | None = None
     """Another recognizer with word times, as a CTC model of transformers; its words are the draft."""

@@ -88,6 +88,8 @@ class WhisperDecoder(nn.Module):
         sizes = (hidden_size, num_attention_heads, intermediate_size)
         self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_hidden_layers))
         self.layer_norm = nn.LayerNorm(hidden_size)
+        # Gives the scores of the vocabulary in place of the embedding, where those have another precision.
+        self.projection: nn.Module | None = None
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:
         """Cross-attention keys and values of all layers, each `(B, heads, N, hidden_size / heads)`."""
@@ -141,6 +143,8 @@ class WhisperDecoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores of hidden states, with the embedding as projection."""
+        if self.projection is not None:
+            return cast(Tensor, self.projection(hidden))
         return F.linear(hidden, self.embed_tokens.weight)
 
 

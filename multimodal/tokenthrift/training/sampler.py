@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "ResumableBatchSampler",
     "bucketed_batches",
     "bucketed_epoch",
+    "endless_batches",
     "item_rng",
     "item_seed",
     "ordered_batches",
@@ -247,6 +249,24 @@ def bucketed_batches(
 ) -> ResumableBatchSampler:
     """Batches of like length, see `bucketed_epoch`; the index of an item is its place in `lengths`."""
     return ResumableBatchSampler(partial(_bucketed, lengths, max_total, seed, bucket))
+
+
+def endless_batches(
+    lengths: Sequence[int], max_total: int, *, seed: int = 0, bucket: int = 1, first: int = 0
+) -> Iterator[list[int]]:
+    """The batches of `bucketed_batches`, epoch after epoch, as indices alone; for a loop that counts steps.
+
+    Args:
+        lengths: of the items.
+        max_total: most of a batch, with padding.
+        seed: of the order.
+        bucket: lengths are rounded up to multiples of it.
+        first: batches that have been.
+    """
+    sampler = bucketed_batches(lengths, max_total, seed=seed, bucket=bucket)
+    sampler.start(0, first)
+    for keys in chain.from_iterable(repeat(sampler)):
+        yield [index for _, index in keys]
 
 
 def ordered_batches(count: int, batch_size: int) -> ResumableBatchSampler:

@@ -33,7 +33,7 @@ from tokenthrift.padding import pad_rows
 from tokenthrift.training.sampler import Key, item_rng
 from tokenthrift.whisper import MAX_STATES, states_of
 
-__all__ = ["UNREADABLE", "Batch", "CachedStates", "Clip", "ManifestClips", "collate", "open_clips"]
+__all__ = ["UNREADABLE", "Batch", "CachedStates", "Clip", "ManifestClips", "collate", "open_clips", "open_passes"]
 
 UNREADABLE = (AudioError, VideoError, FaceError)
 """What is wrong with a clip's files, not with the program; each names the file."""
@@ -226,3 +226,24 @@ def open_clips(source: str, augmentation: Augmentation | None, crop: int, seed: 
     if not shards:
         raise FileNotFoundError(f"no shards of states (*.safetensors) in {path}; recipes/mtsk/states.py makes them")
     return CachedStates(shards)
+
+
+def open_passes(folder: str | Path) -> tuple[CachedStates, CachedStates, CachedStates]:
+    """All passes over the training recordings, the clean one alone, and development, as `speech_states.py` writes them.
+
+    Args:
+        folder: has `train` and `dev`; a shard `NN-*.safetensors` is of pass NN, and pass 00 is clean.
+
+    Raises:
+        FileNotFoundError: one of the three has no shards.
+        ValueError: the passes are over different recordings, as when one was stopped before its end.
+    """
+    found = []
+    for pattern in ("train/*.safetensors", "train/00-*.safetensors", "dev/*.safetensors"):
+        if not (shards := sorted(Path(folder).glob(pattern))):
+            raise FileNotFoundError(f"no states of {Path(folder, pattern)}; recipes/mtsk/speech_states.py makes them")
+        found.append(CachedStates(shards))
+    train, clean, dev = found
+    if any(text != clean.texts[i % len(clean)] for i, text in enumerate(train.texts)):
+        raise ValueError(f"{Path(folder, 'train')} has passes over different recordings")
+    return train, clean, dev

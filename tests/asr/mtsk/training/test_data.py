@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.asr.talking import write_states, write_video
 from tests.asr.tiny_mtsk import speech
 from tokenthrift.mtsk.training.augmentation import Augmentation
-from tokenthrift.mtsk.training.clips import CachedStates, ManifestClips, collate
+from tokenthrift.mtsk.training.clips import CachedStates, ManifestClips, collate, open_passes
 from tokenthrift.mtsk.training.data import MtskDataModule, held_out
 
 TEXTS = ["the lazy dog", "a fox", "five six seven", "there is", "no", "one two", "lay red now", "set blue again"]
@@ -115,6 +115,20 @@ def test_states_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert batch.audio_lengths.tolist() == [30, 42]
     torch.testing.assert_close(batch.audio[1], clip.audio.float())
     assert not batch.audio[0, 30:].any()
+
+
+def test_passes_are_of_the_same_recordings(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train.*speech_states\.py"):
+        open_passes(tmp_path)
+    for name in ("train/00-000", "train/01-000", "dev/00-000"):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_states(path, TEXTS[:2])
+    train, clean, dev = open_passes(tmp_path)
+    assert (train.texts, clean.texts, dev.texts) == (TEXTS[:2] * 2, TEXTS[:2], TEXTS[:2])
+    write_states(tmp_path / "train/01-001.safetensors", TEXTS[2:3])
+    with pytest.raises(ValueError, match="different recordings"):
+        open_passes(tmp_path)
 
 
 @few
