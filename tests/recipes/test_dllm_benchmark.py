@@ -154,6 +154,14 @@ def test_the_same_weights_left_to_right_write_the_certified_text(benchmark: Any,
     assert 0 < fewer == forwards <= passes
 
 
+def test_in_8_bits_the_certified_text_is_the_one_left_to_right(benchmark: Any) -> None:
+    systems = benchmark.in_int8(tiny_model())
+    draft, certified, text = (systems[name](speech(1.1)) for name in benchmark.INT8)
+    assert draft[0]
+    assert certified[0] == text[0]
+    assert 0 < certified[2] <= text[2]
+
+
 def test_a_package_that_is_absent_is_named(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -326,3 +326,6 @@ def test_error_rates_are_shown_by_source(
     for row in texts:
         audio, _ = soundfile.read(data / row["audio_filepath"], dtype="float32")
         assert row["denoised"] == model.transcribe([torch.from_numpy(audio)])[0].text
+    run(monkeypatch, evaluate, tmp_path / "model", data, "--certify", "ctc", "--precision", "int8")
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert shown[1].startswith("certified: 3 of 3 texts are the left-to-right ones")
