@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -53,6 +54,26 @@ def test_eight_bits_are_near_the_layer_whatever_the_size_of_a_row(bits: int) -> 
             assert (small(x) - whole.bias - exact).norm() < 0.02 * exact.norm()
     assert torch.equal(small(torch.zeros(2, 384)), whole.bias.detach().expand(2, -1))
     assert (small.weight - whole.weight).abs().max() < whole.weight.abs().max() / 200
+
+
+@pytest.mark.parametrize("engine", [name for name in torch.backends.quantized.supported_engines if name != "none"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_every_engine_of_pytorch_computes_rows_alone(engine: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    whole, small = layer(384, 64, 0, True, bits)
+    x = torch.randn(9, 384)
+    found = copy.deepcopy(small)(x)
+    assert (found - whole(x)).norm() < 0.02 * whole(x).norm()
+    assert all(torch.equal(small(row), one) for row, one in zip(x, found, strict=True))
+
+
+def test_without_wide_sums_inputs_have_a_bit_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.quantized, "engine", "fbgemm")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    whole, small = layer(384, 64, 0, False)
+    x = torch.randn(9, 384)
+    assert int(small.limits[1, 0] * 2) == 127
+    assert (small(x) - whole(x)).norm() < 0.03 * whole(x).norm()
 
 
 def test_inputs_of_16_bits_leave_only_the_rounding_of_the_weights() -> None:
