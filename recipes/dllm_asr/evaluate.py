@@ -116,7 +116,9 @@ def main() -> None:
         pools = replace(model.config.adapter, pools=tuple(sorted(arguments.pools)))
         model.config = replace(model.config, adapter=pools)
     baseline = AutoregressiveDecoder.from_pretrained(arguments.baseline) if arguments.baseline else None
-    size = 1 if arguments.precision == "int8" else BATCH  # as `with_precision` has it read
+    size = 1 if arguments.precision == "int8" else BATCH  # in 8 bits a recording is read alone, see `OneByOne`
+    if baseline is not None:
+        with_precision(baseline, baseline, arguments.precision)
     written: list[dict[str, Any]] = []
     for folder in arguments.sets:
         rows = read_set(folder)[:: arguments.every]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,4 +144,7 @@ def test_passes_over_different_recordings_end_the_command(
 ) -> None:
     write_states(tmp_path / "states/train/01-000.safetensors", [torch.zeros(4, 8)] * 2, TEXTS[1:3])
     with pytest.raises(SystemExit, match="different recordings"):
+        run(monkeypatch, frozen_encoder, *training)
+    shutil.rmtree(tmp_path / "states" / "train")
+    with pytest.raises(SystemExit, match="no states of"):
         run(monkeypatch, frozen_encoder, *training)

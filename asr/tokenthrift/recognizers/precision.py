@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,7 +39,8 @@ class Int8Linear(nn.Module):
     Args:
         weight: (outputs, inputs).
         bias: (outputs,), if any.
-        input_bits: 16 are two inputs of 8 bits, the second what the first leaves over.
+        input_bits: 16 are two inputs of 8 bits, the second what the first leaves over. On a processor that would
+            saturate sums of 8-bit products (x86 without VNNI) they are 14, and 8 are 7.
     """
 
     limits: Tensor
@@ -47,20 +49,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.input_bits = input_bits
-        weight = weight.detach().float()
-        scales = weight.abs().amax(1).clamp(min=SMALLEST).double() / 127
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings():
-            # PyTorch announces the end of such tensors, which the newest release supported here still has.
-            warnings.simplefilter("ignore")
-            small = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(small, None)
+        self._packed = _packed(weight.detach().float())
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
-        known: Any = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
-        # Without VNNI sums of two products are of 16 bits on x86, and inputs of 8 bits would be too large for them.
-        self._reduced = torch.backends.quantized.engine in ("x86", "fbgemm") and not (
-            known.get("avx512_vnni") or known.get("avx_vnni")
-        )
+        self._reduced = _saturates(torch.backends.quantized.engine)
         self._most = 63 if self._reduced else 127
         # PyTorch takes the scale of an input from its extremes. With these two rows below it is always 1.
         limits = torch.tensor([[-0.5], [0.5]]).expand(-1, self.in_features) * (2 * self._most + 1)
@@ -68,12 +59,12 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs) in float32, as 8 bits have it."""
+        """(outputs, inputs) in float32, as 8 bits have it; unpacked at each call."""
         weight: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
+        """(..., inputs) of any floating-point type to (..., outputs) in float32."""
         rows, most = x.reshape(-1, self.in_features).float(), self._most
         largest = rows.abs().amax(1, keepdim=True).clamp_(min=SMALLEST)
         scaled = rows * (most / largest)
@@ -83,12 +74,33 @@ class Int8Linear(nn.Module):
             parts = [coarse, scaled.sub_(coarse).mul_(2 * most), self.limits]
         product: Tensor = torch.ops.quantized.linear_dynamic(torch.cat(parts), self._packed, self._reduced)
         if self.input_bits == 16:
-            product = torch.add(product[: len(rows)], product[len(rows) :][: len(rows)], alpha=0.5 / most)
+            product = torch.add(product[: len(rows)], product[len(rows) : -2], alpha=0.5 / most)
         else:
             product = product[:-2]
         scale = largest / most
         out = product * scale if self.bias is None else torch.addcmul(self.bias, product, scale)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        raise RuntimeError("a model in 8 bits is for inference; save it before its precision is changed")
+
+
+def _packed(weight: Tensor) -> Any:
+    scales = weight.abs().amax(1).clamp(min=SMALLEST).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # PyTorch announces the end of such tensors, which the newest release supported here still has.
+        warnings.simplefilter("ignore")
+        small = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(small, None)
+
+
+@cache
+def _saturates(engine: str) -> bool:
+    """Whether this processor cuts sums of products, which has to be tried: not every kernel uses what it has."""
+    rows = torch.tensor([[1.0], [-1.0]]).expand(2, 64)
+    (most, _), _ = torch.ops.quantized.linear_dynamic(rows.contiguous(), _packed(torch.ones(2, 64)), False).tolist()
+    return bool(most < 60)
 
 
 class OneByOne:
@@ -158,9 +170,12 @@ def with_precision(recognizer: Any, network: nn.Module, precision: str | None) -
 
 
 def _in_8_bits(network: nn.Module, input_bits: Literal[8, 16]) -> None:
+    made: dict[nn.Module, Int8Linear] = {}
     for module in list(network.modules()):
-        for name, part in module.named_children():
+        for name, part in list(module._modules.items()):  # a layer may have several names
             if type(part) is nn.Linear:  # what is derived from it may compute otherwise
-                setattr(module, name, Int8Linear(part.weight, part.bias, input_bits))
+                if part not in made:
+                    made[part] = Int8Linear(part.weight, part.bias, input_bits)
+                setattr(module, name, made[part])
         if isinstance(module, WhisperDecoder) and module.projection is None:
             module.projection = Int8Linear(module.embed_tokens.weight, None, input_bits)

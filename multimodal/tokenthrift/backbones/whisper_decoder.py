@@ -88,7 +88,7 @@ class WhisperDecoder(nn.Module):
         sizes = (hidden_size, num_attention_heads, intermediate_size)
         self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_hidden_layers))
         self.layer_norm = nn.LayerNorm(hidden_size)
-        # Gives the scores of the vocabulary in place of the embedding, where those have another precision.
+        # Where set, it computes the scores of the vocabulary in place of the embedding; `recognizers.precision` does.
         self.projection: nn.Module | None = None
 
     def context(self, memory: Tensor, memory_mask: Tensor) -> Context:

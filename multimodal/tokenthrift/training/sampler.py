@@ -262,6 +262,9 @@ def endless_batches(
         seed: of the order.
         bucket: lengths are rounded up to multiples of it.
         first: batches that have been.
+
+    Raises:
+        ValueError: there are no items; where the first batch is asked for.
     """
     sampler = bucketed_batches(lengths, max_total, seed=seed, bucket=bucket)
     sampler.start(0, first)

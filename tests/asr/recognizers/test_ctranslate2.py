@@ -249,7 +249,7 @@ def test_prompts_of_a_multilingual_whisper() -> None:
 
 
 def test_linear_layers_in_8_bits_keep_the_text_of_an_item_its_own(tmp_path: Path) -> None:
-    """Dynamic quantization has one scale for a batch, so items go one by one."""
+    """The last bits of a batch would grow in 8 bits, so items go one by one."""
     folder = wav2vec2(tmp_path / "model")
     model: Any = load_recognizer(folder, precision="int8")
     assert isinstance(model, OneByOne)

@@ -236,7 +236,7 @@ def open_passes(folder: str | Path) -> tuple[CachedStates, CachedStates, CachedS
 
     Raises:
         FileNotFoundError: one of the three has no shards.
-        ValueError: the passes are over different recordings, as when one was stopped before its end.
+        ValueError: the passes are over different recordings, as when one but the last was stopped before its end.
     """
     found = []
     for pattern in ("train/*.safetensors", "train/00-*.safetensors", "dev/*.safetensors"):
